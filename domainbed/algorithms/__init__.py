@@ -1,0 +1,21 @@
+"""The algorithms, by name: `get_algorithm_class("ERM")`. One file each.
+
+An algorithm of your own subclasses `Algorithm` (or ERM) and is decorated with `@ALGORITHMS.register("Name")`.
+"""
+
+from typing import TYPE_CHECKING
+
+from domainbed.registry import Registry
+
+if TYPE_CHECKING:  # listing the names must not cost an import of torch
+    from domainbed.algorithms.base import Algorithm
+
+ALGORITHMS: "Registry[type[Algorithm]]" = Registry("algorithm", builtin={"ERM": "domainbed.algorithms.erm:ERM"})
+
+
+def get_algorithm_class(name: str) -> "type[Algorithm]":
+    """The algorithm class of this name. Raises UsageError where there is none."""
+    return ALGORITHMS[name]
+
+
+__all__ = ["ALGORITHMS", "get_algorithm_class"]

@@ -1,0 +1,40 @@
+"""Empirical risk minimisation (Vapnik 1998): the baseline that knows nothing of domains."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from domainbed import networks
+from domainbed.algorithms.base import Algorithm, Minibatch
+from domainbed.hparams_registry import Hparams
+
+
+class ERM(Algorithm):
+    """Cross-entropy over all domains' batches together, and Adam."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        self.classifier = networks.Classifier(
+            self.featurizer.n_outputs, num_classes, is_nonlinear=hparams["nonlinear_classifier"]
+        )
+        self.network = nn.Sequential(self.featurizer, self.classifier)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"]
+        )
+
+    def update(
+        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> Mapping[str, torch.Tensor | float]:
+        x = torch.cat([x for x, _ in minibatches])
+        y = torch.cat([y for _, y in minibatches])
+        loss = F.cross_entropy(self.predict(x), y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.detach()}
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)

@@ -1,0 +1,98 @@
+"""ColoredMNIST and RotatedMNIST, on the complete MNIST: its training and its test images together."""
+
+import contextlib
+import io
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from domainbed.datasets.shifts import Colored, Digits, Rotated
+from domainbed.errors import UsageError
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+class MNIST(Digits):
+    """The 70,000 images of data_dir/MNIST/raw."""
+
+    @classmethod
+    def prepare(cls, root: str | None) -> None:
+        if not root:
+            raise UsageError(f"{cls.__name__} needs --data_dir, the folder that holds MNIST/raw")
+        if not Path(root).is_dir():
+            raise UsageError(f"--data_dir {root!r} is not a folder; make it first if MNIST is to be downloaded into it")
+        if missing_files(root):
+            download(root)
+
+    @staticmethod
+    def load_images(root: str | None) -> tuple[np.ndarray, np.ndarray]:
+        from torchvision import datasets  # imports torch
+
+        try:
+            parts = [datasets.MNIST(str(root), train=train) for train in (True, False)]
+            images = np.concatenate([part.data.numpy() for part in parts])
+            digits = np.concatenate([part.targets.numpy() for part in parts])
+            if len(images) != len(digits):
+                raise ValueError(f"{len(images)} images, but {len(digits)} labels")
+        except Exception as error:  # torchvision checks little and fails in many ways
+            raise UsageError(
+                f"cannot read MNIST in {raw_folder(root)}: {type(error).__name__}: {error}; "
+                "delete the folder to have it downloaded again"
+            ) from error
+        return images, digits
+
+
+class ColoredMNIST(Colored, MNIST):
+    """Three environments of 23,334 / 23,333 / 23,333 images, 2x28x28, 2 classes."""
+
+    input_shape = (2, 28, 28)
+
+
+class RotatedMNIST(Rotated, MNIST):
+    """Six environments of 11,667 or 11,666 images, 1x28x28, 10 classes."""
+
+    input_shape = (1, 28, 28)
+
+
+def raw_folder(root: str | None) -> Path:
+    """Where torchvision looks for MNIST under `root`."""
+    return Path(str(root)) / "MNIST" / "raw"
+
+
+def missing_files(root: str) -> list[str]:
+    """Which of MNIST's four files are not there."""
+    return [name for name in FILES if not (raw_folder(root) / name).is_file()]
+
+
+def download(root: str) -> None:
+    """Let torchvision fetch MNIST into a folder aside; only what came whole is moved into place.
+
+    Raises:
+        UsageError: it could not be fetched; `root` is as it was.
+    """
+    from torchvision import datasets
+
+    timeout = socket.getdefaulttimeout()
+    try:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".mnist-") as aside:
+            socket.setdefaulttimeout(30)
+            with contextlib.redirect_stdout(io.StringIO()):  # a line per mirror that did not answer
+                datasets.MNIST(aside, download=True)
+            raw_folder(root).mkdir(parents=True, exist_ok=True)
+            for name in missing_files(root):
+                os.replace(raw_folder(aside) / name, raw_folder(root) / name)
+    except Exception as error:
+        raise UsageError(
+            f"MNIST is not in {raw_folder(root)} and could not be downloaded ({' '.join(str(error).split())}); "
+            f"put {', '.join(FILES)} there"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,0 +1,1 @@
+"""One job: its configuration, the training loop, evaluation, and the model it leaves."""

@@ -1,0 +1,127 @@
+"""What a job is: the arguments of `domainbed.scripts.train`, checked."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from domainbed.algorithms import ALGORITHMS
+from domainbed.datasets import get_dataset_class
+from domainbed.errors import UsageError, near
+from domainbed.hparams_registry import Hparams, resolve_hparams
+
+TASKS = ("domain_generalization", "domain_adaptation")
+
+
+def _beside(default: Any) -> Any:
+    """A field that says where data lie or what is left behind: it determines no result, so it names no folder."""
+    return field(default=default, compare=False)
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """One job. A config that exists is valid; two that compare equal give the same records.
+
+    Attributes:
+        dataset, algorithm: registered names.
+        test_envs: indices of the environments that are not trained on, ascending.
+        task: one of TASKS.
+        hparams: overrides as a JSON object, or None.
+        hparams_seed: 0 for the defaults, else the number of a random draw.
+        trial_seed: the trial, which decides splits and environments.
+        seed: everything else that is random (initial weights, batches, dropout).
+        steps, checkpoint_freq: how many updates, and how often to evaluate; None stands for the dataset's own.
+        holdout_fraction: of each environment, the part that is held out.
+        uda_holdout_fraction: of a test environment's other part, what domain adaptation may see without labels.
+        data_dir, output_dir: where the images lie, where the job's folder is.
+        skip_model_save, save_model_every_checkpoint: which models to leave there.
+        imports: the user's modules to import first.
+
+    Raises:
+        UsageError: on construction, naming the argument that can't be.
+    """
+
+    dataset: str
+    algorithm: str
+    test_envs: tuple[int, ...]
+    task: str = TASKS[0]
+    hparams: str | None = None
+    hparams_seed: int = 0
+    trial_seed: int = 0
+    seed: int = 0
+    steps: int = None  # type: ignore[assignment]  # the dataset's own, once constructed
+    checkpoint_freq: int = None  # type: ignore[assignment]  # likewise
+    holdout_fraction: float = 0.2
+    uda_holdout_fraction: float = 0.0
+    data_dir: str | None = _beside(None)
+    output_dir: str = _beside("train_output")
+    skip_model_save: bool = _beside(False)
+    save_model_every_checkpoint: bool = _beside(False)
+    imports: tuple[str, ...] = _beside(())
+
+    def __post_init__(self) -> None:
+        dataset = get_dataset_class(self.dataset)
+        if self.algorithm not in ALGORITHMS:
+            raise UsageError(f"unknown algorithm {self.algorithm!r}; {near(self.algorithm, ALGORITHMS)}")
+        if self.task not in TASKS:
+            raise UsageError(f"unknown task {self.task!r}; {near(self.task, TASKS)}")
+        self._set(
+            test_envs=_checked_test_envs(self.test_envs, self.dataset, dataset.ENVIRONMENTS),
+            steps=dataset.N_STEPS if self.steps is None else self.steps,
+            checkpoint_freq=dataset.CHECKPOINT_FREQ if self.checkpoint_freq is None else self.checkpoint_freq,
+        )
+        for name, least in (("steps", 1), ("checkpoint_freq", 1), ("hparams_seed", 0), ("trial_seed", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 < self.holdout_fraction < 1:
+            raise UsageError(f"--holdout_fraction must lie between 0 and 1, not {self.holdout_fraction}")
+        if not 0 <= self.uda_holdout_fraction < 1:
+            raise UsageError(f"--uda_holdout_fraction must lie in [0, 1), not {self.uda_holdout_fraction}")
+        if (self.task == "domain_adaptation") != (self.uda_holdout_fraction > 0):
+            raise UsageError("--task domain_adaptation and an --uda_holdout_fraction above 0 need one another")
+        if self.hparams is not None:
+            self.resolved_hparams()
+            overrides = json.loads(self.hparams)
+            self._set(hparams=json.dumps(overrides, sort_keys=True) if overrides else None)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def resolved_hparams(self) -> Hparams:
+        """The hyperparameters that the job trains with, by name."""
+        return resolve_hparams(self.algorithm, self.dataset, self.hparams_seed, self.trial_seed, self.hparams)
+
+    def name(self) -> str:
+        """A hash of what determines the result: the name of the job's folder in a sweep.
+
+        Optional arguments at their defaults are left out, so that a later version's new arguments rename nothing.
+        """
+        args = asdict(self)
+        named = {
+            f.name: args[f.name]
+            for f in fields(self)
+            if f.compare and (f.name in _ALWAYS_NAMED or args[f.name] != f.default)
+        }
+        return hashlib.md5(json.dumps(named, sort_keys=True).encode("utf-8")).hexdigest()
+
+    def args(self) -> dict[str, Any]:
+        """All arguments as JSON knows them, as they stand in each record."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+_ALWAYS_NAMED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
+
+
+def _checked_test_envs(test_envs: tuple[int, ...], dataset: str, environments: list[str]) -> tuple[int, ...]:
+    if not test_envs:
+        raise UsageError(f"--test_envs names no environment of {dataset} to test on")
+    known = ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
+    for env in test_envs:
+        if not 0 <= env < len(environments):
+            raise UsageError(f"--test_envs {env}: {dataset} has no such environment; choose from {known}")
+    if len(set(test_envs)) != len(test_envs):
+        raise UsageError(f"--test_envs {' '.join(map(str, test_envs))} names an environment twice")
+    if len(test_envs) == len(environments):
+        raise UsageError(f"--test_envs names all environments of {dataset}; leave one of {known} to train on")
+    return tuple(sorted(test_envs))

@@ -1,0 +1,61 @@
+"""The model that a job leaves, in DomainBed's form, and how to have it back."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed.algorithms import get_algorithm_class
+from domainbed.algorithms.base import Algorithm
+from domainbed.datasets import MultipleDomainDataset
+from domainbed.engine.config import JobConfig
+from domainbed.errors import UsageError
+from domainbed.registry import import_modules
+
+
+def make_algorithm(config: JobConfig, dataset: MultipleDomainDataset) -> Algorithm:
+    """The job's algorithm with its initial weights, for the dataset's training environments."""
+    algorithm_class = get_algorithm_class(config.algorithm)
+    num_domains = len(dataset) - len(config.test_envs)
+    return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, config.resolved_hparams())
+
+
+def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, algorithm: Algorithm) -> None:
+    """Write the model whole or not at all."""
+    saved = {
+        "args": config.args(),
+        "model_input_shape": tuple(dataset.input_shape),
+        "model_num_classes": dataset.num_classes,
+        "model_num_domains": len(dataset) - len(config.test_envs),
+        "model_hparams": dict(algorithm.hparams),
+        "model_dict": algorithm.state_dict(),
+    }
+    aside = path.with_name(path.name + ".part")
+    torch.save(saved, aside)
+    os.replace(aside, path)
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Algorithm:
+    """A saved model, ready to predict: `load_model("train_output/model.pkl").predict(images)`.
+
+    Args:
+        path: a model.pkl that `domainbed.scripts.train` wrote.
+        device: where to put it.
+
+    Raises:
+        UsageError: there is no such file, or it holds no model of ours.
+    """
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        args = saved["args"]
+        import_modules(args.get("imports", ()))
+        algorithm = get_algorithm_class(args["algorithm"])(
+            saved["model_input_shape"], saved["model_num_classes"], saved["model_num_domains"], saved["model_hparams"]
+        )
+        algorithm.load_state_dict(saved["model_dict"])
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"cannot load a model from {path}: {type(error).__name__}: {error}") from error
+    return algorithm.to(device).eval()

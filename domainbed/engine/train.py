@@ -1,0 +1,134 @@
+"""The training of one job, from its first step to its last."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from domainbed import __version__
+from domainbed.engine.config import JobConfig
+from domainbed.engine.data import Batches, load_data
+from domainbed.engine.evaluate import accuracies
+from domainbed.engine.model import make_algorithm, save_model
+from domainbed.errors import UsageError
+from domainbed.loading.resident import ResidentImages
+from domainbed.records import RESULTS_FILE, append_record, is_done, mark_done
+from domainbed.registry import import_modules
+from domainbed.seeding import seed_everything
+
+
+def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: None) -> None:
+    """Train one job and leave its folder: records, the model unless unwanted, and `done` at the end.
+
+    A folder that holds an unfinished run is begun anew. Nothing is written before the arguments and the data have
+    proved good.
+
+    Args:
+        config: the job.
+        on_record: called with the step after each record.
+
+    Raises:
+        UsageError: the folder holds a finished run, or the data can't be used.
+    """
+    import_modules(config.imports)
+    folder = Path(config.output_dir)
+    if is_done(folder):
+        raise UsageError(f"{folder} holds a finished run; delete it or choose another --output_dir")
+    dataset, splits = load_data(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    seed_everything(config.seed)
+    algorithm = make_algorithm(config, dataset).to(device)
+    resident = [ResidentImages(environment.images, environment.labels, device) for environment in dataset]
+    batches = Batches(config, dataset, splits, resident)
+    steps_per_epoch = min(len(split.in_) for split in splits) / algorithm.hparams["batch_size"]
+
+    start_folder(folder)
+    tqdm.write(f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
+    tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
+    algorithm.train()
+    with tqdm(total=config.steps, unit="step", disable=None) as bar:
+        for start, stop in stretches(config.steps, config.checkpoint_freq):
+            means = Means()
+            began = time.perf_counter()
+            for minibatches, unlabeled in batches.steps(start, stop):
+                means.add(algorithm.update(minibatches, unlabeled))
+                bar.update()
+            figures = means.read()  # waits for the device, so that the time is right
+            step_time = (time.perf_counter() - began) / (stop - start)
+
+            step = stop - 1
+            scores = accuracies(algorithm, resident, splits)
+            record = {
+                "step": step,
+                "epoch": step / steps_per_epoch,
+                **figures,
+                **scores,
+                "step_time": step_time,
+                "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
+                "args": config.args(),
+                "hparams": algorithm.hparams,
+            }
+            append_record(folder, record)
+            if config.save_model_every_checkpoint:
+                save_model(folder / f"model_step{step}.pkl", config, dataset, algorithm)
+            tqdm.write(progress_line(record, dataset.ENVIRONMENTS, config.test_envs))
+            on_record(step)
+    if not config.skip_model_save:
+        save_model(folder / "model.pkl", config, dataset, algorithm)
+    mark_done(folder)
+
+
+def start_folder(folder: Path) -> None:
+    """Make the job's folder, without the records of a run that did not get to its end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULTS_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir {folder}: {error.strerror}") from error
+
+
+def stretches(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:
+    """The steps start, …, stop - 1 up to each evaluation: after every step that checkpoint_freq divides, and the last.
+
+    >>> list(stretches(12, 5))
+    [(0, 1), (1, 6), (6, 11), (11, 12)]
+    """
+    start = 0
+    while start < steps:
+        stop = min(-(-start // checkpoint_freq) * checkpoint_freq + 1, steps)
+        yield start, stop
+        start = stop
+
+
+class Means:
+    """Means of an update's figures, added up where they lie: nothing is read from the device before `read`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """The mean of each figure over the updates that told it."""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+
+
+def progress_line(record: Mapping[str, Any], environments: list[str], test_envs: tuple[int, ...]) -> str:
+    """One evaluation for people: accuracies in percent, *in* and *out* split, test environments in brackets."""
+    parts = [f"step {record['step']:>5}"]
+    if "loss" in record:
+        parts.append(f"loss {record['loss']:.4f}")
+    for i, name in enumerate(environments):
+        scores = f"{100 * record[f'env{i}_in_acc']:.1f}/{100 * record[f'env{i}_out_acc']:.1f}"
+        parts.append(f"[{name} {scores}]" if i in test_envs else f"{name} {scores}")
+    return "  ".join([*parts, f"{1000 * record['step_time']:.1f} ms/step"])

@@ -1,0 +1,1 @@
+"""Many records -> the tables of a paper."""

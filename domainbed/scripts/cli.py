@@ -1,0 +1,57 @@
+"""What the command lines share: one clear line for a mistake, and status 2."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from domainbed.errors import UsageError, near
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the default behind the help, where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing_to_tell = action.default is None or action.default is False or action.default == []
+        return action.help if nothing_to_tell else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line that names it, and flags can't be cut short."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"formatter_class": Formatter, "allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            hint = f"; {near(word.split('=')[0], self.flags(parsed))}" if word.startswith("-") else ""
+            self.error(f"unknown argument {word}{hint}")
+        return parsed
+
+    def flags(self, parsed: argparse.Namespace) -> list[str]:
+        """All flags, those of the chosen sub-command included."""
+        flags: list[str] = []
+        for action in self._actions:
+            flags += action.option_strings
+            if isinstance(action, argparse._SubParsersAction) and isinstance(action.choices, dict):
+                flags += action.choices[getattr(parsed, action.dest)].flags(parsed)
+        return flags
+
+
+def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
+    """Run a command line. A UsageError ends it with one line and status 2, Ctrl-C with status 130."""
+    try:
+        sys.exit(main(None))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left (`| head`)
+        sys.stderr.close()
+        sys.exit(1)

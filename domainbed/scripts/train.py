@@ -1,0 +1,48 @@
+"""Train one job: `python -m domainbed.scripts.train --dataset ColoredDigits --algorithm ERM --test_envs 2`."""
+
+from collections.abc import Sequence
+
+from domainbed.engine.config import TASKS, JobConfig
+from domainbed.registry import import_modules
+from domainbed.scripts import cli
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser(prog="python -m domainbed.scripts.train", description="Train one job and write its folder.")
+    p.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
+    p.add_argument("--dataset", default="RotatedMNIST", help="its registered name")
+    p.add_argument("--algorithm", default="ERM", help="its registered name")
+    p.add_argument("--task", default=TASKS[0], help=f"one of {', '.join(TASKS)}")
+    p.add_argument("--hparams", help="hyperparameters to set, a JSON object such as '{\"batch_size\": 16}'")
+    p.add_argument("--hparams_seed", type=int, default=0, help="0: the default hyperparameters; else a random draw")
+    p.add_argument("--trial_seed", type=int, default=0, help="decides splits and environments")
+    p.add_argument("--seed", type=int, default=0, help="decides everything else that is random")
+    p.add_argument("--steps", type=int, help="number of updates (default: the dataset's own)")
+    p.add_argument("--checkpoint_freq", type=int, help="evaluate every so many updates (default: the dataset's own)")
+    p.add_argument("--test_envs", type=int, nargs="+", default=[0], help="environments that are not trained on")
+    p.add_argument("--output_dir", default="train_output", help="the job's folder")
+    p.add_argument("--holdout_fraction", type=float, default=0.2, help="part of each environment that is held out")
+    p.add_argument(
+        "--uda_holdout_fraction",
+        type=float,
+        default=0.0,
+        help="domain adaptation: part of the test environments that is seen in training, without labels",
+    )
+    p.add_argument("--skip_model_save", action="store_true", help="leave no model.pkl")
+    p.add_argument("--save_model_every_checkpoint", action="store_true", help="leave a model at every evaluation, too")
+    p.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules to import")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    import_modules(args.imports)
+    config = JobConfig(**{**vars(args), "test_envs": tuple(args.test_envs), "imports": tuple(args.imports)})
+
+    from domainbed.engine.train import train  # imports torch, which a mistake in the arguments need not wait for
+
+    train(config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

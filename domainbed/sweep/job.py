@@ -1,0 +1,63 @@
+"""One job of a sweep: its folder, how far it is, and its command line."""
+
+import sys
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+
+from domainbed.datasets import DATASETS
+from domainbed.engine.config import JobConfig
+from domainbed.records import is_done
+
+LOG_FILE = "log.txt"
+
+
+class JobState(Enum):
+    """How far a job is. The first three can be read off its folder; a launcher knows the others."""
+
+    NOT_LAUNCHED = "not launched"
+    INCOMPLETE = "incomplete"
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job and its place in a sweep."""
+
+    config: JobConfig
+
+    @classmethod
+    def in_sweep(cls, config: JobConfig, sweep_dir: Path) -> "Job":
+        """The job whose folder in `sweep_dir` is named by what determines its result."""
+        return cls(replace(config, output_dir=str(sweep_dir / config.name())))
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir)
+
+    def state(self) -> JobState:
+        """What the job's folder tells."""
+        if is_done(self.folder):
+            return JobState.DONE
+        return JobState.INCOMPLETE if self.folder.exists() else JobState.NOT_LAUNCHED
+
+    def command(self) -> list[str]:
+        """The words of the command line that trains this job alone."""
+        words = [sys.executable, "-m", "domainbed.scripts.train"]
+        for f in fields(self.config):
+            value = getattr(self.config, f.name)
+            if value is None or value == f.default:
+                continue
+            words.append("--import" if f.name == "imports" else f"--{f.name}")
+            if isinstance(value, tuple):
+                words += map(str, value)
+            elif value is not True:
+                words.append(str(value))
+        return words
+
+    def __str__(self) -> str:
+        c = self.config
+        names = " and ".join(DATASETS[c.dataset].ENVIRONMENTS[i] for i in c.test_envs)
+        return f"{c.algorithm} on {c.dataset}, test {names}, hparams {c.hparams_seed}, trial {c.trial_seed}"

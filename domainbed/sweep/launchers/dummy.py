@@ -1,0 +1,16 @@
+"""Prints the commands, to be run by whatever you have."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from domainbed.sweep.job import Job
+from domainbed.sweep.launchers.base import Launcher, Update
+
+
+class DummyLauncher(Launcher):
+    """Runs nothing."""
+
+    def launch(self, jobs: Sequence[Job]) -> Iterator[Update]:
+        for job in jobs:
+            print(shlex.join(job.command()))
+        return iter(())

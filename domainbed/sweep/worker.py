@@ -1,0 +1,81 @@
+"""A process that trains job after job, so that Python, torch and CUDA start once."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+
+from domainbed.errors import UsageError
+from domainbed.sweep.job import LOG_FILE, Job
+
+# What a worker tells: ("record", step), ("done", None), ("failed", the error's last words).
+
+
+def serve(connection: Connection, environ: Mapping[str, str]) -> None:
+    """Train each job that comes through `connection` and tell of it, until the other end is closed.
+
+    After a failed job the process ends: what the job left in it (a broken CUDA context, say) must harm no other.
+
+    Args:
+        environ: environment variables to set before torch is imported (threads, the GPU).
+    """
+    os.environ.update(environ)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        with _output_to_log(job):
+            failure = _train(job, connection)
+        connection.send(("failed", failure) if failure else ("done", None))
+        if failure:
+            return
+
+
+def _train(job: Job, connection: Connection) -> str | None:
+    """Train one job. Returns None, or how it failed, in a line."""
+    try:
+        from domainbed.engine.train import train  # not before `environ` is set
+
+        train(job.config, on_record=lambda step: connection.send(("record", step)))
+    except UsageError as error:
+        print(f"error: {error}")
+        return str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@contextmanager
+def _output_to_log(job: Job) -> Iterator[None]:
+    """Send all output, that of C code and of child processes too, to the end of the job's log."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    saved = [os.dup(1), os.dup(2)]
+    with open(job.folder / LOG_FILE, "ab") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, descriptor)
+            os.close(original)
+
+
+def _end_with_parent() -> None:
+    """A launcher that was killed takes its workers with it: nobody would hear of what they do."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
