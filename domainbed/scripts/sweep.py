@@ -60,7 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_data(to_launch)
     if not args.skip_confirmation:
         confirm(f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?")
-    return launch(launcher, to_launch)
+    try:
+        return launch(launcher, to_launch)
+    except KeyboardInterrupt:
+        launcher.stop()
+        print("\nStopped. The same command launches again what is not done.", file=sys.stderr)
+        return 130
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:

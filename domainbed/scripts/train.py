@@ -1,5 +1,6 @@
 """Train one job: `python -m domainbed.scripts.train --dataset ColoredDigits --algorithm ERM --test_envs 2`."""
 
+import argparse
 from collections.abc import Sequence
 
 from domainbed.engine.config import TASKS, JobConfig
@@ -34,10 +35,14 @@ def parser() -> cli.Parser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+def config_of(args: argparse.Namespace) -> JobConfig:
+    """The job that the command line asks for."""
     import_modules(args.imports)
-    config = JobConfig(**{**vars(args), "test_envs": tuple(args.test_envs), "imports": tuple(args.imports)})
+    return JobConfig(**{**vars(args), "test_envs": tuple(args.test_envs), "imports": tuple(args.imports)})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = config_of(parser().parse_args(argv))
 
     from domainbed.engine.train import train  # imports torch, which a mistake in the arguments need not wait for
 

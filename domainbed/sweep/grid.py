@@ -39,7 +39,7 @@ def make_jobs(
         raise UsageError(f"no draw lies in --n_hparams_from {n_hparams_from} … --n_hparams {n_hparams} (exclusive)")
     jobs = []
     for trial_seed, dataset, algorithm in itertools.product(range(n_trials), datasets, algorithms):
-        for test_envs in test_environments(num_environments(dataset), leave_one_out):
+        for test_envs in all_test_envs(num_environments(dataset), leave_one_out):
             for hparams_seed in range(n_hparams_from, n_hparams):
                 config = JobConfig(
                     dataset=dataset,
@@ -54,7 +54,7 @@ def make_jobs(
     return jobs
 
 
-def test_environments(n: int, leave_one_out: bool) -> list[tuple[int, ...]]:
+def all_test_envs(n: int, leave_one_out: bool) -> list[tuple[int, ...]]:
     """Each of `n` environments alone and, if asked for, each pair that leaves one to train on."""
     pairs = itertools.combinations(range(n), 2) if leave_one_out and n > 2 else ()
     return [*((i,) for i in range(n)), *pairs]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
+from tqdm import tqdm
+
 from domainbed.errors import UsageError
 from domainbed.sweep.job import LOG_FILE, Job
 
@@ -27,6 +29,7 @@ def serve(connection: Connection, environ: Mapping[str, str]) -> None:
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own lock spans processes, and would be left behind where this one is killed
     while True:
         try:
             job: Job = connection.recv()

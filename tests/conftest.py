@@ -1,0 +1,106 @@
+"""What many tests share: small sweeps, a small MNIST, the complete one, and real processes."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainbed.datasets.mnist import FILES, missing_files
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> str:
+    """A data_dir with the complete MNIST."""
+    data_dir = os.environ.get("DOMAINBED_DATA_DIR")
+    if not data_dir:
+        pytest.skip("DOMAINBED_DATA_DIR does not name a folder with the complete MNIST")
+    assert not missing_files(data_dir), f"DOMAINBED_DATA_DIR={data_dir} lacks {missing_files(data_dir)}"
+    return data_dir
+
+
+@pytest.fixture
+def small_mnist_dir(tmp_path: Path) -> str:
+    """A data_dir with an MNIST of 90 + 30 random images, written here in its own file format."""
+    rng = np.random.RandomState(0)
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        n = 90 if name.startswith("train") else 30
+        if "images" in name:
+            header, values = struct.pack(">IIII", 0x803, n, 28, 28), rng.randint(0, 256, (n, 28, 28))
+        else:
+            header, values = struct.pack(">II", 0x801, n), rng.randint(0, 10, n)
+        (raw / name).write_bytes(header + values.astype(np.uint8).tobytes())
+    return str(tmp_path / "data")
+
+
+@pytest.fixture
+def run_module(tmp_path: Path):
+    """Run `python -m module …` as a process of its own, in an empty folder."""
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+
+    def run(module: str, *args: object, **kwargs: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", f"domainbed.scripts.{module}", *map(str, args)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, **kwargs)
+
+    return run
+
+
+def make_record(
+    dataset: str = "ColoredDigits",
+    algorithm: str = "ERM",
+    test_envs: tuple[int, ...] = (0,),
+    trial_seed: int = 0,
+    hparams_seed: int = 0,
+    step: int = 0,
+    in_acc: tuple[float, ...] = (0.5, 0.5, 0.5),
+    out_acc: tuple[float, ...] = (0.5, 0.5, 0.5),
+) -> dict:
+    """One evaluation, in DomainBed's form."""
+    accuracies = {}
+    for i, (inside, outside) in enumerate(zip(in_acc, out_acc, strict=True)):
+        accuracies |= {f"env{i}_in_acc": inside, f"env{i}_out_acc": outside}
+    args = {
+        "algorithm": algorithm,
+        "checkpoint_freq": None,
+        "data_dir": "/data",
+        "dataset": dataset,
+        "holdout_fraction": 0.2,
+        "hparams": None,
+        "hparams_seed": hparams_seed,
+        "output_dir": "/sweep/x",
+        "save_model_every_checkpoint": False,
+        "seed": 1712,
+        "skip_model_save": False,
+        "steps": None,
+        "task": "domain_generalization",
+        "test_envs": list(test_envs),
+        "trial_seed": trial_seed,
+        "uda_holdout_fraction": 0,
+    }
+    hparams = {"batch_size": 64, "lr": 0.001}
+    figures = {"step": step, "epoch": step / 7, "loss": 0.7, "step_time": 0.01, "mem_gb": 0.0}
+    return {**accuracies, **figures, "args": args, "hparams": hparams}
+
+
+def write_sweep(folder: Path, records: list[dict], done: bool = True) -> Path:
+    """Write records as a sweep: one job folder a run."""
+    for record in records:
+        a = record["args"]
+        test_envs = "".join(map(str, a["test_envs"]))
+        job = folder / f"{a['dataset']}-{a['algorithm']}-{test_envs}-{a['trial_seed']}-{a['hparams_seed']}"
+        job.mkdir(parents=True, exist_ok=True)
+        with open(job / "results.jsonl", "a") as file:
+            file.write(json.dumps(record, sort_keys=True) + "\n")
+        if done:
+            (job / "done").write_text("done")
+    return folder

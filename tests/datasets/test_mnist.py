@@ -1,0 +1,161 @@
+"""The environments' sizes and statistics, on the complete MNIST; loading and its mistakes, on a small one."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from domainbed.datasets import mnist
+from domainbed.datasets.mnist import ColoredMNIST, RotatedMNIST
+from domainbed.datasets.shifts import rotate
+from domainbed.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def images_and_digits(mnist_dir):
+    return ColoredMNIST.load_images(mnist_dir)
+
+
+def sorted_images(images: np.ndarray) -> list[bytes]:
+    return sorted(map(bytes, images))
+
+
+@pytest.fixture(scope="module")
+def colored(mnist_dir):
+    return ColoredMNIST(mnist_dir, [0], {}, trial_seed=0)
+
+
+@pytest.fixture(scope="module")
+def digit_of(images_and_digits):
+    """The digit that each of MNIST's images shows (no two of them are equal)."""
+    images, digits = images_and_digits
+    known = {image.tobytes(): digit for image, digit in zip(images, digits, strict=True)}
+    assert len(known) == 70_000
+    return known
+
+
+def test_colored_sizes(colored, images_and_digits):
+    assert [len(e) for e in colored] == [23_334, 23_333, 23_333]
+    assert all(e.images.shape[1:] == (2, 28, 28) for e in colored)
+    assert sorted_images(np.concatenate([e.images.max(axis=1) for e in colored])) == sorted_images(images_and_digits[0])
+
+
+def test_label_noise_and_colours(colored, digit_of):
+    """Within four standard deviations of a frequency in 23,333 draws."""
+    for environment, disagreement in zip(colored, (0.1, 0.2, 0.9), strict=True):
+        n = len(environment)
+        gray = environment.images.max(axis=1)
+        digits = np.array([digit_of[image.tobytes()] for image in gray])
+        noise = np.mean(environment.labels != (digits < 5))
+        assert noise == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / n))
+
+        channel_sums = environment.images.sum(axis=(2, 3), dtype=np.int64)
+        assert ((channel_sums == 0).sum(axis=1) == 1).all(), "exactly one channel is empty"
+        colour = channel_sums.argmax(axis=1)
+        differ = np.mean(colour != environment.labels)
+        assert differ == pytest.approx(disagreement, abs=4 * np.sqrt(disagreement * (1 - disagreement) / n))
+        flipped = environment.labels != (digits < 5)
+        assert np.mean(colour[flipped] != environment.labels[flipped]) == pytest.approx(disagreement, abs=0.02)
+
+
+def test_rotated_sizes_and_angles(mnist_dir, images_and_digits, digit_of):
+    dataset = RotatedMNIST(mnist_dir, [0], {}, trial_seed=0)
+    assert [len(e) for e in dataset] == [11_667, 11_667, 11_667, 11_667, 11_666, 11_666]
+    labels = np.concatenate([e.labels for e in dataset])
+    assert np.bincount(labels).tolist() == np.bincount(images_and_digits[1]).tolist()
+    unturned = dataset[0]
+    assert [digit_of[i.tobytes()] for i in unturned.images[:200, 0]] == unturned.labels[:200].tolist()
+    for environment, angle in zip(dataset, (0, 15, 30, 45, 60, 75), strict=True):
+        assert abs(_measured_angle(unturned, environment) - angle) < 3
+
+
+def _measured_angle(unturned, environment) -> float:
+    """By how much the mean image of each digit must be turned to look like this environment's, in degrees."""
+    errors = {}
+    for angle in range(-5, 90):
+        error = 0.0
+        for digit in range(10):
+            mean = unturned.images[unturned.labels == digit, 0].mean(axis=0)
+            turned = rotate(mean.astype(np.uint8)[None], np.zeros(1), angle).images[0, 0]
+            error += np.square(turned - environment.images[environment.labels == digit, 0].mean(axis=0)).sum()
+        errors[angle] = error
+    return min(errors, key=errors.__getitem__)
+
+
+def test_rotation_is_torchvisions_of_pil_images(images_and_digits):
+    """What DomainBed does, image by image: counter-clockwise, bilinear, black fill."""
+    images, digits = images_and_digits[0][:50], images_and_digits[1][:50]
+    for angle in (0, 15, 75):
+        turned = rotate(images, digits, angle)
+        for image, ours in zip(images, turned.images, strict=True):
+            pil = torchvision.transforms.ToPILImage()(image[:, :, None])
+            theirs = TF.rotate(pil, angle, interpolation=InterpolationMode.BILINEAR, fill=(0,))
+            assert np.array_equal(np.asarray(theirs), ours[0])
+
+
+def test_training_and_test_images_are_taken_together(small_mnist_dir):
+    images, digits = ColoredMNIST.load_images(small_mnist_dir)
+    assert images.shape == (120, 28, 28)
+    assert digits.shape == (120,)
+    assert [len(e) for e in ColoredMNIST(small_mnist_dir, [0], {}, 0)] == [40, 40, 40]
+
+
+def test_no_data_dir():
+    with pytest.raises(UsageError, match="ColoredMNIST needs --data_dir"):
+        ColoredMNIST.prepare(None)
+    with pytest.raises(UsageError, match="--data_dir '/no/such/folder' is not a folder"):
+        RotatedMNIST.prepare("/no/such/folder")
+
+
+def test_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_network(*args, **kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    with pytest.raises(UsageError, match="could not be downloaded") as error:
+        ColoredMNIST.prepare(str(tmp_path))
+    assert str(tmp_path / "MNIST" / "raw") in str(error.value)
+    assert "train-images-idx3-ubyte" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    assert socket.getdefaulttimeout() is None
+
+
+def test_download_fills_in_what_is_missing(small_mnist_dir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """torchvision's download is replaced by a copy of the small MNIST: what is there already stays."""
+    source = Path(small_mnist_dir) / "MNIST" / "raw"
+    target = tmp_path / "other" / "MNIST" / "raw"
+    target.mkdir(parents=True)
+    (target / mnist.FILES[0]).write_bytes(b"mine")
+
+    def fetch(root, download):
+        folder = Path(root) / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        for name in mnist.FILES:
+            (folder / name).write_bytes((source / name).read_bytes())
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", fetch)
+    ColoredMNIST.prepare(str(tmp_path / "other"))
+    assert mnist.missing_files(str(tmp_path / "other")) == []
+    assert (target / mnist.FILES[0]).read_bytes() == b"mine"
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["MNIST"]
+
+
+@pytest.mark.parametrize("length", [0, 10, 5000])
+def test_damaged_file_is_told(small_mnist_dir, length: int):
+    damaged = Path(small_mnist_dir) / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    damaged.write_bytes(damaged.read_bytes()[:length])
+    ColoredMNIST.prepare(small_mnist_dir)
+    with pytest.raises(UsageError, match="cannot read MNIST in"):
+        ColoredMNIST(small_mnist_dir, [0], {}, 0)
+
+
+def test_labels_of_another_number(small_mnist_dir):
+    raw = Path(small_mnist_dir) / "MNIST" / "raw"
+    (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
+    with pytest.raises(UsageError, match="120 images, but 60 labels"):
+        ColoredMNIST(small_mnist_dir, [0], {}, 0)

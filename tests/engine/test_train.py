@@ -1,0 +1,256 @@
+"""One job, on small data: its records against sums done here, its model, and what it leaves behind."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms.base import Algorithm
+from domainbed.datasets import DATASETS, ArrayEnvironment, MultipleDomainDataset
+from domainbed.engine.config import JobConfig
+from domainbed.engine.model import load_model
+from domainbed.engine.train import Means, stretches, train
+from domainbed.errors import UsageError
+from domainbed.hparams_registry import register_hparams
+from domainbed.loading.splits import split_environment
+from domainbed.records import read_job
+
+TIMES = ("step_time", "mem_gb")
+
+
+class Tiny(MultipleDomainDataset):
+    """Three environments of 10, 20 and 30 random images."""
+
+    ENVIRONMENTS = ["ten", "twenty", "thirty"]
+    N_STEPS = 11
+    CHECKPOINT_FREQ = 5
+    input_shape = (1, 8, 8)
+    num_classes = 3
+
+    def __init__(self, root, test_envs, hparams, trial_seed):
+        rng = np.random.RandomState(trial_seed)
+        self.environments = [
+            ArrayEnvironment(rng.rand(n, *self.input_shape), rng.randint(0, 3, n)) for n in (10, 20, 30)
+        ]
+
+
+class Tape(Algorithm):
+    """A class as one would write it for DomainBed: it returns floats. It keeps what it is shown."""
+
+    seen: list
+
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.weight = torch.nn.Parameter(torch.randn(num_classes, input_shape[0] * input_shape[1] * input_shape[2]))
+        self.num_domains = num_domains
+        Tape.seen = []
+
+    def update(self, minibatches, unlabeled=None):
+        assert self.training
+        assert len(minibatches) == self.num_domains
+        Tape.seen.append((minibatches, unlabeled))
+        figures = {"loss": float(len(Tape.seen))}
+        return figures | ({"even": 1.5} if len(Tape.seen) % 2 == 0 else {})
+
+    def predict(self, x):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return x.flatten(1) @ self.weight.T
+
+
+class OneLogit(Tape):
+    """Says class 1 where its only logit is positive."""
+
+    def predict(self, x):
+        return x.flatten(1)[:, :1] - 0.5
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(DATASETS._registered, "Tiny", Tiny)
+    monkeypatch.setitem(ALGORITHMS._registered, "Tape", Tape)
+    monkeypatch.setitem(ALGORITHMS._registered, "OneLogit", OneLogit)
+    register_hparams("Tape")
+    register_hparams("OneLogit")
+
+
+def make(tmp_path: Path, **kwargs) -> JobConfig:
+    defaults = {"dataset": "Tiny", "algorithm": "Tape", "test_envs": (1,), "output_dir": str(tmp_path / "job")}
+    return JobConfig(**{**defaults, **kwargs})
+
+
+@pytest.mark.parametrize(("steps", "freq"), list(itertools.product([1, 2, 10, 11, 12, 23], [1, 5, 10, 100])))
+def test_evaluations_come_when_the_protocol_says(steps: int, freq: int):
+    expected = [s for s in range(steps) if s % freq == 0 or s == steps - 1]
+    pieces = list(stretches(steps, freq))
+    assert [stop - 1 for _, stop in pieces] == expected
+    assert [s for start, stop in pieces for s in range(start, stop)] == list(range(steps))
+
+
+def test_means_are_over_the_updates_that_told_a_figure():
+    means = Means()
+    means.add({"a": torch.tensor(1.0), "b": 4.0})
+    means.add({"a": torch.tensor(2.0)})
+    assert means.read() == {"a": 1.5, "b": 4.0}
+
+
+def test_records(tmp_path: Path):
+    steps_told = []
+    train(make(tmp_path, hparams='{"batch_size": 4}'), on_record=steps_told.append)
+    records, problems = read_job(tmp_path / "job")
+    assert problems == []
+    assert [r["step"] for r in records] == steps_told == [0, 5, 10]
+    # the smallest in split has 8 images: two batches of 4 are an epoch
+    assert [r["epoch"] for r in records] == [0, 2.5, 5]
+    assert [r["loss"] for r in records] == [1, np.mean([2, 3, 4, 5, 6]), np.mean([7, 8, 9, 10, 11])]
+    assert [r.get("even") for r in records] == [None, 1.5, 1.5]
+    for r in records:
+        assert r["args"]["dataset"] == "Tiny"
+        assert r["args"]["test_envs"] == [1]
+        assert r["args"]["hparams"] == '{"batch_size": 4}'
+        assert r["hparams"]["batch_size"] == 4
+        assert r["step_time"] > 0
+        assert set(r) >= {f"env{i}_{part}_acc" for i in range(3) for part in ("in", "out")}
+
+
+def test_accuracies_against_a_plain_count(tmp_path: Path):
+    train(make(tmp_path, trial_seed=3))
+    record = read_job(tmp_path / "job")[0][-1]
+    model = load_model(tmp_path / "job" / "model.pkl")
+    for i, environment in enumerate(Tiny(None, [1], {}, trial_seed=3)):
+        split = split_environment(len(environment), i, 3, 0.2)
+        for part, indices in (("in", split.in_), ("out", split.out)):
+            right = 0
+            for k in indices:
+                with torch.no_grad():
+                    logits = model.predict(torch.from_numpy(environment.images[k : k + 1]).float())
+                right += int(logits.argmax() == environment.labels[k])
+            assert record[f"env{i}_{part}_acc"] == right / len(indices)
+
+
+def test_a_single_logit_is_a_binary_answer(tmp_path: Path):
+    train(make(tmp_path, algorithm="OneLogit", steps=1))
+    record = read_job(tmp_path / "job")[0][0]
+    for i, environment in enumerate(Tiny(None, [1], {}, trial_seed=0)):
+        split = split_environment(len(environment), i, 0, 0.2)
+        right = (environment.images[:, 0, 0, 0] > 0.5) == environment.labels
+        assert record[f"env{i}_in_acc"] == pytest.approx(right[split.in_].mean())
+
+
+def test_batches_come_from_the_in_splits_of_the_training_environments(tmp_path: Path):
+    train(make(tmp_path, hparams='{"batch_size": 100}'))  # more than an environment has
+    dataset = Tiny(None, [1], {}, trial_seed=0)
+    assert len(Tape.seen) == 11
+    for position, env in enumerate((0, 2)):
+        images, labels = dataset[env].images.astype(np.float32), dataset[env].labels
+        split = split_environment(len(images), env, 0, 0.2)
+        allowed = {(images[k].tobytes(), int(labels[k])) for k in split.in_}
+        shown = set()
+        for minibatches, unlabeled in Tape.seen:
+            assert unlabeled is None
+            x, y = minibatches[position]
+            assert x.shape == (100, 1, 8, 8)
+            shown |= {(image.numpy().tobytes(), int(label)) for image, label in zip(x, y, strict=True)}
+        assert shown == allowed
+
+
+def test_adaptation_shows_test_images_without_labels(tmp_path: Path):
+    train(make(tmp_path, task="domain_adaptation", uda_holdout_fraction=0.5, hparams='{"batch_size": 7}'))
+    dataset = Tiny(None, [1], {}, trial_seed=0)
+    split = split_environment(20, 1, 0, 0.2, uda_fraction=0.5)
+    allowed = {dataset[1].images[k].astype(np.float32).tobytes() for k in split.uda}
+    for _, (images,) in Tape.seen:
+        assert images.shape == (7, 1, 8, 8)
+        assert {image.numpy().tobytes() for image in images} <= allowed
+    record = read_job(tmp_path / "job")[0][0]
+    assert "env1_uda_acc" in record
+    assert "env0_uda_acc" not in record
+
+
+def without_times(folder: Path) -> list[dict]:
+    records = [{k: v for k, v in r.items() if k not in TIMES} for r in read_job(folder)[0]]
+    for r in records:
+        r["args"].pop("output_dir")
+    return records
+
+
+def test_same_arguments_same_records_and_weights(tmp_path: Path):
+    config = {"dataset": "ColoredDigits", "algorithm": "ERM", "steps": 11, "checkpoint_freq": 5}
+    for name, more in {"a": {}, "b": {}, "seed": {"seed": 1}, "trial": {"trial_seed": 1}}.items():
+        train(make(tmp_path, **config, **more, output_dir=str(tmp_path / name)))
+    a, b, seed, trial = (without_times(tmp_path / name) for name in ("a", "b", "seed", "trial"))
+    assert a == b
+    assert a[-1]["loss"] not in (seed[-1]["loss"], trial[-1]["loss"])
+    models = [load_model(tmp_path / name / "model.pkl").state_dict() for name in ("a", "b")]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+def test_models_are_left_as_asked(tmp_path: Path):
+    train(make(tmp_path, save_model_every_checkpoint=True))
+    names = {p.name for p in (tmp_path / "job").iterdir()}
+    assert names == {"results.jsonl", "done", "model.pkl", "model_step0.pkl", "model_step5.pkl", "model_step10.pkl"}
+    assert (tmp_path / "job" / "done").read_text() == "done"
+    train(make(tmp_path, skip_model_save=True, output_dir=str(tmp_path / "other")))
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {"results.jsonl", "done"}
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path: Path):
+    train(make(tmp_path))
+    before = (tmp_path / "job" / "results.jsonl").read_bytes()
+    with pytest.raises(UsageError, match="holds a finished run; delete it or choose another --output_dir"):
+        train(make(tmp_path, seed=1))
+    assert (tmp_path / "job" / "results.jsonl").read_bytes() == before
+
+
+def test_an_unfinished_run_is_begun_anew(tmp_path: Path):
+    train(make(tmp_path))
+    (tmp_path / "job" / "done").unlink()
+    with open(tmp_path / "job" / "results.jsonl", "a") as file:
+        file.write('{"step": 15, "torn')
+    train(make(tmp_path))
+    records, problems = read_job(tmp_path / "job")
+    assert [r["step"] for r in records] == [0, 5, 10]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"holdout_fraction": 0.05}, "environment 0 is too small to split: of its 10 images"),
+        ({"dataset": "ColoredMNIST"}, "needs --data_dir"),
+        ({"imports": ("no_such_module",)}, "--import no_such_module"),
+    ],
+)
+def test_nothing_is_written_before_all_has_proved_good(tmp_path: Path, kwargs: dict, message: str):
+    with pytest.raises(UsageError, match=message):
+        train(make(tmp_path, **kwargs))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--output_dir .*file/job: Not a directory"):
+        train(make(tmp_path, output_dir=str(tmp_path / "file" / "job")))
+
+
+def test_loading_what_is_no_model(tmp_path: Path):
+    (tmp_path / "text").write_text("hello")
+    torch.save({"a": 1}, tmp_path / "other")
+    for name in ("text", "other", "missing"):
+        with pytest.raises(UsageError, match=f"cannot load a model from .*{name}"):
+            load_model(tmp_path / name)
+
+
+def test_a_saved_model_predicts_as_it_did(tmp_path: Path):
+    train(make(tmp_path, dataset="RotatedDigits", algorithm="ERM", steps=2))
+    model = load_model(str(tmp_path / "job" / "model.pkl"))
+    assert not model.training
+    logits = model.predict(torch.rand(4, 1, 8, 8))
+    assert logits.shape == (4, 10)
+    saved = torch.load(tmp_path / "job" / "model.pkl", weights_only=True)
+    assert saved["model_hparams"] == model.hparams
+    assert json.loads(json.dumps(saved["args"]))["dataset"] == "RotatedDigits"

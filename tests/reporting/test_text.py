@@ -1,0 +1,76 @@
+"""The printed tables of small sweeps, as they should look."""
+
+from pathlib import Path
+
+from domainbed.records import load_records
+from domainbed.reporting.text import report
+from tests.conftest import make_record, write_sweep
+
+RUNS = [(e, t) for e in range(3) for t in range(2)]
+
+
+def tables_of(tmp_path: Path, records: list[dict], done: bool = True) -> str:
+    return report(load_records(str(write_sweep(tmp_path, records, done)))[0])
+
+
+def accuracy(env: int, trial: int) -> tuple[float, float, float]:
+    return (0.7 + trial / 100, 0.6 + trial / 50, 0.1)
+
+
+GOLDEN = """\
+7 jobs with records, 7 of them done
+
+==== Model selection: training-domain ====
+
+ColoredDigits
+Algorithm            +90%          +80%           -90%           Avg
+-----------  ------------  ------------  -------------  ------------
+ERM          70.5 +/- 0.4  61.0 +/- 0.7   10.0 +/- 0.0  47.2 +/- 0.4
+Mixup                   X             X  30.0 +/- 0.0*             X
+X: no run to choose from, or an average over such a cell
+*: from fewer trials than the sweep's 2: Mixup -90% from 1
+
+Averages
+Algorithm      ColoredDigits    Avg
+-----------  ---------------  -----
+ERM             47.2 +/- 0.4   47.2
+Mixup                      X      X
+X: no run to choose from, or an average over such a cell
+
+==== Model selection: leave-one-domain-out ====
+
+No table: it needs the runs with each pair of test environments (sweep launch --leave_one_out).
+"""
+
+
+def test_tables_with_holes(tmp_path: Path):
+    records = [make_record(test_envs=(e,), trial_seed=t, in_acc=accuracy(e, t)) for e, t in RUNS]
+    records.append(make_record(algorithm="Mixup", test_envs=(2,), in_acc=(0.0, 0.0, 0.3)))
+    text = tables_of(tmp_path, records)
+    assert text.startswith(GOLDEN)
+    assert "==== Model selection: test-domain ====" in text
+
+
+def test_unfinished_jobs_are_counted(tmp_path: Path):
+    text = tables_of(tmp_path, [make_record(test_envs=(e,)) for e in range(3)], done=False)
+    assert text.startswith("3 jobs with records, 0 of them done; of the other 3 what they have recorded so far counts")
+
+
+def test_a_trial_without_all_environments_has_no_average(tmp_path: Path):
+    records = [make_record(test_envs=(e,), trial_seed=t, in_acc=accuracy(e, t)) for e, t in RUNS if (e, t) != (2, 1)]
+    row = next(line for line in tables_of(tmp_path, records).splitlines() if line.startswith("ERM"))
+    assert row.split("  ")[-1] == "46.7 +/- 0.0*"
+
+
+def test_datasets_in_the_protocols_order_and_foreign_ones_behind(tmp_path: Path):
+    records = [
+        make_record(dataset=d, test_envs=(e,)) for d in ("Aardvarks", "RotatedMNIST", "ColoredMNIST") for e in range(3)
+    ]
+    lines = tables_of(tmp_path, records).splitlines()
+    assert [line for line in lines[:20] if line in ("Aardvarks", "RotatedMNIST", "ColoredMNIST")] == [
+        "ColoredMNIST",
+        "RotatedMNIST",
+        "Aardvarks",
+    ]
+    header = lines[lines.index("Aardvarks") + 1]
+    assert header.split() == ["Algorithm", "env0", "env1", "env2", "Avg"]

@@ -1,0 +1,56 @@
+"""A mistake at the keyboard: one line that names it, status 2, no traceback, nothing written."""
+
+from pathlib import Path
+
+import pytest
+
+MISTAKES = [
+    ("train", ["--dataset", "ColoredDigit"], "unknown dataset 'ColoredDigit'; did you mean ColoredDigits"),
+    ("train", ["--algorithm", "EMR"], "unknown algorithm 'EMR'; did you mean ERM?"),
+    ("train", ["--dataset", "ColoredDigits", "--test_envs", "3"], "--test_envs 3: ColoredDigits has no such"),
+    ("train", ["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+    ("train", ["--step", "5"], "unknown argument --step; did you mean --steps"),
+    ("train", ["--dataset", "ColoredDigits", "--hparams", "{lr: 1}"], "--hparams '{lr: 1}' is not JSON"),
+    ("train", ["--dataset", "ColoredDigits", "--hparams", '{"l": 1}'], "ERM has no hyperparameter 'l'"),
+    ("train", ["--task", "translation"], "unknown task 'translation'"),
+    ("train", ["--dataset", "ColoredMNIST"], "ColoredMNIST needs --data_dir"),
+    ("train", ["--dataset", "ColoredMNIST", "--data_dir", ""], "ColoredMNIST needs --data_dir"),
+    ("train", ["--dataset", "ColoredMNIST", "--data_dir", "no/such"], "--data_dir 'no/such' is not a folder"),
+    ("train", ["--dataset", "ColoredDigits", "--holdout_fraction", "0.001"], "environment 0 is too small to split"),
+    ("train", ["--import", "no_such_module"], "--import no_such_module: ModuleNotFoundError"),
+    ("sweep", [], "the following arguments are required: COMMAND"),
+    ("sweep", ["lunch"], "invalid choice: 'lunch'"),
+    ("sweep", ["launch"], "the following arguments are required: --output_dir"),
+    ("sweep", ["launch", "--output_dir", "s", "--n_trial", "3"], "unknown argument --n_trial; did you mean --n_trials"),
+    ("sweep", ["launch", "--output_dir", "s", "--algorithms", "ERM", "Fisher"], "unknown algorithm 'Fisher'"),
+    (
+        "sweep",
+        ["launch", "--output_dir", "s", "--datasets", "MNIST"],
+        "unknown dataset 'MNIST'; choose",
+    ),
+    ("sweep", ["launch", "--output_dir", "s", "--command_launcher", "slrum"], "unknown launcher 'slrum'"),
+    ("sweep", ["launch", "--output_dir", "s", "--n_trials", "0"], "--n_trials must be at least 1"),
+    ("sweep", ["launch", "--output_dir", "s", "--workers", "0"], "--workers must be at least 1"),
+    ("sweep", ["launch", "--output_dir", "s", "--single_test_envs", "--leave_one_out"], "not allowed with argument"),
+    ("sweep", ["launch", "--output_dir", "s", "--datasets", "ColoredMNIST"], "ColoredMNIST needs --data_dir"),
+    (
+        "sweep",
+        ["launch", "--output_dir", "s", "--datasets", "ColoredDigits", "--holdout_fraction", "0.001"],
+        "environment 0 is too small to split",
+    ),
+    ("sweep", ["launch", "--output_dir", "s", "--datasets", "ColoredDigits"], "give --skip_confirmation to launch"),
+    ("collect_results", ["--input_dir", "no/such"], "--input_dir 'no/such' is not a folder"),
+    ("collect_results", ["--input_dir", "."], "holds no records"),
+    ("collect_results", [], "the following arguments are required: --input_dir"),
+]
+
+
+@pytest.mark.parametrize(("module", "args", "message"), MISTAKES, ids=lambda x: x if isinstance(x, str) else "-")
+def test_mistake(run_module, tmp_path: Path, module: str, args: list[str], message: str):
+    finished = run_module(module, *args, stdin=-3)  # -3: nobody is there to answer
+    assert finished.returncode == 2, finished.stderr
+    assert message in finished.stderr
+    assert finished.stderr.startswith("error: ")
+    assert finished.stderr.count("\n") == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert list((tmp_path / "cwd").iterdir()) == []

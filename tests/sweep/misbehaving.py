@@ -1,0 +1,30 @@
+"""An algorithm that comes to grief in the way its hyperparameters say. (Imported by the workers under test.)"""
+
+import os
+import signal
+import time
+
+from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms.erm import ERM
+from domainbed.errors import UsageError
+from domainbed.hparams_registry import Hparam, register_hparams
+
+register_hparams("Misbehaving", how=Hparam("well"))
+
+
+@ALGORITHMS.register("Misbehaving")
+class Misbehaving(ERM):
+    def update(self, minibatches, unlabeled=None):
+        how = self.hparams["how"]
+        print(f"about to do {how}")
+        if how == "raise":
+            raise RuntimeError("out of ideas")
+        if how == "usage":
+            raise UsageError("not like this")
+        if how == "exit":
+            os._exit(3)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "sleep":
+            time.sleep(600)
+        return super().update(minibatches, unlabeled)

@@ -1,0 +1,78 @@
+import itertools
+
+import pytest
+
+from domainbed.datasets import DATASETS
+from domainbed.errors import UsageError
+from domainbed.seeding import seed_hash
+from domainbed.sweep.grid import all_test_envs, make_jobs
+
+
+def grid(**kwargs):
+    defaults = {
+        "datasets": list(DATASETS),
+        "algorithms": ["ERM"],
+        "n_hparams_from": 0,
+        "n_hparams": 20,
+        "n_trials": 3,
+        "leave_one_out": False,
+        "output_dir": "sweep",
+    }
+    return make_jobs(**{**defaults, **kwargs})
+
+
+def test_single_all_test_envs():
+    jobs = grid()
+    assert len(jobs) == (3 + 6 + 3 + 6) * 20 * 3
+    assert len({job.folder for job in jobs}) == len(jobs)
+    assert all(len(job.config.test_envs) == 1 for job in jobs)
+
+
+def test_pairs_on_request():
+    assert len(grid(leave_one_out=True)) == (3 + 3 + 6 + 15) * 2 * 20 * 3
+    assert all_test_envs(3, True) == [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
+    assert all_test_envs(2, True) == [(0,), (1,)]
+
+
+def test_order_and_seeds_are_domainbeds():
+    jobs = grid(datasets=["RotatedMNIST", "ColoredMNIST"], n_hparams_from=3, n_hparams=5, n_trials=2)
+    expected = [
+        (trial, dataset, "ERM", env, hparams_seed)
+        for trial, dataset in itertools.product(range(2), ["RotatedMNIST", "ColoredMNIST"])
+        for env in range(len(DATASETS[dataset].ENVIRONMENTS))
+        for hparams_seed in (3, 4)
+    ]
+    for job, (trial, dataset, algorithm, env, hparams_seed) in zip(jobs, expected, strict=True):
+        c = job.config
+        assert (c.trial_seed, c.dataset, c.algorithm, c.test_envs, c.hparams_seed) == (
+            trial,
+            dataset,
+            algorithm,
+            (env,),
+            hparams_seed,
+        )
+        assert c.seed == seed_hash(dataset, algorithm, [env], hparams_seed, trial)
+
+
+def test_folders_do_not_depend_on_where_things_lie():
+    here, there = grid(data_dir="/a"), grid(data_dir="/b", output_dir="/elsewhere")
+    assert [job.folder.name for job in here] == [job.folder.name for job in there]
+    assert here[0].folder.parent.name == "sweep"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"n_trials": 0}, "--n_trials must be at least 1"),
+        ({"n_hparams": 0}, "no draw lies in --n_hparams_from 0 … --n_hparams 0"),
+        ({"n_hparams_from": 20}, "no draw lies in"),
+        ({"n_hparams_from": -1}, "no draw lies in"),
+        ({"datasets": ["Rotated"]}, "unknown dataset 'Rotated'"),
+        ({"algorithms": ["DAN"]}, "unknown algorithm 'DAN'"),
+        ({"steps": 0}, "--steps must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(kwargs: dict, message: str):
+    with pytest.raises(UsageError) as error:
+        grid(**kwargs)
+    assert message in str(error.value)

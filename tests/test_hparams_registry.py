@@ -1,0 +1,161 @@
+"""The draws, against the protocol's table written down a second time."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domainbed import hparams_registry
+from domainbed.errors import UsageError
+from domainbed.hparams_registry import Hparam, default_hparams, hparams_of, random_hparams, resolve_hparams
+from domainbed.seeding import seed_hash
+
+ALGORITHMS = ["ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr"]
+SMALL = ["ColoredDigits", "RotatedDigits", "ColoredMNIST", "RotatedMNIST"]
+PHOTOGRAPHS = ["VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet"]
+
+
+def test_the_protocols_own_example():
+    """Fishr on ColoredMNIST, hparams_seed 5, trial 0, as DomainBed draws it."""
+    drawn = resolve_hparams("Fishr", "ColoredMNIST", hparams_seed=5, trial_seed=0)
+    assert drawn["batch_size"] == 39
+    assert drawn["lambda"] == 8089.489683014979
+    assert drawn["lr"] == 0.00023968517445719083
+    assert drawn["penalty_anneal_iters"] == 4264
+    assert drawn["ema"] == 0.9269723464224017
+    assert drawn["resnet_dropout"] == 0.5
+
+
+DEFAULTS = {
+    "ERM": {},
+    "CORAL": {"mmd_gamma": 1.0},
+    "IRM": {"irm_lambda": 100.0, "irm_penalty_anneal_iters": 500},
+    "VREx": {"vrex_lambda": 10.0, "vrex_penalty_anneal_iters": 500},
+    "Fish": {"meta_lr": 0.5},
+    "Fishr": {"lambda": 1000.0, "penalty_anneal_iters": 1500, "ema": 0.95},
+    "DANN": {
+        "lambda": 1.0,
+        "weight_decay_d": 0.0,
+        "grad_penalty": 0.0,
+        "d_steps_per_g_step": 1,
+        "beta1": 0.5,
+        "mlp_width": 256,
+        "mlp_depth": 3,
+        "mlp_dropout": 0.0,
+        "weight_decay_g": 0.0,
+    },
+}
+
+
+@pytest.mark.parametrize("dataset", SMALL + PHOTOGRAPHS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_defaults(algorithm: str, dataset: str):
+    small = dataset in SMALL
+    lr = 1e-3 if small else 5e-5
+    expected = {
+        "data_augmentation": True,
+        "resnet18": False,
+        "resnet_dropout": 0.0,
+        "class_balanced": False,
+        "nonlinear_classifier": False,
+        "lr": lr,
+        "weight_decay": 0.0,
+        "batch_size": 64 if small else 32,
+        **DEFAULTS[algorithm],
+        **({"lr_g": lr, "lr_d": lr} if algorithm == "DANN" else {}),
+    }
+    assert default_hparams(algorithm, dataset) == expected
+    assert resolve_hparams(algorithm, dataset, hparams_seed=0, trial_seed=3) == expected
+
+
+def expected_draw(name: str, dataset: str, r: np.random.RandomState):
+    """The protocol's table, as plain cases."""
+    small = dataset in SMALL
+    if name in ("lr", "lr_g", "lr_d"):
+        return 10 ** r.uniform(-4.5, -2.5) if small else 10 ** r.uniform(-5, -3.5)
+    if name == "batch_size":
+        return int(2 ** r.uniform(3, 9 if small else 5 if dataset == "DomainNet" else 5.5))
+    if name in ("weight_decay", "weight_decay_g"):
+        return 0.0 if small else 10 ** r.uniform(-6, -2)
+    if name in ("resnet_dropout", "mlp_dropout"):
+        return r.choice([0.0, 0.1, 0.5])
+    if name in ("irm_lambda", "vrex_lambda"):
+        return 10 ** r.uniform(-1, 5)
+    if name in ("irm_penalty_anneal_iters", "vrex_penalty_anneal_iters"):
+        return int(10 ** r.uniform(0, 4))
+    return {
+        "mmd_gamma": lambda: 10 ** r.uniform(-1, 1),
+        "weight_decay_d": lambda: 10 ** r.uniform(-6, -2),
+        "grad_penalty": lambda: 10 ** r.uniform(-2, 1),
+        "d_steps_per_g_step": lambda: int(2 ** r.uniform(0, 3)),
+        "beta1": lambda: r.choice([0.0, 0.5]),
+        "mlp_width": lambda: int(2 ** r.uniform(6, 10)),
+        "mlp_depth": lambda: r.choice([3, 4, 5]),
+        "meta_lr": lambda: r.choice([0.05, 0.1, 0.5]),
+        "penalty_anneal_iters": lambda: int(r.uniform(0, 5000)),
+        "ema": lambda: r.uniform(0.90, 0.99),
+    }[name]()
+
+
+NOT_DRAWN = {"data_augmentation": True, "resnet18": False, "class_balanced": False, "nonlinear_classifier": False}
+
+
+@given(
+    algorithm=st.sampled_from(ALGORITHMS),
+    dataset=st.sampled_from(SMALL + PHOTOGRAPHS),
+    hparams_seed=st.integers(1, 1000),
+    trial_seed=st.integers(0, 10),
+)
+def test_draws(algorithm: str, dataset: str, hparams_seed: int, trial_seed: int):
+    drawn = resolve_hparams(algorithm, dataset, hparams_seed, trial_seed)
+    assert set(drawn) == set(default_hparams(algorithm, dataset))
+    for name, value in drawn.items():
+        r = np.random.RandomState(seed_hash(seed_hash(hparams_seed, trial_seed), name))
+        if name in NOT_DRAWN:
+            assert value == NOT_DRAWN[name]
+        elif name == "lambda":
+            assert value == 10 ** (r.uniform(-2, 2) if algorithm == "DANN" else r.uniform(1, 4))
+        else:
+            assert value == expected_draw(name, dataset, r)
+        assert type(value) is type(default_hparams(algorithm, dataset)[name]), name
+    assert json.loads(json.dumps(drawn)) == drawn
+
+
+def test_another_hyperparameter_changes_no_draw(monkeypatch: pytest.MonkeyPatch):
+    before = random_hparams("Fish", "PACS", seed=99)
+    own = {"meta_lr": hparams_of("Fish", "PACS")["meta_lr"], "new": Hparam(0.0, lambda r: r.uniform())}
+    monkeypatch.setitem(hparams_registry._OWN, "Fish", lambda dataset: own)
+    after = random_hparams("Fish", "PACS", seed=99)
+    assert after.pop("new") != 0
+    assert after == before
+
+
+def test_overrides():
+    hparams = resolve_hparams("ERM", "PACS", 0, 0, '{"lr": 1, "batch_size": 5, "resnet18": true}')
+    assert (hparams["lr"], hparams["batch_size"], hparams["resnet18"]) == (1.0, 5, True)
+    assert type(hparams["lr"]) is float
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("{'lr': 1}", "is not JSON"),
+        ("lr=1", "is not JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"learning_rate": 1}', "ERM has no hyperparameter 'learning_rate'"),
+        ('{"batchsize": 1}', "did you mean batch_size?"),
+        ('{"mmd_gamma": 1}', "ERM has no hyperparameter 'mmd_gamma'"),
+        ('{"batch_size": "64"}', "batch_size takes a int, like 64, not '64'"),
+        ('{"batch_size": 64.5}', "batch_size takes a int"),
+        ('{"batch_size": true}', "batch_size takes a int"),
+        ('{"batch_size": 0}', "batch_size must be at least 1"),
+        ('{"resnet18": 1}', "resnet18 takes a bool, like false"),
+        ('{"lr": null}', "lr takes a float"),
+    ],
+)
+def test_bad_overrides_are_named(overrides: str, message: str):
+    with pytest.raises(UsageError, match="--hparams") as error:
+        resolve_hparams("ERM", "ColoredMNIST", 0, 0, overrides)
+    assert message in str(error.value)

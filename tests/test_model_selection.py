@@ -1,0 +1,129 @@
+"""The selection methods and every cell against the slow reference, on random sweeps full of ties and holes."""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domainbed.model_selection import SELECTION_METHODS, TRIAL, best_hparams
+from domainbed.records import load_records
+from domainbed.reporting.tables import AVERAGE, averages, summarise
+from tests.conftest import make_record, write_sweep
+from tests.reference import METHODS, dataset_table, trial_accuracy
+
+N_ENVIRONMENTS = {"ColoredDigits": 3, "Elsewhere": 4}
+
+
+@st.composite
+def sweeps(draw) -> list[dict]:
+    """Records of a sweep: some runs and some steps missing, accuracies in sixteenths, so that many are equal."""
+    rng = np.random.RandomState(draw(st.integers(0, 2**31 - 1)))
+    keep_run, keep_step = draw(st.sampled_from([0.3, 0.7, 1.0])), draw(st.sampled_from([0.6, 1.0]))
+    levels = draw(st.sampled_from([2, 17]))
+    records = []
+    for dataset in draw(st.lists(st.sampled_from(list(N_ENVIRONMENTS)), min_size=1, max_size=2, unique=True)):
+        n = N_ENVIRONMENTS[dataset]
+        single = [(i,) for i in range(n)]
+        pairs = list(itertools.combinations(range(n), 2)) if draw(st.booleans()) else []
+        for algorithm, trial, hparams_seed, test_envs in itertools.product(
+            ["ERM", "Mine"], range(2), range(3), single + pairs
+        ):
+            if rng.rand() > keep_run:
+                continue
+            for step in (0, 100, 200):
+                if rng.rand() <= keep_step:
+                    accs = rng.randint(0, levels, (2, n)) / 16
+                    run = make_record(dataset, algorithm, test_envs, trial, hparams_seed, step, *map(tuple, accs))
+                    records.append(run)
+    return records
+
+
+@settings(max_examples=40, deadline=None)
+@given(records=sweeps(), shuffle=st.randoms())
+def test_every_choice_and_every_cell(records: list[dict], shuffle):
+    if not records:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        written = list(records)
+        shuffle.shuffle(written)  # neither the order of jobs nor that of lines may matter
+        frame, problems = load_records(str(write_sweep(Path(folder), written)))
+    assert problems == []
+    datasets = {r["args"]["dataset"] for r in records}
+    for method in METHODS:
+        best = best_hparams(SELECTION_METHODS[method](frame))
+        cells = summarise(frame, best).set_index(["dataset", "algorithm", "environment"])
+        means: dict[str, list] = {}
+        for dataset, algorithm in itertools.product(datasets, sorted({r["args"]["algorithm"] for r in records})):
+            n = N_ENVIRONMENTS[dataset]
+            row = dataset_table(method, records, dataset, algorithm, n)
+            names = ["+90%", "+80%", "-90%"] if dataset == "ColoredDigits" else [f"env{i}" for i in range(n)]
+            for column, expected in row.items():
+                name = AVERAGE if column == "Avg" else names[column]
+                cell = cells.loc[(dataset, algorithm, name)]
+                if expected is None:
+                    assert np.isnan(cell["mean"])
+                    assert np.isnan(cell["error"])
+                    assert cell["trials"] == 0
+                else:
+                    assert (cell["mean"], cell["error"]) == pytest.approx(expected, abs=1e-9)
+            means.setdefault(algorithm, []).append(row["Avg"])
+            for env, trial in itertools.product(range(n), range(2)):
+                expected_run = trial_accuracy(method, records, dataset, algorithm, env, n, trial)
+                chosen = best[(best[TRIAL] == [dataset, algorithm, env, trial]).all(axis=1)]
+                found = [(row.test_acc, row.hparams_seed) for row in chosen.itertuples()]
+                assert found == ([] if expected_run is None else [expected_run])
+        overall = averages(cells.reset_index())
+        overall = overall[overall["dataset"] == AVERAGE].set_index("algorithm")["mean"]
+        for algorithm, of_datasets in means.items():
+            if None in of_datasets:
+                assert np.isnan(overall[algorithm])
+            else:
+                assert overall[algorithm] == pytest.approx(np.mean([m for m, _ in of_datasets]), abs=1e-9)
+
+
+def frame_of(*records: dict) -> pd.DataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        return load_records(str(write_sweep(Path(folder), list(records))))[0]
+
+
+def test_training_domain_by_hand():
+    records = [
+        # the test environment's own out split (0.9) must not count, nor its in split be looked at
+        make_record(step=0, in_acc=(0.1, 0, 0), out_acc=(0.9, 0.5, 0.7)),
+        make_record(step=100, in_acc=(0.2, 0, 0), out_acc=(0.0, 0.8, 0.5)),
+        make_record(step=200, in_acc=(0.3, 0, 0), out_acc=(0.0, 0.5, 0.8)),  # as good, but later
+    ]
+    (chosen,) = SELECTION_METHODS["training-domain"](frame_of(*records)).to_dict("records")
+    assert (chosen["step"], chosen["test_acc"], chosen["val_acc"]) == (100, 0.2, 0.65)
+
+
+def test_equal_hyperparameters_go_to_the_highest_seed():
+    records = [make_record(hparams_seed=h, in_acc=(h / 10, 0, 0)) for h in (2, 0, 1)]
+    (best,) = best_hparams(SELECTION_METHODS["training-domain"](frame_of(*records))).to_dict("records")
+    assert (best["hparams_seed"], best["test_acc"]) == (2, 0.2)
+
+
+def test_oracle_looks_at_the_last_record_alone():
+    records = [
+        make_record(step=0, in_acc=(0.9, 0, 0), out_acc=(0.9, 0, 0)),
+        make_record(step=100, in_acc=(0.2, 0, 0), out_acc=(0.3, 0, 0)),
+    ]
+    (chosen,) = SELECTION_METHODS["test-domain"](frame_of(*records)).to_dict("records")
+    assert (chosen["step"], chosen["val_acc"], chosen["test_acc"]) == (100, 0.3, 0.2)
+
+
+def test_leaving_one_out_wants_every_pair():
+    single = make_record(test_envs=(1,), in_acc=(0, 0.6, 0))
+    pair_01 = make_record(test_envs=(0, 1), in_acc=(0.3, 0.9, 0.9))
+    pair_12 = make_record(test_envs=(1, 2), in_acc=(0.9, 0.9, 0.5))
+    select = SELECTION_METHODS["leave-one-domain-out"]
+    assert select(frame_of(single)).empty
+    assert select(frame_of(single, pair_01)).empty
+    assert select(frame_of(pair_12, pair_01)).empty
+    (chosen,) = select(frame_of(single, pair_01, pair_12)).to_dict("records")
+    assert (chosen["test_env"], chosen["val_acc"], chosen["test_acc"]) == (1, 0.4, 0.6)

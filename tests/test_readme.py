@@ -1,0 +1,63 @@
+"""What the README says is so."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from domainbed.scripts import collect_results, sweep
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every `$ …` line of the README, as words."""
+    text = "\n".join(blocks("console")).replace("\\\n", " ")
+    return [shlex.split(line[2:]) for line in text.splitlines() if line.startswith("$ ")]
+
+
+@pytest.mark.slow
+def test_the_example_algorithm_works_as_shown(tmp_path: Path):
+    (example,) = [block for block in blocks("python") if "ALGORITHMS.register" in block]
+    assert len(example.splitlines()) < 40
+    (tmp_path / "my_algorithms.py").write_text(example)
+    launch, collect = [words for words in commands() if "runs/groupdro" in words]
+    for words in (launch, collect):
+        assert words[0] == "python"
+        finished = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, input="y")
+        assert finished.returncode == 0, finished.stderr
+    rows = [line.split()[0] for line in finished.stdout.splitlines() if "+/-" in line]
+    assert rows == ["ERM", "GroupDRO"] * 4
+
+
+def test_every_command_line_parses():
+    modules = {"domainbed.scripts.sweep": sweep, "domainbed.scripts.collect_results": collect_results}
+    parsed = [modules[words[2]].parser().parse_args(words[3:]) for words in commands() if words[0] == "python"]
+    assert len(parsed) == 4
+    for words in commands():
+        if words[0].startswith("scripts/"):
+            assert (ROOT / words[0]).is_file()
+
+
+def test_the_map_shows_every_file_and_no_other():
+    (house,) = [block for block in blocks("text") if block.startswith("domainbed/")]
+    for path in sorted((ROOT / "domainbed").rglob("*.py")):
+        if path.name not in ("__init__.py",):
+            assert path.name in house, f"{path} is not on the map"
+    for name in re.findall(r"[\w/]+\.(?:py|txt)", house):
+        assert list(ROOT.glob(f"**/{name}")), f"{name} is on the map only"
+    for folder in re.findall(r"^ *(\w+)/ ", house, flags=re.MULTILINE):
+        assert any((base / folder).is_dir() for base in (ROOT, ROOT / "domainbed", ROOT / "domainbed/sweep"))
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
