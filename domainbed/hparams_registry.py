@@ -6,10 +6,12 @@ never changes another.
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.random import RandomState
 
 from domainbed.errors import UsageError, near
@@ -33,7 +35,7 @@ class Hparam:
 
 def power(base: int, low: float, high: float) -> Callable[[RandomState], float]:
     """base^U(low, high)."""
-    return lambda r: float(base ** r.uniform(low, high))
+    return lambda r: base ** r.uniform(low, high)
 
 
 def int_power(base: int, low: float, high: float) -> Callable[[RandomState], int]:
@@ -42,8 +44,8 @@ def int_power(base: int, low: float, high: float) -> Callable[[RandomState], int
 
 
 def one_of(*values: float) -> Callable[[RandomState], float]:
-    """One of `values`, each as likely, of the type it has here (NumPy's scalars don't survive JSON)."""
-    return lambda r: values[int(r.choice(len(values)))]
+    """One of `values`, each as likely, of the type it has here."""
+    return lambda r: values[r.choice(len(values))]
 
 
 def _shared(dataset: str) -> dict[str, Hparam]:
@@ -107,13 +109,15 @@ _OWN: dict[str, Callable[[str], dict[str, Hparam]]] = {
     "Fishr": lambda dataset: {
         "lambda": Hparam(1000.0, power(10, 1, 4)),
         "penalty_anneal_iters": Hparam(1500, lambda r: int(r.uniform(0, 5000))),
-        "ema": Hparam(0.95, lambda r: float(r.uniform(0.90, 0.99))),
+        "ema": Hparam(0.95, lambda r: r.uniform(0.90, 0.99)),
     },
 }
 
 
 def register_hparams(algorithm: str, **hparams: Hparam) -> None:
-    """Give an algorithm of your own hyperparameters beside the shared ones."""
+    """Give an algorithm of your own hyperparameters beside the shared ones. Raises UsageError if it has some."""
+    if algorithm in _OWN:
+        raise UsageError(f"algorithm {algorithm!r} has its hyperparameters already; choose another name")
     _OWN[algorithm] = lambda dataset: hparams
 
 
@@ -131,9 +135,14 @@ def default_hparams(algorithm: str, dataset: str) -> Hparams:
 def random_hparams(algorithm: str, dataset: str, seed: int) -> Hparams:
     """One random draw; `seed` is `seed_hash(hparams_seed, trial_seed)`."""
     return {
-        name: h.default if h.draw is None else h.draw(RandomState(seed_hash(seed, name)))
+        name: h.default if h.draw is None else _plain(h.draw(RandomState(seed_hash(seed, name))))
         for name, h in hparams_of(algorithm, dataset).items()
     }
+
+
+def _plain(value: Value) -> Value:
+    """Python's own number in place of NumPy's, which JSON does not know."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def resolve_hparams(
@@ -178,6 +187,8 @@ def _checked(name: str, value: Any, like: Value) -> Value:
         value = float(value)
     if type(value) is not type(like):
         raise UsageError(f"--hparams: {name} takes a {type(like).__name__}, like {json.dumps(like)}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"--hparams: {name} must be a finite number, not {value}")
     if name == "batch_size" and value < 1:
         raise UsageError(f"--hparams: batch_size must be at least 1, not {value!r}")
     return value

@@ -23,14 +23,18 @@ RUN = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
 
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add one evaluation to a job's records."""
+    """Add one evaluation to a job's records, for good: a power cut after this does not lose it."""
     with open(folder / RESULTS_FILE, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def mark_done(folder: Path) -> None:
-    """Say that a job is finished; written last, when everything else is on disk."""
-    (folder / DONE_FILE).write_text("done", encoding="utf-8")
+    """Say that a job is finished; written last, when everything else is on disk, and whole or not at all."""
+    aside = folder / (DONE_FILE + ".part")
+    aside.write_text("done", encoding="utf-8")
+    os.replace(aside, folder / DONE_FILE)
 
 
 def is_done(folder: Path) -> bool:
@@ -41,18 +45,21 @@ def is_done(folder: Path) -> bool:
 def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """A job's records, and what could not be read, a line each.
 
-    A line that is not JSON is left out (a job that was killed may have torn its last). Of a step that was recorded
+    A line that is no record is left out (a job that was killed may have torn its last). Of a step that was recorded
     twice the later record counts.
     """
     path = folder / RESULTS_FILE
     by_step: dict[int, dict[str, Any]] = {}
     problems = []
     repeated = 0
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             step = int(record["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             problems.append(f"{path}:{number}: not a whole record; left out")
             continue
         repeated += step in by_step
@@ -78,42 +85,82 @@ def load_records(input_dir: str) -> tuple[pd.DataFrame, list[str]]:
     with os.scandir(input_dir) as entries:
         folders = sorted(Path(e.path) for e in entries if e.is_dir())
     for folder in tqdm(folders, desc="reading", unit="job", disable=None, leave=False):
-        if not (folder / RESULTS_FILE).is_file():
+        try:
+            records, unread = read_job(folder)
+            written = (folder / RESULTS_FILE).stat().st_mtime
+        except FileNotFoundError:
             continue
-        records, unread = read_job(folder)
+        except OSError as error:
+            problems.append(f"{folder / RESULTS_FILE}: {error.strerror}; left out")
+            continue
         problems += unread
-        written = (folder / RESULTS_FILE).stat().st_mtime
         job = {"folder": folder.name, "done": is_done(folder), "written": written}
         for record in records:
             try:
                 rows.append({**job, **_row(record)})
-            except (KeyError, TypeError) as error:
-                problems.append(f"{folder / RESULTS_FILE}: step {record['step']} is no record of ours ({error!r})")
+            except (KeyError, TypeError, ValueError) as error:
+                problems.append(f"{folder / RESULTS_FILE}: step {record['step']} is left out: {error!r}")
+        if job["done"] and records and _is_short(records):
+            problems.append(f"{folder / RESULTS_FILE}: the job is done, but its last record is missing")
     if not rows:
-        raise UsageError(f"--input_dir {input_dir!r} holds no records (no folder with a {RESULTS_FILE} in it)")
-    frame, twice = _latest_runs(pd.DataFrame(rows))
-    return frame, problems + twice
+        which = f"; {problems[0]}" if problems else ""
+        raise UsageError(f"--input_dir {input_dir!r} holds no records in folder/{RESULTS_FILE}{which}")
+    frame = pd.DataFrame(rows)
+    problems += _mixtures(frame)
+    frame, twice = _one_folder_a_run(frame)
+    return frame.drop(columns=["written", "settings"]), problems + twice
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables need of a record. Raises KeyError, TypeError or ValueError where it is not of our form."""
     args = record["args"]
+    accuracies = {
+        name: float(value) for name, value in record.items() if name.startswith("env") and name.endswith("_acc")
+    }
+    test_envs = tuple(sorted(int(env) for env in args["test_envs"]))
+    if not test_envs or any(f"env{env}_in_acc" not in accuracies for env in test_envs):
+        raise ValueError(f"no accuracy on its test environments {test_envs}")
+    for name in ("dataset", "algorithm"):
+        if not isinstance(args[name], str):
+            raise TypeError(f"{name} is {args[name]!r}")
     return {
         "dataset": args["dataset"],
         "algorithm": args["algorithm"],
-        "test_envs": tuple(sorted(args["test_envs"])),
-        "trial_seed": args["trial_seed"],
-        "hparams_seed": args["hparams_seed"],
-        "step": record["step"],
-        **{name: value for name, value in record.items() if name.startswith("env") and name.endswith("_acc")},
+        "test_envs": test_envs,
+        "trial_seed": int(args["trial_seed"]),
+        "hparams_seed": int(args["hparams_seed"]),
+        "step": int(record["step"]),
+        "settings": ", ".join(f"{name} {args.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task")),
+        **accuracies,
     }
 
 
-def _latest_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Where two folders hold the same run, the one that was written last, and a line about each such run."""
-    folders = frame.drop_duplicates("folder").sort_values(["written", "folder"])
+def _is_short(records: list[dict[str, Any]]) -> bool:
+    """Whether the record of the last step is missing (DomainBed may leave `steps` to the dataset)."""
+    try:
+        return max(r["step"] for r in records) < records[-1]["args"]["steps"] - 1
+    except (KeyError, TypeError):
+        return False
+
+
+def _mixtures(frame: pd.DataFrame) -> list[str]:
+    """A line for each dataset whose runs were not all made with the same settings, and so don't compare."""
+    settings = frame.groupby("dataset")["settings"].unique()
+    return [
+        f"{dataset}: its runs were made with different arguments ({'; '.join(sorted(of_dataset))})"
+        for dataset, of_dataset in settings.items()
+        if len(of_dataset) > 1
+    ]
+
+
+def _one_folder_a_run(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Where several folders hold the same run, the finished one, then the one that was written last."""
+    folders = frame.drop_duplicates("folder").sort_values(["done", "written", "folder"])
     stale = folders[folders.duplicated(RUN, keep="last")]
-    problems = []
-    for _, run in stale.iterrows():
-        what = ", ".join(f"{name} {run[name]}" for name in RUN)
-        problems.append(f"{run['folder']}: the same run ({what}) was written to another folder later, which counts")
-    return frame[~frame["folder"].isin(stale["folder"])].drop(columns="written").reset_index(drop=True), problems
+    if stale.empty:
+        return frame, []
+    problem = (
+        f"{len(stale)} folders hold a run that another folder holds too ({', '.join(stale['folder'].head(3))}, …); "
+        "of each run the finished folder counts, then the one written last"
+    )
+    return frame[~frame["folder"].isin(stale["folder"])].reset_index(drop=True), [problem]

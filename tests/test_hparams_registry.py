@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from domainbed import hparams_registry
 from domainbed.errors import UsageError
-from domainbed.hparams_registry import Hparam, default_hparams, hparams_of, random_hparams, resolve_hparams
+from domainbed.hparams_registry import (
+    Hparam,
+    default_hparams,
+    hparams_of,
+    random_hparams,
+    register_hparams,
+    resolve_hparams,
+)
 from domainbed.seeding import seed_hash
 
 ALGORITHMS = ["ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr"]
@@ -132,6 +139,18 @@ def test_another_hyperparameter_changes_no_draw(monkeypatch: pytest.MonkeyPatch)
     assert after == before
 
 
+def test_own_hyperparameters(monkeypatch: pytest.MonkeyPatch):
+    """NumPy's numbers, which a draw may well give, come out as Python's: JSON knows no others."""
+    monkeypatch.setattr(hparams_registry, "_OWN", dict(hparams_registry._OWN))
+    register_hparams("Mine", depth=Hparam(3, lambda r: r.choice([3, 4, 5])), rate=Hparam(0.1, lambda r: r.uniform()))
+    drawn = random_hparams("Mine", "PACS", seed=1)
+    assert (type(drawn["depth"]), type(drawn["rate"])) == (int, float)
+    assert "lr" in drawn
+    for taken in ("Mine", "ERM"):
+        with pytest.raises(UsageError, match=f"algorithm '{taken}' has its hyperparameters already"):
+            register_hparams(taken, x=Hparam(1))
+
+
 def test_overrides():
     hparams = resolve_hparams("ERM", "PACS", 0, 0, '{"lr": 1, "batch_size": 5, "resnet18": true}')
     assert (hparams["lr"], hparams["batch_size"], hparams["resnet18"]) == (1.0, 5, True)
@@ -153,6 +172,8 @@ def test_overrides():
         ('{"batch_size": 0}', "batch_size must be at least 1"),
         ('{"resnet18": 1}', "resnet18 takes a bool, like false"),
         ('{"lr": null}', "lr takes a float"),
+        ('{"lr": NaN}', "lr must be a finite number, not nan"),
+        ('{"lr": 1e999}', "lr must be a finite number, not inf"),
     ],
 )
 def test_bad_overrides_are_named(overrides: str, message: str):

@@ -40,37 +40,111 @@ def test_of_a_step_recorded_twice_the_later_counts(tmp_path: Path):
     assert "1 steps recorded more than once" in problems[0]
 
 
-def test_of_a_run_in_two_folders_the_last_written_counts(tmp_path: Path):
+def test_of_a_run_in_two_folders_the_finished_then_the_last_written_counts(tmp_path: Path):
     write_sweep(tmp_path, [make_record(in_acc=(0.1, 0.1, 0.1)), make_record(hparams_seed=1)])
     (first,) = tmp_path.glob("*-0-0-0")
     second = tmp_path / "another"
     second.mkdir()
     (second / "results.jsonl").write_text(json.dumps(make_record(in_acc=(0.2, 0.2, 0.2))) + "\n")
+
+    def counts() -> float:
+        frame, problems = load_records(str(tmp_path))
+        assert len(problems) == 1
+        assert problems[0].startswith("1 folders hold a run that another folder holds too (")
+        return frame.loc[frame["hparams_seed"] == 0, "env0_in_acc"].item()
+
     os.utime(first / "results.jsonl", (1, 1))
-    frame, problems = load_records(str(tmp_path))
-    assert sorted(frame["env0_in_acc"]) == [0.2, 0.5]
-    assert len(problems) == 1
-    assert problems[0].startswith(f"{first.name}: the same run (dataset ColoredDigits, algorithm ERM")
+    assert counts() == 0.1, "the later one is not done"
+    (second / "done").write_text("done")
+    assert counts() == 0.2
     os.utime(second / "results.jsonl", (0, 0))
-    assert sorted(load_records(str(tmp_path))[0]["env0_in_acc"]) == [0.1, 0.5]
+    assert counts() == 0.1
+
+
+def test_runs_that_do_not_compare_are_told(tmp_path: Path):
+    records = [make_record(), make_record(hparams_seed=1), make_record("PACS", hparams_seed=1)]
+    records[1]["args"]["steps"] = 7
+    _, problems = load_records(str(write_sweep(tmp_path, records)))
+    expected = "ColoredDigits: its runs were made with different arguments (steps 7, hparams None,"
+    assert len(problems) == 2
+    assert problems[0].endswith("the job is done, but its last record is missing")
+    assert problems[1].startswith(expected)
+
+
+def test_a_done_job_without_its_last_record_is_told(tmp_path: Path):
+    records = [make_record(step=s) for s in (0, 5)]
+    for record in records:
+        record["args"]["steps"] = 11
+    write_sweep(tmp_path, records, done=False)
+    assert load_records(str(tmp_path))[1] == []
+    write_sweep(tmp_path, [], done=True)
+    next(tmp_path.iterdir()).joinpath("done").write_text("done")
+    (problem,) = load_records(str(tmp_path))[1]
+    assert problem.endswith("results.jsonl: the job is done, but its last record is missing")
 
 
 def test_foreign_things_in_the_folder_are_left_alone(tmp_path: Path):
     write_sweep(tmp_path, [make_record()])
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
-    for name, text in [("list", "[1, 2]\n"), ("other", '{"step": 3, "x": 1}\n'), ("nothing", "")]:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.jsonl").write_text(text)
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "results.jsonl").write_text("")
+    (tmp_path / "folder" / "results.jsonl").mkdir(parents=True)
     frame, problems = load_records(str(tmp_path))
     assert len(frame) == 1
-    assert len(problems) == 2
-    assert "list/results.jsonl:1: not a whole record" in problems[0]
-    assert "other/results.jsonl: step 3 is no record of ours" in problems[1]
+    assert problems == [f"{tmp_path}/folder/results.jsonl: Is a directory; left out"]
+
+
+BROKEN = {
+    "a list": [1, 2],
+    "no step": {"x": 1},
+    "no args": {"step": 3},
+    "an infinite step": {"step": float("inf")},
+    "another form": {"step": 3, "args": [1]},
+    "an environment that is not there": make_record() | {"args": make_record(test_envs=(7,))["args"]},
+    "no environment": make_record() | {"args": make_record(test_envs=())["args"]},
+    "an accuracy that is a word": make_record() | {"env1_out_acc": "abc"},
+    "an accuracy that is null": make_record() | {"env1_out_acc": None},
+    "a dataset that is null": make_record(dataset=None),
+    "a dataset that is a list": make_record(dataset=["PACS"]),
+    "a trial that is a word": make_record(trial_seed="first"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_record_is_told_and_harms_no_other(tmp_path: Path, what: str):
+    write_sweep(tmp_path, [make_record()])
+    (tmp_path / "broken").mkdir()
+    results = tmp_path / "broken" / "results.jsonl"
+    results.write_text(json.dumps(BROKEN[what]) + "\n")
+    frame, problems = load_records(str(tmp_path))
+    assert frame["folder"].unique().tolist() == ["ColoredDigits-ERM-0-0-0"]
+    assert len(problems) == 1
+    assert problems[0].startswith(str(results))
+    assert "left out" in problems[0]
+    (tmp_path / "ColoredDigits-ERM-0-0-0" / "results.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"holds no records in folder/results\.jsonl; .*left out"):
+        load_records(str(tmp_path))
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_sweep(tmp_path, [make_record(), make_record(hparams_seed=1)])
+    read_text = Path.read_text
+
+    def refuse(path: Path, *args, **kwargs) -> str:
+        if "0-0-1" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    frame, problems = load_records(str(tmp_path))
+    assert len(frame) == 1
+    assert len(problems) == 1
+    assert problems[0].endswith("results.jsonl: Permission denied; left out")
 
 
 def test_no_folder_and_no_records(tmp_path: Path):
     with pytest.raises(UsageError, match="nowhere' is not a folder"):
         load_records(str(tmp_path / "nowhere"))
-    with pytest.raises(UsageError, match="holds no records"):
+    with pytest.raises(UsageError, match=r"holds no records in folder/results\.jsonl$"):
         load_records(str(tmp_path))

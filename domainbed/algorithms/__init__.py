@@ -3,7 +3,7 @@
 An algorithm of your own subclasses `Algorithm` (or ERM) and is decorated with `@ALGORITHMS.register("Name")`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domainbed.registry import Registry
 
@@ -16,6 +16,17 @@ ALGORITHMS: "Registry[type[Algorithm]]" = Registry("algorithm", builtin={"ERM": 
 def get_algorithm_class(name: str) -> "type[Algorithm]":
     """The algorithm class of this name. Raises UsageError where there is none."""
     return ALGORITHMS[name]
+
+
+def __getattr__(name: str) -> Any:
+    """The classes under their own names, as DomainBed has them: `from domainbed.algorithms import Algorithm, ERM`."""
+    if name == "Algorithm":
+        from domainbed.algorithms.base import Algorithm
+
+        return Algorithm
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = ["ALGORITHMS", "get_algorithm_class"]

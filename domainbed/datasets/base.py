@@ -62,7 +62,7 @@ class MultipleDomainDataset:
 
     @classmethod
     def prepare(cls, root: str | None) -> None:
-        """See that the images are there (download them where that can be done); called once, before any job starts.
+        """See that the images are there (download them where that can be done); called before they are read.
 
         Raises:
             UsageError: they are not, with what to do about it.

@@ -5,6 +5,7 @@ import io
 import os
 import socket
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+COMPLETE = 70_000
 
 
 class MNIST(Digits):
@@ -47,6 +49,12 @@ class MNIST(Digits):
                 f"cannot read MNIST in {raw_folder(root)}: {type(error).__name__}: {error}; "
                 "delete the folder to have it downloaded again"
             ) from error
+        if len(images) != COMPLETE:
+            warnings.warn(
+                f"{raw_folder(root)} holds {len(images)} images, not MNIST's {COMPLETE}: "
+                "the results won't compare with published ones",
+                stacklevel=2,
+            )
         return images, digits
 
 

@@ -73,6 +73,8 @@ class JobConfig:
         for name, least in (("steps", 1), ("checkpoint_freq", 1), ("hparams_seed", 0), ("trial_seed", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise UsageError(f"--seed must be below 2**32, not {self.seed}")
         if not 0 < self.holdout_fraction < 1:
             raise UsageError(f"--holdout_fraction must lie between 0 and 1, not {self.holdout_fraction}")
         if not 0 <= self.uda_holdout_fraction < 1:

@@ -35,6 +35,9 @@ def load_data(config: JobConfig) -> tuple[MultipleDomainDataset, list[Split]]:
     return dataset, splits
 
 
+TABLE = 1000  # steps whose indices are drawn at once: at most 4 MB an environment
+
+
 class Batches:
     """The batches of every step: one a training environment and, in domain adaptation, one a test environment."""
 
@@ -56,8 +59,12 @@ class Batches:
     def steps(self, start: int, stop: int) -> Iterator[tuple[list[Minibatch], list[torch.Tensor] | None]]:
         """Minibatches and unlabeled images of the steps start, …, stop - 1.
 
-        The indices of all these steps go to the device together, so that no step waits for the host.
+        The indices of up to TABLE steps go to the device together, so that no step waits for the host.
         """
+        for first in range(start, stop, TABLE):
+            yield from self._table(first, min(first + TABLE, stop))
+
+    def _table(self, start: int, stop: int) -> Iterator[tuple[list[Minibatch], list[torch.Tensor] | None]]:
         labeled = {env: self._on_device(sampler.batches(start, stop)) for env, sampler in self._labeled.items()}
         unlabeled = {env: self._on_device(sampler.batches(start, stop)) for env, sampler in self._unlabeled.items()}
         for k in range(stop - start):

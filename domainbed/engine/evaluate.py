@@ -8,11 +8,11 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.loading.resident import ResidentImages
 from domainbed.loading.splits import Split
 
-# Images at a time. A CPU is fastest while a layer's activations fit into its cache, a GPU with many (see README).
+# Images at a time. A CPU is fastest while a layer's activations fit into its cache, a GPU with many.
 BATCH = {"cpu": 64, "cuda": 2048}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: an algorithm may adapt itself in predict
 def accuracies(
     algorithm: Algorithm, environments: Sequence[ResidentImages], splits: Sequence[Split]
 ) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The model that a job leaves, in DomainBed's form, and how to have it back."""
+"""The model that a job leaves, and how to have it back."""
 
 import os
 from pathlib import Path
@@ -15,10 +15,19 @@ from domainbed.registry import import_modules
 
 
 def make_algorithm(config: JobConfig, dataset: MultipleDomainDataset) -> Algorithm:
-    """The job's algorithm with its initial weights, for the dataset's training environments."""
+    """The job's algorithm with its initial weights, for the dataset's training environments.
+
+    Raises:
+        UsageError: it refuses its hyperparameters or the images' size.
+    """
     algorithm_class = get_algorithm_class(config.algorithm)
     num_domains = len(dataset) - len(config.test_envs)
-    return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, config.resolved_hparams())
+    try:
+        return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, config.resolved_hparams())
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{config.algorithm} can't be made with these hyperparameters: {error}") from error
 
 
 def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, algorithm: Algorithm) -> None:
@@ -32,7 +41,10 @@ def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, al
         "model_dict": algorithm.state_dict(),
     }
     aside = path.with_name(path.name + ".part")
-    torch.save(saved, aside)
+    with open(aside, "wb") as file:
+        torch.save(saved, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, path)
 
 

@@ -1,8 +1,10 @@
 """The training of one job, from its first step to its last."""
 
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from domainbed import __version__
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, load_data
 from domainbed.engine.evaluate import accuracies
+from domainbed.engine.lock import TakenError, locked
 from domainbed.engine.model import make_algorithm, save_model
 from domainbed.errors import UsageError
 from domainbed.loading.resident import ResidentImages
-from domainbed.records import RESULTS_FILE, append_record, is_done, mark_done
+from domainbed.records import RESULTS_FILE, append_record, is_done, mark_done, read_job
 from domainbed.registry import import_modules
 from domainbed.seeding import seed_everything
 
@@ -24,35 +27,38 @@ from domainbed.seeding import seed_everything
 def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: None) -> None:
     """Train one job and leave its folder: records, the model unless unwanted, and `done` at the end.
 
-    A folder that holds an unfinished run is begun anew. Nothing is written before the arguments and the data have
-    proved good.
+    A folder that holds an unfinished run of this job is begun anew. Nothing is written before the arguments and the
+    data have proved good.
 
     Args:
         config: the job.
         on_record: called with the step after each record.
 
     Raises:
-        UsageError: the folder holds a finished run, or the data can't be used.
+        UsageError: the folder holds a finished run, or another job's, or another process trains there; or the data
+            can't be used.
     """
     import_modules(config.imports)
     folder = Path(config.output_dir)
-    if is_done(folder):
-        raise UsageError(f"{folder} holds a finished run; delete it or choose another --output_dir")
+    refuse_finished(folder)
     dataset, splits = load_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # of the job before this one in the same process
     seed_everything(config.seed)
     algorithm = make_algorithm(config, dataset).to(device)
     resident = [ResidentImages(environment.images, environment.labels, device) for environment in dataset]
     batches = Batches(config, dataset, splits, resident)
     steps_per_epoch = min(len(split.in_) for split in splits) / algorithm.hparams["batch_size"]
 
-    start_folder(folder)
-    tqdm.write(f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
-    tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
+    make_folder(folder)
     algorithm.train()
-    with tqdm(total=config.steps, unit="step", disable=None) as bar:
+    with locked(folder), tqdm(total=config.steps, unit="step", disable=None) as bar:
+        begin(folder, config)
+        tqdm.write(f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
+        tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
         for start, stop in stretches(config.steps, config.checkpoint_freq):
             means = Means()
             began = time.perf_counter()
@@ -63,12 +69,11 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
             step_time = (time.perf_counter() - began) / (stop - start)
 
             step = stop - 1
-            scores = accuracies(algorithm, resident, splits)
             record = {
                 "step": step,
                 "epoch": step / steps_per_epoch,
                 **figures,
-                **scores,
+                **accuracies(algorithm, resident, splits),
                 "step_time": step_time,
                 "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
                 "args": config.args(),
@@ -79,18 +84,41 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
                 save_model(folder / f"model_step{step}.pkl", config, dataset, algorithm)
             tqdm.write(progress_line(record, dataset.ENVIRONMENTS, config.test_envs))
             on_record(step)
-    if not config.skip_model_save:
-        save_model(folder / "model.pkl", config, dataset, algorithm)
-    mark_done(folder)
+        if not config.skip_model_save:
+            save_model(folder / "model.pkl", config, dataset, algorithm)
+        mark_done(folder)
 
 
-def start_folder(folder: Path) -> None:
-    """Make the job's folder, without the records of a run that did not get to its end."""
+def refuse_finished(folder: Path) -> None:
+    if is_done(folder):
+        raise TakenError(f"{folder} holds a finished run; delete it or choose another --output_dir")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the job's folder where there is none, and see that it can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULTS_FILE).unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UsageError(f"--output_dir {folder}: {error.strerror}") from error
+
+
+def begin(folder: Path, config: JobConfig) -> None:
+    """Clear the folder of the records of this job that did not get to its end; those of another job are kept."""
+    refuse_finished(folder)  # another process may have been faster
+    results = folder / RESULTS_FILE
+    if not results.exists():
+        return
+    for record in read_job(folder)[0][:1]:
+        theirs, ours = record.get("args", {}), config.args()
+        other = [f"{f.name} {theirs.get(f.name)}" for f in fields(config) if f.compare]
+        if other != [f"{f.name} {ours[f.name]}" for f in fields(config) if f.compare]:
+            raise UsageError(
+                f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir"
+            )
+    results.unlink()
+    tqdm.write("An unfinished run of this job was here; it is begun anew.")
 
 
 def stretches(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:
@@ -115,6 +143,7 @@ class Means:
 
     def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
         for name, value in figures.items():
+            value = value.detach() if isinstance(value, torch.Tensor) else value
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 

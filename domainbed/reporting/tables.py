@@ -64,9 +64,12 @@ def averages(cells: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a cell: `algorithm`, `dataset` (or AVERAGE), and the rest as in `summarise`. The average over datasets is
-        the mean of their means and has no error.
+        the mean of their means; it has no error, and its trials are those of all datasets together.
     """
     of_datasets = cells[cells["environment"] == AVERAGE].drop(columns="environment")
-    overall = of_datasets.groupby("algorithm", sort=False)["mean"].apply(lambda means: means.mean(skipna=False))
-    overall_cells = overall.reset_index().assign(dataset=AVERAGE, error=np.nan, trials=0, of_trials=0)
-    return pd.concat([of_datasets, overall_cells], ignore_index=True)
+    overall = []
+    for algorithm, row in of_datasets.groupby("algorithm", sort=False):
+        mean, trials, of_trials = row["mean"].mean(skipna=False), row["trials"].sum(), row["of_trials"].sum()
+        where = {"dataset": AVERAGE, "algorithm": algorithm}
+        overall.append({**where, "mean": mean, "error": np.nan, "trials": trials, "of_trials": of_trials})
+    return pd.concat([of_datasets, pd.DataFrame(overall)], ignore_index=True)

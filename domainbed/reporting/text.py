@@ -54,12 +54,12 @@ def _table(cells: pd.DataFrame, columns: str) -> str:
         disable_numparse=True,
     )
     notes = []
-    if (cells["mean"].isna()).any():
+    if cells["mean"].isna().any():
         notes.append(f"{MISSING}: no run to choose from, or an average over such a cell")
-    fewer = cells[(cells["trials"] > 0) & (cells["trials"] < cells["of_trials"])]
+    fewer = cells[cells["mean"].notna() & (cells["trials"] < cells["of_trials"])]
     if len(fewer):
-        which = [f"{c['algorithm']} {c[columns]} from {c['trials']}" for c in fewer.to_dict("records")]
-        notes.append(f"{FEWER}: from fewer trials than the sweep's {fewer['of_trials'].max()}: {', '.join(which)}")
+        which = [f"{c['algorithm']} {c[columns]} {c['trials']} of {c['of_trials']}" for c in fewer.to_dict("records")]
+        notes.append(f"{FEWER}: from fewer trials than there are: {', '.join(which)}")
     return "\n".join([table, *notes])
 
 
@@ -69,4 +69,4 @@ def _cell(cell: dict) -> str:
     text = f"{cell['mean']:.1f}"
     if not pd.isna(cell["error"]):
         text += f" +/- {cell['error']:.1f}"
-    return text + (FEWER if 0 < cell["trials"] < cell["of_trials"] else "")
+    return text + (FEWER if cell["trials"] < cell["of_trials"] else "")

@@ -55,3 +55,6 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output left (`| head`)
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # a disk that is full, a folder that may not be read
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

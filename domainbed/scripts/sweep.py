@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.datasets import DATASETS
+from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.errors import UsageError
 from domainbed.registry import import_modules
 from domainbed.scripts import cli
@@ -52,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_modules(args.imports)
     jobs = jobs_of(args)
     launcher = LAUNCHERS[args.command_launcher](args.workers)
-    states = {job: job.state() for job in jobs}
-    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(states.values())}")
-    to_launch = [job for job, state in states.items() if state != JobState.DONE]
+    states = {job: launcher.state(job) for job in jobs}
+    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(states.values())}", flush=True)
+    to_launch = [job for job, state in states.items() if state in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE)]
     if not to_launch:
         return 0
-    check_data(to_launch)
+    check(to_launch)
     if not args.skip_confirmation:
         confirm(f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?")
     try:
@@ -84,12 +84,16 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     )
 
 
-def check_data(jobs: Sequence[Job]) -> None:
-    """See that each dataset is there and can be read and split, before anything is started or written."""
+def check(jobs: Sequence[Job]) -> None:
+    """See that each dataset can be read and split, and each algorithm be made for it, before anything is started."""
     from domainbed.engine.data import load_data  # imports torch
+    from domainbed.engine.model import make_algorithm
 
-    for config in {job.config.dataset: job.config for job in jobs}.values():
-        load_data(config)
+    loaded: dict[str, MultipleDomainDataset] = {}
+    for config in {(job.config.dataset, job.config.algorithm): job.config for job in jobs}.values():
+        if config.dataset not in loaded:
+            loaded[config.dataset], _ = load_data(config)
+        make_algorithm(config, loaded[config.dataset])
 
 
 def confirm(question: str) -> None:
@@ -106,25 +110,27 @@ def launch(launcher: Launcher, jobs: Sequence[Job]) -> int:
     """Run the jobs and tell how they fare. Returns the exit status: 0 unless one failed."""
     began = time.monotonic()
     steps = dict.fromkeys(jobs, 0)
-    ended: Counter[JobState] = Counter()
+    ended: dict[Job, JobState] = {}
+    failed = 0
     with tqdm(total=sum(job.config.steps for job in jobs), unit="step", disable=None, smoothing=0.05) as bar:
         for update in launcher.launch(jobs):
+            bar.update(update.steps - steps[update.job])
+            steps[update.job] = update.steps
             if update.state == JobState.RUNNING:
-                bar.update(update.steps - steps[update.job])
-                steps[update.job] = update.steps
                 continue
-            ended[update.state] += 1
-            bar.set_postfix_str(f"{ended.total()}/{len(jobs)} jobs, {ended[JobState.FAILED]} failed")
+            ended[update.job] = update.state
             if update.state == JobState.FAILED:
+                failed += 1
                 tqdm.write(f"FAILED {update.job}: {update.reason}", file=sys.stderr)
+            bar.set_postfix_str(f"{len(ended)}/{len(jobs)} jobs, {failed} failed")
             if bar.disable:
                 seconds = time.monotonic() - began
-                print(f"[{ended.total()}/{len(jobs)}] {seconds:.0f} s: {update.state.value}: {update.job}", flush=True)
+                print(f"[{len(ended)}/{len(jobs)}] {seconds:.0f} s: {update.state.value}: {update.job}", flush=True)
     if ended:
-        print(f"{tally(ended.elements())} after {time.monotonic() - began:.0f} s")
-    if ended[JobState.FAILED]:
+        print(f"{tally(ended.get(job) or launcher.state(job) for job in jobs)} after {time.monotonic() - began:.0f} s")
+    if failed:
         print("The same command launches again what is not done.")
-    return 1 if ended[JobState.FAILED] else 0
+    return 1 if failed else 0
 
 
 def tally(states: Iterable[JobState]) -> str:

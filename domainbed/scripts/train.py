@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from domainbed.algorithms import ALGORITHMS
+from domainbed.datasets import DATASETS
 from domainbed.engine.config import TASKS, JobConfig
 from domainbed.registry import import_modules
 from domainbed.scripts import cli
@@ -11,8 +13,8 @@ from domainbed.scripts import cli
 def parser() -> cli.Parser:
     p = cli.Parser(prog="python -m domainbed.scripts.train", description="Train one job and write its folder.")
     p.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
-    p.add_argument("--dataset", default="RotatedMNIST", help="its registered name")
-    p.add_argument("--algorithm", default="ERM", help="its registered name")
+    p.add_argument("--dataset", default="RotatedMNIST", help=f"one of {', '.join(DATASETS)}, or your own")
+    p.add_argument("--algorithm", default="ERM", help=f"one of {', '.join(ALGORITHMS)}, or your own")
     p.add_argument("--task", default=TASKS[0], help=f"one of {', '.join(TASKS)}")
     p.add_argument("--hparams", help="hyperparameters to set, a JSON object such as '{\"batch_size\": 16}'")
     p.add_argument("--hparams_seed", type=int, default=0, help="0: the default hyperparameters; else a random draw")

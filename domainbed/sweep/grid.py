@@ -38,7 +38,8 @@ def make_jobs(
     if not 0 <= n_hparams_from < n_hparams:
         raise UsageError(f"no draw lies in --n_hparams_from {n_hparams_from} … --n_hparams {n_hparams} (exclusive)")
     jobs = []
-    for trial_seed, dataset, algorithm in itertools.product(range(n_trials), datasets, algorithms):
+    unique = dict.fromkeys  # named twice is wanted once
+    for trial_seed, dataset, algorithm in itertools.product(range(n_trials), unique(datasets), unique(algorithms)):
         for test_envs in all_test_envs(num_environments(dataset), leave_one_out):
             for hparams_seed in range(n_hparams_from, n_hparams):
                 config = JobConfig(

@@ -7,18 +7,19 @@ from pathlib import Path
 
 from domainbed.datasets import DATASETS
 from domainbed.engine.config import JobConfig
+from domainbed.engine.lock import is_locked
 from domainbed.records import is_done
 
 LOG_FILE = "log.txt"
 
 
 class JobState(Enum):
-    """How far a job is. The first three can be read off its folder; a launcher knows the others."""
+    """How far a job is. All but the last can be read off its folder; of a failure the launcher tells."""
 
     NOT_LAUNCHED = "not launched"
+    RUNNING = "running"
     INCOMPLETE = "incomplete"
     DONE = "done"
-    RUNNING = "running"
     FAILED = "failed"
 
 
@@ -30,8 +31,12 @@ class Job:
 
     @classmethod
     def in_sweep(cls, config: JobConfig, sweep_dir: Path) -> "Job":
-        """The job whose folder in `sweep_dir` is named by what determines its result."""
-        return cls(replace(config, output_dir=str(sweep_dir / config.name())))
+        """The job whose folder in `sweep_dir` is named by what determines its result.
+
+        Its paths are absolute: it may run from another folder.
+        """
+        data_dir = str(Path(config.data_dir).absolute()) if config.data_dir else config.data_dir
+        return cls(replace(config, data_dir=data_dir, output_dir=str(sweep_dir.absolute() / config.name())))
 
     @property
     def folder(self) -> Path:
@@ -41,7 +46,9 @@ class Job:
         """What the job's folder tells."""
         if is_done(self.folder):
             return JobState.DONE
-        return JobState.INCOMPLETE if self.folder.exists() else JobState.NOT_LAUNCHED
+        if not self.folder.exists():
+            return JobState.NOT_LAUNCHED
+        return JobState.RUNNING if is_locked(self.folder) else JobState.INCOMPLETE
 
     def command(self) -> list[str]:
         """The words of the command line that trains this job alone."""

@@ -1,7 +1,6 @@
 """A process that trains job after job, so that Python, torch and CUDA start once."""
 
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -9,13 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
+from typing import TypeAlias
 
 from tqdm import tqdm
 
+from domainbed.engine.lock import TakenError
 from domainbed.errors import UsageError
 from domainbed.sweep.job import LOG_FILE, Job
 
-# What a worker tells: ("record", step), ("done", None), ("failed", the error's last words).
+# What a worker tells of its job: ("record", step), then one of ("done", ""), ("taken", "") where another process
+# trains it or has finished it, and ("failed", why).
+Word: TypeAlias = tuple[str, str]
 
 
 def serve(connection: Connection, environ: Mapping[str, str]) -> None:
@@ -27,7 +30,6 @@ def serve(connection: Connection, environ: Mapping[str, str]) -> None:
         environ: environment variables to set before torch is imported (threads, the GPU).
     """
     os.environ.update(environ)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own lock spans processes, and would be left behind where this one is killed
     while True:
@@ -35,26 +37,31 @@ def serve(connection: Connection, environ: Mapping[str, str]) -> None:
             job: Job = connection.recv()
         except EOFError:
             return
-        with _output_to_log(job):
-            failure = _train(job, connection)
-        connection.send(("failed", failure) if failure else ("done", None))
-        if failure:
+        try:
+            with _output_to_log(job):
+                last_word = _train(job, connection)
+        except OSError as error:
+            last_word = ("failed", f"{job.folder}: {error.strerror}")
+        connection.send(last_word)
+        if last_word[0] == "failed":
             return
 
 
-def _train(job: Job, connection: Connection) -> str | None:
-    """Train one job. Returns None, or how it failed, in a line."""
+def _train(job: Job, connection: Connection) -> Word:
+    """Train one job. Returns the last word on it."""
     try:
         from domainbed.engine.train import train  # not before `environ` is set
 
         train(job.config, on_record=lambda step: connection.send(("record", step)))
+    except TakenError:
+        return "taken", ""
     except UsageError as error:
         print(f"error: {error}")
-        return str(error)
+        return "failed", str(error)
     except Exception as error:
         traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return None
+        return "failed", f"{type(error).__name__}: {error}"
+    return "done", ""
 
 
 @contextmanager

@@ -59,4 +59,4 @@ def test_metrics_are_detached_and_stay_on_the_device(monkeypatch: pytest.MonkeyP
     metrics = algorithm.update(batches)
     assert metrics["loss"].shape == ()
     assert not metrics["loss"].requires_grad
-    assert algorithm.phase == algorithm.phase == "update"
+    assert algorithm.phase == "update"

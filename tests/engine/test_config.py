@@ -82,6 +82,7 @@ def test_args_are_json_and_pickles_are_whole():
         ({"hparams_seed": -1}, "--hparams_seed must be at least 0"),
         ({"trial_seed": -1}, "--trial_seed must be at least 0"),
         ({"seed": -5}, "--seed must be at least 0"),
+        ({"seed": 2**32}, "--seed must be below 2**32"),
         ({"holdout_fraction": 0.0}, "--holdout_fraction must lie between 0 and 1"),
         ({"holdout_fraction": 1.0}, "--holdout_fraction must lie between 0 and 1"),
         ({"holdout_fraction": float("nan")}, "--holdout_fraction must lie between 0 and 1"),

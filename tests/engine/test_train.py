@@ -11,11 +11,12 @@ import torch
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm
 from domainbed.datasets import DATASETS, ArrayEnvironment, MultipleDomainDataset
+from domainbed.engine import data
 from domainbed.engine.config import JobConfig
+from domainbed.engine.lock import is_locked
 from domainbed.engine.model import load_model
 from domainbed.engine.train import Means, stretches, train
 from domainbed.errors import UsageError
-from domainbed.hparams_registry import register_hparams
 from domainbed.loading.splits import split_environment
 from domainbed.records import read_job
 
@@ -74,8 +75,6 @@ def registered(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(DATASETS._registered, "Tiny", Tiny)
     monkeypatch.setitem(ALGORITHMS._registered, "Tape", Tape)
     monkeypatch.setitem(ALGORITHMS._registered, "OneLogit", OneLogit)
-    register_hparams("Tape")
-    register_hparams("OneLogit")
 
 
 def make(tmp_path: Path, **kwargs) -> JobConfig:
@@ -94,7 +93,8 @@ def test_evaluations_come_when_the_protocol_says(steps: int, freq: int):
 def test_means_are_over_the_updates_that_told_a_figure():
     means = Means()
     means.add({"a": torch.tensor(1.0), "b": 4.0})
-    means.add({"a": torch.tensor(2.0)})
+    means.add({"a": torch.tensor(2.0, requires_grad=True)})  # some forget to detach
+    assert not means._sums["a"].requires_grad
     assert means.read() == {"a": 1.5, "b": 4.0}
 
 
@@ -192,10 +192,18 @@ def test_same_arguments_same_records_and_weights(tmp_path: Path):
 def test_models_are_left_as_asked(tmp_path: Path):
     train(make(tmp_path, save_model_every_checkpoint=True))
     names = {p.name for p in (tmp_path / "job").iterdir()}
-    assert names == {"results.jsonl", "done", "model.pkl", "model_step0.pkl", "model_step5.pkl", "model_step10.pkl"}
+    assert names == {
+        ".lock",
+        "results.jsonl",
+        "done",
+        "model.pkl",
+        "model_step0.pkl",
+        "model_step5.pkl",
+        "model_step10.pkl",
+    }
     assert (tmp_path / "job" / "done").read_text() == "done"
     train(make(tmp_path, skip_model_save=True, output_dir=str(tmp_path / "other")))
-    assert {p.name for p in (tmp_path / "other").iterdir()} == {"results.jsonl", "done"}
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {".lock", "results.jsonl", "done"}
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path: Path):
@@ -215,6 +223,43 @@ def test_an_unfinished_run_is_begun_anew(tmp_path: Path):
     records, problems = read_job(tmp_path / "job")
     assert [r["step"] for r in records] == [0, 5, 10]
     assert problems == []
+
+
+def test_another_jobs_unfinished_run_is_kept(tmp_path: Path):
+    train(make(tmp_path, seed=1))
+    (tmp_path / "job" / "done").unlink()
+    before = (tmp_path / "job" / "results.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"holds another, unfinished run \(.*seed 1, steps 11.*choose another"):
+        train(make(tmp_path, seed=2))
+    assert (tmp_path / "job" / "results.jsonl").read_bytes() == before
+    train(make(tmp_path, seed=1, skip_model_save=True))
+
+
+def test_one_process_a_job(tmp_path: Path):
+    def meanwhile(step: int) -> None:
+        assert is_locked(tmp_path / "job")
+        with pytest.raises(UsageError, match="is being trained by another process"):
+            train(make(tmp_path))
+
+    train(make(tmp_path, steps=1), on_record=meanwhile)
+    assert not is_locked(tmp_path / "job")
+    assert [r["step"] for r in read_job(tmp_path / "job")[0]] == [0]
+
+
+def test_an_algorithm_that_refuses_its_hyperparameters(tmp_path: Path):
+    with pytest.raises(UsageError, match="ERM can't be made with these hyperparameters: Invalid learning rate: -1"):
+        train(make(tmp_path, algorithm="ERM", hparams='{"lr": -1}'))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_steps_between_evaluations_come_in_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train(make(tmp_path, steps=9, checkpoint_freq=100))
+    whole = [[x for x, _ in minibatches] for minibatches, _ in Tape.seen]
+    monkeypatch.setattr(data, "TABLE", 4)
+    train(make(tmp_path, steps=9, checkpoint_freq=100, output_dir=str(tmp_path / "tables")))
+    assert len(whole) == len(Tape.seen) == 9
+    for images, (minibatches, _) in zip(whole, Tape.seen, strict=True):
+        assert all(torch.equal(a, b) for a, (b, _) in zip(images, minibatches, strict=True))
 
 
 @pytest.mark.parametrize(

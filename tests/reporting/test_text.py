@@ -28,7 +28,7 @@ Algorithm            +90%          +80%           -90%           Avg
 ERM          70.5 +/- 0.4  61.0 +/- 0.7   10.0 +/- 0.0  47.2 +/- 0.4
 Mixup                   X             X  30.0 +/- 0.0*             X
 X: no run to choose from, or an average over such a cell
-*: from fewer trials than the sweep's 2: Mixup -90% from 1
+*: from fewer trials than there are: Mixup -90% 1 of 2
 
 Averages
 Algorithm      ColoredDigits    Avg
@@ -60,6 +60,15 @@ def test_a_trial_without_all_environments_has_no_average(tmp_path: Path):
     records = [make_record(test_envs=(e,), trial_seed=t, in_acc=accuracy(e, t)) for e, t in RUNS if (e, t) != (2, 1)]
     row = next(line for line in tables_of(tmp_path, records).splitlines() if line.startswith("ERM"))
     assert row.split("  ")[-1] == "46.7 +/- 0.0*"
+
+
+def test_an_average_over_datasets_tells_what_it_rests_on(tmp_path: Path):
+    records = [make_record(test_envs=(e,), trial_seed=t) for e, t in RUNS if (e, t) != (2, 1)]
+    records += [make_record("Other", test_envs=(e,), trial_seed=t) for e in range(3) for t in range(3)]
+    text = tables_of(tmp_path, records)
+    averages = text[text.index("Averages") :].splitlines()
+    assert averages[3].split() == ["ERM", "50.0", "+/-", "0.0*", "50.0", "+/-", "0.0", "50.0*"]
+    assert averages[4] == "*: from fewer trials than there are: ERM ColoredDigits 1 of 2, ERM Avg 4 of 5"
 
 
 def test_datasets_in_the_protocols_order_and_foreign_ones_behind(tmp_path: Path):

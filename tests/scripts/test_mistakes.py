@@ -17,6 +17,16 @@ MISTAKES = [
     ("train", ["--dataset", "ColoredMNIST", "--data_dir", ""], "ColoredMNIST needs --data_dir"),
     ("train", ["--dataset", "ColoredMNIST", "--data_dir", "no/such"], "--data_dir 'no/such' is not a folder"),
     ("train", ["--dataset", "ColoredDigits", "--holdout_fraction", "0.001"], "environment 0 is too small to split"),
+    (
+        "train",
+        ["--dataset", "ColoredDigits", "--hparams", '{"lr": -1}'],
+        "ERM can't be made with these hyperparameters",
+    ),
+    (
+        "train",
+        ["--dataset", "ColoredDigits", "--output_dir", "/dev/null/x"],
+        "--output_dir /dev/null/x: Not a directory",
+    ),
     ("train", ["--import", "no_such_module"], "--import no_such_module: ModuleNotFoundError"),
     ("sweep", [], "the following arguments are required: COMMAND"),
     ("sweep", ["lunch"], "invalid choice: 'lunch'"),
@@ -31,6 +41,11 @@ MISTAKES = [
     ("sweep", ["launch", "--output_dir", "s", "--command_launcher", "slrum"], "unknown launcher 'slrum'"),
     ("sweep", ["launch", "--output_dir", "s", "--n_trials", "0"], "--n_trials must be at least 1"),
     ("sweep", ["launch", "--output_dir", "s", "--workers", "0"], "--workers must be at least 1"),
+    (
+        "sweep",
+        ["launch", "--output_dir", "s", "--datasets", "ColoredDigits", "--hparams", '{"weight_decay": -1}'],
+        "ERM can't be made",
+    ),
     ("sweep", ["launch", "--output_dir", "s", "--single_test_envs", "--leave_one_out"], "not allowed with argument"),
     ("sweep", ["launch", "--output_dir", "s", "--datasets", "ColoredMNIST"], "ColoredMNIST needs --data_dir"),
     (

@@ -37,7 +37,7 @@ def test_from_command_to_table(run_module, tmp_path: Path):
     jobs = jobs_in(folder, *SMALL, "--steps", "3", "--leave_one_out")
     assert {path.name for path in folder.iterdir()} == {job.folder.name for job in jobs}
     for job in jobs:
-        assert {p.name for p in job.folder.iterdir()} == {"results.jsonl", "log.txt", "model.pkl", "done"}
+        assert {p.name for p in job.folder.iterdir()} == {".lock", "results.jsonl", "log.txt", "model.pkl", "done"}
         records, _ = read_job(job.folder)
         assert [r["step"] for r in records] == [0, 2]
         assert records[0]["args"] == job.config.args()
@@ -111,12 +111,53 @@ def test_stopped_midway_and_launched_again(run_module, tmp_path: Path, how: sign
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 8])
+def test_ctrl_c_in_the_terminal(tmp_path: Path, seconds: float):
+    """It reaches launcher and workers alike, be they just starting: one line, no traceback."""
+    words = ["launch", *SMALL, "--steps", "1000000", "--output_dir", str(tmp_path / "sweep"), "--skip_confirmation"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "domainbed.scripts.sweep", *words, "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline().endswith("6 not launched\n")
+        wait_until(lambda: len(children_of(launcher.pid)) >= 2)
+        time.sleep(seconds)
+        os.killpg(launcher.pid, signal.SIGINT)
+        _, stderr = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 130
+    assert stderr == "\nStopped. The same command launches again what is not done.\n"
+
+
+@pytest.mark.slow
+def test_two_launches_at_once_train_each_job_once(tmp_path: Path):
+    words = ["launch", *SMALL, "--steps", "31", "--output_dir", str(tmp_path / "sweep"), "--skip_confirmation"]
+    command = [sys.executable, "-m", "domainbed.scripts.sweep", *words, "--workers", "1"]
+    launchers = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    for launcher in launchers:
+        _, stderr = launcher.communicate(timeout=200)
+        assert (launcher.returncode, stderr) == (0, b"")
+    jobs = jobs_in(tmp_path / "sweep", *SMALL, "--steps", "31")
+    assert all(job.state() == JobState.DONE for job in jobs)
+    for job in jobs:
+        assert [r["step"] for r in read_job(job.folder)[0]] == [0, 30]
+        assert (job.folder / "log.txt").read_text().count("step    30") == 1
+
+
+@pytest.mark.slow
 def test_a_killed_jobs_records_are_replaced(run_module, tmp_path: Path):
     folder = tmp_path / "sweep"
     args = [*SMALL, "--steps", "3"]
     jobs = jobs_in(folder, *args)
     jobs[0].folder.mkdir(parents=True)
-    (jobs[0].folder / "results.jsonl").write_text(json.dumps({"step": 100}) + '\n{"step": 2')
+    torn = json.dumps({"step": 100, "args": jobs[0].config.args()}) + '\n{"step": 2'
+    (jobs[0].folder / "results.jsonl").write_text(torn)
     finished = run_module("sweep", "launch", *args, "--output_dir", folder, "--skip_confirmation")
     assert finished.returncode == 0, finished.stderr
     assert "5 not launched, 1 incomplete" in finished.stdout
@@ -135,7 +176,8 @@ def test_failures_are_told_and_the_others_done(run_module, tmp_path: Path):
     jobs[2].folder.write_text("in the way")
     finished = run_module("sweep", "launch", *args, "--output_dir", folder, "--skip_confirmation")
     assert finished.returncode == 1
-    assert f"FAILED {jobs[2]}" in finished.stderr
+    assert f"FAILED {jobs[2]}: {jobs[2].folder}: File exists\n(no log at {jobs[2].folder}/log.txt)" in finished.stderr
+    assert "Traceback" not in finished.stderr
     assert "5 done, 1 failed after" in finished.stdout
     assert "The same command launches again what is not done." in finished.stdout
     assert [job.state() for job in jobs].count(JobState.DONE) == 5

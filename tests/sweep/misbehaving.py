@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 from domainbed.algorithms import ALGORITHMS
@@ -24,6 +25,14 @@ class Misbehaving(ERM):
         if how == "exit":
             os._exit(3)
         if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "leave a thread":
+            threading.Thread(target=time.sleep, args=(600,)).start()
+            raise RuntimeError("a thread goes on")
+        if how == "leave a child":
+            if os.fork() == 0:
+                time.sleep(20)  # it holds all that its parent held open
+                os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "sleep":
             time.sleep(600)

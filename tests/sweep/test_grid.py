@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -54,10 +55,16 @@ def test_order_and_seeds_are_domainbeds():
         assert c.seed == seed_hash(dataset, algorithm, [env], hparams_seed, trial)
 
 
+def test_named_twice_is_wanted_once():
+    jobs = grid(datasets=["ColoredDigits", "ColoredDigits"], algorithms=["ERM", "ERM"])
+    assert len(jobs) == len(set(jobs)) == 3 * 20 * 3
+
+
 def test_folders_do_not_depend_on_where_things_lie():
     here, there = grid(data_dir="/a"), grid(data_dir="/b", output_dir="/elsewhere")
     assert [job.folder.name for job in here] == [job.folder.name for job in there]
-    assert here[0].folder.parent.name == "sweep"
+    assert here[0].folder.parent == Path("sweep").absolute()
+    assert grid(data_dir="data")[0].config.data_dir == str(Path("data").absolute())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.engine.config import JobConfig
+from domainbed.engine.lock import locked
 from domainbed.scripts import train
 from domainbed.sweep.job import Job, JobState
 
@@ -15,6 +16,9 @@ def test_states(tmp_path: Path):
     job.folder.mkdir()
     assert job.state() == JobState.INCOMPLETE
     (job.folder / "results.jsonl").write_text("")
+    assert job.state() == JobState.INCOMPLETE
+    with locked(job.folder):
+        assert job.state() == JobState.RUNNING
     assert job.state() == JobState.INCOMPLETE
     (job.folder / "done").write_text("done")
     assert job.state() == JobState.DONE

@@ -6,6 +6,7 @@ import pytest
 
 import tests.sweep.misbehaving  # noqa: F401  registers the algorithm
 from domainbed.engine.config import JobConfig
+from domainbed.engine.lock import locked
 from domainbed.errors import UsageError
 from domainbed.records import read_job
 from domainbed.sweep.job import Job, JobState
@@ -27,11 +28,22 @@ def make_job(tmp_path: Path, how: str, seed: int = 0) -> Job:
     return Job.in_sweep(config, tmp_path)
 
 
+SIGKILLED = "its process was ended by SIGKILL (the kernel does so when memory runs out)"
+WAYS = {
+    "raise": "RuntimeError: out of ideas",
+    "killed": SIGKILLED,
+    "usage": "not like this",
+    "exit": "its process ended with status 3",
+    "leave a thread": "RuntimeError: a thread goes on",
+    "leave a child": SIGKILLED,
+}
+
+
 @pytest.mark.slow
 def test_a_job_that_fails_takes_nobody_with_it(tmp_path: Path):
     """Every way to fail, one behind the other in one worker, and a good job after each."""
     jobs = []
-    for seed, how in enumerate(["raise", "killed", "usage", "exit"]):
+    for seed, how in enumerate(WAYS):
         jobs += [make_job(tmp_path, how), make_job(tmp_path, "well", seed)]
     last: dict[Job, JobState] = {}
     reasons = {}
@@ -47,21 +59,32 @@ def test_a_job_that_fails_takes_nobody_with_it(tmp_path: Path):
         assert steps[job] == [1, 2, 3, 3]
         assert [r["step"] for r in read_job(job.folder)[0]] == [0, 1, 2]
     first_lines = {}
-    for job, how in zip(jobs[::2], ["raise", "killed", "usage", "exit"], strict=True):
+    for job, how in zip(jobs[::2], WAYS, strict=True):
         assert last[job] == JobState.FAILED
         assert job.state() == JobState.INCOMPLETE
-        last_words = 'raise RuntimeError("out of ideas")' if how == "raise" else f"about to do {how}"
-        assert last_words in reasons[job], "the end of the log is told"
+        log = (job.folder / "log.txt").read_text()
+        assert f"about to do {how}" in log
+        assert log.splitlines()[-1] in reasons[job], "the end of the log is told"
         assert str(job.folder / "log.txt") in reasons[job]
         first_lines[how] = reasons[job].splitlines()[0]
-    assert first_lines == {
-        "raise": "RuntimeError: out of ideas",
-        "killed": "its process was ended by SIGKILL (the kernel does so when memory runs out)",
-        "usage": "not like this",
-        "exit": "its process ended with status 3",
-    }
+    assert first_lines == WAYS
     assert "Traceback" in (jobs[0].folder / "log.txt").read_text()
     assert "Traceback" not in (jobs[4].folder / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_jobs_that_another_launch_took_on_are_passed_over(tmp_path: Path):
+    done, running, well = (make_job(tmp_path, "well", seed) for seed in range(3))
+    done.folder.mkdir(parents=True)
+    (done.folder / "done").write_text("done")
+    running.folder.mkdir()
+    with locked(running.folder):
+        updates = list(LocalLauncher(workers=1).launch([done, running, well]))
+    assert [(u.job, u.state) for u in updates[:2]] == [(done, JobState.DONE), (running, JobState.RUNNING)]
+    assert [u.steps for u in updates] == [3, 0, 1, 2, 3, 3]
+    assert {p.name for p in done.folder.iterdir()} == {"done"}
+    assert {p.name for p in running.folder.iterdir()} == {".lock"}
+    assert well.state() == JobState.DONE
 
 
 @pytest.mark.slow

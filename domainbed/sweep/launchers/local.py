@@ -17,13 +17,11 @@ from domainbed.sweep.launchers.base import Launcher, Update
 from domainbed.sweep.worker import serve
 
 LOG_LINES = 8
+PATIENCE = 5  # seconds for a process to end by itself
 
 
 class LocalLauncher(Launcher):
-    """N worker processes: one a GPU, or on CPU one a core with a single thread each.
-
-    More threads a worker would only help where there are fewer jobs than cores: then the cores are shared out.
-    """
+    """N worker processes: by default one a GPU or, without a GPU, one a core. They share the cores out as threads."""
 
     def __init__(self, workers: int | None = None) -> None:
         if workers is not None and workers < 1:
@@ -35,20 +33,24 @@ class LocalLauncher(Launcher):
         waiting = deque(jobs)
         try:
             self._running = [_Worker(environ) for environ in worker_environments(self.workers, len(jobs))]
-            for worker in self._running:
-                worker.give(waiting.popleft())
+            for worker in list(self._running):
+                yield from self._go_on(worker, waiting)
             while self._running:
-                ready = wait([w.connection for w in self._running] + [w.process.sentinel for w in self._running])
-                for worker in [w for w in self._running if w.connection in ready or w.process.sentinel in ready]:
-                    update = worker.hear()
-                    if update.state != JobState.RUNNING:
-                        self._go_on(worker, waiting)
-                    yield update
+                wait([w.connection for w in self._running], timeout=1)
+                for worker in [w for w in self._running if w.has_news()]:
+                    yield worker.hear()
+                    if not worker.busy:
+                        yield from self._go_on(worker, waiting)
         finally:
             self.stop()
 
-    def _go_on(self, worker: "_Worker", waiting: deque[Job]) -> None:
-        """Give a worker that has ended its job the next one; a new process takes the place of one that ended."""
+    def _go_on(self, worker: "_Worker", waiting: deque[Job]) -> Iterator[Update]:
+        """Give a free worker the next job; a new process takes the place of one that is spent.
+
+        Jobs that another launch has taken on since are passed over and told of.
+        """
+        while waiting and waiting[0].state() in (JobState.DONE, JobState.RUNNING):
+            yield _taken(waiting.popleft())
         if not waiting or not worker.usable:
             worker.close()
             self._running.remove(worker)
@@ -61,6 +63,7 @@ class LocalLauncher(Launcher):
     def stop(self) -> None:
         for worker in self._running:
             worker.process.kill()
+        for worker in self._running:
             worker.close()
         self._running = []
 
@@ -74,39 +77,57 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, environ))
+        # Ctrl-C reaches the whole process group, but is the launcher's to answer; the process inherits the deafness.
+        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.process.start()
+        signal.signal(signal.SIGINT, answer)
         theirs.close()
         self.usable = True
+        self.busy = False
 
     def give(self, job: Job) -> None:
         self.job = job
+        self.busy = True
         with contextlib.suppress(OSError):  # a process that is dead already is heard of next
             self.connection.send(job)
+
+    def has_news(self) -> bool:
+        """Whether it has something to tell, or is dead (which a child of its own, that lives on, can hide)."""
+        return self.connection.poll() or not self.process.is_alive()
 
     def hear(self) -> Update:
         """The next thing that the worker tells of its job; its death is the last."""
         try:
-            if not self.connection.poll():  # its death was noticed, and it had nothing more to tell
+            if not self.connection.poll():
                 raise EOFError
             what, detail = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.usable = False
-            self.process.join()
+        except (EOFError, OSError):  # OSError: it died in the middle of a word
+            self.process.join(PATIENCE)
             return self._failed(_cause_of_death(self.process.exitcode))
         if what == "record":
             return Update(self.job, JobState.RUNNING, steps=detail + 1)
         if what == "failed":
-            self.usable = False
             return self._failed(detail)
-        return Update(self.job, JobState.DONE, steps=self.job.config.steps)
+        self.busy = False
+        return _taken(self.job) if what == "taken" else Update(self.job, JobState.DONE, steps=self.job.config.steps)
 
     def _failed(self, reason: str) -> Update:
+        self.busy = self.usable = False
         return Update(self.job, JobState.FAILED, reason="\n".join([reason, *log_end(self.job.folder / LOG_FILE)]))
 
     def close(self) -> None:
-        """Let the process end and wait for it."""
+        """Let the process end, and see that it does."""
         self.connection.close()
-        self.process.join()
+        self.process.join(PATIENCE)
+        if self.process.is_alive():  # a thread that the job left, say, or a device that does not answer
+            self.process.kill()
+            self.process.join(PATIENCE)
+
+
+def _taken(job: Job) -> Update:
+    """What is told of a job that another launch trains or has finished."""
+    state = job.state()
+    return Update(job, state, steps=job.config.steps if state == JobState.DONE else 0)
 
 
 def worker_environments(workers: int | None, n_jobs: int) -> list[dict[str, str]]:
