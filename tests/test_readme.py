@@ -1,5 +1,6 @@
 """What the README says is so."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from domainbed.records import load_records
+from domainbed.reporting.text import report
 from domainbed.scripts import collect_results, sweep
+from tests.conftest import make_record, write_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -53,9 +57,27 @@ def test_the_map_shows_every_file_and_no_other():
         if path.name not in ("__init__.py",):
             assert path.name in house, f"{path} is not on the map"
     for name in re.findall(r"[\w/]+\.(?:py|txt)", house):
-        assert list(ROOT.glob(f"**/{name}")), f"{name} is on the map only"
+        found = [*ROOT.glob(f"domainbed/**/{name}"), *ROOT.glob(f"scripts/{name}"), *ROOT.glob(f"tests/{name}")]
+        assert found, f"{name} is on the map only"
     for folder in re.findall(r"^ *(\w+)/ ", house, flags=re.MULTILINE):
         assert any((base / folder).is_dir() for base in (ROOT, ROOT / "domainbed", ROOT / "domainbed/sweep"))
+
+
+def test_the_quoted_tables_look_like_the_real_ones(tmp_path: Path):
+    """All but the figures, and how wide they are."""
+    records = [
+        make_record(dataset, "ERM", (env,), trial, hparams_seed, 0, (0.5,) * n, (0.5,) * n)
+        for dataset, n in (("ColoredDigits", 3), ("RotatedDigits", 6))
+        for env, trial, hparams_seed in itertools.product(range(n), range(2), range(2))
+    ]
+    frame, _ = load_records(str(write_sweep(tmp_path, records)))
+    (quoted,) = [block for block in blocks("text") if "Model selection" in block]
+    quoted = quoted[quoted.index("36 jobs with records") : quoted.index("\nThese tables lie in")]
+    assert masked(quoted) == masked(report(frame))
+
+
+def masked(text: str) -> str:
+    return re.sub(r"[ -]+", " ", re.sub(r"\d+\.\d", "N", text)).strip()
 
 
 def test_links_lead_somewhere():

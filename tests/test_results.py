@@ -1,0 +1,25 @@
+"""The tables in results/ are those that their kept records give."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from domainbed.scripts.collect_results import main
+
+RESULTS = Path(__file__).parents[1] / "results"
+ARCHIVES = sorted(RESULTS.glob("*/records.tar.xz"))
+
+
+def test_there_are_kept_records():
+    assert ARCHIVES
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.parent.name)
+def test_kept_records_give_the_kept_tables(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    main(["--input_dir", str(tmp_path)])
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out == (archive.parent / "results.txt").read_text()
