@@ -186,7 +186,9 @@ def _checked(name: str, value: Any, like: Value) -> Value:
     if isinstance(value, int) and isinstance(like, float) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(like):
-        raise UsageError(f"--hparams: {name} takes a {type(like).__name__}, like {json.dumps(like)}, not {value!r}")
+        raise UsageError(
+            f"--hparams: {name} must be of type {type(like).__name__}, like {json.dumps(like)}, not {value!r}"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"--hparams: {name} must be a finite number, not {value}")
     if name == "batch_size" and value < 1:

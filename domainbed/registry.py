@@ -61,4 +61,5 @@ def import_modules(names: Iterable[str]) -> None:
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
+            hint = "; give its name without .py" if name.endswith(".py") else ""
+            raise UsageError(f"can't import your module {name}: {type(error).__name__}: {error}{hint}") from error

@@ -39,8 +39,10 @@ def test_near():
 
 
 def test_a_module_that_cannot_be_imported_is_named():
-    with pytest.raises(UsageError, match="--import no_such_module: ModuleNotFoundError"):
+    with pytest.raises(UsageError, match="can't import your module no_such_module: ModuleNotFoundError"):
         import_modules(["no_such_module"])
+    with pytest.raises(UsageError, match=r"give its name without \.py"):
+        import_modules(["no_such_module.py"])
 
 
 @pytest.mark.parametrize("module", ["sweep", "train", "collect_results"])

@@ -59,6 +59,7 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
         begin(folder, config)
         tqdm.write(f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
         tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
+        tqdm.write("accuracies in percent: trained on / held out, [test environment]")
         for start, stop in stretches(config.steps, config.checkpoint_freq):
             means = Means()
             began = time.perf_counter()

@@ -1,5 +1,7 @@
 """The cells of the tables: accuracies in percent, mean and standard error over trials."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -32,10 +34,12 @@ def summarise(records: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a cell: `dataset`, `algorithm`, `environment` (a name, or AVERAGE), `mean` and `error` in percent (NaN
-        where missing), `trials` (how many it comes from) and `of_trials` (how many the sweep has). AVERAGE is first
-        taken over environments within each trial that has them all.
+        where missing), `trials` (how many it comes from), `of_trials` (how many the sweep has) and `unfinished` (how
+        many of the chosen runs are not done). AVERAGE is first taken over environments within each trial that has
+        them all.
     """
     cells = []
+    unfinished = records.loc[~records["done"], "folder"].unique()
     for dataset in in_order(records["dataset"], list(DATASETS)):
         names = environment_names(records, dataset)
         of_trials = records.loc[records["dataset"] == dataset, "trial_seed"].nunique()
@@ -46,7 +50,9 @@ def summarise(records: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
             accuracies[AVERAGE] = accuracies.mean(axis=1, skipna=False)
             for environment, of_cell in accuracies.items():
                 where = {"dataset": dataset, "algorithm": algorithm, "environment": environment}
-                cells.append({**where, **mean_and_error(of_cell.dropna()), "of_trials": of_trials})
+                of_runs = runs if environment == AVERAGE else runs[runs["test_env"] == names.index(str(environment))]
+                counts = {"of_trials": of_trials, "unfinished": of_runs["folder"].isin(unfinished).sum()}
+                cells.append({**where, **mean_and_error(of_cell.dropna()), **counts})
     return pd.DataFrame(cells)
 
 
@@ -64,12 +70,12 @@ def averages(cells: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a cell: `algorithm`, `dataset` (or AVERAGE), and the rest as in `summarise`. The average over datasets is
-        the mean of their means; it has no error, and its trials are those of all datasets together.
+        the mean of their means; it has no error, and its counts are those of all datasets together.
     """
     of_datasets = cells[cells["environment"] == AVERAGE].drop(columns="environment")
     overall = []
     for algorithm, row in of_datasets.groupby("algorithm", sort=False):
-        mean, trials, of_trials = row["mean"].mean(skipna=False), row["trials"].sum(), row["of_trials"].sum()
         where = {"dataset": AVERAGE, "algorithm": algorithm}
-        overall.append({**where, "mean": mean, "error": np.nan, "trials": trials, "of_trials": of_trials})
+        counts: dict[str, Any] = {name: row[name].sum() for name in ("trials", "of_trials", "unfinished")}
+        overall.append({**where, "mean": row["mean"].mean(skipna=False), "error": np.nan, **counts})
     return pd.concat([of_datasets, pd.DataFrame(overall)], ignore_index=True)

@@ -8,6 +8,7 @@ from domainbed.reporting.tables import AVERAGE, averages, summarise
 
 MISSING = "X"
 FEWER = "*"
+UNFINISHED = "~"
 
 
 def report(records: pd.DataFrame) -> str:
@@ -31,7 +32,7 @@ def _progress(records: pd.DataFrame) -> str:
     done = records.groupby("folder")["done"].first()
     line = f"{len(done)} jobs with records, {done.sum()} of them done"
     if not done.all():
-        line += f"; of the other {(~done).sum()} what they have recorded so far counts"
+        line += f", {(~done).sum()} unfinished"
     return line
 
 
@@ -60,6 +61,10 @@ def _table(cells: pd.DataFrame, columns: str) -> str:
     if len(fewer):
         which = [f"{c['algorithm']} {c[columns]} {c['trials']} of {c['of_trials']}" for c in fewer.to_dict("records")]
         notes.append(f"{FEWER}: from fewer trials than there are: {', '.join(which)}")
+    if (cells["mean"].notna() & (cells["unfinished"] > 0)).any():
+        notes.append(f"{UNFINISHED}: from runs that are not finished; what they have recorded so far counts")
+    if (cells["error"].notna() & (cells["trials"] == 1)).any():
+        notes.append("A single trial has no spread: its +/- 0.0 says nothing.")
     return "\n".join([table, *notes])
 
 
@@ -69,4 +74,4 @@ def _cell(cell: dict) -> str:
     text = f"{cell['mean']:.1f}"
     if not pd.isna(cell["error"]):
         text += f" +/- {cell['error']:.1f}"
-    return text + (FEWER if cell["trials"] < cell["of_trials"] else "")
+    return text + (FEWER if cell["trials"] < cell["of_trials"] else "") + (UNFINISHED if cell["unfinished"] else "")

@@ -29,7 +29,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         for word in unknown:
             hint = f"; {near(word.split('=')[0], self.flags(parsed))}" if word.startswith("-") else ""
-            self.error(f"unknown argument {word}{hint}")
+            prog = " ".join([self.prog, *([parsed.command] if "command" in parsed else [])])
+            raise UsageError(f"unknown argument {word}{hint} (see {prog} --help)")
         return parsed
 
     def flags(self, parsed: argparse.Namespace) -> list[str]:

@@ -24,10 +24,10 @@ def parser() -> cli.Parser:
     launch = commands.add_parser("launch", help="run every job that is not done", prog=f"{p.prog} launch")
     launch.add_argument("--output_dir", required=True, help="the sweep's folder, which holds one folder a job")
     launch.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
-    launch.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME")
-    launch.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME")
-    launch.add_argument("--n_hparams_from", type=int, default=0, help="number of the first hyperparameter draw")
-    launch.add_argument("--n_hparams", type=int, default=20, help="draws up to this number; 0 is the defaults")
+    launch.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME", help="or your own")
+    launch.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME", help="or your own")
+    launch.add_argument("--n_hparams_from", type=int, default=0, help="leave out the draws below this number")
+    launch.add_argument("--n_hparams", type=int, default=20, help="number of draws; draw 0 is the defaults")
     launch.add_argument("--n_trials", type=int, default=3, help="repetitions with other splits and seeds")
     launch.add_argument("--steps", type=int, help="updates a job (default: each dataset's own)")
     launch.add_argument("--hparams", help="hyperparameters to set in every job, such as '{\"batch_size\": 16}'")
@@ -43,7 +43,9 @@ def parser() -> cli.Parser:
     launch.add_argument("--workers", type=int, help="jobs at once (default: one a GPU or, without GPU, one a core)")
     launch.add_argument("--skip_model_save", action="store_true", help="let the jobs leave no model.pkl")
     launch.add_argument("--skip_confirmation", action="store_true", help="don't ask before starting")
-    launch.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules")
+    launch.add_argument(
+        "--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules to import"
+    )
     return p
 
 
@@ -53,12 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = jobs_of(args)
     launcher = LAUNCHERS[args.command_launcher](args.workers)
     states = {job: launcher.state(job) for job in jobs}
-    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(states.values())}", flush=True)
+    # Commands that are only printed shall stand alone on stdout, and need no leave.
+    chatter = sys.stdout if launcher.RUNS_JOBS else sys.stderr
+    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(states.values())}", file=chatter, flush=True)
     to_launch = [job for job, state in states.items() if state in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE)]
     if not to_launch:
         return 0
     check(to_launch)
-    if not args.skip_confirmation:
+    if launcher.RUNS_JOBS and not args.skip_confirmation:
         confirm(f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?")
     try:
         return launch(launcher, to_launch)

@@ -22,7 +22,13 @@ def parser() -> cli.Parser:
     p.add_argument("--seed", type=int, default=0, help="decides everything else that is random")
     p.add_argument("--steps", type=int, help="number of updates (default: the dataset's own)")
     p.add_argument("--checkpoint_freq", type=int, help="evaluate every so many updates (default: the dataset's own)")
-    p.add_argument("--test_envs", type=int, nargs="+", default=[0], help="environments that are not trained on")
+    p.add_argument(
+        "--test_envs",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="numbers, from 0, of the environments that are not trained on",
+    )
     p.add_argument("--output_dir", default="train_output", help="the job's folder")
     p.add_argument("--holdout_fraction", type=float, default=0.2, help="part of each environment that is held out")
     p.add_argument(
@@ -33,7 +39,14 @@ def parser() -> cli.Parser:
     )
     p.add_argument("--skip_model_save", action="store_true", help="leave no model.pkl")
     p.add_argument("--save_model_every_checkpoint", action="store_true", help="leave a model at every evaluation, too")
-    p.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules to import")
+    p.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="your modules to import, such as my_algorithms",
+    )
     return p
 
 

@@ -36,7 +36,9 @@ def make_jobs(
     if n_trials < 1:
         raise UsageError(f"--n_trials must be at least 1, not {n_trials}")
     if not 0 <= n_hparams_from < n_hparams:
-        raise UsageError(f"no draw lies in --n_hparams_from {n_hparams_from} … --n_hparams {n_hparams} (exclusive)")
+        raise UsageError(
+            f"--n_hparams {n_hparams} must be above --n_hparams_from {n_hparams_from}, and that at least 0"
+        )
     jobs = []
     unique = dict.fromkeys  # named twice is wanted once
     for trial_seed, dataset, algorithm in itertools.product(range(n_trials), unique(datasets), unique(algorithms)):

@@ -267,7 +267,7 @@ def test_many_steps_between_evaluations_come_in_tables(tmp_path: Path, monkeypat
     [
         ({"holdout_fraction": 0.05}, "environment 0 is too small to split: of its 10 images"),
         ({"dataset": "ColoredMNIST"}, "needs --data_dir"),
-        ({"imports": ("no_such_module",)}, "--import no_such_module"),
+        ({"imports": ("no_such_module",)}, "can't import your module no_such_module"),
     ],
 )
 def test_nothing_is_written_before_all_has_proved_good(tmp_path: Path, kwargs: dict, message: str):

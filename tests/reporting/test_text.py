@@ -1,5 +1,6 @@
 """The printed tables of small sweeps, as they should look."""
 
+import re
 from pathlib import Path
 
 from domainbed.records import load_records
@@ -29,6 +30,7 @@ ERM          70.5 +/- 0.4  61.0 +/- 0.7   10.0 +/- 0.0  47.2 +/- 0.4
 Mixup                   X             X  30.0 +/- 0.0*             X
 X: no run to choose from, or an average over such a cell
 *: from fewer trials than there are: Mixup -90% 1 of 2
+A single trial has no spread: its +/- 0.0 says nothing.
 
 Averages
 Algorithm      ColoredDigits    Avg
@@ -53,7 +55,20 @@ def test_tables_with_holes(tmp_path: Path):
 
 def test_unfinished_jobs_are_counted(tmp_path: Path):
     text = tables_of(tmp_path, [make_record(test_envs=(e,)) for e in range(3)], done=False)
-    assert text.startswith("3 jobs with records, 0 of them done; of the other 3 what they have recorded so far counts")
+    assert text.startswith("3 jobs with records, 0 of them done, 3 unfinished\n")
+
+
+def test_a_cell_from_an_unfinished_run_is_marked(tmp_path: Path):
+    write_sweep(tmp_path, [make_record(test_envs=(e,), trial_seed=t) for e, t in RUNS if e > 0])
+    text = tables_of(tmp_path, [make_record(test_envs=(0,), trial_seed=t) for t in range(2)], done=False)
+    lines = text.splitlines()
+    row = next(line for line in lines if line.startswith("ERM"))
+    assert re.split(r"  +", row)[1:] == ["50.0 +/- 0.0~", "50.0 +/- 0.0", "50.0 +/- 0.0", "50.0 +/- 0.0~"]
+    note = "~: from runs that are not finished; what they have recorded so far counts"
+    assert lines[lines.index(row) + 1] == note
+    averages = lines[lines.index("Averages") :]
+    assert averages[3].split()[-1] == "50.0~"
+    assert averages[4] == note
 
 
 def test_a_trial_without_all_environments_has_no_average(tmp_path: Path):

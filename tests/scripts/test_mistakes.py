@@ -27,7 +27,7 @@ MISTAKES = [
         ["--dataset", "ColoredDigits", "--output_dir", "/dev/null/x"],
         "--output_dir /dev/null/x: Not a directory",
     ),
-    ("train", ["--import", "no_such_module"], "--import no_such_module: ModuleNotFoundError"),
+    ("train", ["--import", "no_such_module"], "can't import your module no_such_module"),
     ("sweep", [], "the following arguments are required: COMMAND"),
     ("sweep", ["lunch"], "invalid choice: 'lunch'"),
     ("sweep", ["launch"], "the following arguments are required: --output_dir"),

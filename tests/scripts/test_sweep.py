@@ -105,9 +105,10 @@ def test_stopped_midway_and_launched_again(run_module, tmp_path: Path, how: sign
     assert states.count(JobState.INCOMPLETE) == 2
     assert states.count(JobState.NOT_LAUNCHED) == len(jobs) - 2
 
-    dummy = run_module(*["sweep", "launch", *endless, "--output_dir", folder, "--command_launcher", "dummy"], input="y")
-    assert f"{len(jobs)} jobs in {folder}: {len(jobs) - 2} not launched, 2 incomplete" in dummy.stdout
-    assert dummy.stdout.count("domainbed.scripts.train") == len(jobs)
+    dummy = run_module("sweep", "launch", *endless, "--output_dir", folder, "--command_launcher", "dummy")
+    assert f"{len(jobs)} jobs in {folder}: {len(jobs) - 2} not launched, 2 incomplete" in dummy.stderr
+    assert all(" -m domainbed.scripts.train " in line for line in dummy.stdout.splitlines())
+    assert len(dummy.stdout.splitlines()) == len(jobs)
 
 
 @pytest.mark.slow

@@ -71,9 +71,9 @@ def test_folders_do_not_depend_on_where_things_lie():
     ("kwargs", "message"),
     [
         ({"n_trials": 0}, "--n_trials must be at least 1"),
-        ({"n_hparams": 0}, "no draw lies in --n_hparams_from 0 … --n_hparams 0"),
-        ({"n_hparams_from": 20}, "no draw lies in"),
-        ({"n_hparams_from": -1}, "no draw lies in"),
+        ({"n_hparams": 0}, "--n_hparams 0 must be above --n_hparams_from 0"),
+        ({"n_hparams_from": 20}, "--n_hparams 20 must be above --n_hparams_from 20"),
+        ({"n_hparams_from": -1}, "--n_hparams_from -1, and that at least 0"),
         ({"datasets": ["Rotated"]}, "unknown dataset 'Rotated'"),
         ({"algorithms": ["DAN"]}, "unknown algorithm 'DAN'"),
         ({"steps": 0}, "--steps must be at least 1"),

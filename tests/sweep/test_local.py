@@ -95,7 +95,7 @@ def test_stopping_ends_the_workers(tmp_path: Path):
         if update.state == JobState.DONE:
             break
     processes = [worker.process for worker in launcher._running]
-    assert len(processes) == 1
+    assert any(process.is_alive() for process in processes), "the sleeper sleeps on"
     launcher.stop()
     assert not any(process.is_alive() for process in processes)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from domainbed.sweep.job import Job, JobState
 
@@ -22,11 +23,13 @@ class Update:
 
 
 class Launcher:
-    """Runs jobs somewhere.
+    """Runs jobs somewhere (or, where RUNS_JOBS is False, only tells how).
 
     Args:
         workers: how many at once; None for what suits the machine.
     """
+
+    RUNS_JOBS: ClassVar[bool] = True
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers

@@ -10,6 +10,8 @@ from domainbed.sweep.launchers.base import Launcher, Update
 class DummyLauncher(Launcher):
     """Runs nothing."""
 
+    RUNS_JOBS = False
+
     def launch(self, jobs: Sequence[Job]) -> Iterator[Update]:
         for job in jobs:
             print(shlex.join(job.command()))
