@@ -118,7 +118,8 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         name: float(value) for name, value in record.items() if name.startswith("env") and name.endswith("_acc")
     }
     test_envs = tuple(sorted(int(env) for env in args["test_envs"]))
-    if not test_envs or any(f"env{env}_in_acc" not in accuracies for env in test_envs):
+    of_test_envs = [f"env{env}_{part}_acc" for env in test_envs for part in ("in", "out")]
+    if not of_test_envs or any(name not in accuracies for name in of_test_envs):
         raise ValueError(f"no accuracy on its test environments {test_envs}")
     for name in ("dataset", "algorithm"):
         if not isinstance(args[name], str):

@@ -102,6 +102,7 @@ BROKEN = {
     "an infinite step": {"step": float("inf")},
     "another form": {"step": 3, "args": [1]},
     "an environment that is not there": make_record() | {"args": make_record(test_envs=(7,))["args"]},
+    "an environment without its out split": {k: v for k, v in make_record().items() if k != "env0_out_acc"},
     "no environment": make_record() | {"args": make_record(test_envs=())["args"]},
     "an accuracy that is a word": make_record() | {"env1_out_acc": "abc"},
     "an accuracy that is null": make_record() | {"env1_out_acc": None},
