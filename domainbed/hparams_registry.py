@@ -110,6 +110,7 @@ _OWN: dict[str, Callable[[str], dict[str, Hparam]]] = {
         "lambda": Hparam(1000.0, power(10, 1, 4)),
         "penalty_anneal_iters": Hparam(1500, lambda r: int(r.uniform(0, 5000))),
         "ema": Hparam(0.95, lambda r: r.uniform(0.90, 0.99)),
+        "variant": Hparam("variance"),
     },
 }
 

@@ -38,3 +38,9 @@ class ERM(Algorithm):
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.network(x)
+
+    def predict_domains(self, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
+        """(logits, labels) of each domain's batch, all through the network together."""
+        logits = self.predict(torch.cat([x for x, _ in minibatches]))
+        sizes = [len(y) for _, y in minibatches]
+        return [(part, y) for part, (_, y) in zip(logits.split(sizes), minibatches, strict=True)]

@@ -30,7 +30,7 @@ def serve(connection: Connection, environ: Mapping[str, str]) -> None:
         environ: environment variables to set before torch is imported (threads, the GPU).
     """
     os.environ.update(environ)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     tqdm.set_lock(threading.RLock())  # its own lock spans processes, and would be left behind where this one is killed
     while True:
         try:
@@ -83,8 +83,12 @@ def _output_to_log(job: Job) -> Iterator[None]:
             os.close(original)
 
 
-def _end_with_parent() -> None:
-    """A launcher that was killed takes its workers with it: nobody would hear of what they do."""
+def end_with_parent() -> None:
+    """A launcher that is killed takes this process, its worker, with it: nobody would hear of what it does."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,0 +1,47 @@
+"""Invariant risk minimisation (Arjovsky, Bottou, Gulrajani and Lopez-Paz, 2019): IRMv1."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from domainbed.algorithms.base import Minibatch
+from domainbed.algorithms.penalty import PenaltyERM
+from domainbed.hparams_registry import Hparams
+
+
+def scale_derivative(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    risk: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy,
+) -> torch.Tensor:
+    """d risk(s · logits, labels) / ds at s = 1, 0-dim: zero where no scaling of the classifier would help."""
+    scale = torch.ones_like(logits[0, 0], requires_grad=True)
+    return torch.autograd.grad(risk(logits * scale, labels), scale, create_graph=True)[0]
+
+
+class IRM(PenaltyERM):
+    """Penalises each domain's squared derivative of the risk with respect to the classifier's scale (IRMv1, section 3).
+
+    The square is estimated without bias, by the product of the derivatives on the even and the odd samples of the
+    batch (Appendix D), so it can be negative.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
+        super().__init__(
+            input_shape,
+            num_classes,
+            num_domains,
+            hparams,
+            anneal_iters=hparams["irm_penalty_anneal_iters"],
+            weight_before=1.0,
+            weight_after=hparams["irm_lambda"],
+        )
+
+    def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
+        domains = self.predict_domains(minibatches)
+        risks = [F.cross_entropy(logits, y) for logits, y in domains]
+        penalties = [
+            scale_derivative(logits[::2], y[::2]) * scale_derivative(logits[1::2], y[1::2]) for logits, y in domains
+        ]
+        return torch.stack(risks).mean(), torch.stack(penalties).mean()

@@ -1,0 +1,45 @@
+"""The table of the Colored MNIST proof of concept, beside the published one."""
+
+from collections.abc import Sequence
+from importlib import resources
+
+import pandas as pd
+
+COLUMNS = ("train", "test", "gray")
+
+
+def published(label_flip: float) -> dict[str, dict]:
+    """The published accuracies in percent ("test_acc"), with their standard deviations, by algorithm."""
+    file = resources.files("domainbed") / "reporting" / "published" / "irm_colored_mnist.csv"
+    with file.open(encoding="utf-8") as text:
+        cells = pd.read_csv(text)
+    return cells[cells["label_flip"] == label_flip].set_index("algorithm").to_dict("index")
+
+
+def table(runs: Sequence[dict], algorithms: Sequence[str], restarts: int, label_flip: float, comparable: bool) -> str:
+    """Mean ± standard deviation over restarts, in percent, the published ones, and the difference of the means.
+
+    Args:
+        runs: the restarts' accuracies ("algorithm", "train_acc", "test_acc", "gray_acc").
+        algorithms: the rows; one without a run gets a row all the same.
+        restarts: how many were asked for; a row of fewer is marked.
+        label_flip: of these runs.
+        comparable: whether the published table was made with these settings.
+    """
+    theirs = published(label_flip) if comparable else {}
+    rows = []
+    for algorithm in algorithms:
+        mine = [run for run in runs if run["algorithm"] == algorithm]
+        row = {"Algorithm": algorithm + ("" if len(mine) == restarts else f" ({len(mine)} of {restarts} restarts)")}
+        for column in COLUMNS:
+            accuracy = 100 * pd.Series([run[f"{column}_acc"] for run in mine], dtype=float)
+            row[column] = f"{accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f}" if len(mine) else "X"
+            if algorithm not in theirs:
+                row |= {f"{column}, published": "-", f"{column}, difference": "-"}
+                continue
+            cell = theirs[algorithm]
+            row[f"{column}, published"] = f"{cell[f'{column}_acc']:.1f} ± {cell[f'{column}_std']:.1f}"
+            difference = accuracy.mean() - cell[f"{column}_acc"]
+            row[f"{column}, difference"] = f"{difference:+.1f}" if len(mine) else "X"
+        rows.append(row)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, tablefmt="github")
