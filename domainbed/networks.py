@@ -51,6 +51,29 @@ def Featurizer(input_shape: tuple[int, int, int], hparams: Hparams) -> SmallCNN:
     return SmallCNN(channels, widths)
 
 
+class MLP(nn.Module):
+    """Linear, dropout, ReLU, as often as `mlp_depth` - 1 says, then Linear; `mlp_width` units, dropout `mlp_dropout`.
+
+    Shapes: [n, n_inputs] -> [n, n_outputs].
+    """
+
+    def __init__(self, n_inputs: int, n_outputs: int, hparams: Hparams) -> None:
+        super().__init__()
+        width, depth = hparams["mlp_width"], hparams["mlp_depth"]
+        if depth < 2:
+            raise UsageError(f"mlp_depth must be at least 2 (layers), not {depth}")
+        self.input = nn.Linear(n_inputs, width)
+        self.hiddens = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 2))
+        self.output = nn.Linear(width, n_outputs)
+        self.dropout = nn.Dropout(hparams["mlp_dropout"])
+        self.n_outputs = n_outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.input, *self.hiddens):
+            x = F.relu(self.dropout(layer(x)))
+        return self.output(x)
+
+
 def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) -> nn.Module:
     """The head from features to logits: linear, or d -> d/2 -> d/4 -> classes with ReLU."""
     if not is_nonlinear:

@@ -2,6 +2,8 @@
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from domainbed.errors import UsageError, near
@@ -16,18 +18,26 @@ class Registry(Generic[T]):
         kind: what is registered here, for messages ("algorithm").
         builtin: name -> "module:attribute" of what the package brings along. It is imported when first asked for,
             so that listing the names costs no import of torch.
+        group: the group of entry points under which other installed packages bring more, likewise.
     """
 
-    def __init__(self, kind: str, builtin: dict[str, str]) -> None:
+    def __init__(self, kind: str, builtin: dict[str, str], group: str | None = None) -> None:
         self.kind = kind
         self._builtin = builtin
+        self._group = group
         self._registered: dict[str, T] = {}
+
+    @cached_property
+    def _plugins(self) -> dict[str, EntryPoint]:
+        """The entry points of installed packages, by name; the package's own names are not theirs to take."""
+        found = entry_points(group=self._group) if self._group else ()
+        return {plugin.name: plugin for plugin in found if plugin.name not in self._builtin}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: make the decorated object known as `name`."""
 
         def decorate(item: T) -> T:
-            if name in self:
+            if name in self._builtin or name in self._registered:
                 raise UsageError(f"{self.kind} {name!r} is registered already; choose another name")
             self._registered[name] = item
             return item
@@ -39,15 +49,35 @@ class Registry(Generic[T]):
         if name in self._builtin and name not in self._registered:
             module, attribute = self._builtin[name].split(":")
             self._registered[name] = getattr(importlib.import_module(module), attribute)
+        self.import_plugin(name)
         if name not in self._registered:
             raise UsageError(f"unknown {self.kind} {name!r}; {near(name, self)}")
         return self._registered[name]
 
+    def import_plugin(self, name: str) -> None:
+        """Import what an installed package brings under this name, if one does.
+
+        As it is imported, its module may register more, such as an algorithm's hyperparameters.
+        """
+        if name not in self._plugins or name in self._registered:
+            return
+        plugin = self._plugins[name]
+        try:
+            item = plugin.load()
+        except UsageError:
+            raise
+        except Exception as error:
+            package = plugin.dist.name if plugin.dist else "an installed package"
+            raise UsageError(
+                f"can't import {self.kind} {name!r} ({plugin.value}) of {package}: {type(error).__name__}: {error}"
+            ) from error
+        self._registered.setdefault(name, item)  # its module may have registered it itself
+
     def __contains__(self, name: object) -> bool:
-        return name in self._builtin or name in self._registered
+        return name in self._builtin or name in self._registered or name in self._plugins
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._builtin, *(n for n in self._registered if n not in self._builtin)])
+        return iter(dict.fromkeys([*self._builtin, *self._registered, *self._plugins]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))

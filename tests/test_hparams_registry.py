@@ -41,7 +41,7 @@ DEFAULTS = {
     "IRM": {"irm_lambda": 100.0, "irm_penalty_anneal_iters": 500},
     "VREx": {"vrex_lambda": 10.0, "vrex_penalty_anneal_iters": 500},
     "Fish": {"meta_lr": 0.5},
-    "Fishr": {"lambda": 1000.0, "penalty_anneal_iters": 1500, "ema": 0.95},
+    "Fishr": {"lambda": 1000.0, "penalty_anneal_iters": 1500, "ema": 0.95, "variant": "variance"},
     "DANN": {
         "lambda": 1.0,
         "weight_decay_d": 0.0,
@@ -106,7 +106,13 @@ def expected_draw(name: str, dataset: str, r: np.random.RandomState):
     }[name]()
 
 
-NOT_DRAWN = {"data_augmentation": True, "resnet18": False, "class_balanced": False, "nonlinear_classifier": False}
+NOT_DRAWN = {
+    "data_augmentation": True,
+    "resnet18": False,
+    "class_balanced": False,
+    "nonlinear_classifier": False,
+    "variant": "variance",
+}
 
 
 @given(

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from domainbed.errors import UsageError
-from domainbed.networks import Classifier, Featurizer
+from domainbed.networks import MLP, Classifier, Featurizer
 
 
 def test_mnist_cnn_is_the_published_network():
@@ -42,3 +42,22 @@ def test_heads():
     nonlinear = Classifier(128, 10, is_nonlinear=True)
     assert [tuple(p.shape) for p in nonlinear.parameters() if p.ndim == 2] == [(64, 128), (32, 64), (10, 32)]
     assert nonlinear(torch.rand(2, 128)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_mlp(depth: int):
+    torch.manual_seed(0)
+    mlp = MLP(6, 4, {"mlp_width": 8, "mlp_depth": depth, "mlp_dropout": 0.5}).eval()
+    weights, biases = list(mlp.parameters())[::2], list(mlp.parameters())[1::2]
+    assert [tuple(w.shape) for w in weights] == [(8, 6), *[(8, 8)] * (depth - 2), (4, 8)]
+    x = expected = torch.rand(3, 6)
+    for w, b in zip(weights, biases, strict=True):
+        expected = expected @ w.T + b
+        expected = expected.clamp(min=0) if w is not weights[-1] else expected
+    torch.testing.assert_close(mlp(x), expected)
+    assert not torch.equal(mlp.train()(x), mlp(x))  # dropout
+
+
+def test_an_mlp_of_one_layer_is_refused():
+    with pytest.raises(UsageError, match="mlp_depth must be at least 2"):
+        MLP(6, 4, {"mlp_width": 8, "mlp_depth": 1, "mlp_dropout": 0.0})

@@ -1,10 +1,13 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.errors import UsageError, near
+from domainbed.records import load_records
 from domainbed.registry import Registry, import_modules
 
 
@@ -65,3 +68,68 @@ def test_classes_can_be_imported_by_name_as_from_domainbed():
     assert issubclass(ERM, Algorithm)
     with pytest.raises(ImportError, match="cannot import name 'EMR'"):
         from domainbed.algorithms import EMR  # noqa: F401
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH with an installed package that brings algorithms by entry points."""
+    (tmp_path / "theirs-1.0.dist-info").mkdir()
+    (tmp_path / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (tmp_path / "theirs-1.0.dist-info" / "entry_points.txt").write_text(
+        "[domainbed.algorithms]\nHalfERM = theirs:HalfERM\nBroken = theirs_broken:Broken\nERM = theirs:HalfERM\n"
+    )
+    (tmp_path / "theirs_broken.py").write_text("import no_such_module\n")
+    # As one writes it for DomainBed, floats and all.
+    (tmp_path / "theirs.py").write_text("""
+import torch
+import torch.nn.functional as F
+from domainbed import networks
+from domainbed.algorithms import ALGORITHMS, Algorithm
+from domainbed.hparams_registry import Hparam, one_of, register_hparams
+
+register_hparams("HalfERM", half=Hparam(0.5, one_of(0.25, 0.125)))
+
+@ALGORITHMS.register("HalfERM")
+class HalfERM(Algorithm):
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super(HalfERM, self).__init__(input_shape, num_classes, num_domains, hparams)
+        self.featurizer = networks.Featurizer(input_shape, self.hparams)
+        self.classifier = networks.Classifier(
+            self.featurizer.n_outputs, num_classes, self.hparams['nonlinear_classifier'])
+        self.network = torch.nn.Sequential(self.featurizer, self.classifier)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams['weight_decay'])
+
+    def update(self, minibatches, unlabeled=None):
+        all_x = torch.cat([x for x, y in minibatches])
+        all_y = torch.cat([y for x, y in minibatches])
+        loss = self.hparams["half"] * F.cross_entropy(self.predict(all_x), all_y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {'loss': loss.item()}
+
+    def predict(self, x):
+        return self.network(x)
+""")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_an_installed_package_brings_an_algorithm(installed: Path, run_module):
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    args = ["--output_dir", "s", "--datasets", "ColoredDigits", "--algorithms", "HalfERM", "--steps", 3]
+    launched = run_module("sweep", "launch", *args, "--n_hparams", 2, "--n_trials", 1, "--skip_confirmation", env=env)
+    assert launched.returncode == 0, launched.stderr
+    assert "6 done" in launched.stdout
+    records, _ = load_records(str(installed / "cwd" / "s"))
+    assert set(records["algorithm"]) == {"HalfERM"}
+    trained = run_module("train", "--dataset", "ColoredDigits", "--algorithm", "HalfERM", "--steps", 2, env=env)
+    assert trained.returncode == 0, trained.stderr
+    assert "'half': 0.5" in trained.stdout + trained.stderr
+
+    broken = run_module("train", "--dataset", "ColoredDigits", "--algorithm", "Broken", env=env)
+    assert broken.returncode == 2
+    assert "can't import algorithm 'Broken' (theirs_broken:Broken) of theirs: ModuleNotFoundError" in broken.stderr
+    listed = run_module("train", "--algorithm", "x", env=env)
+    assert "choose from ERM, CORAL, DANN, IRM, VREx, Fish, Fishr, HalfERM, Broken" in listed.stderr

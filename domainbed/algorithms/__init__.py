@@ -1,6 +1,7 @@
 """The algorithms, by name: `get_algorithm_class("ERM")`. One file each.
 
-An algorithm of your own subclasses `Algorithm` (or ERM) and is decorated with `@ALGORITHMS.register("Name")`.
+An algorithm of your own subclasses `Algorithm` (or ERM) and is decorated with `@ALGORITHMS.register("Name")`. An
+installed package brings one by an entry point `Name = "module:Class"` in the group "domainbed.algorithms".
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,14 @@ from domainbed.registry import Registry
 if TYPE_CHECKING:  # listing the names must not cost an import of torch
     from domainbed.algorithms.base import Algorithm
 
-ALGORITHMS: "Registry[type[Algorithm]]" = Registry("algorithm", builtin={"ERM": "domainbed.algorithms.erm:ERM"})
+ALGORITHMS: "Registry[type[Algorithm]]" = Registry(
+    "algorithm",
+    builtin={
+        name: f"domainbed.algorithms.{name.lower()}:{name}"
+        for name in ("ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr")
+    },
+    group="domainbed.algorithms",
+)
 
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":

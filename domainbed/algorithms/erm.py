@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Minibatch
+from domainbed.algorithms.base import Algorithm, Minibatch, all_domains
 from domainbed.hparams_registry import Hparams
 
 
@@ -28,8 +28,7 @@ class ERM(Algorithm):
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:
-        x = torch.cat([x for x, _ in minibatches])
-        y = torch.cat([y for _, y in minibatches])
+        x, y = all_domains(minibatches)
         loss = F.cross_entropy(self.predict(x), y)
         self.optimizer.zero_grad()
         loss.backward()
@@ -38,9 +37,3 @@ class ERM(Algorithm):
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.network(x)
-
-    def predict_domains(self, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
-        """(logits, labels) of each domain's batch, all through the network together."""
-        logits = self.predict(torch.cat([x for x, _ in minibatches]))
-        sizes = [len(y) for _, y in minibatches]
-        return [(part, y) for part, (_, y) in zip(logits.split(sizes), minibatches, strict=True)]

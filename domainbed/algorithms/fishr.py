@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Minibatch
+from domainbed.algorithms.base import Minibatch, all_domains, domain_risks
 from domainbed.algorithms.penalty import PenaltyERM
 from domainbed.errors import UsageError, near
 from domainbed.gradients import (
@@ -74,9 +74,8 @@ class Fishr(PenaltyERM):
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.variant == "all_layers":
             return self.risk_and_penalty_of_all_layers(minibatches)
-        z = self.featurizer(torch.cat([x for x, _ in minibatches]))
-        y = torch.cat([y for _, y in minibatches])
-        logits, factors = gradient_factors(self.classifier, z, y)
+        x, y = all_domains(minibatches)
+        logits, factors = gradient_factors(self.classifier, self.featurizer(x), y)
         with torch.set_grad_enabled(self.phase != "warm-up"):  # a penalty that has no weight needs no gradient
             domains = split_factors(factors, [len(y) for _, y in minibatches])
             v = torch.stack([STATISTICS[self.variant](domain) for domain in domains])
@@ -89,5 +88,5 @@ class Fishr(PenaltyERM):
         with torch.set_grad_enabled(self.phase != "warm-up"):
             v = torch.stack([network_gradient_variance(self.network, x, y) for x, y in minibatches])
             penalty = squared_distances(v).mean(0).sum()
-        risks = [F.cross_entropy(logits, y) for logits, y in self.predict_domains(minibatches)]
-        return torch.stack(risks).sum(), penalty
+        logits = self.predict(all_domains(minibatches)[0])
+        return domain_risks(logits, minibatches).sum(), penalty

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Minibatch
+from domainbed.algorithms.base import Minibatch, all_domains, by_domain, domain_risks
 from domainbed.algorithms.penalty import PenaltyERM
 from domainbed.hparams_registry import Hparams
 
@@ -39,9 +39,9 @@ class IRM(PenaltyERM):
         )
 
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        domains = self.predict_domains(minibatches)
-        risks = [F.cross_entropy(logits, y) for logits, y in domains]
+        logits = self.predict(all_domains(minibatches)[0])
         penalties = [
-            scale_derivative(logits[::2], y[::2]) * scale_derivative(logits[1::2], y[1::2]) for logits, y in domains
+            scale_derivative(part[::2], y[::2]) * scale_derivative(part[1::2], y[1::2])
+            for part, (_, y) in zip(by_domain(logits, minibatches), minibatches, strict=True)
         ]
-        return torch.stack(risks).mean(), torch.stack(penalties).mean()
+        return domain_risks(logits, minibatches).mean(), torch.stack(penalties).mean()

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
-from domainbed.algorithms.base import Minibatch
+from domainbed.algorithms.base import Minibatch, all_domains, domain_risks
 from domainbed.algorithms.penalty import PenaltyERM
 from domainbed.hparams_registry import Hparams
 
@@ -30,5 +29,5 @@ class VREx(PenaltyERM):
         )
 
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        risks = torch.stack([F.cross_entropy(logits, y) for logits, y in self.predict_domains(minibatches)])
+        risks = domain_risks(self.predict(all_domains(minibatches)[0]), minibatches)
         return risks.mean(), variance_of_risks(risks)

@@ -63,6 +63,7 @@ class JobConfig:
         dataset = get_dataset_class(self.dataset)
         if self.algorithm not in ALGORITHMS:
             raise UsageError(f"unknown algorithm {self.algorithm!r}; {near(self.algorithm, ALGORITHMS)}")
+        ALGORITHMS.import_plugin(self.algorithm)  # which registers its hyperparameters
         if self.task not in TASKS:
             raise UsageError(f"unknown task {self.task!r}; {near(self.task, TASKS)}")
         self._set(

@@ -15,6 +15,7 @@ from domainbed import __version__
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, load_data
 from domainbed.engine.evaluate import accuracies
+from domainbed.engine.figures import Figures, check_weights
 from domainbed.engine.lock import TakenError, locked
 from domainbed.engine.model import make_algorithm, save_model
 from domainbed.errors import UsageError
@@ -37,6 +38,7 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
     Raises:
         UsageError: the folder holds a finished run, or another job's, or another process trains there; or the data
             can't be used.
+        NonFiniteError: training went astray; the records before stay.
     """
     import_modules(config.imports)
     folder = Path(config.output_dir)
@@ -61,15 +63,16 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
         tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
         tqdm.write("accuracies in percent: trained on / held out, [test environment]")
         for start, stop in stretches(config.steps, config.checkpoint_freq):
-            means = Means()
+            told = Figures(start)
             began = time.perf_counter()
             for minibatches, unlabeled in batches.steps(start, stop):
-                means.add(algorithm.update(minibatches, unlabeled))
+                told.add(algorithm.update(minibatches, unlabeled))
                 bar.update()
-            figures = means.read()  # waits for the device, so that the time is right
+            figures = told.read()  # waits for the device, so that the time is right
             step_time = (time.perf_counter() - began) / (stop - start)
 
             step = stop - 1
+            check_weights(algorithm, step)
             record = {
                 "step": step,
                 "epoch": step / steps_per_epoch,
@@ -133,24 +136,6 @@ def stretches(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:
         stop = min(-(-start // checkpoint_freq) * checkpoint_freq + 1, steps)
         yield start, stop
         start = stop
-
-
-class Means:
-    """Means of an update's figures, added up where they lie: nothing is read from the device before `read`."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
-        for name, value in figures.items():
-            value = value.detach() if isinstance(value, torch.Tensor) else value
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def read(self) -> dict[str, float]:
-        """The mean of each figure over the updates that told it."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
 
 def progress_line(record: Mapping[str, Any], environments: list[str], test_envs: tuple[int, ...]) -> str:

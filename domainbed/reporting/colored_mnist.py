@@ -1,6 +1,6 @@
 """The table of the Colored MNIST proof of concept, beside the published one."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from importlib import resources
 
 import pandas as pd
@@ -8,7 +8,7 @@ import pandas as pd
 COLUMNS = ("train", "test", "gray")
 
 
-def published(label_flip: float) -> dict[str, dict]:
+def published(label_flip: float) -> dict[Hashable, dict]:
     """The published accuracies in percent ("test_acc"), with their standard deviations, by algorithm."""
     file = resources.files("domainbed") / "reporting" / "published" / "irm_colored_mnist.csv"
     with file.open(encoding="utf-8") as text:

@@ -13,9 +13,10 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.datasets import DATASETS, ArrayEnvironment, MultipleDomainDataset
 from domainbed.engine import data
 from domainbed.engine.config import JobConfig
+from domainbed.engine.figures import NonFiniteError
 from domainbed.engine.lock import is_locked
 from domainbed.engine.model import load_model
-from domainbed.engine.train import Means, stretches, train
+from domainbed.engine.train import stretches, train
 from domainbed.errors import UsageError
 from domainbed.loading.splits import split_environment
 from domainbed.records import read_job
@@ -90,12 +91,54 @@ def test_evaluations_come_when_the_protocol_says(steps: int, freq: int):
     assert [s for start, stop in pieces for s in range(start, stop)] == list(range(steps))
 
 
-def test_means_are_over_the_updates_that_told_a_figure():
-    means = Means()
-    means.add({"a": torch.tensor(1.0), "b": 4.0})
-    means.add({"a": torch.tensor(2.0, requires_grad=True)})  # some forget to detach
-    assert not means._sums["a"].requires_grad
-    assert means.read() == {"a": 1.5, "b": 4.0}
+def diverging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update) -> str:
+    """Train with Tape's update replaced; returns the error's message."""
+    monkeypatch.setattr(Tape, "update", update)
+    with pytest.raises(NonFiniteError) as error:
+        train(make(tmp_path))
+    assert not (tmp_path / "job" / "done").exists()
+    assert not is_locked(tmp_path / "job")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "float"])
+def test_a_loss_that_is_not_finite_ends_the_job_and_the_records_before_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    def update(self, minibatches, unlabeled=None):
+        Tape.seen.append(minibatches)
+        t = len(Tape.seen) - 1
+        penalty = {7: float("inf"), 8: float("nan")}.get(t, 0.5)
+        loss = 1.0 if t < 8 else float("nan")
+        figures = {"loss": loss, "penalty": penalty}
+        return figures if kind == "float" else {name: torch.tensor(value) for name, value in figures.items()}
+
+    message = diverging(tmp_path, monkeypatch, update)
+    assert message.startswith("at step 7 penalty is inf; the job ends")
+    records, _ = read_job(tmp_path / "job")
+    assert [r["step"] for r in records] == [0, 5]
+    assert all(np.isfinite(r["loss"]) for r in records)
+
+
+def test_weights_that_are_not_finite_end_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def update(self, minibatches, unlabeled=None):
+        Tape.seen.append(minibatches)
+        if len(Tape.seen) == 11:  # the last, after which no loss would tell
+            self.weight.data[0, 0] = float("nan")
+        return {"loss": 1.0}
+
+    assert "at step 10 the update left weights of weight" in diverging(tmp_path, monkeypatch, update)
+    assert [r["step"] for r in read_job(tmp_path / "job")[0]] == [0, 5]
+
+
+def test_started_again_it_ends_the_same_way(tmp_path: Path):
+    args = {"algorithm": "ERM", "hparams": '{"lr": 1e30}'}
+    messages = []
+    for _ in range(2):
+        with pytest.raises(NonFiniteError) as error:
+            train(make(tmp_path, **args))
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
 def test_records(tmp_path: Path):

@@ -1,0 +1,88 @@
+"""Domain-adversarial neural networks (Ganin et al., JMLR 2016)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from domainbed import networks
+from domainbed.algorithms.base import Algorithm, Minibatch, all_domains
+from domainbed.hparams_registry import Hparams
+
+
+class DANN(Algorithm):
+    """A discriminator tells the domains from the features, and the featurizer learns to leave it nothing to tell.
+
+    Counting updates from 1, update t trains the discriminator if t mod (1 + d_steps_per_g_step) < d_steps_per_g_step,
+    otherwise featurizer and classifier: on CE(classes) − lambda × L_d, where
+    L_d = CE(domains) + grad_penalty × mean over samples of ‖∂(summed domain CE) / ∂z‖².
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        self.classifier = networks.Classifier(
+            self.featurizer.n_outputs, num_classes, is_nonlinear=hparams["nonlinear_classifier"]
+        )
+        self.discriminator = networks.MLP(self.featurizer.n_outputs, num_domains, hparams)
+        betas = (hparams["beta1"], 0.9)
+        self.disc_opt = torch.optim.Adam(
+            self.discriminator.parameters(), lr=hparams["lr_d"], weight_decay=hparams["weight_decay_d"], betas=betas
+        )
+        self.gen_opt = torch.optim.Adam(
+            [*self.featurizer.parameters(), *self.classifier.parameters()],
+            lr=hparams["lr_g"],
+            weight_decay=hparams["weight_decay_g"],
+            betas=betas,
+        )
+        self.update_count = 0
+
+    @property
+    def phase(self) -> str:
+        d_steps = self.hparams["d_steps_per_g_step"]
+        return "discriminator" if (self.update_count + 1) % (1 + d_steps) < d_steps else "generator"
+
+    def update(
+        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> Mapping[str, torch.Tensor | float]:
+        x, y = all_domains(minibatches)
+        domains = torch.cat([torch.full_like(y, domain) for domain, (_, y) in enumerate(minibatches)])
+        train = self.train_discriminator if self.phase == "discriminator" else self.train_generator
+        self.update_count += 1
+        return train(x, y, domains)
+
+    def train_discriminator(
+        self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor
+    ) -> Mapping[str, torch.Tensor | float]:
+        with torch.no_grad():
+            z = self.featurizer(x)
+        disc_loss = self.discriminator_loss(z.requires_grad_(), domains)
+        self.disc_opt.zero_grad()
+        disc_loss.backward(inputs=list(self.discriminator.parameters()))
+        self.disc_opt.step()
+        return {"disc_loss": disc_loss.detach()}
+
+    def train_generator(
+        self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor
+    ) -> Mapping[str, torch.Tensor | float]:
+        z = self.featurizer(x)
+        disc_loss = self.discriminator_loss(z, domains)
+        nll = F.cross_entropy(self.classifier(z), y)
+        loss = nll - self.hparams["lambda"] * disc_loss
+        self.gen_opt.zero_grad()
+        loss.backward(inputs=[*self.featurizer.parameters(), *self.classifier.parameters()])
+        self.gen_opt.step()
+        return {"loss": loss.detach(), "nll": nll.detach(), "disc_loss": disc_loss.detach()}
+
+    def discriminator_loss(self, z: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
+        """L_d on features z [n, d] of samples from `domains` [n], 0-dim."""
+        logits = self.discriminator(z)
+        loss = F.cross_entropy(logits, domains)
+        if self.hparams["grad_penalty"] > 0:
+            summed = F.cross_entropy(logits, domains, reduction="sum")
+            (gradient,) = torch.autograd.grad(summed, z, create_graph=True)
+            loss = loss + self.hparams["grad_penalty"] * (gradient**2).sum(1).mean()
+        return loss
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.featurizer(x))

@@ -1,0 +1,71 @@
+"""What updates tell of themselves between two evaluations, and whether training is still sound."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from domainbed.algorithms.base import Algorithm
+from domainbed.errors import UsageError
+
+
+class NonFiniteError(UsageError):
+    """Training went astray: a figure or a weight is infinite or not a number."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(
+            f"at step {step} {what}; the job ends, its records up to here stay. Smaller steps (lr) or a smaller weight "
+            "of the penalty may help"
+        )
+
+
+class Figures:
+    """The figures of the updates from step `start` on, kept where they lie: nothing waits for the device but `read`."""
+
+    def __init__(self, start: int) -> None:
+        self._step = start
+        self._told: dict[str, list[tuple[int, torch.Tensor | float]]] = {}
+
+    def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
+        """Take the figures of the next update. Tensors are copied: an algorithm may write into its own again."""
+        for name, value in figures.items():
+            kept = value.detach().clone() if isinstance(value, torch.Tensor) else value
+            self._told.setdefault(name, []).append((self._step, kept))
+        self._step += 1
+
+    def read(self) -> dict[str, float]:
+        """The mean of each figure over the updates that told it.
+
+        Raises:
+            NonFiniteError: some are not finite, at the step that is named.
+        """
+        values = {name: _numbers([value for _, value in told]) for name, told in self._told.items()}
+        bad: dict[int, list[str]] = {}
+        for name, told in self._told.items():
+            for (step, _), value in zip(told, values[name], strict=True):
+                if not math.isfinite(value):
+                    bad.setdefault(step, []).append(f"{name} is {value}")
+        if bad:
+            step = min(bad)
+            raise NonFiniteError(step, " and ".join(bad[step]))
+        return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+
+
+def _numbers(values: list[torch.Tensor | float]) -> list[float]:
+    """As Python numbers, by one transfer from the device where they are tensors."""
+    if all(isinstance(value, torch.Tensor) for value in values):
+        return torch.stack([torch.as_tensor(value).reshape(()) for value in values]).double().tolist()
+    return [float(value) for value in values]
+
+
+def check_weights(algorithm: Algorithm, step: int) -> None:
+    """See that the weights are finite after the update of `step`, for no figure has told of it yet.
+
+    Raises:
+        NonFiniteError: one is not.
+    """
+    weights = [(name, p) for name, p in algorithm.named_parameters() if p.is_floating_point()]
+    finite = torch.stack([p.detach().isfinite().all() for _, p in weights]).tolist() if weights else []
+    for (name, _), is_finite in zip(weights, finite, strict=True):
+        if not is_finite:
+            raise NonFiniteError(step, f"the update left weights of {name} that are not finite")

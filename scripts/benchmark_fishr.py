@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Fishr's penalty three ways, in one run: as products of matrices (ours), with BackPACK's SumGradSquared or BatchGrad.
+
+For each size: the median time of the penalty's value and of its gradient with respect to features and classifier, and
+the peak memory beyond what was there before. `scripts/benchmark_fishr.py --help` lists the sizes.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from backpack import backpack, extend
+from backpack.extensions import BatchGrad, SumGradSquared
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+
+from domainbed.algorithms.fishr import squared_distances
+from domainbed.gradients import flat, gradient_factors, gradient_variance, split_factors
+from domainbed.networks import Classifier
+from tests.memory import PeakMemory
+
+# features, classes, domains, samples a domain, nonlinear head
+SIZES = {
+    "ColoredMNIST": (128, 2, 2, 64, False),
+    "ColoredMNIST, nonlinear head": (128, 2, 2, 64, True),
+    "PACS": (2048, 7, 3, 32, False),
+    "OfficeHome": (2048, 65, 3, 32, False),
+    "DomainNet": (2048, 345, 5, 32, False),
+    "DomainNet, nonlinear head": (2048, 345, 5, 32, True),
+}
+
+
+def ours(head: nn.Module, z: torch.Tensor, y: torch.Tensor, domains: int) -> torch.Tensor:
+    _, factors = gradient_factors(head, z, y)
+    v = [gradient_variance(f) for f in split_factors(factors, [len(y) // domains] * domains)]
+    return squared_distances(torch.stack(v)).mean()
+
+
+def with_backpack(extension: type) -> "type":
+    def penalty(head: nn.Module, z: torch.Tensor, y: torch.Tensor, domains: int) -> torch.Tensor:
+        loss, parameters, v = extend(nn.CrossEntropyLoss(reduction="sum")), list(head.parameters()), []
+        for z_e, y_e in zip(z.chunk(domains), y.chunk(domains), strict=True):
+            with backpack(extension()):
+                value = loss(head(z_e), y_e)
+                gradients = torch.autograd.grad(value, [z_e, *parameters], create_graph=True)[1:]
+            if extension is BatchGrad:
+                v.append(flat(p.grad_batch.var(0, correction=0) for p in parameters))
+            else:
+                second = flat(p.sum_grad_squared / len(y_e) for p in parameters)
+                v.append(second - flat(g / len(y_e) for g in gradients) ** 2)
+            for p in parameters:
+                del p.__dict__["grad_batch" if extension is BatchGrad else "sum_grad_squared"]
+        return squared_distances(torch.stack(v)).mean()
+
+    return penalty
+
+
+WAYS = {"ours": ours, "SumGradSquared": with_backpack(SumGradSquared), "BatchGrad": with_backpack(BatchGrad)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="NAME", help=f"{SIZES}")
+    parser.add_argument("--repeats", type=int, default=20, help="runs of which the median is told (default: 20)")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {name}\n{'':32}" + "".join(f"{way:>26}" for way in WAYS))
+    for size in args.sizes:
+        d, classes, domains, n, nonlinear = SIZES[size]
+        cells = []
+        for way in WAYS.values():
+            torch.manual_seed(0)
+            head = Classifier(d, classes, nonlinear).to(device)
+            if way is not ours:
+                head = extend(head)
+            features = torch.rand(n * domains, d, device=device).requires_grad_()
+            y = torch.randint(classes, (n * domains,), device=device)
+
+            def once(way=way, head=head, features=features, y=y, domains=domains) -> None:
+                z = features * 1.0
+                torch.autograd.grad(way(head, z, y, domains), [features, *head.parameters()])
+
+            cells.append(f"{1000 * median_time(once, args.repeats, device):9.2f} ms {peak(once, device) / 1e6:9.1f} MB")
+        print(f"{size:32}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
+
+
+def median_time(once, repeats: int, device: str) -> float:
+    times = []
+    for repeat in range(repeats + 3):  # the first three warm up
+        began = time.perf_counter()
+        once()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if repeat >= 3:
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def peak(once, device: str) -> float:
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        once()
+        return torch.cuda.max_memory_allocated() - before
+    with PeakMemory() as memory:
+        once()
+    return memory.peak
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domainbed.engine.figures import Figures, NonFiniteError
+
+
+def test_means_are_over_the_updates_that_told_a_figure():
+    told = Figures(start=3)
+    told.add({"a": torch.tensor(1.0), "b": 4.0})
+    told.add({"a": torch.tensor([2.0], requires_grad=True)})  # some forget to detach, or to reduce
+    told.add({"c": torch.tensor(1, dtype=torch.int32), "b": torch.tensor(5.0)})
+    assert told.read() == {"a": 1.5, "b": 4.5, "c": 1.0}
+    assert Figures(0).read() == {}
+
+
+def test_an_algorithm_may_write_into_its_own_tensor_again():
+    told, own = Figures(0), torch.tensor(0.0)
+    for value in (1.0, 2.0, 6.0):
+        told.add({"a": own.fill_(value)})
+    assert told.read() == {"a": 3.0}
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1e38, -3.5, math.nan, math.inf, -math.inf]), min_size=2, max_size=2)),
+    st.integers(0, 100),
+    st.booleans(),
+)
+def test_the_first_step_that_is_not_finite_is_named_with_all_its_terms(steps, start, as_tensor):
+    told = Figures(start)
+    for a, b in steps:
+        told.add({"a": torch.tensor(a) if as_tensor else a, "b": b})
+    bad = [(start + i, values) for i, values in enumerate(steps) if not all(map(math.isfinite, values))]
+    if not bad:
+        assert told.read().keys() == ({"a", "b"} if steps else set())
+        return
+    with pytest.raises(NonFiniteError) as error:
+        told.read()
+    step, values = bad[0]
+    terms = " and ".join(f"{n} is {v}" for n, v in zip("ab", values, strict=True) if not math.isfinite(v))
+    assert str(error.value).startswith(f"at step {step} {terms};")
