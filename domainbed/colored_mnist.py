@@ -17,6 +17,7 @@ from domainbed.algorithms.fishr import STATISTICS, squared_distances
 from domainbed.algorithms.irm import scale_derivative
 from domainbed.algorithms.vrex import variance_of_risks
 from domainbed.datasets.mnist import MNIST
+from domainbed.errors import UsageError
 from domainbed.gradients import gradient_factors
 from domainbed.seeding import seed_everything
 
@@ -37,7 +38,7 @@ Penalty = Callable[[nn.Linear, Outputs], torch.Tensor]
 
 @dataclass(frozen=True)
 class Environment:
-    """images [n, 2, 14, 14] in [0, 1], labels [n, 1] 0 or 1, both float32."""
+    """images [n, 2, 14, 14] in [0, 1], labels [n, 1] 0 or 1, of the same floating-point type."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -115,11 +116,13 @@ def load_mnist(data_dir: str) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST's 60,000 training images, every second pixel in [0, 1] [n, 14, 14], and digits [n]: all that is used.
 
     Raises:
-        UsageError: MNIST is not there and can't be fetched.
+        UsageError: MNIST is not there and can't be fetched, or is not complete.
     """
     MNIST.prepare(data_dir)
     images, digits = MNIST.load_images(data_dir)
     n = N_TRAIN + N_TEST
+    if len(images) < n:
+        raise UsageError(f"--data_dir {data_dir} holds {len(images)} images of MNIST; {n} are needed")
     return torch.from_numpy(images[:n, ::2, ::2].astype(np.float32) / 255), torch.from_numpy(digits[:n])
 
 
@@ -141,7 +144,7 @@ def color(images: torch.Tensor, digits: torch.Tensor, label_flip: float, color_f
     labels = (digits < 5) ^ (torch.rand(len(digits)) < label_flip)
     colors = labels ^ (torch.rand(len(digits)) < color_flip)
     channels = torch.stack([~colors, colors], dim=1)
-    return Environment(images[:, None] * channels[:, :, None, None], labels.float()[:, None])
+    return Environment(images[:, None] * channels[:, :, None, None], labels.to(images.dtype)[:, None])
 
 
 def train(

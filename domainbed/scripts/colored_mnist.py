@@ -102,14 +102,21 @@ def key(run: dict[str, Any]) -> tuple:
 
 
 def read(records: Path) -> list[dict[str, Any]]:
-    """The finished runs; a last line that was cut off counts for nothing."""
-    if not records.exists():
-        return []
-    lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
-    try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{records} holds a line that is no JSON ({error}); mend or delete it") from None
+    """The finished runs; a line that was cut off as it was written counts for nothing."""
+    runs = []
+    for line in records.read_text(encoding="utf-8").splitlines() if records.exists() else []:
+        try:
+            runs.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"warning: {records}: a line is not whole; left out", file=sys.stderr)
+    return runs
+
+
+def append(records: Path, run: dict[str, Any]) -> None:
+    with open(records, "ab+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        cut_off = file.read() not in (b"", b"\n")
+        file.write(b"\n" * cut_off + json.dumps(run).encode() + b"\n")
 
 
 def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, records: Path) -> int:
@@ -140,8 +147,7 @@ def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, re
                         failed += 1
                         tqdm.write(f"FAILED {run['algorithm']}, seed {run['seed']}: {error}", file=sys.stderr)
                         continue
-                    with open(records, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(record) + "\n")
+                    append(records, record)
                     scores = ", ".join(
                         f"{name} {100 * record[f'{name}_acc']:.1f}" for name in ("train", "test", "gray")
                     )

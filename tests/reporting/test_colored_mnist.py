@@ -1,0 +1,32 @@
+from domainbed.reporting.colored_mnist import table
+
+
+def runs(algorithm: str, *accuracies: float) -> list[dict]:
+    return [{"algorithm": algorithm, "train_acc": a, "test_acc": a - 0.1, "gray_acc": a - 0.2} for a in accuracies]
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_means_deviations_and_differences_beside_the_published():
+    text = table(runs("ERM", 0.5, 0.6) + runs("Fishr", 0.7), ["Fishr", "ERM", "IRM", "Mine"], 2, 0.25, comparable=True)
+    rows = cells(text)
+    assert rows["Algorithm"] == [
+        f"{column}{of}" for column in ("train", "test", "gray") for of in ("", ", published", ", difference")
+    ]
+    assert list(rows)[2:] == ["Fishr (1 of 2 restarts)", "ERM", "IRM (0 of 2 restarts)", "Mine (0 of 2 restarts)"]
+    assert rows["ERM"] == [
+        *("55.0 ± 5.0", "86.4 ± 0.2", "-31.4"),
+        *("45.0 ± 5.0", "14.0 ± 0.7", "+31.0"),
+        *("35.0 ± 5.0", "71.0 ± 0.7", "-36.0"),
+    ]
+    assert rows["Fishr (1 of 2 restarts)"][3:6] == ["60.0 ± 0.0", "69.5 ± 1.0", "-9.5"]
+    assert rows["IRM (0 of 2 restarts)"][:3] == ["X", "71.0 ± 0.5", "X"]
+    assert rows["Mine (0 of 2 restarts)"][:3] == ["X", "-", "-"]
+
+
+def test_other_settings_stand_beside_nothing():
+    for label_flip, comparable in ((0.25, False), (0.0, True)):
+        assert cells(table(runs("ERM", 0.5), ["ERM"], 1, label_flip, comparable))["ERM"][:3] == ["50.0 ± 0.0", "-", "-"]

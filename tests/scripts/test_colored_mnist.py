@@ -1,0 +1,116 @@
+"""The proof of concept's command line, with real processes."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainbed.datasets.mnist import FILES
+from domainbed.scripts import colored_mnist
+
+MODULE = [sys.executable, "-m", "domainbed.scripts.colored_mnist"]
+
+
+@pytest.fixture(scope="module")
+def complete_random_mnist(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data_dir with as many images as MNIST has, each noise that a digit's number shifts."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    rng = np.random.RandomState(0)
+    for part, n in (("train", 60_000), ("t10k", 10_000)):
+        digits = rng.randint(0, 10, n).astype(np.uint8)
+        images = (rng.randint(0, 128, (n, 28, 28)) + 12 * digits[:, None, None]).astype(np.uint8)
+        for name, header, values in (
+            ("images", struct.pack(">IIII", 0x803, n, 28, 28), images),
+            ("labels", struct.pack(">II", 0x801, n), digits),
+        ):
+            (file,) = [f for f in FILES if f.startswith(part) and name in f]
+            (root / "MNIST" / "raw" / file).write_bytes(header + values.tobytes())
+    return str(root)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_trains_what_is_not_there_yet_and_prints_the_table(complete_random_mnist: str, run_module, tmp_path: Path):
+    out = tmp_path / "out"
+    args = ["--data_dir", complete_random_mnist, "--output_dir", out, "--steps", 2, "--workers", 2]
+    first = run_module("colored_mnist", *args, "--algorithm", "ERM", "Fishr", "--restarts", 1)
+    assert first.returncode == 0, first.stderr
+    before = lines(out)
+    assert {(r["algorithm"], r["seed"]) for r in before} == {("ERM", 0), ("Fishr", 0)}
+
+    with open(out / "records.jsonl", "a") as file:
+        file.write('{"algorithm": "ERM", "cut o')  # as a full disk leaves it
+    second = run_module("colored_mnist", *args, "--algorithm", "Fishr", "Fishr_covariance", "--restarts", 2)
+    assert second.returncode == 0, second.stderr
+    assert "a line is not whole" in second.stderr
+    kept = (out / "records.jsonl").read_text().splitlines()
+    (out / "records.jsonl").write_text("\n".join(line for line in kept if "cut o" not in line) + "\n")
+    runs = lines(out)
+    assert runs[:2] == before
+    assert [(r["algorithm"], r["seed"]) for r in runs[2:]].count(("Fishr", 0)) == 0
+    assert {(r["algorithm"], r["seed"]) for r in runs[2:]} == {
+        ("Fishr", 1),
+        ("Fishr_covariance", 0),
+        ("Fishr_covariance", 1),
+    }
+    table = [line for line in second.stdout.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["Fishr", "Fishr_covariance"]
+    mean = 100 * np.mean([r["test_acc"] for r in runs if r["algorithm"] == "Fishr"])
+    assert f" {mean:.1f} ± " in table[2]
+
+    third = run_module("colored_mnist", *args, "--algorithm", "Fishr", "Fishr_covariance", "--restarts", 2)
+    assert third.stdout.splitlines()[-4:] == second.stdout.splitlines()[-4:]
+    assert lines(out) == runs
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_is_done_and_no_process(complete_random_mnist: str, tmp_path: Path):
+    args = ["--data_dir", complete_random_mnist, "--output_dir", tmp_path / "out", "--workers", 2]
+    args = [*args, "--algorithm", "ERM", "--steps", 100, "--restarts", 2]
+    process = subprocess.Popen(
+        [*MODULE, *map(str, args)], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while len(children(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.endswith("interrupted\n")
+    assert "Traceback" not in stderr
+    deadline = time.monotonic() + 20  # Python's own helper process takes its time
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (tmp_path / "out" / "records.jsonl").exists()
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except FileNotFoundError:
+        return []
+
+
+def test_a_loss_that_is_not_finite_is_no_result(monkeypatch: pytest.MonkeyPatch):
+    images, digits = torch.full((60_000, 14, 14), float("nan")), torch.zeros(60_000, dtype=torch.long)
+    steps = colored_mnist.multiprocessing.get_context("spawn").Value("q", 0)
+    monkeypatch.setattr(colored_mnist, "_worker", {"mnist": (images, digits), "steps": steps})
+    run = {"algorithm": "IRM", "label_flip": 0.25, "grayscale": True, "steps": 1, "seed": 0}
+    with pytest.raises(ArithmeticError, match="loss, nll, penalty not finite"):
+        colored_mnist.train_one(run)
