@@ -26,6 +26,7 @@ STATISTICS: dict[str, Callable[[Factors], torch.Tensor]] = {
     "uncentered": gradient_second_moment,
     "covariance": gradient_covariance,
 }
+COVARIANCE_LIMIT = 4_000_000_000  # entries of all domains' covariances, 16 GB
 
 
 def squared_distances(statistics: torch.Tensor) -> torch.Tensor:
@@ -68,8 +69,15 @@ class Fishr(PenaltyERM):
             raise UsageError(f"Fishr has no variant {self.variant!r}; {near(self.variant, variants)}")
         if self.variant != "all_layers":
             head_layers(self.classifier)  # refuses what it can't take
-            shape = [sum(p.numel() for p in self.classifier.parameters())] * (2 if self.variant == "covariance" else 1)
-            self.register_buffer("averages", torch.zeros(num_domains, *shape))
+            n = sum(p.numel() for p in self.classifier.parameters())
+            if self.variant == "covariance" and num_domains * n**2 > COVARIANCE_LIMIT:
+                raise UsageError(
+                    f"Fishr's variant covariance would keep {num_domains} matrices of {n} x {n} numbers, "
+                    f"{num_domains * n**2 * 4 / 1e9:,.0f} GB; it is for small classifiers"
+                )
+            self.register_buffer(
+                "averages", torch.zeros(num_domains, *[n] * (2 if self.variant == "covariance" else 1))
+            )
 
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.variant == "all_layers":
