@@ -108,7 +108,7 @@ def test_over_every_layer_it_equals_backpacks_variance():
     x, y = torch.rand(6, 2, 8, 8, dtype=torch.float64), torch.randint(3, (6,))
     value = network_gradient_variance(network, x, y)
     extended = extend(network)
-    loss = extend(nn.CrossEntropyLoss(reduction="sum"))(extended(x), y)
+    loss = extend(nn.CrossEntropyLoss(reduction="sum"))(extended(x.requires_grad_()), y)
     with backpack(Variance()):
         loss.backward()
     torch.testing.assert_close(value, flat(p.variance for p in extended.parameters()), rtol=0, atol=1e-12)

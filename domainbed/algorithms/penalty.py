@@ -1,6 +1,7 @@
 """What IRM, V-REx and Fishr share: a penalty beside the risk whose weight jumps once, early in training."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -12,32 +13,22 @@ from domainbed.hparams_registry import Hparams
 class PenaltyERM(ERM):
     """ERM that minimises risk + weight × penalty.
 
-    Before update `anneal_iters` (counted from 0) the weight is `weight_before`, from then on `weight_after`. At that
-    update Adam starts anew, because its moments belong to a loss of another magnitude.
-
-    Args:
-        anneal_iters, weight_before, weight_after: see above; the others are those of every algorithm.
+    The weight is WARM_UP_WEIGHT at first, and the hyperparameter named WEIGHT from update (counted from 0) number
+    ANNEAL_ITERS, another hyperparameter, on. At that update Adam starts anew, because its moments belong to a loss of
+    another magnitude.
     """
 
-    def __init__(
-        self,
-        input_shape: tuple[int, int, int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Hparams,
-        *,
-        anneal_iters: int,
-        weight_before: float,
-        weight_after: float,
-    ) -> None:
+    WARM_UP_WEIGHT: ClassVar[float]
+    WEIGHT: ClassVar[str]
+    ANNEAL_ITERS: ClassVar[str]
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.anneal_iters = anneal_iters
-        self.weights = {"warm-up": weight_before, "penalised": weight_after}
         self.update_count = 0
 
     @property
     def phase(self) -> str:
-        return "warm-up" if self.update_count < self.anneal_iters else "penalised"
+        return "warm-up" if self.update_count < self.hparams[self.ANNEAL_ITERS] else "penalised"
 
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
         """The risk and the penalty on a batch of every domain, each 0-dim."""
@@ -46,10 +37,11 @@ class PenaltyERM(ERM):
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:
-        if self.update_count == self.anneal_iters:
+        if self.update_count == self.hparams[self.ANNEAL_ITERS]:
             self.optimizer.state.clear()  # Adam as it was made
         risk, penalty = self.risk_and_penalty(minibatches)
-        loss = risk + self.weights[self.phase] * penalty
+        weight = self.WARM_UP_WEIGHT if self.phase == "warm-up" else self.hparams[self.WEIGHT]
+        loss = risk + weight * penalty
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

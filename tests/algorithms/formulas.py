@@ -147,12 +147,9 @@ def per_sample_gradients(classifier, z, y):
     loss = extend(nn.CrossEntropyLoss(reduction="sum"))(classifier(z), y)
     parameters = list(classifier.parameters())
     with backpack(BatchGrad()):  # without z among the inputs, its hooks never fire
-        loss.backward(inputs=[z, *parameters], create_graph=True)
+        torch.autograd.grad(loss, [z, *parameters], create_graph=True)
     pairs = zip(parameters[::2], parameters[1::2], strict=True)
     gradients = [torch.cat([w.grad_batch, b.grad_batch[:, :, None]], 2).flatten(1) for w, b in pairs]
-    z.grad = None
-    for p in parameters:
-        p.grad = None
     return torch.cat(gradients, 1)
 
 
