@@ -30,7 +30,7 @@ def head_layers(head: nn.Module) -> list[nn.Module]:
     """
     layers = list(head) if isinstance(head, nn.Sequential) else [head]
     for layer in layers:
-        if not isinstance(layer, nn.Linear) and any(True for _ in layer.parameters()):
+        if type(layer) is not nn.Linear and any(True for _ in layer.parameters()):
             raise ValueError(f"gradient variances are known for heads of linear layers only, not for {layer}")
     return layers
 

@@ -1,6 +1,7 @@
 """One small registry for everything that is chosen by name: algorithms, datasets, selection methods, launchers."""
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -29,9 +30,13 @@ class Registry(Generic[T]):
 
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
-        """The entry points of installed packages, by name; the package's own names are not theirs to take."""
-        found = entry_points(group=self._group) if self._group else ()
-        return {plugin.name: plugin for plugin in found if plugin.name not in self._builtin}
+        """The entry points of installed packages, by name. Names that are taken are not theirs to give."""
+        plugins: dict[str, EntryPoint] = {}
+        for plugin in entry_points(group=self._group) if self._group else ():
+            if plugin.name in self._builtin or plugins.setdefault(plugin.name, plugin).value != plugin.value:
+                of = plugin.dist.name if plugin.dist else "an installed package"
+                warnings.warn(f"{self.kind} {plugin.name!r} of {of} is left out: the name is taken", stacklevel=2)
+        return plugins
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: make the decorated object known as `name`."""

@@ -9,6 +9,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def ours(head: nn.Module, z: torch.Tensor, y: torch.Tensor, domains: int) -> tor
     return squared_distances(torch.stack(v)).mean()
 
 
-def with_backpack(extension: type) -> "type":
+def with_backpack(extension: type) -> Callable[[nn.Module, torch.Tensor, torch.Tensor, int], torch.Tensor]:
     def penalty(head: nn.Module, z: torch.Tensor, y: torch.Tensor, domains: int) -> torch.Tensor:
         loss, parameters, v = extend(nn.CrossEntropyLoss(reduction="sum")), list(head.parameters()), []
         for z_e, y_e in zip(z.chunk(domains), y.chunk(domains), strict=True):
@@ -64,7 +65,8 @@ WAYS = {"ours": ours, "SumGradSquared": with_backpack(SumGradSquared), "BatchGra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="NAME", help=f"{SIZES}")
+    sizes = list(SIZES)
+    parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes, metavar="NAME", help="; ".join(sizes))
     parser.add_argument("--repeats", type=int, default=20, help="runs of which the median is told (default: 20)")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -148,8 +148,7 @@ def test_a_seed_decides_everything(small):
     assert end(1) != end(2)
 
 
-def test_a_linear_layer_s_features_are_its_own():
-    """The zeros that make matrices multiply faster leave no trace."""
+def test_the_zeros_that_make_matrices_multiply_faster_leave_no_trace():
     model = MLP(grayscale=False)
     x = torch.rand(5, 2, 14, 14)
     plain = nn.Sequential(nn.Flatten(), model.hidden1, nn.ReLU(), model.hidden2, nn.ReLU())

@@ -48,7 +48,7 @@ def test_a_module_that_cannot_be_imported_is_named():
         import_modules(["no_such_module.py"])
 
 
-@pytest.mark.parametrize("module", ["sweep", "train", "collect_results"])
+@pytest.mark.parametrize("module", ["sweep", "train", "collect_results", "colored_mnist"])
 def test_command_lines_answer_without_torch(module: str):
     script = (
         f"import sys; from domainbed.scripts import {module} as m\n"

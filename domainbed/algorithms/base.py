@@ -1,12 +1,15 @@
 """The contract of an algorithm: DomainBed's interface, so that a class written for it drops in unchanged."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from domainbed.errors import UsageError
 from domainbed.hparams_registry import Hparams
 
 Minibatch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -22,8 +25,8 @@ class Algorithm(nn.Module):
         hparams: the hyperparameters, by name.
 
     The job's seed is set before an algorithm is made; it is moved to its device afterwards, so make the optimizer in
-    the constructor and keep tensors that are no parameters in buffers. What changes from update to update lies in the
-    attributes that `training_state` takes, or the class has its own `training_state` and `load_training_state`.
+    the constructor and keep tensors that are no parameters in buffers. Make every module in the constructor, too: only
+    then can its state be loaded. What else changes from update to update lies in attributes, as `training_state` says.
     """
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
@@ -34,7 +37,7 @@ class Algorithm(nn.Module):
     def phase(self) -> str:
         """The branch of Python control flow that the next update takes ("warm-up", "discriminator", …).
 
-        Two updates of one phase do the same operations on other numbers.
+        Two updates of one phase do the same operations on other numbers; but the first may find its optimizer new.
         """
         return "update"
 
@@ -61,41 +64,65 @@ class Algorithm(nn.Module):
     def training_state(self) -> dict[str, Any]:
         """All that the next updates depend on (but for the random generators), as `torch.save` takes it.
 
-        That is the `state_dict` of the modules (parameters, buffers) and, by name, each attribute that has a state_dict
-        itself (optimizers, schedulers) or is plain: a number, a string, None, a tensor, or a list, tuple or dict of
-        these. Its tensors are the algorithm's own, not copies.
+        That is the `state_dict` of the modules (parameters, buffers) and, by name, the attributes: what has a
+        state_dict itself (optimizers, schedulers), numbers, strings, None, tensors, and lists, tuples and dicts of
+        these. Functions and classes hold no state. Tensors are the algorithm's own, not copies.
+
+        Raises:
+            UsageError: an attribute is something else, so that the class needs a `training_state` of its own.
         """
-        attributes = {}
-        for name, value in vars(self).items():
-            if name in _NO_STATE:
-                continue
-            if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-                attributes[name] = value.state_dict()
-            elif _is_plain(value):
-                attributes[name] = value
+        attributes = {n: _state_of(n, v) for n, v in vars(self).items() if n not in _NO_STATE and not callable(v)}
         return {"modules": self.state_dict(), "attributes": attributes}
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where an algorithm made with the same arguments was when its `training_state` was taken."""
         self.load_state_dict(state["modules"])
-        for name, value in state["attributes"].items():
-            current = getattr(self, name)
-            if hasattr(current, "load_state_dict"):
-                current.load_state_dict(value)
-            else:
-                setattr(self, name, value)
+        for name, value in copy.deepcopy(state["attributes"]).items():
+            setattr(self, name, _restored(getattr(self, name, None), value))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of every module, but buffers take the shapes that they had (some are filled by the first update only)."""
+        for name, buffer in list(self.named_buffers()):
+            saved = state_dict.get(name)
+            if saved is not None and saved.shape != buffer.shape:
+                module, _, leaf = name.rpartition(".")
+                setattr(self.get_submodule(module), leaf, buffer.new_empty(saved.shape))
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
 
 # What nn.Module keeps for itself, and what the constructor was given.
 _NO_STATE = {*vars(nn.Module()), "hparams"}
 
 
-def _is_plain(value: Any) -> bool:
+def _state_of(name: str, value: Any) -> Any:
+    if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+        return value.state_dict()
+    if type(value) in (list, tuple):
+        return type(value)(_state_of(name, item) for item in value)
     if isinstance(value, dict):
-        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str | torch.Tensor)
+        return {key: _state_of(name, item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str, torch.Tensor):
+        return value
+    raise UsageError(
+        f"the state of attribute {name!r}, a {type(value).__name__}, can't be saved; make it a buffer, or give the "
+        "algorithm a training_state and load_training_state of its own"
+    )
+
+
+def _restored(current: Any, saved: Any) -> Any:
+    """The saved state where `current` is: in that object itself, if it can load it."""
+    if hasattr(current, "load_state_dict"):
+        current.load_state_dict(saved)
+        return current
+    if type(current) in (list, tuple) and len(current) == len(saved):
+        return type(current)(map(_restored, current, saved))
+    if isinstance(current, dict) and isinstance(saved, dict):
+        return {key: _restored(current.get(key), item) for key, item in saved.items()}
+    if isinstance(current, torch.Tensor) and isinstance(saved, torch.Tensor):
+        return saved.to(current.device)
+    return saved
 
 
 def all_domains(minibatches: Sequence[Minibatch]) -> Minibatch:

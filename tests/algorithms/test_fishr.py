@@ -54,5 +54,5 @@ def test_unknown_variants_are_refused(variant: str):
 
 def test_a_covariance_that_fits_nowhere_is_refused():
     """32 features and 2,000 classes: 33 x 2,000 coordinates."""
-    with pytest.raises(UsageError, match=r"3 matrices of 66000 x 66000 numbers, 52 GB"):
+    with pytest.raises(UsageError, match=r"3 matrices of 66000 x 66000 numbers, 52 GB, and"):
         make(num_classes=2000, variant="covariance")

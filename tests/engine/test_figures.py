@@ -24,6 +24,20 @@ def test_an_algorithm_may_write_into_its_own_tensor_again():
     assert told.read() == {"a": 3.0}
 
 
+def test_a_figure_may_lie_here_and_there():
+    """A penalty that is torch.tensor(0.0) until it begins lies on the host, then on the device."""
+    told = Figures(0)
+    told.add({"penalty": torch.tensor(0.0), "loss": 1e308})
+    told.add({"penalty": 2.0, "loss": 1e308})
+    assert told.read() == {"penalty": 1.0, "loss": 1e308}  # whose sum is no finite number
+
+
+@pytest.mark.parametrize("value", [None, "a", torch.rand(2), [1.0]])
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match="update's figure 'spread' must be one number"):
+        Figures(0).add({"loss": 1.0, "spread": value})
+
+
 @given(
     st.lists(st.lists(st.sampled_from([0.0, 1e38, -3.5, math.nan, math.inf, -math.inf]), min_size=2, max_size=2)),
     st.integers(0, 100),

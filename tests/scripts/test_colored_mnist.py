@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from domainbed.colored_mnist import PENALTIES, STEPS
 from domainbed.datasets.mnist import FILES
 from domainbed.scripts import colored_mnist
 
@@ -51,12 +52,14 @@ def test_trains_what_is_not_there_yet_and_prints_the_table(complete_random_mnist
     assert {(r["algorithm"], r["seed"]) for r in before} == {("ERM", 0), ("Fishr", 0)}
 
     with open(out / "records.jsonl", "a") as file:
+        file.write('{"accuracy": 1}\n')
         file.write('{"algorithm": "ERM", "cut o')  # as a full disk leaves it
     second = run_module("colored_mnist", *args, "--algorithm", "Fishr", "Fishr_covariance", "--restarts", 2)
     assert second.returncode == 0, second.stderr
-    assert "a line is not whole" in second.stderr
-    kept = (out / "records.jsonl").read_text().splitlines()
-    (out / "records.jsonl").write_text("\n".join(line for line in kept if "cut o" not in line) + "\n")
+    assert "a line is no run" in second.stderr
+    kept = (out / "records.jsonl").read_text().splitlines(keepends=True)
+    assert kept[3] == '{"algorithm": "ERM", "cut o\n'
+    (out / "records.jsonl").write_text("".join(kept[:2] + kept[4:]))
     runs = lines(out)
     assert runs[:2] == before
     assert [(r["algorithm"], r["seed"]) for r in runs[2:]].count(("Fishr", 0)) == 0
@@ -78,7 +81,10 @@ def test_trains_what_is_not_there_yet_and_prints_the_table(complete_random_mnist
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_is_done_and_no_process(complete_random_mnist: str, tmp_path: Path):
     args = ["--data_dir", complete_random_mnist, "--output_dir", tmp_path / "out", "--workers", 2]
-    args = [*args, "--algorithm", "ERM", "--steps", 100, "--restarts", 2]
+    args = [*args, "--algorithm", "ERM", "--steps", 100_000, "--restarts", 3]
+    run = {"algorithm": "ERM", "label_flip": 0.25, "grayscale": False, "steps": 100_000, "seed": 1, "train_acc": 1.0}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "records.jsonl").write_text(json.dumps(run) + "\n")
     process = subprocess.Popen(
         [*MODULE, *map(str, args)], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -97,7 +103,7 @@ def test_ctrl_c_leaves_what_is_done_and_no_process(complete_random_mnist: str, t
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert not (tmp_path / "out" / "records.jsonl").exists()
+    assert lines(tmp_path / "out") == [run]
 
 
 def children(pid: int) -> list[int]:
@@ -107,10 +113,16 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def test_what_help_tells_is_what_there_is():
+    args = colored_mnist.parser().parse_args(["--data_dir", "d"])
+    assert args.steps == STEPS == colored_mnist.PUBLISHED_STEPS
+    assert list(PENALTIES) == list(colored_mnist.ALGORITHMS)
+
+
 def test_a_loss_that_is_not_finite_is_no_result(monkeypatch: pytest.MonkeyPatch):
     images, digits = torch.full((60_000, 14, 14), float("nan")), torch.zeros(60_000, dtype=torch.long)
     steps = colored_mnist.multiprocessing.get_context("spawn").Value("q", 0)
     monkeypatch.setattr(colored_mnist, "_worker", {"mnist": (images, digits), "steps": steps})
     run = {"algorithm": "IRM", "label_flip": 0.25, "grayscale": True, "steps": 1, "seed": 0}
-    with pytest.raises(ArithmeticError, match="loss, nll, penalty not finite"):
+    with pytest.raises(ArithmeticError, match="loss is nan and nll is nan and penalty is nan at the last step, 0"):
         colored_mnist.train_one(run)

@@ -1,0 +1,100 @@
+"""The training state of algorithms as people write them."""
+
+import collections
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from domainbed.algorithms import ERM, Algorithm
+from domainbed.errors import UsageError
+from domainbed.hparams_registry import default_hparams
+
+HPARAMS = default_hparams("ERM", "ColoredDigits")
+
+
+class Own(ERM):
+    """State in every form that is taken."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=2, gamma=0.5)
+        self.several = [torch.optim.SGD(self.classifier.parameters(), lr=0.1, momentum=0.9) for _ in range(2)]
+        self.history = {"losses": [], "best": None}
+        self.scale = np.float64(1.0)
+        self.center = torch.zeros(3)
+        self.loss = F.cross_entropy
+        self.register_buffer("q", torch.Tensor())  # as DomainBed's GroupDRO has it: filled by the first update
+
+    def update(self, minibatches, unlabeled=None):
+        if not len(self.q):
+            self.q = torch.ones(len(minibatches))
+        losses = torch.stack([self.loss(self.predict(x), y) for x, y in minibatches])
+        self.q = self.q * (0.1 * losses.detach()).exp()
+        self.q = self.q / self.q.sum()
+        for optimizer in (self.optimizer, *self.several):
+            optimizer.zero_grad()
+        (float(self.scale) * (self.q @ losses)).backward()
+        for optimizer in (self.optimizer, *self.several):
+            optimizer.step()
+        self.scheduler.step()
+        self.history["losses"] = [*self.history["losses"], losses.mean().item()]
+        self.history["best"] = min(self.history["losses"])
+        self.scale = self.scale * np.float64(0.9)
+        self.center = self.center + self.q
+        self.made_late = len(self.history["losses"])
+        return {"loss": losses.mean().item()}
+
+
+def make(algorithm_class: type[Algorithm] = Own) -> Algorithm:
+    return algorithm_class((2, 8, 8), 3, 3, HPARAMS)
+
+
+def batches(n: int):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        [(torch.rand(4, 2, 8, 8, generator=generator), torch.randint(3, (4,), generator=generator)) for _ in range(3)]
+        for _ in range(n)
+    ]
+
+
+def test_state_in_every_form_goes_on(tmp_path):
+    whole, fresh = make(), make()
+    for batch in batches(10)[:5]:
+        whole.update(batch)
+    torch.save(whole.training_state(), tmp_path / "state")
+    fresh.load_training_state(torch.load(tmp_path / "state", weights_only=True))
+    for batch in batches(10)[5:]:
+        assert whole.update(batch) == fresh.update(batch)
+    assert fresh.made_late == 10
+    assert fresh.history == whole.history
+    assert fresh.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+    torch.testing.assert_close(fresh.center, whole.center, rtol=0, atol=0)
+    assert fresh.several[0].param_groups[0]["params"][0] is fresh.classifier.weight
+
+
+def test_two_objects_share_nothing_after_loading():
+    whole, fresh = make(), make()
+    for batch in batches(2):
+        whole.update(batch)
+    fresh.load_training_state(whole.training_state())
+    before = copy.deepcopy(fresh.training_state())
+    for batch in batches(2):
+        whole.update(batch)
+    after = fresh.training_state()
+    for name, value in before["modules"].items():
+        assert torch.equal(value, after["modules"][name])
+    moments = [state["attributes"]["optimizer"]["state"][0]["exp_avg"] for state in (before, after)]
+    assert torch.equal(*moments)
+
+
+@pytest.mark.parametrize(
+    "value", [collections.deque([1]), np.zeros(3), {1, 2}, [object()]], ids=lambda v: type(v).__name__
+)
+def test_what_can_t_be_saved_is_told(value):
+    algorithm = make(ERM)
+    algorithm.memory = value
+    with pytest.raises(UsageError, match=r"the state of attribute 'memory', a .*, can't be saved"):
+        algorithm.training_state()
