@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class Algorithm(nn.Module):
     the constructor and keep tensors that are no parameters in buffers. Make every module in the constructor, too: only
     then can its state be loaded. What else changes from update to update lies in attributes, as `training_state` says.
     """
+
+    MIN_BATCH_SIZE: ClassVar[int] = 1  # images of each domain, without which an update can't be computed
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__()

@@ -18,6 +18,8 @@ def moments(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class CORAL(ERM):
     """Penalises the mean squared differences of the domains' features' means, and of their covariances."""
 
+    MIN_BATCH_SIZE = 2
+
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:

@@ -26,6 +26,7 @@ class IRM(PenaltyERM):
     batch (Appendix D), so it can be negative.
     """
 
+    MIN_BATCH_SIZE = 2
     WARM_UP_WEIGHT = 1.0
     WEIGHT = "irm_lambda"
     ANNEAL_ITERS = "irm_penalty_anneal_iters"

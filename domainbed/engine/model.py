@@ -22,8 +22,14 @@ def make_algorithm(config: JobConfig, dataset: MultipleDomainDataset) -> Algorit
     """
     algorithm_class = get_algorithm_class(config.algorithm)
     num_domains = len(dataset) - len(config.test_envs)
+    hparams = config.resolved_hparams()
+    if hparams["batch_size"] < algorithm_class.MIN_BATCH_SIZE:
+        raise UsageError(
+            f"{config.algorithm} needs a batch_size of at least {algorithm_class.MIN_BATCH_SIZE}, "
+            f"not {hparams['batch_size']}"
+        )
     try:
-        return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, config.resolved_hparams())
+        return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, hparams)
     except UsageError:
         raise
     except ValueError as error:

@@ -74,6 +74,11 @@ MISTAKES = [
         ["--dataset", "ColoredDigits", "--algorithm", "DANN", "--hparams", '{"mlp_depth": 1}'],
         "mlp_depth must be at least 2",
     ),
+    (
+        "train",
+        ["--dataset", "ColoredDigits", "--algorithm", "CORAL", "--hparams", '{"batch_size": 1}'],
+        "CORAL needs a batch_size of at least 2, not 1",
+    ),
     ("colored_mnist", ["--data_dir", ".", "--algorithm", "Fishy"], "unknown algorithm 'Fishy'; did you mean Fishr"),
     ("colored_mnist", ["--data_dir", "no/such"], "--data_dir 'no/such' is not a folder"),
     ("colored_mnist", ["--data_dir", ".", "--label_flip", "2"], "--label_flip must lie in [0, 1], not 2.0"),
