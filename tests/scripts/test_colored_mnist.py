@@ -1,6 +1,7 @@
 """The proof of concept's command line, with real processes."""
 
 import json
+import multiprocessing
 import os
 import signal
 import struct
@@ -16,6 +17,7 @@ import torch
 from domainbed.colored_mnist import PENALTIES, STEPS
 from domainbed.datasets.mnist import FILES
 from domainbed.scripts import colored_mnist
+from domainbed.sweep import restarts
 
 MODULE = [sys.executable, "-m", "domainbed.scripts.colored_mnist"]
 
@@ -121,8 +123,8 @@ def test_what_help_tells_is_what_there_is():
 
 def test_a_loss_that_is_not_finite_is_no_result(monkeypatch: pytest.MonkeyPatch):
     images, digits = torch.full((60_000, 14, 14), float("nan")), torch.zeros(60_000, dtype=torch.long)
-    steps = colored_mnist.multiprocessing.get_context("spawn").Value("q", 0)
-    monkeypatch.setattr(colored_mnist, "_worker", {"mnist": (images, digits), "steps": steps})
+    steps = multiprocessing.get_context("spawn").Value("q", 0)
+    monkeypatch.setattr(restarts, "_worker", {"mnist": (images, digits), "steps": steps})
     run = {"algorithm": "IRM", "label_flip": 0.25, "grayscale": True, "steps": 1, "seed": 0}
     with pytest.raises(ArithmeticError, match="loss is nan and nll is nan and penalty is nan at the last step, 0"):
-        colored_mnist.train_one(run)
+        restarts.train_one(run)
