@@ -9,7 +9,7 @@ from domainbed.algorithms.penalty import PenaltyERM
 
 
 def variance_of_risks(risks: torch.Tensor) -> torch.Tensor:
-    """The population variance of the domains' risks [domains] (equation 8), 0-dim."""
+    """The population variance of the domains' risks [domains], 0-dim."""
     return ((risks - risks.mean()) ** 2).mean()
 
 
