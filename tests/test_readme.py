@@ -85,3 +85,7 @@ def masked(text: str) -> str:
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_no_placeholder_is_left():
+    assert not re.findall(r"^[A-Z]{3,}$", README, flags=re.MULTILINE)

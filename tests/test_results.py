@@ -34,3 +34,5 @@ def test_the_colored_mnist_table_is_that_of_its_restarts(
     printed = capsys.readouterr()
     assert printed.err == ""
     assert printed.out == (RESULTS / "colored_mnist" / "results.md").read_text()
+    table = printed.out.split("\n\n")[0]
+    assert table in (RESULTS.parent / "README.md").read_text()
