@@ -5,7 +5,6 @@ import math
 import multiprocessing
 import os
 import platform
-import signal
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from domainbed.colored_mnist import load_mnist, train
 from domainbed.errors import UsageError
-from domainbed.sweep.worker import end_with_parent
+from domainbed.sweep.worker import deaf_to_ctrl_c, end_with_parent
 
 # What tells one run from another.
 RUN = ("algorithm", "label_flip", "grayscale", "steps", "seed")
@@ -77,7 +76,8 @@ def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, re
         tqdm(total=sum(run["steps"] for run in todo), unit="step", disable=None) as bar,
         ProcessPoolExecutor(workers, context, begin_worker, (data_dir, threads, steps)) as pool,
     ):
-        pending = {pool.submit(train_one, run): run for run in todo}
+        with deaf_to_ctrl_c():  # this starts the processes
+            pending = {pool.submit(train_one, run): run for run in todo}
         try:
             while pending:
                 finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
@@ -111,7 +111,6 @@ _worker: dict[str, Any] = {}  # what a worker process keeps from run to run
 
 def begin_worker(data_dir: str, threads: int, steps: "Synchronized[int]") -> None:
     """Make a worker process ready: `steps` is the count of all steps, for the progress bar."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to tell
     end_with_parent()
     torch.set_num_threads(threads)
     _worker.update(mnist=load_mnist(data_dir), steps=steps)

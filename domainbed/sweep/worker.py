@@ -1,6 +1,7 @@
 """A process that trains job after job, so that Python, torch and CUDA start once."""
 
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -81,6 +82,16 @@ def _output_to_log(job: Job) -> Iterator[None]:
         for descriptor, original in zip((1, 2), saved, strict=True):
             os.dup2(original, descriptor)
             os.close(original)
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started here never hear Ctrl-C: it reaches the whole process group, but is the launcher's to answer."""
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, answer)
 
 
 def end_with_parent() -> None:

@@ -81,7 +81,8 @@ def test_trains_what_is_not_there_yet_and_prints_the_table(complete_random_mnist
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_what_is_done_and_no_process(complete_random_mnist: str, tmp_path: Path):
+@pytest.mark.parametrize("seconds", [0, 4], ids=["as they start", "as they train"])
+def test_ctrl_c_leaves_what_is_done_and_no_process(complete_random_mnist: str, tmp_path: Path, seconds: float):
     args = ["--data_dir", complete_random_mnist, "--output_dir", tmp_path / "out", "--workers", 2]
     args = [*args, "--algorithm", "ERM", "--steps", 100_000, "--restarts", 3]
     run = {"algorithm": "ERM", "label_flip": 0.25, "grayscale": False, "steps": 100_000, "seed": 1, "train_acc": 1.0}
@@ -95,7 +96,7 @@ def test_ctrl_c_leaves_what_is_done_and_no_process(complete_random_mnist: str, t
         time.sleep(0.1)
     workers = children(process.pid)
     assert len(workers) >= 2
-    time.sleep(3)
+    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130

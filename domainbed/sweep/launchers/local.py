@@ -14,7 +14,7 @@ import joblib
 from domainbed.errors import UsageError
 from domainbed.sweep.job import LOG_FILE, Job, JobState
 from domainbed.sweep.launchers.base import Launcher, Update
-from domainbed.sweep.worker import serve
+from domainbed.sweep.worker import deaf_to_ctrl_c, serve
 
 LOG_LINES = 8
 PATIENCE = 5  # seconds for a process to end by itself
@@ -77,10 +77,8 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, environ))
-        # Ctrl-C reaches the whole process group, but is the launcher's to answer; the process inherits the deafness.
-        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.process.start()
-        signal.signal(signal.SIGINT, answer)
+        with deaf_to_ctrl_c():
+            self.process.start()
         theirs.close()
         self.usable = True
         self.busy = False
