@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 from domainbed.datasets.mnist import FILES, missing_files
 
 torch.set_num_threads(2)
+# Started in the background, a shell's commands ignore Ctrl-C, and so would the processes that tests start and stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
