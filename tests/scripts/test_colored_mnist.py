@@ -91,14 +91,17 @@ def test_ctrl_c_leaves_what_is_done_and_no_process(complete_random_mnist: str, t
     process = subprocess.Popen(
         [*MODULE, *map(str, args)], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 60
-    while len(children(process.pid)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    workers = children(process.pid)
-    assert len(workers) >= 2
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while len(children(process.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = children(process.pid)
+        assert len(workers) >= 2
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()  # its workers end with it
     assert process.returncode == 130
     assert stderr.endswith("interrupted\n")
     assert "Traceback" not in stderr
