@@ -19,7 +19,7 @@ class Adam:
     def begin(self):
         self.m, self.v, self.t = [0.0] * len(self.parameters), [0.0] * len(self.parameters), 0
 
-    def step(self, loss, inputs=None):
+    def step(self, loss):
         gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True)
         self.t += 1
         b1, b2 = self.betas

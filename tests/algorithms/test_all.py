@@ -125,7 +125,7 @@ class NoWaiting(TorchDispatchMode):
     """
 
     WAITS = (
-        "_local_scalar_dense",
+        "local_scalar_dense",
         "nonzero",
         "equal",
         "unique",
@@ -218,10 +218,13 @@ def test_no_update_makes_the_host_wait_for_a_gpu(name: str, variant: str | None)
     algorithm.update(domains[0])  # libraries may wait as they start
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for batch in domains[1:]:
-            algorithm.update(batch)
+        told = [algorithm.update(batch) for batch in domains[1:]]
+        with pytest.raises(RuntimeError, match="synchronizing"):  # torch does look
+            next(iter(told[0].values())).item()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert len(told) == 19
+    assert all(figure.is_cuda for figures in told for figure in figures.values())
 
 
 @pytest.mark.parametrize("name", list(BUSY))
