@@ -55,8 +55,10 @@ def _shared(dataset: str) -> dict[str, Hparam]:
         batch_size = Hparam(64, int_power(2, 3, 9))
     else:
         batch_size = Hparam(32, int_power(2, 3, 5 if dataset == "DomainNet" else 5.5))
+    backbone = {} if small else {"backbone": Hparam("resnet50"), "pretrained": Hparam(True)}
     return {
         "data_augmentation": Hparam(True),
+        **backbone,
         "resnet18": Hparam(False),
         "resnet_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5)),
         "class_balanced": Hparam(False),

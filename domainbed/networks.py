@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from domainbed import backbones
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import Hparams
 
@@ -37,16 +38,18 @@ class SmallCNN(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def Featurizer(input_shape: tuple[int, int, int], hparams: Hparams) -> SmallCNN:
+def Featurizer(input_shape: tuple[int, int, int], hparams: Hparams) -> SmallCNN | backbones.Backbone:
     """The network from images [n, *input_shape] to features [n, n_outputs] that fits this image size.
 
     Raises:
-        UsageError: no network is made for images of this size.
+        UsageError: no network is made for images of this size, or the photographs' can't be had (see `Backbone`).
     """
     channels, *size = input_shape
+    if tuple(size) == backbones.SIZE:
+        return backbones.Backbone(channels, hparams)
     widths = _WIDTHS.get((size[0], size[1]))
     if widths is None:
-        sizes = ", ".join(f"{h}x{w}" for h, w in _WIDTHS)
+        sizes = ", ".join(f"{h}x{w}" for h, w in (*_WIDTHS, backbones.SIZE))
         raise UsageError(f"there is no featurizer for images of {size[0]}x{size[1]} pixels, only for {sizes}")
     return SmallCNN(channels, widths)
 

@@ -9,6 +9,7 @@ FROM_THE_GROUND_UP = [
     "seeding",
     "registry",
     "hparams_registry",
+    "backbones",
     "networks",
     "gradients",
     "loading",

@@ -70,6 +70,7 @@ def test_defaults(algorithm: str, dataset: str):
         "lr": lr,
         "weight_decay": 0.0,
         "batch_size": 64 if small else 32,
+        **({} if small else {"backbone": "resnet50", "pretrained": True}),
         **DEFAULTS[algorithm],
         **({"lr_g": lr, "lr_d": lr} if algorithm == "DANN" else {}),
     }
@@ -108,6 +109,8 @@ def expected_draw(name: str, dataset: str, r: np.random.RandomState):
 
 NOT_DRAWN = {
     "data_augmentation": True,
+    "backbone": "resnet50",
+    "pretrained": True,
     "resnet18": False,
     "class_balanced": False,
     "nonlinear_classifier": False,
@@ -161,6 +164,8 @@ def test_overrides():
     hparams = resolve_hparams("ERM", "PACS", 0, 0, '{"lr": 1, "batch_size": 5, "resnet18": true}')
     assert (hparams["lr"], hparams["batch_size"], hparams["resnet18"]) == (1.0, 5, True)
     assert type(hparams["lr"]) is float
+    hparams = resolve_hparams("ERM", "PACS", 5, 0, '{"backbone": "vit_b_16", "pretrained": false}')
+    assert (hparams["backbone"], hparams["pretrained"]) == ("vit_b_16", False)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +182,7 @@ def test_overrides():
         ('{"batch_size": true}', "batch_size must be of type int"),
         ('{"batch_size": 0}', "batch_size must be at least 1"),
         ('{"resnet18": 1}', "resnet18 must be of type bool, like false"),
+        ('{"backbone": "resnet50"}', "ERM has no hyperparameter 'backbone'"),  # ColoredMNIST's images are small
         ('{"lr": null}', "lr must be of type float"),
         ('{"lr": NaN}', "lr must be a finite number, not nan"),
         ('{"lr": 1e999}', "lr must be a finite number, not inf"),

@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from domainbed.backbones import Backbone
 from domainbed.errors import UsageError
 from domainbed.networks import MLP, Classifier, Featurizer
 
@@ -33,8 +37,19 @@ def test_any_number_of_channels(shape: tuple[int, int, int]):
 
 
 def test_other_sizes_are_refused():
-    with pytest.raises(UsageError, match="no featurizer for images of 32x32 pixels, only for 28x28, 8x8"):
+    with pytest.raises(UsageError, match="no featurizer for images of 32x32 pixels, only for 28x28, 8x8, 224x224"):
         Featurizer((3, 32, 32), {})
+
+
+def test_photographs_get_a_backbone():
+    network = Featurizer((3, 224, 224), {"backbone": "shufflenet_v2_x0_5", "pretrained": False})
+    assert isinstance(network, Backbone)
+    assert network(torch.rand(2, 3, 224, 224)).shape == (2, network.n_outputs) == (2, 1024)
+
+
+def test_small_images_need_neither_torchvision_nor_timm():
+    code = "import sys, domainbed.networks; print({'torchvision', 'timm'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_heads():

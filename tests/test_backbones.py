@@ -1,0 +1,555 @@
+"""Backbones, on weight files that the tests make themselves; no test reads the network."""
+
+import hashlib
+import os
+import pickle
+import re
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+from torchvision.models.regnet import BlockParams
+
+from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, _weights_file, untrained, weights_in
+from domainbed.errors import UsageError
+from domainbed.gradients import network_gradient_variance
+
+RESNET18 = "resnet18-f37072fd.pth"
+TEST_VIT = "test_vit.r160_in1k"  # timm's smallest: 160 pixels, mean and standard deviation 0.5
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch's cache, empty, as is Hugging Face's; and no network."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network in the tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "huggingface"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    torch.manual_seed(0)
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A folder for weight files."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    return folder
+
+
+def images(n: int = 2, channels: int = 3) -> torch.Tensor:
+    return torch.randn(n, channels, 224, 224)
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """`network` with other running statistics than the initial ones, as a trained one has them."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def resnet18() -> nn.Module:
+    return randomised(models.resnet18())
+
+
+def features_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What goes into a torchvision network's last layer."""
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    inputs = []
+    layers[-1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    with torch.no_grad():
+        network.eval()(x)
+    return inputs[0]
+
+
+# Finding the weights
+
+
+def test_resnet18_is_torchvisions(weights: Path):
+    network = resnet18()
+    torch.save(network.state_dict(), weights / RESNET18)
+    x = images()
+    with weights_in(str(weights)):
+        flag, name = Backbone(3, {"resnet18": True}), Backbone(3, {"backbone": "resnet18", "resnet18": True})
+    for backbone in (flag, name):
+        assert backbone.n_outputs == 512
+        torch.testing.assert_close(backbone.eval()(x), features_of(network, x))
+
+
+def test_the_default_is_resnet50_v1(weights: Path):
+    network = randomised(models.resnet50())
+    torch.save(network.state_dict(), weights / "resnet50-0676ba61.pth")
+    with weights_in(weights):
+        backbone = Backbone(3, {})
+    x = images()
+    torch.testing.assert_close(backbone(x), features_of(network, x))  # no dropout, and batch norm frozen
+    assert backbone.n_outputs == 2048
+
+
+def test_the_given_folder_comes_before_the_cache(weights: Path, cache: Path):
+    given, cached = resnet18(), resnet18()
+    cache.mkdir(parents=True)
+    torch.save(given.state_dict(), weights / RESNET18)
+    torch.save(cached.state_dict(), cache / RESNET18)
+    with weights_in(weights):
+        first = Backbone(3, {"resnet18": True}).network.conv1.weight
+        with weights_in(None):
+            assert torch.equal(Backbone(3, {"resnet18": True}).network.conv1.weight, cached.conv1.weight)
+    assert torch.equal(first, given.conv1.weight)
+    (weights / RESNET18).unlink()
+    for folder in (None, weights):
+        with weights_in(folder):
+            assert torch.equal(Backbone(3, {"resnet18": True}).network.conv1.weight, cached.conv1.weight)
+
+
+def test_missing_weights(tmp_path: Path, cache: Path):
+    with pytest.raises(UsageError) as error:
+        Backbone(3, {})
+    folders = str(cache)
+    told = (
+        f"resnet50-0676ba61.pth is not in {folders} and could not be downloaded (URLError: <urlopen error no network "
+        "in the tests>); put https://download.pytorch.org/models/resnet50-0676ba61.pth there, or train from scratch: "
+        '{"pretrained": false}'
+    )
+    assert str(error.value) == told
+    with weights_in(tmp_path / "mine"), pytest.raises(UsageError) as error:
+        Backbone(3, {})
+    assert str(error.value) == told.replace(folders, f"{tmp_path / 'mine'} or {cache}")
+    (tmp_path / "file").touch()
+    with weights_in(tmp_path / "file"), pytest.raises(UsageError, match="FileExistsError"):
+        Backbone(3, {})
+
+
+def break_off(file: Path) -> None:
+    torch.save(resnet18().state_dict(), file)
+    file.write_bytes(file.read_bytes()[:1_000_000])
+
+
+class Evil:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        break_off,
+        lambda file: file.touch(),
+        lambda file: file.write_text("<html>Not found</html>"),
+        lambda file: torch.save(torch.zeros(3), file),
+        lambda file: torch.save({0: torch.zeros(3)}, file),
+        lambda file: torch.save({}, file),
+        lambda file: torch.save(models.resnet34().state_dict(), file),
+        lambda file: torch.save(models.resnet18(num_classes=7).state_dict(), file),
+        lambda file: torch.save(resnet18(), file),  # the network itself, not its state
+        lambda file: file.write_bytes(pickle.dumps(Evil(file.with_name("evil")), protocol=2)),
+    ],
+)
+def test_a_file_that_is_damaged_or_another_networks(weights: Path, write):
+    write(weights / RESNET18)
+    with weights_in(weights), pytest.raises(UsageError) as error:
+        Backbone(3, {"resnet18": True})
+    assert str(error.value).startswith(f"{weights / RESNET18} does not hold the weights of resnet18 (")
+    assert str(error.value).endswith("; delete it to have it downloaded again")
+    assert "\n" not in str(error.value)
+    assert not (weights / "evil").exists()
+
+
+def served(folder: Path, content: bytes, sha256: str | None = None) -> str:
+    """The address of a file with this content, named as torchvision names them."""
+    digest = sha256 or hashlib.sha256(content).hexdigest()[:8]
+    file = folder / f"net1.0_top-{digest}.pth"
+    file.write_bytes(content)
+    return file.as_uri()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_jobs_may_download_at_once(given: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: None)  # threads share it; jobs are processes
+    content = os.urandom(3_000_000)
+    address = served(tmp_path, content)
+    folder = tmp_path / "new" / "weights"
+    with weights_in(folder if given else None), ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(copy_context().run, _weights_file, address) for _ in range(8)]
+        files = {job.result() for job in jobs}
+    (file,) = files
+    assert file.parent == (folder if given else cache)
+    assert file.read_bytes() == content
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_download_is_checked(tmp_path: Path, weights: Path):
+    address = served(tmp_path, b"not what was asked for", sha256="0123abcd")
+    with weights_in(weights), pytest.raises(UsageError, match=r"could not be downloaded \(RuntimeError: invalid hash"):
+        _weights_file(address)
+    assert not list(weights.iterdir())
+    assert socket.getdefaulttimeout() is None
+
+
+# What becomes of the network
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_batch_norm(training: bool):
+    with untrained():
+        backbone = Backbone(3, {"resnet18": True}).train(training)
+    assert all(m.training == (training and not isinstance(m, nn.BatchNorm2d)) for m in backbone.modules())
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone(images()).sum().backward()
+    assert len(before) == 60
+    assert all(torch.equal(before[name], buffer) for name, buffer in backbone.named_buffers())
+    assert all(p.requires_grad and p.grad is not None and p.grad.any() for p in backbone.network.bn1.parameters())
+
+
+def test_batch_norm_from_scratch():
+    backbone = Backbone(3, {"resnet18": True, "pretrained": False})
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone(images())
+    assert not any(torch.equal(before[name], buffer) for name, buffer in backbone.named_buffers())
+    after = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone.eval()(images())
+    assert all(torch.equal(after[name], buffer) for name, buffer in backbone.named_buffers())
+
+
+def test_batch_norm_from_scratch_needs_a_batch():
+    network = nn.Sequential(Backbone(3, {"resnet18": True, "pretrained": False}), nn.Linear(512, 2))
+    y = torch.tensor([0, 1])
+    with pytest.raises(UsageError, match="batches of more than one image, also per sample"):
+        network_gradient_variance(network, images(), y)
+    assert network.eval()(images(1)).shape == (1, 2)
+    with untrained():
+        network[0] = Backbone(3, {"backbone": "shufflenet_v2_x0_5"})
+    network[1] = nn.Linear(1024, 2)
+    assert network_gradient_variance(network, images(), y).isfinite().all()
+    network[0] = Backbone(3, {"backbone": "test_vit", "pretrained": False})  # has no batch norm
+    assert network[0](images(1)).shape == (1, 64)
+
+
+def test_dropout_acts_in_training_only():
+    with untrained():
+        backbone = Backbone(3, {"backbone": "shufflenet_v2_x0_5", "resnet_dropout": 0.5})
+    x = images(8)
+    features = backbone.eval()(x)
+    torch.testing.assert_close(backbone(x), features)
+    dropped = backbone.train()(x)
+    kept = dropped != 0
+    assert 0.4 < kept[features != 0].double().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * features[kept])
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v3_small", "googlenet", "squeezenet1_1", "alexnet"])
+def test_the_last_layers_own_dropout_is_gone(name: str):
+    """Of AlexNet's two, the one between its other layers stays."""
+    with torch.device("meta"), untrained():
+        backbone = Backbone(3, {"backbone": name})
+    dropouts = [m for m in backbone.network.modules() if isinstance(m, nn.Dropout)]
+    assert len(dropouts) == (2 if name == "alexnet" else 0)
+
+
+@pytest.mark.parametrize("hparams", [{"resnet18": True}, {"backbone": "test_vit"}, {"backbone": "test_efficientnet"}])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_channels(channels: int, hparams: dict, weights: Path):
+    torch.save(resnet18().state_dict(), weights / RESNET18)
+    torch.save(timm.create_model("test_vit").state_dict(), weights / f"{TEST_VIT}.pth")
+    torch.save(timm.create_model("test_efficientnet").state_dict(), weights / "test_efficientnet.r160_in1k.pth")
+    with weights_in(weights):
+        three, other = Backbone(3, hparams).eval(), Backbone(channels, hparams).eval()
+    x = images(channels=channels)
+    assert other(x).shape == (2, other.n_outputs)
+    first = next(m for m in three.modules() if isinstance(m, nn.Conv2d))
+    conv = next(m for m in other.modules() if isinstance(m, nn.Conv2d))
+    for i in range(channels):
+        assert torch.equal(conv.weight[:, i], first.weight[:, i % 3])
+    if three.is_renormalised:
+        x = x * other.scale + other.shift
+        torch.testing.assert_close(other.shift.flatten(), three.shift.flatten()[[i % 3 for i in range(channels)]])
+    summed = torch.zeros(2, 3, 224, 224)  # channels with the same weights may as well be added up
+    for i in range(channels):
+        summed[:, i % 3] += x[:, i]
+    torch.testing.assert_close(other.network(x), three.network(summed), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_without_a_convolution_takes_three_channels_only():
+    hparams = {"backbone": "naflexvit_base_patch16_gap", "pretrained": False}
+    with torch.device("meta"), pytest.raises(UsageError, match="takes images of 3 channels, not of 4; choose"):
+        Backbone(4, hparams)
+
+
+@pytest.mark.parametrize("hparams", [{"resnet18": True}, {"backbone": "test_vit"}, {"backbone": "inception_v3"}])
+@pytest.mark.parametrize("channels", [3, 2])
+def test_a_state_comes_back_without_weights(hparams: dict, channels: int):
+    with untrained():
+        trained, loaded = randomised(Backbone(channels, hparams)), Backbone(channels, hparams)
+    assert not {"scale", "shift"} & set(trained.state_dict())
+    loaded.load_state_dict(trained.state_dict())
+    x = images(channels=channels)
+    assert torch.equal(loaded(x), trained.eval()(x))  # frozen, without being told to evaluate
+
+
+def test_untrained_ends(cache: Path):
+    with untrained():
+        Backbone(3, {"resnet18": True})
+    with pytest.raises(UsageError, match="is not in"):
+        Backbone(3, {"resnet18": True})
+    with pytest.raises(KeyError), untrained(), weights_in(cache):
+        raise KeyError
+    with pytest.raises(UsageError, match="is not in"):
+        Backbone(3, {"resnet18": True})
+
+
+# torchvision's networks
+
+SOME = [
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "inception_v3",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet50",
+    "shufflenet_v2_x0_5",
+    "swin_t",
+    "vgg11_bn",
+    "vit_b_32",
+]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_features_are_what_the_last_layer_gets(name: str):
+    options = {"transform_input": True, "init_weights": True} if name == "inception_v3" else {}
+    network = randomised(models.get_model(name, weights=None, **options))
+    with untrained():
+        backbone = Backbone(3, {"backbone": name}).eval()
+    missing, unexpected = backbone.network.load_state_dict(network.state_dict(), strict=False)
+    assert not missing
+    assert len([key for key in unexpected if not key.startswith("AuxLogits.")]) == 2  # the last weight, the last bias
+    x = images()
+    with torch.no_grad():
+        expected = features_of(network, x)
+        # They are far from 1 in some networks with random weights, and many cancel.
+        torch.testing.assert_close(backbone(x), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_squeezenets_last_layer_is_a_convolution():
+    network = models.squeezenet1_1().eval()
+    with untrained():
+        backbone = Backbone(3, {"backbone": "squeezenet1_1"}).eval()
+    backbone.network.load_state_dict(network.state_dict(), strict=False)
+    x = images()
+    assert backbone.n_outputs == 512
+    torch.testing.assert_close(backbone(x), network.features(x).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "densenet121", "mnasnet0_5"])
+def test_files_that_are_not_quite_the_networks_state(name: str, weights: Path):
+    """GoogLeNet's has auxiliary heads, DenseNets' old names, MNASNet's a version."""
+    options = {"aux_logits": True, "init_weights": False, "transform_input": True} if name == "googlenet" else {}
+    network = randomised(models.get_model(name, weights=None, **options))
+    state = network.state_dict()
+    for key in list(state):
+        state[re.sub(r"(denselayer\d+\.(norm|conv))([12])", r"\1.\3", key)] = state.pop(key)
+    if name == "densenet121":
+        assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    torch.save(state, weights / models.get_model_weights(name).IMAGENET1K_V1.url.rpartition("/")[2])
+    with weights_in(weights):
+        backbone = Backbone(3, {"backbone": name})
+    x = images()
+    expected = features_of(network, x)
+    torch.testing.assert_close(backbone(x), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_two_channels_and_a_normalisation_of_its_own():
+    """torchvision's Inception would bring images of three channels to its normalisation itself, and lose a fourth."""
+    for channels in (1, 2, 4):
+        with torch.device("meta"), untrained():
+            backbone = Backbone(channels, {"backbone": "inception_v3"})
+            assert backbone(images(channels=channels)).shape == (2, 2048)
+    with untrained():
+        shift = Backbone(4, {"backbone": "googlenet"}).shift.flatten()
+    assert shift.tolist() == pytest.approx([-0.03, -0.088, -0.188, -0.03])
+
+
+@pytest.fixture
+def regnets_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their widths have to be computed."""
+    widths = BlockParams.from_init_params
+
+    def computed(*args: object, **kwargs: object) -> BlockParams:
+        with torch.device("cpu"):
+            return widths(*args, **kwargs)
+
+    monkeypatch.setattr(BlockParams, "from_init_params", computed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("regnets_on_meta")
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_every_network_of_torchvision():
+    for name in models.list_models(module=models):
+        with torch.device("meta"), untrained():
+            network, backbone = models.get_model(name, weights=None), Backbone(3, {"backbone": name})
+            linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
+            assert backbone.n_outputs == (linear[-1].in_features if linear else 512), name
+            assert backbone(images()).shape == (2, backbone.n_outputs), name
+
+
+@pytest.mark.parametrize(("name", "file"), [("vit_h_14", "vit_h_14_lc_swag"), ("regnet_y_128gf", "regnet_y_128gf_lc")])
+@pytest.mark.usefixtures("regnets_on_meta")
+def test_networks_without_v1_take_the_weights_for_224_pixels(name: str, file: str):
+    """Their default ones are for 518 and 384."""
+    with torch.device("meta"), pytest.raises(UsageError, match=f"^{file}.* could not be downloaded"):
+        Backbone(3, {"backbone": name})
+
+
+# timm's networks
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("name", ["test_vit", TEST_VIT])
+def test_timms_file(name: str, suffix: str, weights: Path):
+    file = weights / f"{TEST_VIT}{suffix}"
+    state = timm.create_model("test_vit").state_dict()
+    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    with weights_in(weights):
+        backbone = Backbone(3, {"backbone": name}).eval()
+    network = timm.create_model(
+        "test_vit", pretrained=True, num_classes=0, img_size=224, pretrained_cfg_overlay={"file": str(file)}
+    ).eval()
+    x = images()
+    own = (x * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None] - 0.5) / 0.5
+    torch.testing.assert_close(backbone(x), network(own))
+    assert backbone.n_outputs == network.num_features
+
+
+def test_clip_gets_its_own_normalisation():
+    name = "vit_base_patch32_clip_224.openai"
+    with untrained():
+        backbone = Backbone(3, {"backbone": name}).eval()
+    x = torch.rand(2, 3, 224, 224)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    own, imagenet = [
+        (x - torch.tensor(m)[:, None, None]) / torch.tensor(s)[:, None, None]
+        for m, s in ((mean, std), (IMAGENET_MEAN, IMAGENET_STD))
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(imagenet), backbone.network(own), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(backbone(imagenet), backbone.network(imagenet), rtol=1e-4, atol=1e-4)
+
+
+def test_from_scratch_there_is_no_other_normalisation():
+    assert not Backbone(3, {"backbone": "test_vit", "pretrained": False}).is_renormalised
+
+
+def test_timms_batch_norm_is_frozen_too():
+    with untrained():
+        backbone = Backbone(3, {"backbone": "test_efficientnet"})
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone(images())
+    assert any("running_mean" in name for name in before)
+    assert all(torch.equal(before[name], buffer) for name, buffer in backbone.named_buffers())
+
+
+def test_a_size_that_is_fixed_is_made_224():
+    for name in ("vit_small_patch14_dinov2.lvd142m", "swin_base_patch4_window12_384"):
+        with torch.device("meta"), untrained():
+            backbone = Backbone(3, {"backbone": name})
+            assert backbone(images()).shape == (2, backbone.n_outputs)
+
+
+def test_networks_that_take_no_such_images():
+    for name in ("crossvit_18_240", "halonet26t", "deepseek_vit_412m_enc"):
+        with pytest.raises(UsageError, match=f"{name} does not turn images of 224x224 pixels into features"):
+            Backbone(3, {"backbone": name})
+
+
+def test_timms_weights_are_missing(weights: Path):
+    with weights_in(weights), pytest.raises(UsageError) as error:
+        Backbone(3, {"backbone": "test_vit"})
+    assert str(error.value).startswith(f"timm could not get the weights of {TEST_VIT} (")
+    way_out = f'; put them as {TEST_VIT}.safetensors into {weights}, or train from scratch: {{"pretrained": false}}'
+    assert str(error.value).endswith(way_out)
+    with pytest.raises(UsageError, match="into a folder that --weights_dir names"):
+        Backbone(3, {"backbone": "test_vit"})
+    with pytest.raises(UsageError, match="No pretrained weights exist for botnet50ts_256"):
+        Backbone(3, {"backbone": "botnet50ts_256"})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: file.touch(),
+        lambda file: file.write_text("version https://git-lfs.github.com/spec/v1"),
+        lambda file: torch.save(timm.create_model("test_vit2").state_dict(), file),
+        lambda file: torch.save(timm.create_model("test_efficientnet").state_dict(), file),
+        lambda file: file.write_bytes(pickle.dumps(Evil(file.with_name("evil")), protocol=2)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_timms_file_is_damaged_or_another_networks(suffix: str, write, weights: Path):
+    file = weights / f"{TEST_VIT}{suffix}"
+    write(file)
+    with weights_in(weights), pytest.raises(UsageError) as error:
+        Backbone(3, {"backbone": "test_vit"})
+    assert str(error.value).startswith(f"{file} does not hold the weights of {TEST_VIT} (")
+    assert "\n" not in str(error.value)
+    assert not (weights / "evil").exists()
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("hparams", "message"),
+    [
+        ({"backbone": "resnet51"}, "unknown backbone 'resnet51'; did you mean resnet"),
+        ({"backbone": "ResNet50"}, "did you mean resnet50 or"),
+        ({"backbone": "vit_small_patch14_dinov2.lvd14m"}, "did you mean vit_small_patch14_dinov2.lvd142m or"),
+        ({"backbone": "Xqz"}, "unknown backbone 'Xqz'; see torchvision.models.list_models() and timm.list_models()"),
+        ({"backbone": ""}, "unknown backbone ''; see"),
+        ({"backbone": "fcn_resnet50"}, "unknown backbone 'fcn_resnet50'"),  # torchvision's, but no classifier
+        ({"backbone": "vgg11", "resnet18": True}, "resnet18 is true, but the backbone is 'vgg11'; leave out one"),
+    ],
+)
+def test_bad_names(hparams: dict, message: str):
+    with pytest.raises(UsageError) as error:
+        Backbone(3, hparams)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    for name, hint in [("test_vit", "see torchvision.models.list_models()"), ("resnet5", "did you mean resnet50")]:
+        with pytest.raises(UsageError) as error:
+            Backbone(3, {"backbone": name})
+        assert hint in str(error.value)
+        assert str(error.value).endswith("; for timm's: pip install domainbed[timm]")
+    assert Backbone(3, {"backbone": "resnet18", "pretrained": False}).n_outputs == 512
+
+
+def test_a_tag_makes_it_timms():
+    """resnet50 is torchvision's, where both have it."""
+    with torch.device("meta"), untrained():
+        assert isinstance(Backbone(3, {"backbone": "resnet50"}).network, models.ResNet)
+        assert isinstance(Backbone(3, {"backbone": "resnet50.a1_in1k"}).network, timm.models.ResNet)
