@@ -29,6 +29,15 @@ def mnist_dir() -> str:
     return data_dir
 
 
+@pytest.fixture(scope="session")
+def pacs_dir() -> str:
+    """A data_dir with real images of PACS, all or some of them."""
+    data_dir = os.environ.get("DOMAINBED_DATA_DIR")
+    if not data_dir or not Path(data_dir, "PACS").is_dir():
+        pytest.skip("DOMAINBED_DATA_DIR does not name a folder with PACS in it")
+    return data_dir
+
+
 @pytest.fixture
 def small_mnist_dir(tmp_path: Path) -> str:
     """A data_dir with an MNIST of 90 + 30 random images, written here in its own file format."""

@@ -1,6 +1,6 @@
 """The datasets, by name: `get_dataset_class("ColoredMNIST")`, `num_environments("ColoredMNIST")`."""
 
-from domainbed.datasets.base import ArrayEnvironment, MultipleDomainDataset
+from domainbed.datasets.base import ArrayEnvironment, Environment, FileEnvironment, MultipleDomainDataset
 from domainbed.registry import Registry
 
 DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
@@ -10,8 +10,18 @@ DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
         "RotatedDigits": "domainbed.datasets.digits:RotatedDigits",
         "ColoredMNIST": "domainbed.datasets.mnist:ColoredMNIST",
         "RotatedMNIST": "domainbed.datasets.mnist:RotatedMNIST",
+        "VLCS": "domainbed.datasets.photographs:VLCS",
+        "PACS": "domainbed.datasets.photographs:PACS",
+        "OfficeHome": "domainbed.datasets.photographs:OfficeHome",
+        "TerraIncognita": "domainbed.datasets.photographs:TerraIncognita",
+        "DomainNet": "domainbed.datasets.photographs:DomainNet",
+        "SVIRO": "domainbed.datasets.photographs:SVIRO",
+        "Folder": "domainbed.datasets.photographs:Folder",
     },
 )
+
+# The datasets of the published tables.
+BENCHMARK = ("ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet")
 
 
 def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
@@ -19,9 +29,18 @@ def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
     return DATASETS[name]
 
 
-def num_environments(name: str) -> int:
-    """How many environments the dataset of this name has."""
-    return len(DATASETS[name].ENVIRONMENTS)
+def num_environments(name: str, root: str | None = None) -> int:
+    """How many environments the dataset of this name has; `root`, the data_dir, is where Folder looks for them."""
+    return len(DATASETS[name].environment_names(root))
 
 
-__all__ = ["DATASETS", "ArrayEnvironment", "MultipleDomainDataset", "get_dataset_class", "num_environments"]
+__all__ = [
+    "BENCHMARK",
+    "DATASETS",
+    "ArrayEnvironment",
+    "Environment",
+    "FileEnvironment",
+    "MultipleDomainDataset",
+    "get_dataset_class",
+    "num_environments",
+]

@@ -6,7 +6,8 @@ instant.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class ArrayEnvironment:
 
     images: np.ndarray
     labels: np.ndarray
+    augmented: ClassVar[bool] = False  # only photographs are
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
@@ -34,6 +36,33 @@ class ArrayEnvironment:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class FileEnvironment:
+    """One environment whose images are files, of any size, to be seen at the dataset's `input_shape`.
+
+    Attributes:
+        folder: where the files lie.
+        files: [n], paths relative to `folder`.
+        labels: [n], integers in 0..num_classes - 1.
+        augmented: whether the published protocol shows its images augmented (in training and in evaluation alike).
+    """
+
+    folder: Path
+    files: Sequence[str]
+    labels: np.ndarray
+    augmented: bool
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != (len(self.files),):
+            raise ValueError(f"there are {len(self.files)} files, but labels {self.labels.shape}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+Environment: TypeAlias = ArrayEnvironment | FileEnvironment
 
 
 class MultipleDomainDataset:
@@ -55,10 +84,19 @@ class MultipleDomainDataset:
     CHECKPOINT_FREQ: ClassVar[int] = 100
     input_shape: tuple[int, int, int]
     num_classes: int
-    environments: Sequence[ArrayEnvironment]
+    environments: Sequence[Environment]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no constructor")
+
+    @classmethod
+    def environment_names(cls, root: str | None) -> list[str]:
+        """The environments' names. Most datasets know them; one that is read from a tree has to look.
+
+        Raises:
+            UsageError: they are to be read, and can't be.
+        """
+        return cls.ENVIRONMENTS
 
     @classmethod
     def prepare(cls, root: str | None) -> None:
@@ -68,11 +106,11 @@ class MultipleDomainDataset:
             UsageError: they are not, with what to do about it.
         """
 
-    def __getitem__(self, index: int) -> ArrayEnvironment:
+    def __getitem__(self, index: int) -> Environment:
         return self.environments[index]
 
     def __len__(self) -> int:
         return len(self.environments)
 
-    def __iter__(self) -> Iterator[ArrayEnvironment]:
+    def __iter__(self) -> Iterator[Environment]:
         return iter(self.environments)

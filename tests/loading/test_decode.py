@@ -1,0 +1,90 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from domainbed.errors import UsageError
+from domainbed.loading.decode import BadImageError, decode, read_file
+
+PIXELS = np.random.RandomState(0).randint(0, 256, (5, 7, 4)).astype(np.uint8)
+RGBA = Image.fromarray(PIXELS, "RGBA")
+RGB = Image.fromarray(PIXELS[:, :, :3].copy())
+
+
+def saved(image: Image.Image, form: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "form"),
+    [
+        (RGB, "PNG"),
+        (RGB, "BMP"),
+        (RGB, "TIFF"),
+        (RGB, "PPM"),
+        (RGBA, "PNG"),  # transparency is dropped, the colours under it stay
+        (RGBA, "TIFF"),
+    ],
+)
+def test_lossless_colours_come_back(image: Image.Image, form: str):
+    assert np.array_equal(decode(saved(image, form), "x"), PIXELS[:, :, :3])
+
+
+@pytest.mark.parametrize(
+    ("image", "form"),
+    [
+        (RGB, "JPEG"),
+        (RGB, "WEBP"),
+        (RGB.convert("CMYK"), "JPEG"),
+        (RGB.convert("CMYK"), "TIFF"),
+        (RGB.convert("YCbCr"), "JPEG"),
+        (RGB.convert("L"), "JPEG"),
+        (RGB.convert("L"), "PNG"),
+        (RGBA.convert("LA"), "PNG"),
+        (RGB.convert("1"), "PNG"),
+        (RGB.quantize(16), "PNG"),
+        (RGBA.quantize(16), "PNG"),
+        (RGB.quantize(4), "BMP"),
+    ],
+)
+def test_every_mode_becomes_rgb_as_pil_converts_it(image: Image.Image, form: str):
+    data = saved(image, form)
+    pixels = decode(data, "x")
+    assert pixels.shape == (5, 7, 3)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_deep_greys_are_scaled_not_clipped():
+    levels = np.array([[0, 257, 65535, 32896]], dtype=np.uint16)
+    for form in ("PNG", "TIFF"):
+        assert decode(saved(Image.fromarray(levels), form), "x")[0, :, 0].tolist() == [0, 1, 255, 128]
+    floats = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
+    assert decode(saved(floats, "TIFF"), "x")[0, :, 1].tolist() == [0, 128, 255]
+
+
+def test_orientation_notes_are_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    RGB.save(file, "JPEG", exif=exif)
+    assert decode(file.getvalue(), "x").shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no image", saved(RGB, "PNG")[:-30], saved(RGB, "JPEG")[:-30], saved(RGB, "TIFF")[:60], b"\xff\xd8\xff"],
+)
+def test_what_is_no_whole_image_is_named(data: bytes):
+    with pytest.raises(BadImageError, match=r"a/b\.jpg is a broken image"):
+        decode(data, "a/b.jpg")
+
+
+def test_a_file_that_cannot_be_read_is_no_broken_image(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"can't read .*gone\.png: No such file") as error:
+        read_file(tmp_path / "gone.png")
+    assert not isinstance(error.value, BadImageError)
