@@ -1,0 +1,1 @@
+"""What the publishers of photographs offer, and how it becomes the folder that the reader expects."""
