@@ -1,7 +1,8 @@
 """The one schema between a job and a table: a folder with one JSON object per evaluation and, at the end, `done`.
 
 Each record has `step`, `epoch`, `env{i}_in_acc` and `env{i}_out_acc`, the update's figures averaged since the last
-evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`. Sweeps written by DomainBed have this form, too.
+evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`. Sweeps written by DomainBed have this form, too. Ours
+add `environments` (their names) and `bad_images` (how many broken files were replaced so far).
 """
 
 import json
@@ -73,8 +74,9 @@ def load_records(input_dir: str) -> tuple[pd.DataFrame, list[str]]:
     """The records of all jobs in a sweep's folder.
 
     Returns:
-        A row a record: `folder`, `done`, the columns of RUN (`test_envs` as a tuple), `step`, and every `env…_acc`;
-        and a list of what was left out or is odd, a line each.
+        A row a record: `folder`, `done`, the columns of RUN (`test_envs` as a tuple), `step`, `environments` (their
+        names, a tuple; empty where the record has none), and every `env…_acc`; and a list of what was left out or is
+        odd, a line each.
 
     Raises:
         UsageError: there is no such folder, or no record in it.
@@ -131,6 +133,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         "trial_seed": int(args["trial_seed"]),
         "hparams_seed": int(args["hparams_seed"]),
         "step": int(record["step"]),
+        "environments": tuple(map(str, record.get("environments", ()))),
         "settings": ", ".join(f"{name} {args.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task")),
         **accuracies,
     }
@@ -147,9 +150,15 @@ def _is_short(records: list[dict[str, Any]]) -> bool:
 def _mixtures(frame: pd.DataFrame) -> list[str]:
     """A line for each dataset whose runs were not all made with the same settings, and so don't compare."""
     settings = frame.groupby("dataset")["settings"].unique()
-    return [
+    problems = [
         f"{dataset}: its runs were made with different arguments ({'; '.join(sorted(of_dataset))})"
         for dataset, of_dataset in settings.items()
+        if len(of_dataset) > 1
+    ]
+    named = frame[frame["environments"].map(len) > 0].groupby("dataset")["environments"].unique()
+    return problems + [
+        f"{dataset}: its runs had different environments ({'; '.join(' '.join(names) for names in of_dataset)})"
+        for dataset, of_dataset in named.items()
         if len(of_dataset) > 1
     ]
 

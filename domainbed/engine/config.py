@@ -11,6 +11,8 @@ from domainbed.errors import UsageError, near
 from domainbed.hparams_registry import Hparams, resolve_hparams
 
 TASKS = ("domain_generalization", "domain_adaptation")
+EVALUATIONS = ("all", "splits")
+BAD_IMAGES = ("error", "skip")
 
 
 def _beside(default: Any) -> Any:
@@ -33,7 +35,15 @@ class JobConfig:
         steps, checkpoint_freq: how many updates, and how often to evaluate; None stands for the dataset's own.
         holdout_fraction: of each environment, the part that is held out.
         uda_holdout_fraction: of a test environment's other part, what domain adaptation may see without labels.
+        eval: one of EVALUATIONS: all splits, or all that a selection method reads (not the training environments' in).
+        clean_evaluation: evaluate training environments without augmentation.
         data_dir, output_dir: where the images lie, where the job's folder is.
+        weights_dir: where pretrained weights are looked for first.
+        on_bad_image: one of BAD_IMAGES: what becomes of a broken image. (A finished run that met none is the same
+            either way; one that did counts them in its records.)
+        cache, cache_gb: a directory for packs of decoded photographs, or None, and the most that it may hold, in GiB.
+        resident_gb: the most that images may take of the device for the whole job, in GiB; None: half of what is free.
+        loader_workers: processes that read photographs ahead; None for what suits the machine.
         skip_model_save, save_model_every_checkpoint: which models to leave there.
         imports: the user's modules to import first.
 
@@ -53,27 +63,40 @@ class JobConfig:
     checkpoint_freq: int = None  # type: ignore[assignment]  # likewise
     holdout_fraction: float = 0.2
     uda_holdout_fraction: float = 0.0
+    eval: str = EVALUATIONS[0]
+    clean_evaluation: bool = False
     data_dir: str | None = _beside(None)
     output_dir: str = _beside("train_output")
     skip_model_save: bool = _beside(False)
     save_model_every_checkpoint: bool = _beside(False)
     imports: tuple[str, ...] = _beside(())
+    weights_dir: str | None = _beside(None)
+    on_bad_image: str = _beside(BAD_IMAGES[0])
+    cache: str | None = _beside(None)
+    cache_gb: float = _beside(100.0)
+    resident_gb: float | None = _beside(None)
+    loader_workers: int | None = _beside(None)
 
     def __post_init__(self) -> None:
         dataset = get_dataset_class(self.dataset)
         if self.algorithm not in ALGORITHMS:
             raise UsageError(f"unknown algorithm {self.algorithm!r}; {near(self.algorithm, ALGORITHMS)}")
         ALGORITHMS.import_plugin(self.algorithm)  # which registers its hyperparameters
-        if self.task not in TASKS:
-            raise UsageError(f"unknown task {self.task!r}; {near(self.task, TASKS)}")
+        for name, known in (("task", TASKS), ("eval", EVALUATIONS), ("on_bad_image", BAD_IMAGES)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; {near(getattr(self, name), known)}")
+        names = dataset.environment_names(self.data_dir)
         self._set(
-            test_envs=_checked_test_envs(self.test_envs, self.dataset, dataset.ENVIRONMENTS),
+            test_envs=_checked_test_envs(self.test_envs, self.dataset, names),
             steps=dataset.N_STEPS if self.steps is None else self.steps,
             checkpoint_freq=dataset.CHECKPOINT_FREQ if self.checkpoint_freq is None else self.checkpoint_freq,
         )
         for name, least in (("steps", 1), ("checkpoint_freq", 1), ("hparams_seed", 0), ("trial_seed", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("cache_gb", "resident_gb", "loader_workers"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:  # nor NaN
+                raise UsageError(f"--{name} must be at least 0, not {getattr(self, name)}")
         if self.seed >= 2**32:
             raise UsageError(f"--seed must be below 2**32, not {self.seed}")
         if not 0 < self.holdout_fraction < 1:
@@ -95,6 +118,10 @@ class JobConfig:
         """The hyperparameters that the job trains with, by name."""
         return resolve_hparams(self.algorithm, self.dataset, self.hparams_seed, self.trial_seed, self.hparams)
 
+    def environment_names(self) -> list[str]:
+        """The names of the dataset's environments."""
+        return get_dataset_class(self.dataset).environment_names(self.data_dir)
+
     def name(self) -> str:
         """A hash of what determines the result: the name of the job's folder in a sweep.
 
@@ -106,6 +133,8 @@ class JobConfig:
             for f in fields(self)
             if f.compare and (f.name in _ALWAYS_NAMED or args[f.name] != f.default)
         }
+        if not get_dataset_class(self.dataset).ENVIRONMENTS:
+            named["environments"] = self.environment_names()  # a tree of the user's own tells itself from others
         return hashlib.md5(json.dumps(named, sort_keys=True).encode("utf-8")).hexdigest()
 
     def args(self) -> dict[str, Any]:

@@ -1,42 +1,44 @@
 """How many images of each split a model gets right."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
 from domainbed.algorithms.base import Algorithm
-from domainbed.loading.resident import ResidentImages
-from domainbed.loading.splits import Split
-
-# Images at a time. A CPU is fastest while a layer's activations fit into its cache, a GPU with many.
-BATCH = {"cpu": 64, "cuda": 2048}
+from domainbed.loading.base import Feed, Request
 
 
 @torch.no_grad()  # not inference_mode: an algorithm may adapt itself in predict
-def accuracies(
-    algorithm: Algorithm, environments: Sequence[ResidentImages], splits: Sequence[Split]
-) -> dict[str, float]:
-    """The accuracy on every part of every environment, by the name it has in records (`env0_in_acc`, …).
+def accuracies(algorithm: Algorithm, feed: Feed, requests: Iterable[tuple[str, Request]]) -> dict[str, float]:
+    """The accuracy on the images of all requests that have the same name, by that name (`env0_in_acc`, …).
 
-    Each image is seen once. A single logit (of an algorithm that has but one) says class 1 where it is positive.
+    A single logit (of an algorithm that has but one) says class 1 where it is positive.
     """
+    named = list(requests)
+    correct: dict[str, list[torch.Tensor]] = {}
+    images: dict[str, int] = {}
     algorithm.eval()
-    correct = [_correct(algorithm, environment) for environment in environments]
+    batches = feed.batches([request] for _, request in named)
+    for (name, request), [(x, y)] in zip(named, batches, strict=True):
+        predicted = classes(logits(algorithm, x))
+        correct.setdefault(name, []).append((predicted == y).sum())
+        images[name] = images.get(name, 0) + len(request.indices)
     algorithm.train()
-    return {
-        f"env{i}_{name}_acc": correct[i][torch.from_numpy(part)].double().mean().item()
-        for i, split in enumerate(splits)
-        for name, part in split.parts().items()
-    }
+    return {name: torch.stack(counts).sum().item() / images[name] for name, counts in correct.items()}
 
 
-def _correct(algorithm: Algorithm, environment: ResidentImages) -> torch.Tensor:
-    """Which of an environment's images the model gets right: bool [n], on the CPU."""
-    device = environment.labels.device
-    correct = []
-    for indices in torch.arange(len(environment), device=device).split(BATCH.get(device.type, 256)):
-        x, y = environment.batch(indices)
-        logits = algorithm.predict(x)
-        predicted = logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
-        correct.append(predicted == y)
-    return torch.cat(correct).cpu()
+def classes(logits: torch.Tensor) -> torch.Tensor:
+    """The predicted class of each image, [n]."""
+    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
+
+
+def logits(algorithm: Algorithm, x: torch.Tensor) -> torch.Tensor:
+    """What the algorithm predicts for images x, in halves where the device's memory does not hold all at once."""
+    try:
+        return algorithm.predict(x)
+    except torch.OutOfMemoryError:
+        if len(x) == 1:
+            raise
+    if x.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return torch.cat([logits(algorithm, half) for half in x.split(-(-len(x) // 2))])

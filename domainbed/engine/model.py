@@ -8,6 +8,7 @@ import torch
 
 from domainbed.algorithms import get_algorithm_class
 from domainbed.algorithms.base import Algorithm
+from domainbed.backbones import untrained, weights_in
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
@@ -29,7 +30,8 @@ def make_algorithm(config: JobConfig, dataset: MultipleDomainDataset) -> Algorit
             f"not {hparams['batch_size']}"
         )
     try:
-        return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, hparams)
+        with weights_in(config.weights_dir):
+            return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, hparams)
     except UsageError:
         raise
     except ValueError as error:
@@ -68,9 +70,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Algorith
         saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         args = saved["args"]
         import_modules(args.get("imports", ()))
-        algorithm = get_algorithm_class(args["algorithm"])(
-            saved["model_input_shape"], saved["model_num_classes"], saved["model_num_domains"], saved["model_hparams"]
-        )
+        with untrained():
+            algorithm = get_algorithm_class(args["algorithm"])(
+                saved["model_input_shape"],
+                saved["model_num_classes"],
+                saved["model_num_domains"],
+                saved["model_hparams"],
+            )
         algorithm.load_state_dict(saved["model_dict"])
     except UsageError:
         raise

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from tqdm import tqdm
 
 from domainbed import __version__
 from domainbed.engine.config import JobConfig
-from domainbed.engine.data import Batches, load_data
+from domainbed.engine.data import Batches, evaluation_requests, load_data
 from domainbed.engine.evaluate import accuracies
+from domainbed.engine.feed import open_feed
 from domainbed.engine.figures import Figures, check_weights
 from domainbed.engine.lock import TakenError, locked
 from domainbed.engine.model import make_algorithm, save_model
 from domainbed.errors import UsageError
-from domainbed.loading.resident import ResidentImages
 from domainbed.records import RESULTS_FILE, append_record, is_done, mark_done, read_job
 from domainbed.registry import import_modules
 from domainbed.seeding import seed_everything
@@ -51,8 +52,9 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
         torch.cuda.reset_peak_memory_stats()  # of the job before this one in the same process
     seed_everything(config.seed)
     algorithm = make_algorithm(config, dataset).to(device)
-    resident = [ResidentImages(environment.images, environment.labels, device) for environment in dataset]
-    batches = Batches(config, dataset, splits, resident)
+    feed = open_feed(config, dataset, splits, device)
+    names = config.environment_names()
+    batches = Batches(config, dataset, splits, feed).steps(0, config.steps)
     steps_per_epoch = min(len(split.in_) for split in splits) / algorithm.hparams["batch_size"]
 
     make_folder(folder)
@@ -65,7 +67,7 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
         for start, stop in stretches(config.steps, config.checkpoint_freq):
             told = Figures(start)
             began = time.perf_counter()
-            for minibatches, unlabeled in batches.steps(start, stop):
+            for minibatches, unlabeled in islice(batches, stop - start):
                 told.add(algorithm.update(minibatches, unlabeled))
                 bar.update()
             figures = told.read()  # waits for the device, so that the time is right
@@ -77,16 +79,18 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
                 "step": step,
                 "epoch": step / steps_per_epoch,
                 **figures,
-                **accuracies(algorithm, resident, splits),
+                **accuracies(algorithm, feed, evaluation_requests(config, dataset, splits, step, feed.batch_size)),
+                "bad_images": len(feed.bad_images),
                 "step_time": step_time,
                 "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
+                "environments": names,
                 "args": config.args(),
                 "hparams": algorithm.hparams,
             }
             append_record(folder, record)
             if config.save_model_every_checkpoint:
                 save_model(folder / f"model_step{step}.pkl", config, dataset, algorithm)
-            tqdm.write(progress_line(record, dataset.ENVIRONMENTS, config.test_envs))
+            tqdm.write(progress_line(record, config.test_envs))
             on_record(step)
         if not config.skip_model_save:
             save_model(folder / "model.pkl", config, dataset, algorithm)
@@ -116,7 +120,8 @@ def begin(folder: Path, config: JobConfig) -> None:
         return
     for record in read_job(folder)[0][:1]:
         theirs, ours = record.get("args", {}), config.args()
-        other = [f"{f.name} {theirs.get(f.name)}" for f in fields(config) if f.compare]
+        # An argument that a record does not have was not there yet, and stood at its default.
+        other = [f"{f.name} {theirs.get(f.name, f.default)}" for f in fields(config) if f.compare]
         if other != [f"{f.name} {ours[f.name]}" for f in fields(config) if f.compare]:
             raise UsageError(
                 f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir"
@@ -138,12 +143,13 @@ def stretches(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def progress_line(record: Mapping[str, Any], environments: list[str], test_envs: tuple[int, ...]) -> str:
+def progress_line(record: Mapping[str, Any], test_envs: tuple[int, ...]) -> str:
     """One evaluation for people: accuracies in percent, *in* and *out* split, test environments in brackets."""
     parts = [f"step {record['step']:>5}"]
     if "loss" in record:
         parts.append(f"loss {record['loss']:.4f}")
-    for i, name in enumerate(environments):
-        scores = f"{100 * record[f'env{i}_in_acc']:.1f}/{100 * record[f'env{i}_out_acc']:.1f}"
+    for i, name in enumerate(record["environments"]):
+        measured = [record.get(f"env{i}_{part}_acc") for part in ("in", "out")]
+        scores = "/".join("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in measured)
         parts.append(f"[{name} {scores}]" if i in test_envs else f"{name} {scores}")
     return "  ".join([*parts, f"{1000 * record['step_time']:.1f} ms/step"])

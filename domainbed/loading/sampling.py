@@ -10,6 +10,18 @@ from domainbed.seeding import seed_hash
 _WORDS = 4  # a Philox counter gives four 64-bit words
 
 
+def uniforms(key: int, start: int, stop: int, columns: int) -> np.ndarray:
+    """The rows start, …, stop - 1 of an endless table of numbers in [0, 1) that `key` names: [stop - start, columns].
+
+    Philox is counter-based: any row can be had without the ones before, and NumPy keeps the stream of a bit generator
+    the same for ever (which it does not promise of Generator.integers).
+    """
+    counters = -(-columns // _WORDS)  # that a row uses up
+    bits = np.random.Philox(key=key).advance(start * counters)
+    words = bits.random_raw((stop - start) * counters * _WORDS).reshape(stop - start, -1)
+    return (words[:, :columns] >> np.uint64(11)) * 2.0**-53
+
+
 class BatchSampler:
     """Draws batches with replacement from the images `indices` of one environment.
 
@@ -27,7 +39,6 @@ class BatchSampler:
     ) -> None:
         self.batch_size = batch_size
         self._key = seed_hash("batches", seed, env)
-        self._counters = -(-batch_size // _WORDS)  # counters a step uses up
         if labels is None:
             self._groups = [indices]
         else:
@@ -35,11 +46,7 @@ class BatchSampler:
 
     def batches(self, start: int, stop: int) -> np.ndarray:
         """The batches of the steps start, …, stop - 1: indices [stop - start, batch_size]."""
-        # Philox is counter-based: any step's numbers can be had without the ones before, and NumPy keeps the stream
-        # of a bit generator the same for ever (which it does not promise of Generator.integers).
-        bits = np.random.Philox(key=self._key).advance(start * self._counters)
-        words = bits.random_raw((stop - start) * self._counters * _WORDS).reshape(stop - start, -1)
-        uniform = (words[:, : self.batch_size] >> np.uint64(11)) * 2.0**-53  # [0, 1)
+        uniform = uniforms(self._key, start, stop, self.batch_size)
         # The first digit of `uniform` in base len(groups) chooses the group, the rest the image within it.
         scaled = uniform * len(self._groups)
         group = scaled.astype(np.int64)

@@ -12,10 +12,12 @@ AVERAGE = "Avg"
 
 
 def environment_names(records: pd.DataFrame, dataset: str) -> list[str]:
-    """The names of a dataset's environments: the dataset's own, or env0, env1, … where it is not one of ours."""
-    if dataset in DATASETS:
+    """The names of a dataset's environments: the dataset's own, or the records', or else env0, env1, …"""
+    if dataset in DATASETS and DATASETS[dataset].ENVIRONMENTS:
         return DATASETS[dataset].ENVIRONMENTS
     of_dataset = records[records["dataset"] == dataset].dropna(axis="columns", how="all")
+    if told := [names for names in of_dataset["environments"] if names]:
+        return list(told[-1])
     return [f"env{i}" for i in range(sum(c.endswith("_out_acc") for c in of_dataset.columns))]
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from domainbed.engine.config import BAD_IMAGES, EVALUATIONS
 from domainbed.errors import UsageError, near
 
 
@@ -41,6 +42,54 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction) and isinstance(action.choices, dict):
                 flags += action.choices[getattr(parsed, action.dest)].flags(parsed)
         return flags
+
+
+# How images are read and evaluated, the same for one job and for a sweep's.
+JOB_OPTIONS = (
+    "eval",
+    "clean_evaluation",
+    "on_bad_image",
+    "weights_dir",
+    "cache",
+    "cache_gb",
+    "resident_gb",
+    "loader_workers",
+)
+
+
+def add_job_options(p: argparse.ArgumentParser) -> None:
+    """Add the flags of JOB_OPTIONS."""
+    p.add_argument(
+        "--eval",
+        default=EVALUATIONS[0],
+        help="all: evaluate every split; splits: leave out the training environments' in splits, which no selection "
+        "method reads",
+    )
+    p.add_argument(
+        "--clean_evaluation",
+        action="store_true",
+        help="evaluate training environments without augmentation (published results are with it)",
+    )
+    p.add_argument(
+        "--on_bad_image",
+        default=BAD_IMAGES[0],
+        help="error: a broken image ends the job; skip: another of its class takes its place, and records count it",
+    )
+    p.add_argument("--weights_dir", metavar="DIR", help="look here first for pretrained weights (then torch's cache)")
+    p.add_argument("--cache", metavar="DIR", help="keep decoded photographs here, for all jobs; made when first needed")
+    p.add_argument("--cache_gb", type=float, default=100.0, metavar="GIB", help="the most that --cache may hold")
+    p.add_argument(
+        "--resident_gb",
+        type=float,
+        metavar="GIB",
+        help="the most that images may take of the GPU for the whole job (default: half of what is free)",
+    )
+    p.add_argument(
+        "--loader_workers",
+        type=int,
+        metavar="N",
+        help="processes that read photographs ahead (default: beside a GPU one a core of the job's, up to 8; else 0)",
+    )
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.datasets import BENCHMARK, DATASETS, MultipleDomainDataset
 from domainbed.errors import UsageError
 from domainbed.registry import import_modules
 from domainbed.scripts import cli
 from domainbed.sweep.grid import make_jobs
 from domainbed.sweep.job import Job, JobState
 from domainbed.sweep.launchers import LAUNCHERS, Launcher
+
+PASSED_ON = ("data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save")
 
 
 def parser() -> cli.Parser:
@@ -24,7 +26,9 @@ def parser() -> cli.Parser:
     launch = commands.add_parser("launch", help="run every job that is not done", prog=f"{p.prog} launch")
     launch.add_argument("--output_dir", required=True, help="the sweep's folder, which holds one folder a job")
     launch.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
-    launch.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME", help="or your own")
+    launch.add_argument(
+        "--datasets", nargs="+", default=BENCHMARK, metavar="NAME", help=f"any of {', '.join(DATASETS)}, or your own"
+    )
     launch.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME", help="or your own")
     launch.add_argument("--n_hparams_from", type=int, default=0, help="leave out the draws below this number")
     launch.add_argument("--n_hparams", type=int, default=20, help="number of draws; draw 0 is the defaults")
@@ -42,6 +46,7 @@ def parser() -> cli.Parser:
     launch.add_argument("--command_launcher", default="local", help=f"who runs the jobs: {', '.join(LAUNCHERS)}")
     launch.add_argument("--workers", type=int, help="jobs at once (default: one a GPU or, without GPU, one a core)")
     launch.add_argument("--skip_model_save", action="store_true", help="let the jobs leave no model.pkl")
+    cli.add_job_options(launch)
     launch.add_argument("--skip_confirmation", action="store_true", help="don't ask before starting")
     launch.add_argument(
         "--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules to import"
@@ -74,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
     """The jobs that the command line asks for."""
-    shared = ("data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save")
     return make_jobs(
         args.datasets,
         args.algorithms,
@@ -84,7 +88,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         args.leave_one_out,
         args.output_dir,
         imports=tuple(args.imports),
-        **{name: getattr(args, name) for name in shared},
+        **{name: getattr(args, name) for name in (*PASSED_ON, *cli.JOB_OPTIONS)},
     )
 
 

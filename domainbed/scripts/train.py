@@ -12,7 +12,7 @@ from domainbed.scripts import cli
 
 def parser() -> cli.Parser:
     p = cli.Parser(prog="python -m domainbed.scripts.train", description="Train one job and write its folder.")
-    p.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
+    p.add_argument("--data_dir", help="folder that holds the datasets (the digits need none); with Folder: the dataset")
     p.add_argument("--dataset", default="RotatedMNIST", help=f"one of {', '.join(DATASETS)}, or your own")
     p.add_argument("--algorithm", default="ERM", help=f"one of {', '.join(ALGORITHMS)}, or your own")
     p.add_argument("--task", default=TASKS[0], help=f"one of {', '.join(TASKS)}")
@@ -39,6 +39,7 @@ def parser() -> cli.Parser:
     )
     p.add_argument("--skip_model_save", action="store_true", help="leave no model.pkl")
     p.add_argument("--save_model_every_checkpoint", action="store_true", help="leave a model at every evaluation, too")
+    cli.add_job_options(p)
     p.add_argument(
         "--import",
         dest="imports",

@@ -42,7 +42,7 @@ def make_jobs(
     jobs = []
     unique = dict.fromkeys  # named twice is wanted once
     for trial_seed, dataset, algorithm in itertools.product(range(n_trials), unique(datasets), unique(algorithms)):
-        for test_envs in all_test_envs(num_environments(dataset), leave_one_out):
+        for test_envs in all_test_envs(num_environments(dataset, others.get("data_dir")), leave_one_out):
             for hparams_seed in range(n_hparams_from, n_hparams):
                 config = JobConfig(
                     dataset=dataset,

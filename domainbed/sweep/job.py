@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 
-from domainbed.datasets import DATASETS
 from domainbed.engine.config import JobConfig
 from domainbed.engine.lock import is_locked
 from domainbed.records import is_done
@@ -35,8 +34,19 @@ class Job:
 
         Its paths are absolute: it may run from another folder.
         """
-        data_dir = str(Path(config.data_dir).absolute()) if config.data_dir else config.data_dir
-        return cls(replace(config, data_dir=data_dir, output_dir=str(sweep_dir.absolute() / config.name())))
+
+        def absolute(path: str | None) -> str | None:
+            return str(Path(path).absolute()) if path else path
+
+        return cls(
+            replace(
+                config,
+                data_dir=absolute(config.data_dir),
+                weights_dir=absolute(config.weights_dir),
+                cache=absolute(config.cache),
+                output_dir=str(sweep_dir.absolute() / config.name()),
+            )
+        )
 
     @property
     def folder(self) -> Path:
@@ -66,5 +76,6 @@ class Job:
 
     def __str__(self) -> str:
         c = self.config
-        names = " and ".join(DATASETS[c.dataset].ENVIRONMENTS[i] for i in c.test_envs)
+        environments = c.environment_names()
+        names = " and ".join(environments[i] for i in c.test_envs)
         return f"{c.algorithm} on {c.dataset}, test {names}, hparams {c.hparams_seed}, trial {c.trial_seed}"

@@ -27,6 +27,12 @@ def test_the_name_is_a_hash_of_what_determines_the_result():
         "skip_model_save": True,
         "save_model_every_checkpoint": True,
         "imports": ("os",),
+        "weights_dir": "/w",
+        "on_bad_image": "skip",
+        "cache": "/c",
+        "cache_gb": 1.0,
+        "resident_gb": 1.0,
+        "loader_workers": 3,
     }
     assert make(**beside).name() in names
     assert make(hparams="{}").name() in names
@@ -42,6 +48,8 @@ def test_the_name_is_a_hash_of_what_determines_the_result():
         "checkpoint_freq": 7,
         "holdout_fraction": 0.3,
         "uda_holdout_fraction": 0.5,
+        "eval": "splits",
+        "clean_evaluation": True,
     }
     for name, value in determining.items():
         adapts = name in ("task", "uda_holdout_fraction")
