@@ -1,0 +1,134 @@
+"""How many photographs a second reach the training loop: the usual pipeline of PIL images beside ours, in one run.
+
+scripts/benchmark data --data_dir data
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import joblib
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD
+from domainbed.datasets import get_dataset_class
+from domainbed.errors import UsageError
+from domainbed.loading.base import Request
+from domainbed.loading.cache import open_cached
+from domainbed.loading.photographs import Environment, Files, Images, PhotographFeed
+from domainbed.loading.sampling import BatchSampler
+
+PUBLISHED = transforms.Compose(
+    [
+        transforms.RandomResizedCrop(224, scale=(0.7, 1.0)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
+        transforms.RandomGrayscale(),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+)
+
+
+class PlainImages(Dataset):
+    """An image at a time through torchvision's transforms, from its file or from a pack of decoded images."""
+
+    def __init__(self, files: list[str], labels: np.ndarray, decoded: Images | None) -> None:
+        self.files, self.labels, self.decoded = files, labels, decoded
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        if self.decoded is not None:
+            image = Image.fromarray(self.decoded[i].numpy())
+        else:
+            image = Image.open(self.files[i]).convert("RGB")
+        return PUBLISHED(image), self.labels[i]
+
+
+def plain(files: list[str], labels: np.ndarray, decoded: Images | None, batch: int, workers: int) -> Iterable:
+    """Batches without end, as a plain DataLoader gives them."""
+    indices = itertools.chain.from_iterable(tables(len(files), batch))
+    data = PlainImages(files, labels, decoded)
+    return DataLoader(data, sampler=indices, batch_size=batch, num_workers=workers)
+
+
+def ours(files: list[str], labels: np.ndarray, images: Images, batch: int, workers: int, device: str) -> Iterable:
+    """Batches without end, as a job with three training environments gets them: three a request."""
+    environment = Environment(images, files, labels, np.zeros(len(files)))
+    feed = PhotographFeed([environment], (224, 224), torch.device(device), workers)
+    asked = (Request(0, indices, 1, batch * i) for i, indices in enumerate(tables(len(files), batch)))
+    return itertools.chain.from_iterable(feed.batches(zip(asked, asked, asked, strict=False)))
+
+
+def tables(n: int, batch: int) -> Iterator[np.ndarray]:
+    sampler = BatchSampler(np.arange(n), batch, seed=0, env=0)
+    return (sampler.batches(step, step + 1)[0] for step in itertools.count())
+
+
+def rate(batches: Iterable, seconds: float, batch: int, device: str) -> float:
+    """Images a second, once the workers have started and their first batches are used up."""
+    iterator = iter(batches)
+    for _ in range(60):
+        next(iterator)
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        next(iterator)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        n += 1
+    return n * batch / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="scripts/benchmark data", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--data_dir", required=True, help="folder that holds PACS/, or any of it")
+    parser.add_argument("--workers", type=int, default=joblib.cpu_count(), help="loader processes of each pipeline")
+    parser.add_argument("--batch", type=int, default=32, help="images a batch")
+    parser.add_argument("--seconds", type=float, default=5, help="that each measurement takes")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, whose median is printed")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    dataset = get_dataset_class("PACS")(args.data_dir, [], {"data_augmentation": True}, 0)
+    files = [str(e.folder / file) for e in dataset for file in e.files]
+    labels = np.concatenate([e.labels for e in dataset])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as cache:
+        (pack,) = open_cached(Path(cache), 100, {"PACS": files}) or [None]
+        of = files, labels
+        sides = {
+            "plain: files, PIL, image by image": lambda: plain(*of, None, args.batch, args.workers),
+            "cached: pack, PIL, image by image": lambda: plain(*of, pack, args.batch, args.workers),
+            "batched: files, tensors": lambda: ours(*of, Files(files), args.batch, args.workers, device),
+            "batched and cached: pack, tensors": lambda: ours(*of, pack, args.batch, args.workers, device),
+        }
+        if device == "cuda":
+            resident = pack.to(torch.device("cuda"))
+            sides["resident: pack on the GPU"] = lambda: ours(*of, resident, args.batch, 0, device)
+        print(f"{len(files)} PACS images, {args.workers} workers, batches of {args.batch} to {device}, ", end="")
+        print(f"torch {torch.__version__}, median of {args.repeats} rounds of {args.seconds:g} s", flush=True)
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(args.repeats):
+            for name, batches in sides.items():
+                rates[name].append(rate(batches(), args.seconds, args.batch, device))
+        first = statistics.median(next(iter(rates.values())))
+        for name, measured in rates.items():
+            median = statistics.median(measured)
+            print(f"{name:36s} {median:8.0f} images/s  {median / first:5.1f}x")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
