@@ -2,7 +2,7 @@
 """Fishr's penalty three ways, in one run: as products of matrices (ours), with BackPACK's SumGradSquared or BatchGrad.
 
 For each size: the median time of the penalty's value and of its gradient with respect to features and classifier, and
-the peak memory beyond what was there before. `scripts/benchmark_fishr.py --help` lists the sizes.
+the peak memory beyond what was there before. `scripts/benchmark fishr --help` lists the sizes.
 """
 
 import argparse
