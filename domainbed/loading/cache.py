@@ -54,6 +54,8 @@ def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Seq
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
+            for unfinished in directory.glob("*.part"):  # of a job that was killed: only who holds the lock writes
+                unfinished.unlink()
             missing = {name: files for name, files in environments.items() if not present(name)}
             for name in missing:
                 paths[name].unlink(missing_ok=True)  # it is outdated, and takes room
