@@ -109,8 +109,10 @@ def load_records(input_dir: str) -> tuple[pd.DataFrame, list[str]]:
         raise UsageError(f"--input_dir {input_dir!r} holds no records in folder/{RESULTS_FILE}{which}")
     frame = pd.DataFrame(rows)
     problems += _mixtures(frame)
+    if with_bad := frame[frame["bad_images"] > 0]["folder"].nunique():
+        problems.append(f"{with_bad} jobs met broken images, in whose place others stood (--on_bad_image skip)")
     frame, twice = _one_folder_a_run(frame)
-    return frame.drop(columns=["written", "settings"]), problems + twice
+    return frame.drop(columns=["written", "settings", "bad_images"]), problems + twice
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +136,9 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         "hparams_seed": int(args["hparams_seed"]),
         "step": int(record["step"]),
         "environments": tuple(map(str, record.get("environments", ()))),
-        "settings": ", ".join(f"{name} {args.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task")),
+        "settings": ", ".join(f"{name} {args.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task"))
+        + (", clean_evaluation" if args.get("clean_evaluation") else ""),
+        "bad_images": int(record.get("bad_images", 0)),
         **accuracies,
     }
 

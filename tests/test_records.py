@@ -149,3 +149,24 @@ def test_no_folder_and_no_records(tmp_path: Path):
         load_records(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match=r"holds no records in folder/results\.jsonl$"):
         load_records(str(tmp_path))
+
+
+def test_clean_and_published_evaluation_are_not_mixed_silently(tmp_path: Path):
+    """Nor do replaced images go untold; records from before there was either count as published."""
+    records = [make_record(hparams_seed=seed) for seed in range(3)]
+    records[1]["args"]["clean_evaluation"] = False
+    records[1] |= {"bad_images": 0, "environments": ["+90%", "+80%", "-90%"]}
+    assert load_records(str(write_sweep(tmp_path / "fine", records)))[1] == []
+    records[2]["args"]["clean_evaluation"] = True
+    records[2]["bad_images"] = 400
+    problems = load_records(str(write_sweep(tmp_path / "mixed", records)))[1]
+    assert len(problems) == 2
+    assert "different arguments" in problems[0]
+    assert "clean_evaluation" in problems[0]
+    assert "1 jobs met broken images" in problems[1]
+
+
+def test_trees_of_ones_own_are_not_mixed_silently(tmp_path: Path):
+    records = [make_record(dataset="Folder", hparams_seed=seed) | {"environments": [seed, "b", "c"]} for seed in (0, 1)]
+    (problem,) = load_records(str(write_sweep(tmp_path, records)))[1]
+    assert problem == "Folder: its runs had different environments (0 b c; 1 b c)"

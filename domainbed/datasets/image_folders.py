@@ -4,6 +4,7 @@ import difflib
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def read_tree(root: Path, folders: Sequence[str], augmented: Sequence[bool]) -> 
     for folder, tree in trees.items():
         if not tree:
             raise UsageError(f"{root / folder} holds no folder per class with images in it")
+    there = {file for tree in trees.values() for files in tree.values() for file in files}
+    if idle := sorted(leave_out - there):
+        warnings.warn(
+            f"{len(idle)} lines of {root / LEAVE_OUT_FILE} name no image, such as {idle[0]!r}; they must be paths "
+            f"relative to {root}",
+            stacklevel=2,
+        )
     classes = common_classes({folder: list(tree) for folder, tree in trees.items()})
     number = {name: i for i, name in enumerate(classes)}
     environments = []
@@ -77,7 +85,7 @@ def subfolders(folder: Path) -> list[str]:
 def read_leave_out(root: Path) -> set[str]:
     """The files that root/leave_out.txt names: a path relative to root a line, or a comment that begins with #."""
     try:
-        lines = (root / LEAVE_OUT_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (root / LEAVE_OUT_FILE).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return set()
     except (OSError, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ def _beside(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """One job. A config that exists is valid; two that compare equal give the same records.
+    """One job. A config that exists is valid; two that compare equal give the same records (from the same data_dir).
 
     Attributes:
         dataset, algorithm: registered names.
@@ -118,6 +118,10 @@ class JobConfig:
         """The hyperparameters that the job trains with, by name."""
         return resolve_hparams(self.algorithm, self.dataset, self.hparams_seed, self.trial_seed, self.hparams)
 
+    def is_own_tree(self) -> bool:
+        """Whether the dataset is a tree of the user's own (Folder), so that data_dir says which it is."""
+        return not get_dataset_class(self.dataset).ENVIRONMENTS
+
     def environment_names(self) -> list[str]:
         """The names of the dataset's environments."""
         return get_dataset_class(self.dataset).environment_names(self.data_dir)
@@ -133,8 +137,8 @@ class JobConfig:
             for f in fields(self)
             if f.compare and (f.name in _ALWAYS_NAMED or args[f.name] != f.default)
         }
-        if not get_dataset_class(self.dataset).ENVIRONMENTS:
-            named["environments"] = self.environment_names()  # a tree of the user's own tells itself from others
+        if self.is_own_tree():
+            named["environments"] = self.environment_names()  # it may be moved, but not become another
         return hashlib.md5(json.dumps(named, sort_keys=True).encode("utf-8")).hexdigest()
 
     def args(self) -> dict[str, Any]:

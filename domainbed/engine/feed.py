@@ -34,7 +34,8 @@ def open_feed(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequenc
     if arrays:
         raise UsageError(f"the environments of {config.dataset} must all be arrays, or all be files")
 
-    files = [[os.path.join(e.folder, file) for file in e.files] for e in photographs]
+    # Real paths: the same files have the same cache, however the user came to them.
+    files = [[f"{folder}/{file}" for file in e.files] for e in photographs for folder in [os.path.realpath(e.folder)]]
     images, are_on_device = _images(config, files, device)
     environments = [
         Environment(images[i], files[i], photographs[i].labels, part_numbers(split)) for i, split in enumerate(splits)

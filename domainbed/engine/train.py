@@ -21,6 +21,7 @@ from domainbed.engine.figures import Figures, check_weights
 from domainbed.engine.lock import TakenError, locked
 from domainbed.engine.model import make_algorithm, save_model
 from domainbed.errors import UsageError
+from domainbed.loading.residence import full_device_told
 from domainbed.records import RESULTS_FILE, append_record, is_done, mark_done, read_job
 from domainbed.registry import import_modules
 from domainbed.seeding import seed_everything
@@ -59,7 +60,7 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
 
     make_folder(folder)
     algorithm.train()
-    with locked(folder), tqdm(total=config.steps, unit="step", disable=None) as bar:
+    with locked(folder), full_device_told(), tqdm(total=config.steps, unit="step", disable=None) as bar:
         begin(folder, config)
         tqdm.write(f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
         tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
@@ -120,9 +121,10 @@ def begin(folder: Path, config: JobConfig) -> None:
         return
     for record in read_job(folder)[0][:1]:
         theirs, ours = record.get("args", {}), config.args()
+        telling = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.is_own_tree())]
         # An argument that a record does not have was not there yet, and stood at its default.
-        other = [f"{f.name} {theirs.get(f.name, f.default)}" for f in fields(config) if f.compare]
-        if other != [f"{f.name} {ours[f.name]}" for f in fields(config) if f.compare]:
+        other = [f"{f.name} {theirs.get(f.name, f.default)}" for f in telling]
+        if other != [f"{f.name} {ours[f.name]}" for f in telling]:
             raise UsageError(
                 f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir"
             )

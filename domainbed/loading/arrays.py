@@ -32,7 +32,6 @@ class ArrayFeed(Feed):
         resident_gb: float | None = None,
     ) -> None:
         super().__init__()
-        self.labels = labels
         self.device = device
         self.batch_size = 64 if device.type == "cpu" else 2048  # a CPU is fastest where activations fit its cache
         host = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in zip(images, labels, strict=True)]
@@ -57,7 +56,10 @@ class ArrayFeed(Feed):
                 yield [self._draw(request.env, next(rows)) for request in together]
 
     def _draw(self, env: int, indices: torch.Tensor) -> Batch:
-        images, labels = self._environments[env]
-        x = images[indices].to(self.device, non_blocking=True)
-        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-        return x, labels[indices].to(self.device, non_blocking=True)
+        images, labels = (self._to_device(values[indices]) for values in self._environments[env])
+        return images.div(255) if images.dtype == torch.uint8 else images.float(), labels
+
+    def _to_device(self, drawn: torch.Tensor) -> torch.Tensor:
+        if drawn.device.type == "cpu" and self.device.type == "cuda":
+            drawn = drawn.pin_memory()  # without which the host would wait for the copy
+        return drawn.to(self.device, non_blocking=True)

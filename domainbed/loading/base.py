@@ -30,12 +30,10 @@ class Feed:
     """Brings images to the device.
 
     Attributes:
-        labels: of each environment, [n] on the host.
         batch_size: how many images at once are good for evaluation.
         bad_images: the files that could not be decoded and were replaced.
     """
 
-    labels: Sequence[np.ndarray]
     batch_size: int
 
     def __init__(self) -> None:

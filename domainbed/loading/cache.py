@@ -1,11 +1,13 @@
 """The optional cache of photographs: a pack for each environment, made once and shared by all jobs."""
 
+import glob
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import joblib
 from filelock import FileLock, Timeout
@@ -16,6 +18,10 @@ from domainbed.errors import UsageError
 from domainbed.loading.pack import Pack, write_pack
 
 LOCK_FILE = ".lock"
+SLICE = 500  # files that a thread looks at in one go
+INDEX_BYTES = 24  # that an image takes in a pack's index, at most
+
+T = TypeVar("T")
 
 
 def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Sequence[str]]) -> list[Pack] | None:
@@ -30,50 +36,71 @@ def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Seq
         environments: name -> paths of its image files. The name begins the pack's.
 
     Returns:
-        A pack an environment; None, with a message, where there is no room for them.
+        A pack an environment; None, with a message, where there is no room for them, or the directory can't be used.
 
     Raises:
-        UsageError: an image can't be read, or the directory can't be used.
+        UsageError: an image can't be read.
     """
-    fingerprints = {name: fingerprint(files) for name, files in environments.items()}
-    paths = {name: directory / _pack_name(name, files) for name, files in environments.items()}
-
-    def present(name: str) -> Pack | None:
-        with suppress(OSError, ValueError, KeyError):
-            pack = Pack(paths[name], environments[name])
-            if pack.fingerprint == fingerprints[name]:
-                return pack
-        return None
-
-    def all_present() -> list[Pack] | None:
-        packs = [pack for name in environments if (pack := present(name))]
-        return packs if len(packs) == len(environments) else None
-
-    if packs := all_present():
+    wanted = [_Wanted(directory, name, files) for name, files in environments.items()]
+    if packs := _opened(wanted):
         return packs
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
-            for unfinished in directory.glob("*.part"):  # of a job that was killed: only who holds the lock writes
-                unfinished.unlink()
-            missing = {name: files for name, files in environments.items() if not present(name)}
-            for name in missing:
-                paths[name].unlink(missing_ok=True)  # it is outdated, and takes room
-            is_decoded = _choose_form(missing, limit_gb * 2**30 - _bytes_in(directory))
-            if is_decoded is None:
-                tqdm.write(
-                    f"the cache {directory} has no room for {', '.join(missing)} under --cache_gb {limit_gb:g}: images "
-                    "are read from their files"
-                )
-                return None
-            total = sum(map(len, missing.values()))
-            with tqdm(total=total, desc=f"filling {directory}", unit="image", disable=None) as bar:
-                for name, files in missing.items():
-                    write_pack(paths[name], files, fingerprints[name], is_decoded, joblib.cpu_count(), bar)
+            _fill(directory, limit_gb, [one for one in wanted if not one.open()])
+            packs = _opened(wanted)
     except OSError as error:
         tqdm.write(f"the cache {directory} can't be filled ({error}): images are read from their files")
         return None
-    return all_present()
+    if packs is None:
+        tqdm.write(f"the cache {directory} has no room under --cache_gb {limit_gb:g}: images are read from their files")
+    return packs
+
+
+class _Wanted:
+    """An environment's pack, there or not yet."""
+
+    def __init__(self, directory: Path, name: str, files: Sequence[str]) -> None:
+        self.files = files
+        self.fingerprint = fingerprint(files)
+        # The same name in another folder has another pack, and so has another list of its files.
+        self.stem = f"{name}-{_short_hash(os.path.dirname(files[0]))}"
+        self.path = directory / f"{self.stem}-{_short_hash(*files)}.pack"
+
+    def open(self) -> Pack | None:
+        """The pack, if it is there and its files are still what they were."""
+        with suppress(OSError, ValueError, KeyError):
+            pack = Pack(self.path, self.files)
+            if pack.fingerprint == self.fingerprint:
+                return pack
+        return None
+
+
+def _opened(wanted: Sequence[_Wanted]) -> list[Pack] | None:
+    packs = [pack for one in wanted if (pack := one.open())]
+    return packs if len(packs) == len(wanted) else None
+
+
+def _fill(directory: Path, limit_gb: float, missing: Sequence[_Wanted]) -> None:
+    """Make the packs that are missing, if there is room for all of them."""
+    if not missing:
+        return  # another job has made them
+    for unfinished in directory.glob("*.part"):  # of a job that was killed: only who holds the lock writes
+        unfinished.unlink()
+    for one in missing:
+        one.path.unlink(missing_ok=True)  # it is outdated, and takes room
+    is_decoded = _choose_form(missing, limit_gb * 2**30 - _bytes_in(directory))
+    if is_decoded is None:
+        for one in missing:  # lists of the same files that somebody may have done with
+            for other in directory.glob(f"{glob.escape(one.stem)}-*.pack"):
+                other.unlink()
+        is_decoded = _choose_form(missing, limit_gb * 2**30 - _bytes_in(directory))
+    if is_decoded is None:
+        return
+    total = sum(len(one.files) for one in missing)
+    with tqdm(total=total, desc=f"filling {directory}", unit="image", disable=None) as bar:
+        for one in missing:
+            write_pack(one.path, one.files, one.fingerprint, is_decoded, joblib.cpu_count(), bar)
 
 
 def fingerprint(files: Sequence[str]) -> str:
@@ -82,20 +109,32 @@ def fingerprint(files: Sequence[str]) -> str:
     Raises:
         UsageError: one is not there.
     """
-    with ThreadPoolExecutor(16) as pool:  # a network's file system answers many at once
-        try:
-            stats = list(pool.map(os.stat, files, chunksize=256))
-        except OSError as error:
-            raise UsageError(f"can't read {error.filename}: {error.strerror}") from error
     digest = hashlib.sha256()
-    for file, stat in zip(files, stats, strict=True):
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    try:
+        for told in in_threads(_stats, files, 16):  # a network's file system answers many at once
+            digest.update(told)
+    except OSError as error:
+        raise UsageError(f"can't read {error.filename}: {error.strerror}") from error
     return digest.hexdigest()
 
 
-def _pack_name(name: str, files: Sequence[str]) -> str:
-    """The same name in another folder has another pack."""
-    return f"{name}-{hashlib.md5(os.path.dirname(files[0]).encode()).hexdigest()[:8]}.pack"
+def _stats(files: Sequence[str]) -> bytes:
+    lines = []
+    for file in files:
+        stat = os.stat(file)
+        lines.append(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
+    return "".join(lines).encode(errors="surrogateescape")
+
+
+def in_threads(work: Callable[[Sequence[str]], T], files: Sequence[str], threads: int) -> Iterator[T]:
+    """What `work` gives for each slice of the files, in order. (A task a file would cost more than what it does.)"""
+    slices = [files[i : i + SLICE] for i in range(0, len(files), SLICE)]
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(work, slices)
+
+
+def _short_hash(*words: str) -> str:
+    return hashlib.md5("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 @contextmanager
@@ -113,20 +152,27 @@ def _locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _choose_form(environments: Mapping[str, Sequence[str]], room: float) -> bool | None:
+def _choose_form(missing: Sequence[_Wanted], room: float) -> bool | None:
     """Whether the images are kept as pixels (True) or as their files' bytes (False); None where neither fits."""
-    files = [file for of_environment in environments.values() for file in of_environment]
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        if sum(pool.map(_decoded_bytes, files, chunksize=64)) <= room:
-            return True
-        return False if sum(pool.map(os.path.getsize, files, chunksize=64)) <= room else None
+    files = [file for one in missing for file in one.files]
+    room -= INDEX_BYTES * (len(files) + 100 * len(missing))
+    threads = joblib.cpu_count()
+    if sum(in_threads(_decoded_bytes, files, threads)) <= room:
+        return True
+    return False if sum(in_threads(_file_bytes, files, threads)) <= room else None
 
 
-def _decoded_bytes(file: str) -> int:
-    """The size of an image's pixels; its header tells, nothing is decoded. A broken image takes no room."""
-    with suppress(Exception), Image.open(file) as image:
-        return 3 * image.width * image.height
-    return 0
+def _decoded_bytes(files: Sequence[str]) -> int:
+    """The size of images' pixels; their headers tell, nothing is decoded. A broken image takes no room."""
+    total = 0
+    for file in files:
+        with suppress(Exception), Image.open(file) as image:
+            total += 3 * image.width * image.height
+    return total
+
+
+def _file_bytes(files: Sequence[str]) -> int:
+    return sum(map(os.path.getsize, files))
 
 
 def _bytes_in(directory: Path) -> int:

@@ -28,7 +28,7 @@ def decode(data: bytes, name: object) -> np.ndarray:
     """The pixels of an image of any mode, uint8 [height, width, 3].
 
     Transparency is dropped, and a photograph's note of how the camera was held is left unread, as in the published
-    pipeline.
+    pipeline. (Unlike that one, which fills up with grey what a truncated file lacks, this takes no part for the whole.)
 
     Args:
         data: the file's bytes.
@@ -43,6 +43,8 @@ def decode(data: bytes, name: object) -> np.ndarray:
                 return _from_deep_grey(np.asarray(image))
             # A copy, since torch wants arrays that may be written to.
             return np.array(image.convert("RGB"))
+    except MemoryError:
+        raise  # that says nothing of the image
     except Exception as error:  # decoders fail in many ways
         raise BadImageError(f"{name} is a broken image ({type(error).__name__}: {error})") from error
 

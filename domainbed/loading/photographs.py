@@ -4,6 +4,7 @@ Worker processes, shared by all environments, prepare whole requests ahead of th
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -80,7 +81,6 @@ class PhotographFeed(Feed):
         skip_bad: bool = False,
     ) -> None:
         super().__init__()
-        self.labels = [environment.labels for environment in environments]
         self.batch_size = 32 if device.type == "cpu" else 256
         self._device = device
         self._workers = workers
@@ -96,10 +96,11 @@ class PhotographFeed(Feed):
             pin_memory=self._device.type == "cuda" and self._workers > 0,
             generator=torch.Generator(),  # its seed for workers is drawn from here, not from the job's generator
         )
-        for prepared in loader:
-            if isinstance(prepared, UsageError):
-                raise prepared
-            yield [self._deliver(one) for one in prepared]
+        with dead_worker_told():
+            for prepared in loader:
+                if isinstance(prepared, UsageError):
+                    raise prepared
+                yield [self._deliver(one) for one in prepared]
 
     def _deliver(self, prepared: Prepared) -> Batch:
         for file in prepared.replaced:
@@ -172,6 +173,19 @@ class _Desk(Dataset):
             except BadImageError:
                 replaced.append(environment.files[other])
         raise UsageError(f"{environment.files[index]} is broken, and so is every other image of its class and split")
+
+
+@contextmanager
+def dead_worker_told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UsageError(
+            f"a process that reads photographs died ({error}); memory or /dev/shm (docker run --shm-size) may be too "
+            "small: give fewer --loader_workers, or 0 to read in the job's own process"
+        ) from error
 
 
 def replacements(environment: Environment, index: int) -> Iterator[int]:

@@ -1,10 +1,13 @@
-"""Whether images stay on the device for the whole job."""
+"""The device's memory: whether images stay there for the whole job, and what to do where it is full."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
 from tqdm import tqdm
+
+from domainbed.errors import UsageError
 
 T = TypeVar("T")
 
@@ -26,15 +29,26 @@ def moved_if_it_fits(
         stay = f"{n_bytes / 2**30:.2f} GiB of images stay in the host's memory: --resident_gb allows the device"
         tqdm.write(f"{stay} {limit / 2**30:.2f}" + (" (half of what is free)" if limit_gb is None else ""))
         return None
-    try:
+    with suppress(torch.OutOfMemoryError):
         return move(device)
-    except torch.OutOfMemoryError:
-        tqdm.write(f"{n_bytes / 2**30:.2f} GiB of images did not fit onto {device} and stay in the host's memory")
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+    tqdm.write(f"{n_bytes / 2**30:.2f} GiB of images did not fit onto {device} and stay in the host's memory")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # only now, when no traceback holds what was moved already
+    return None
 
 
 def free_bytes(device: torch.device) -> int:
     """The device's free memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+@contextmanager
+def full_device_told() -> Iterator[None]:
+    """Within it, a device whose memory is full is the user's to answer."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            "the device's memory is full: --resident_gb 0 keeps images off it, a smaller batch_size needs less"
+            f" ({error})"
+        ) from error

@@ -91,7 +91,8 @@ def test_files_to_leave_out(tmp_path: Path):
     (root / "leave_out.txt").write_text(
         "# duplicates\n./art/dog/001.png\n\nphoto\\dog\\002.png\r\nart/dog/999.png\nart/cat/000.png\n"
     )
-    environments, classes = read(root)
+    with pytest.warns(UserWarning, match=r"1 lines of .*leave_out\.txt name no image, such as 'art/dog/999\.png'"):
+        environments, classes = read(root)
     assert environments[0].files == ("art/dog/000.png", "art/dog/002.png")
     assert environments[1].files == ("photo/cat/000.png", "photo/dog/000.png", "photo/dog/001.png")
     assert classes == ["cat", "dog"], "a class stays, also where all its images are left out"
@@ -100,6 +101,8 @@ def test_files_to_leave_out(tmp_path: Path):
         file.write("art/dog/002.png\nart/cat/000.png\n")
     with pytest.raises(UsageError, match=r"leave_out\.txt leaves no image of art"):
         read(root)
+    (root / "leave_out.txt").write_bytes(b"\xef\xbb\xbfart/dog/001.png\n")  # as Windows marks UTF-8
+    assert read(root)[0][0].files == ("art/cat/000.png", "art/dog/000.png", "art/dog/002.png")
     (root / "leave_out.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"can't read .*leave_out\.txt"):
         read(root)

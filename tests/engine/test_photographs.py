@@ -12,6 +12,7 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.engine.config import JobConfig
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
+from domainbed.loading.cache import INDEX_BYTES
 from domainbed.loading.splits import split_environment
 from domainbed.records import read_job
 from tests.images import write_tree
@@ -87,15 +88,32 @@ def test_training_environments_are_evaluated_as_they_are_trained_or_clean(tree: 
     assert losses[0] == losses[1], "training is the same"
     assert losses[0] != losses[2]
 
-    # The test environment is never augmented; the others' accuracies are those of other pictures.
-    test = [[r[f"env2_{part}_acc"] for part in ("in", "out")] for r in published]
-    assert test == [[r[f"env2_{part}_acc"] for part in ("in", "out")] for r in clean]
-    assert args(clean)["clean_evaluation"] is True
-    assert args(published)["clean_evaluation"] is False
+    def accuracies(records: list[dict], envs: tuple[int, ...]) -> list[float]:
+        return [r[f"env{env}_{part}_acc"] for r in records for env in envs for part in ("in", "out")]
+
+    # The test environment is never augmented; of the others, other pictures are seen.
+    assert accuracies(published, (2,)) == accuracies(clean, (2,))
+    assert accuracies(published, (0, 1)) != accuracies(clean, (0, 1))
+    assert accuracies(clean, (0, 1)) != accuracies(plain, (0, 1)), "they were trained otherwise"
 
 
-def args(records: list[dict]) -> dict:
-    return records[0]["args"]
+def test_another_trees_unfinished_run_is_kept(tree: Path):
+    run(tree, "job")
+    (tree.parent / "job" / "done").unlink()
+    other = write_tree(tree.parent / "other", {name: {"car": 8, "tram": 7} for name in NAMES})
+    arguments = {"test_envs": (2,), "steps": 4, "checkpoint_freq": 2, "hparams": '{"batch_size": 3}'}
+    with pytest.raises(UsageError, match=r"holds another, unfinished run .*data_dir .*/tree\)"):
+        train(JobConfig("Folder", "Colours", data_dir=str(other), output_dir=str(tree.parent / "job"), **arguments))
+    assert len(run(tree, "job")) == 3
+
+
+def test_a_full_device_is_told_without_a_traceback(tree: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Colours, "update", full)
+    with pytest.raises(UsageError, match=r"memory is full: --resident_gb 0 .*CUDA out of memory"):
+        run(tree, "job")
 
 
 def test_clean_accuracies_against_a_plain_count(tree: Path):
@@ -128,11 +146,16 @@ def test_in_splits_of_training_environments_can_be_left_out(tree: Path, capsys):
 @pytest.mark.parametrize("has_room_for_pixels", [True, False])
 def test_a_cache_changes_nothing_but_the_time(tree: Path, has_room_for_pixels: bool):
     plain = run(tree, "plain")
-    files_gb = sum(file.stat().st_size for file in tree.glob("*/*/*")) / 2**30
-    cache_gb = 1.0 if has_room_for_pixels else files_gb * 1.01
+    sizes = [file.stat().st_size for file in tree.glob("*/*/*")]
+    index = INDEX_BYTES * (len(sizes) + 100 * len(NAMES))
+    cache_gb = 1.0 if has_room_for_pixels else (sum(sizes) + index) / 2**30
     cached = [run(tree, f"cached{i}", cache=str(tree.parent / "cache"), cache_gb=cache_gb) for i in range(2)]
     assert len(list((tree.parent / "cache").glob("Folder-*.pack"))) == 3
     assert figures(plain) == figures(cached[0]) == figures(cached[1])
+    # The same tree by another way has the same packs.
+    (tree.parent / "link").symlink_to(tree)
+    run(tree.parent / "link", "linked", cache=str(tree.parent / "cache"), cache_gb=cache_gb)
+    assert len(list((tree.parent / "cache").glob("*.pack"))) == 3
 
 
 @pytest.mark.slow

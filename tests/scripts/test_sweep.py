@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.records import load_records, read_job
-from domainbed.scripts import sweep
+from domainbed.scripts import cli, sweep, train
 from domainbed.sweep.job import Job, JobState
 
 ARGS = ["--datasets", "ColoredDigits", "--algorithms", "ERM", "--n_hparams", "2", "--n_trials", "1"]
@@ -56,6 +56,27 @@ def test_from_command_to_table(run_module, tmp_path: Path):
     assert len(rows) == 6, "for each of three methods the dataset's table and the averages"
     assert all(re.search(r"\d+\.\d \+/- 0\.0", row) for row in rows)
     assert "X" not in tables.stdout
+
+
+def test_every_option_of_a_job_reaches_it(tmp_path: Path):
+    given = {
+        "eval": "splits",
+        "clean_evaluation": True,
+        "on_bad_image": "skip",
+        "weights_dir": "/w",
+        "cache": "/c",
+        "cache_gb": 2.5,
+        "resident_gb": 1.5,
+        "loader_workers": 3,
+    }
+    assert set(given) == set(cli.JOB_OPTIONS)
+    flags = [word for name, v in given.items() for word in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]
+    for job in jobs_in(tmp_path, *ARGS, *flags):
+        assert {name: getattr(job.config, name) for name in given} == given
+        words = job.command()
+        again = train.config_of(train.parser().parse_args(words[words.index("domainbed.scripts.train") + 1 :]))
+        assert again == job.config
+        assert {name: getattr(again, name) for name in given} == given
 
 
 def children_of(pid: int) -> list[int]:
