@@ -21,6 +21,7 @@ from domainbed.engine.figures import Figures, check_weights
 from domainbed.engine.lock import TakenError, locked
 from domainbed.engine.model import make_algorithm, save_model
 from domainbed.errors import UsageError
+from domainbed.loading.photographs import dead_worker_told
 from domainbed.loading.residence import full_device_told
 from domainbed.records import RESULTS_FILE, append_record, is_done, mark_done, read_job
 from domainbed.registry import import_modules
@@ -60,7 +61,12 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
 
     make_folder(folder)
     algorithm.train()
-    with locked(folder), full_device_told(), tqdm(total=config.steps, unit="step", disable=None) as bar:
+    with (
+        locked(folder),
+        full_device_told(),
+        dead_worker_told(),
+        tqdm(total=config.steps, unit="step", disable=None) as bar,
+    ):
         begin(folder, config)
         tqdm.write(f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
         tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")

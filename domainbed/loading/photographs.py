@@ -96,11 +96,10 @@ class PhotographFeed(Feed):
             pin_memory=self._device.type == "cuda" and self._workers > 0,
             generator=torch.Generator(),  # its seed for workers is drawn from here, not from the job's generator
         )
-        with dead_worker_told():
-            for prepared in loader:
-                if isinstance(prepared, UsageError):
-                    raise prepared
-                yield [self._deliver(one) for one in prepared]
+        for prepared in loader:
+            if isinstance(prepared, UsageError):
+                raise prepared
+            yield [self._deliver(one) for one in prepared]
 
     def _deliver(self, prepared: Prepared) -> Batch:
         for file in prepared.replaced:
@@ -177,6 +176,10 @@ class _Desk(Dataset):
 
 @contextmanager
 def dead_worker_told() -> Iterator[None]:
+    """Within it, the death of a feed's process is the user's to answer.
+
+    It stands around all that is done while a feed works: torch hears of a death by a signal, whatever runs then.
+    """
     try:
         yield
     except RuntimeError as error:

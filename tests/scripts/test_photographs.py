@@ -1,12 +1,17 @@
 """Photographs from command to table, with real processes."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from domainbed.records import load_records
+from domainbed.records import RESULTS_FILE, load_records
 from tests.images import write_tree
+from tests.scripts.test_sweep import children_of, wait_until
 
 
 def rows_of(table: str, algorithm: str) -> list[str]:
@@ -57,6 +62,30 @@ def test_a_tree_of_ones_own(run_module, tmp_path: Path):
     assert "ERM on Folder, test spring, hparams 0, trial 0" in finished.stdout
     tables = run_module("collect_results", "--input_dir", tmp_path / "sweep").stdout
     assert re.search(r"Folder\nAlgorithm +autumn +spring +winter +Avg\n", tables)
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_dies_is_told_in_one_line(tmp_path: Path):
+    tree = write_tree(tmp_path / "seasons", {env: {"ash": 5, "oak": 5} for env in ("spring", "winter")})
+    command = [
+        *(sys.executable, "-m", "domainbed.scripts.train", "--dataset", "Folder", "--data_dir", tree),
+        *("--steps", 10_000, "--checkpoint_freq", 10_000, "--loader_workers", 1, "--output_dir", tmp_path / "job"),
+        *("--hparams", '{"backbone": "shufflenet_v2_x0_5", "pretrained": false, "batch_size": 2}'),
+    ]
+    job = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        results = tmp_path / "job" / RESULTS_FILE
+        wait_until(lambda: results.exists() or job.poll() is not None)
+        assert job.poll() is None
+        for child in children_of(job.pid):
+            os.kill(child, signal.SIGKILL)
+        _, err = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode == 2, err
+    assert err.splitlines()[-1].startswith("error: a process that reads photographs died")
+    assert "--loader_workers" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.slow
