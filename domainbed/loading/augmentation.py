@@ -1,8 +1,8 @@
 """The published augmentation of photographs, drawn from uniform numbers and applied to whole batches.
 
 RandomResizedCrop(224, scale 0.7 to 1), a horizontal flip, ColorJitter(0.3, 0.3, 0.3, 0.3) and RandomGrayscale(0.1), as
-torchvision defines them: equal in distribution to its transforms of single PIL images, but some five times as fast on a
-CPU, and on a GPU as well. From the crop on colours are floats in 0..255; PIL rounds them after each step.
+torchvision defines them: equal in distribution to its transforms of single PIL images, but some three times as fast on
+a CPU, and on a GPU as well. From the crop on colours are floats in 0..255; PIL rounds them after each step.
 """
 
 import math
