@@ -203,13 +203,10 @@ def test_mnist(mnist_dir: str):
     assert verdict.sound
 
 
-def test_real_images(tmp_path: Path):
-    data_dir = os.environ.get("DOMAINBED_DATA_DIR")
-    if not data_dir or not (Path(data_dir) / "PACS").is_dir():
-        pytest.skip("DOMAINBED_DATA_DIR does not name a folder with PACS")
-    verdict = verify(PACS, data_dir)
+def test_real_images(pacs_dir: str):
+    verdict = verify(PACS, pacs_dir)
     assert verdict.broken == []
     assert "7 classes" in verdict.lines
-    n = sum(1 for path in (Path(data_dir) / "PACS").rglob("*.*") if path.suffix.lower() in (".jpg", ".png"))
+    n = sum(1 for path in (Path(pacs_dir) / "PACS").rglob("*.*") if path.suffix.lower() in (".jpg", ".png"))
     assert f"all {n:,} images decode" in verdict.lines
     assert verdict.sound == (n == 9_991)
