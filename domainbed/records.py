@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
+from domainbed.files import written_whole
 
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
@@ -33,9 +34,8 @@ def append_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def mark_done(folder: Path) -> None:
     """Say that a job is finished; written last, when everything else is on disk, and whole or not at all."""
-    aside = folder / (DONE_FILE + ".part")
-    aside.write_text("done", encoding="utf-8")
-    os.replace(aside, folder / DONE_FILE)
+    with written_whole(folder / DONE_FILE) as file:
+        file.write(b"done")
 
 
 def is_done(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "domainbed"
 FROM_THE_GROUND_UP = [
     "errors",
+    "files",
     "seeding",
     "registry",
     "hparams_registry",

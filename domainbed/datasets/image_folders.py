@@ -35,8 +35,7 @@ def read_tree(root: Path, folders: Sequence[str], augmented: Sequence[bool]) -> 
     for folder, tree in trees.items():
         if not tree:
             raise UsageError(f"{root / folder} holds no folder per class with images in it")
-    there = {file for tree in trees.values() for files in tree.values() for file in files}
-    if idle := sorted(leave_out - there):
+    if idle := sorted(leave_out.difference(*(files for tree in trees.values() for files in tree.values()))):
         warnings.warn(
             f"{len(idle)} lines of {root / LEAVE_OUT_FILE} name no image, such as {idle[0]!r}; they must be paths "
             f"relative to {root}",

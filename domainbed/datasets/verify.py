@@ -1,7 +1,6 @@
 """A dataset's folder beside what is known of it: environments, classes, counts, and whether every image decodes."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out, rea
 from domainbed.datasets.mnist import COMPLETE, FILES, MNIST, missing_files, raw_folder
 from domainbed.datasets.photographs import Photographs, Published
 from domainbed.errors import UsageError, near
+from domainbed.files import written_whole
 from domainbed.loading.decode import BadImageError, decode, read_file
 
 MNIST_MD5 = dict(
@@ -169,9 +169,8 @@ def write_leave_out(root: Path, files: Sequence[str]) -> Path:
     path = root / LEAVE_OUT_FILE
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     new_line = "\n" if before and not before.endswith("\n") else ""
-    aside = path.with_name(f".{LEAVE_OUT_FILE}.new")
-    aside.write_text(before + new_line + "".join(f"{file}\n" for file in files), encoding="utf-8")
-    os.replace(aside, path)
+    with written_whole(path) as whole:
+        whole.write((before + new_line + "".join(f"{file}\n" for file in files)).encode())
     if unlisted := sorted(set(files) - read_leave_out(root)):
         raise UsageError(f"{path} can't hold such names; delete or rename {', '.join(unlisted)}")
     return path

@@ -46,10 +46,10 @@ def open_feed(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequenc
 
 def _images(config: JobConfig, files: Sequence[Sequence[str]], device: torch.device) -> tuple[Sequence[Images], bool]:
     """Where each environment's images are read from, and whether that is the device itself."""
-    if not config.cache:
-        return [Files(of_environment) for of_environment in files], False
-    names = [f"{config.dataset}-{name}" for name in config.environment_names()]
-    packs = open_cached(Path(config.cache), config.cache_gb, dict(zip(names, files, strict=True)))
+    packs = None
+    if config.cache:
+        names = [f"{config.dataset}-{name}" for name in config.environment_names()]
+        packs = open_cached(Path(config.cache), config.cache_gb, dict(zip(names, files, strict=True)))
     if packs is None:
         return [Files(of_environment) for of_environment in files], False
     if device.type == "cpu" or not all(pack.is_decoded for pack in packs):

@@ -1,6 +1,5 @@
 """The model that a job leaves, and how to have it back."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from domainbed.backbones import untrained, weights_in
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
+from domainbed.files import written_whole
 from domainbed.registry import import_modules
 
 
@@ -48,12 +48,8 @@ def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, al
         "model_hparams": dict(algorithm.hparams),
         "model_dict": algorithm.state_dict(),
     }
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "wb") as file:
+    with written_whole(path) as file:
         torch.save(saved, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Algorithm:

@@ -3,17 +3,17 @@
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
+from domainbed.files import held
 from domainbed.loading.pack import Pack, write_pack
 
 LOCK_FILE = ".lock"
@@ -43,7 +43,7 @@ def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Seq
         return packs
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
+        with held(directory / LOCK_FILE, f"waiting for another job to fill the cache {directory}"):
             _fill(directory, limit_gb, [one for one in wanted if not one.open()])
             packs = _opened(wanted)
     except OSError as error:
@@ -125,21 +125,6 @@ def _total(size_of: Callable[[Sequence[str]], int], files: Sequence[str]) -> int
 
 def _short_hash(*words: str) -> str:
     return hashlib.md5("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:8]
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the cache; the system lets go of it when this process ends, however it ends."""
-    lock = FileLock(directory / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        tqdm.write(f"waiting for another job to fill the cache {directory}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _choose_form(missing: Sequence[_Wanted], room: float) -> bool | None:

@@ -6,7 +6,6 @@ index's length and MAGIC. It is written aside and renamed, so that what has the 
 
 import io
 import mmap
-import os
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from domainbed.files import written_whole
 from domainbed.loading.decode import BadImageError, decode, read_file
 
 MAGIC = b"dbpack01"
@@ -96,21 +96,14 @@ def write_pack(path: Path, files: Sequence[str], fingerprint: str, is_decoded: b
     """
     shapes = np.zeros((len(files), 2), dtype=np.int32)
     offsets = np.zeros(len(files) + 1, dtype=np.int64)
-    aside = path.with_name(path.name + ".part")
-    try:
-        with open(aside, "wb") as pack:
-            for i, (shapes[i], data) in enumerate(_read_all(files, is_decoded, threads)):
-                offsets[i + 1] = offsets[i] + pack.write(data)
-                bar.update()
-            index = io.BytesIO()
-            np.savez(index, fingerprint=fingerprint, is_decoded=is_decoded, offsets=offsets, shapes=shapes)
-            pack.write(index.getbuffer())
-            pack.write(_FOOTER.pack(index.getbuffer().nbytes, MAGIC))
-            pack.flush()
-            os.fsync(pack.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_whole(path) as pack:
+        for i, (shapes[i], data) in enumerate(_read_all(files, is_decoded, threads)):
+            offsets[i + 1] = offsets[i] + pack.write(data)
+            bar.update()
+        index = io.BytesIO()
+        np.savez(index, fingerprint=fingerprint, is_decoded=is_decoded, offsets=offsets, shapes=shapes)
+        pack.write(index.getbuffer())
+        pack.write(_FOOTER.pack(index.getbuffer().nbytes, MAGIC))
 
 
 def _read_all(

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from domainbed.engine.config import BAD_IMAGES, EVALUATIONS
+from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError, near
 
 
@@ -61,7 +61,7 @@ def add_job_options(p: argparse.ArgumentParser) -> None:
     """Add the flags of JOB_OPTIONS."""
     p.add_argument(
         "--eval",
-        default=EVALUATIONS[0],
+        default=JobConfig.eval,
         help="all: evaluate every split; splits: leave out the training environments' in splits, which no selection "
         "method reads",
     )
@@ -72,12 +72,14 @@ def add_job_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--on_bad_image",
-        default=BAD_IMAGES[0],
+        default=JobConfig.on_bad_image,
         help="error: a broken image ends the job; skip: another of its class takes its place, and records count it",
     )
     p.add_argument("--weights_dir", metavar="DIR", help="look here first for pretrained weights (then torch's cache)")
     p.add_argument("--cache", metavar="DIR", help="keep decoded photographs here, for all jobs; made when first needed")
-    p.add_argument("--cache_gb", type=float, default=100.0, metavar="GIB", help="the most that --cache may hold")
+    p.add_argument(
+        "--cache_gb", type=float, default=JobConfig.cache_gb, metavar="GIB", help="the most that --cache may hold"
+    )
     p.add_argument(
         "--resident_gb",
         type=float,

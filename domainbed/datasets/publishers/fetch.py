@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
+from domainbed.files import written_whole
 
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -174,9 +175,8 @@ def version_file(part: Path) -> Path:
 
 
 def write_version(part: Path, version: Version) -> None:
-    aside = part.with_name(f"{part.name}.json.new")
-    aside.write_text(json.dumps(asdict(version)), encoding="utf-8")
-    os.replace(aside, version_file(part))
+    with written_whole(version_file(part)) as file:
+        file.write(json.dumps(asdict(version)).encode())
 
 
 def read_version(part: Path) -> Version | None:

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from domainbed.datasets.image_folders import plain, subfolders
 from domainbed.datasets.photographs import Published
 from domainbed.datasets.publishers.fetch import FetchError, fetch
 from domainbed.datasets.publishers.sources import SOURCES, Source
 from domainbed.datasets.publishers.unpack import unpack
 from domainbed.errors import UsageError
+from domainbed.files import held
 
 ASIDE = ".download"
 
@@ -56,18 +55,13 @@ def install(dataset: type[Published], data_dir: str) -> bool:
 def alone(aside: Path) -> Iterator[None]:
     """Hold a dataset's folder in ASIDE, which goes when it is empty. The lock's file stays: others may wait for it."""
     aside.parent.mkdir(exist_ok=True)
-    lock = FileLock(aside.with_name(f"{aside.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process is fetching {aside.name}; waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # something came that a second run can use
-            aside.rmdir()
-        lock.release()
+    waiting = f"another process is fetching {aside.name}; waiting for it"
+    with held(aside.with_name(f"{aside.name}.lock"), waiting):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # something came that a second run can use
+                aside.rmdir()
 
 
 def build(dataset: type[Published], source: Source, aside: Path) -> Path:
