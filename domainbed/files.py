@@ -10,14 +10,19 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, beside `path` (with .part behind its name), that takes its place once it is on disk."""
+def written_whole(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write into, beside `path` (with .part behind its name), that takes its place once it is on disk.
+
+    What stood there moves to `kept`, where that is given.
+    """
     aside = path.with_name(path.name + ".part")
     try:
         with open(aside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if kept and path.exists():
+            os.replace(path, kept)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -32,6 +32,22 @@ def append_record(folder: Path, record: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def records_length(folder: Path) -> int:
+    """How many bytes of records a job's folder holds."""
+    path = folder / RESULTS_FILE
+    return path.stat().st_size if path.exists() else 0
+
+
+def cut_records(folder: Path, length: int) -> None:
+    """Keep a job's first records, `length` bytes of them, for good; the job goes on from behind these."""
+    if not length:
+        (folder / RESULTS_FILE).unlink(missing_ok=True)
+    elif records_length(folder) > length:
+        with open(folder / RESULTS_FILE, "r+b") as file:
+            file.truncate(length)
+            os.fsync(file.fileno())
+
+
 def mark_done(folder: Path) -> None:
     """Say that a job is finished; written last, when everything else is on disk, and whole or not at all."""
     with written_whole(folder / DONE_FILE) as file:

@@ -1,6 +1,8 @@
 """Where every random number comes from."""
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 
 def seed_hash(*args: object) -> int:
@@ -22,3 +24,28 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def generators_state() -> dict[str, Any]:
+    """Where the generators of Python, NumPy and torch are, on all devices."""
+    import random
+
+    import numpy as np
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_generators(state: Mapping[str, Any]) -> None:
+    """Have the generators go on from where they were when `generators_state` was called."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"].cpu())
+    for device, of_device in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(of_device.cpu(), device)

@@ -44,6 +44,8 @@ class JobConfig:
         cache, cache_gb: a directory for packs of decoded photographs, or None, and the most that it may hold, in GiB.
         resident_gb: the most that images may take of the device for the whole job, in GiB; None: half of what is free.
         loader_workers: processes that read photographs ahead; None for what suits the machine.
+        save_every: minutes after which a training checkpoint is due, besides the one at every evaluation.
+        deterministic: only operations that always give the same bits, also on a GPU.
         skip_model_save, save_model_every_checkpoint: which models to leave there.
         imports: the user's modules to import first.
 
@@ -76,6 +78,8 @@ class JobConfig:
     cache_gb: float = _beside(100.0)
     resident_gb: float | None = _beside(None)
     loader_workers: int | None = _beside(None)
+    save_every: float = _beside(10.0)
+    deterministic: bool = _beside(False)
 
     def __post_init__(self) -> None:
         dataset = get_dataset_class(self.dataset)
@@ -97,6 +101,8 @@ class JobConfig:
         for name in ("cache_gb", "resident_gb", "loader_workers"):
             if getattr(self, name) is not None and not getattr(self, name) >= 0:  # nor NaN
                 raise UsageError(f"--{name} must be at least 0, not {getattr(self, name)}")
+        if not self.save_every > 0:
+            raise UsageError(f"--save_every must be above 0 minutes, not {self.save_every}")
         if self.seed >= 2**32:
             raise UsageError(f"--seed must be below 2**32, not {self.seed}")
         if not 0 < self.holdout_fraction < 1:

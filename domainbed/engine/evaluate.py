@@ -1,6 +1,6 @@
 """How many images of each split a model gets right."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -9,10 +9,16 @@ from domainbed.loading.base import Feed, Request
 
 
 @torch.no_grad()  # not inference_mode: an algorithm may adapt itself in predict
-def accuracies(algorithm: Algorithm, feed: Feed, requests: Iterable[tuple[str, Request]]) -> dict[str, float]:
+def accuracies(
+    algorithm: Algorithm,
+    feed: Feed,
+    requests: Iterable[tuple[str, Request]],
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """The accuracy on the images of all requests that have the same name, by that name (`env0_in_acc`, …).
 
-    A single logit (of an algorithm that has but one) says class 1 where it is positive.
+    A single logit (of an algorithm that has but one) says class 1 where it is positive. `before_batch` is called again
+    and again, and may put an end to it by an exception.
     """
     named = list(requests)
     correct: dict[str, list[torch.Tensor]] = {}
@@ -20,6 +26,7 @@ def accuracies(algorithm: Algorithm, feed: Feed, requests: Iterable[tuple[str, R
     algorithm.eval()
     batches = feed.batches([request] for _, request in named)
     for (name, request), [(x, y)] in zip(named, batches, strict=True):
+        before_batch()
         predicted = classes(logits(algorithm, x))
         correct.setdefault(name, []).append((predicted == y).sum())
         images[name] = images.get(name, 0) + len(request.indices)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import SupportsFloat
+from typing import SupportsFloat, TypeAlias
 
 import torch
 
@@ -20,12 +20,20 @@ class NonFiniteError(UsageError):
         )
 
 
-class Figures:
-    """The figures of the updates from step `start` on, kept where they lie: nothing waits for the device but `read`."""
+Told: TypeAlias = dict[str, list[tuple[int, torch.Tensor | float]]]  # name -> (step, value) of each update that told it
 
-    def __init__(self, start: int) -> None:
+
+class Figures:
+    """The figures of the updates from step `start` on, kept where they lie: only reading them waits for the device.
+
+    Args:
+        start: the step of the update whose figures are added first.
+        told: what `numbers` gave after the updates before.
+    """
+
+    def __init__(self, start: int, told: Told | None = None) -> None:
         self._step = start
-        self._told: dict[str, list[tuple[int, torch.Tensor | float]]] = {}
+        self._told: Told = told or {}
 
     def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
         """Take the figures of the next update. Tensors are copied: an algorithm may write into its own again."""
@@ -42,16 +50,23 @@ class Figures:
         Raises:
             NonFiniteError: some are not finite, at the step that is named.
         """
-        values = {name: _numbers([value for _, value in told]) for name, told in self._told.items()}
+        told = self.numbers()
         bad: dict[int, list[str]] = {}
-        for name, told in self._told.items():
-            for (step, _), value in zip(told, values[name], strict=True):
+        for name, values in told.items():
+            for step, value in values:
                 if not math.isfinite(value):
                     bad.setdefault(step, []).append(f"{name} is {value}")
         if bad:
             step = min(bad)
             raise NonFiniteError(step, " and ".join(bad[step]))
-        return {name: math.fsum(value / len(numbers) for value in numbers) for name, numbers in values.items()}
+        return {name: math.fsum(value / len(values) for _, value in values) for name, values in told.items()}
+
+    def numbers(self) -> dict[str, list[tuple[int, float]]]:
+        """Every update's figures as Python's numbers, for a checkpoint."""
+        return {
+            name: list(zip([step for step, _ in told], _numbers([value for _, value in told]), strict=True))
+            for name, told in self._told.items()
+        }
 
 
 def _numbers(values: list[torch.Tensor | float]) -> list[float]:

@@ -1,40 +1,255 @@
-"""One process a job: two in one folder would garble its records."""
+"""One process a job, on whatever machines share the folder: a file that tells who trains it, and a heartbeat.
 
+Of a process on this machine the system tells whether it lives. Of one elsewhere only its heartbeat tells, and clocks of
+machines differ, so a lock is taken from its holder only after this process has itself watched it stand still.
+"""
+
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from domainbed.errors import UsageError
 
-LOCK_FILE = ".lock"
+LOCK_FILE = "lock"
+HEARTBEAT = 15.0  # seconds between two beats
+EXPIRY = 120.0  # seconds without a beat after which a holder on another machine looks dead
+WATCH = 3 * HEARTBEAT  # seconds that it is then watched before its lock is taken
+WIDTH = 1024  # bytes: a beat overwrites the one before in place, which needs no room on a full disk
 
 
 class TakenError(UsageError):
     """Another process trains this job, or has finished it."""
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who trains a job, and how far it is.
+
+    Attributes:
+        host: its name.
+        machine: what tells one machine's (or container's) process numbers from another's.
+        pid, started: the process, and when it started in the machine's own count, for numbers are used again.
+        parent: the process that started it (a launcher).
+        slurm_job: SLURM's number of the job ("12" or "12_3", of an array's task), or "".
+        beat: how many heartbeats there were.
+        step: how many updates are done.
+        first_step: how many were done when this process took the job on.
+        seconds: how long ago that was.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: str
+    parent: int
+    slurm_job: str
+    beat: int = 0
+    step: int = 0
+    first_step: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + (f", SLURM job {self.slurm_job}" if self.slurm_job else "")
+
+
+def this_process() -> Holder:
+    environ = os.environ
+    job = environ.get("SLURM_JOB_ID", "")
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    pid = os.getpid()
+    return Holder(socket.gethostname(), this_machine(), pid, start_of(pid) or "", os.getppid(), job)
+
+
+def this_machine() -> str:
+    """The running system, and within it the container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return f"{uuid.getnode()}"
+
+
+def start_of(pid: int) -> str | None:
+    """When a process of this machine started ("" where the system does not tell), or None if there is none."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass  # another user's
+    try:
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return None if state == "Z" else others[18]  # a zombie is dead; fields 3 and 22 of proc(5)
+
+
+class Lock:
+    """A job's lock, held by this process.
+
+    Attributes:
+        step: set by the training loop; told with each heartbeat.
+    """
+
+    def __init__(self, folder: Path, descriptor: int) -> None:
+        self.step = 0
+        self._path = folder / LOCK_FILE
+        self._descriptor = descriptor
+        self._holder = this_process()
+        self._began = time.monotonic()
+        self._first_step = 0
+        self._beats = 0
+        self._released = threading.Event()
+        self._write()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    def begin(self, step: int) -> None:
+        """Say that training goes on from here."""
+        self.step = self._first_step = step
+        self._write()
+
+    def check(self) -> None:
+        """See that this process still holds the lock. It may have been thought dead (its machine was suspended, say).
+
+        Raises:
+            TakenError: it does not. Nothing must be written to the folder any more.
+        """
+        if not self._is_mine():
+            time.sleep(1)  # one that took it by mistake puts it back
+            if not self._is_mine():
+                raise TakenError(f"{self._path.parent} was taken over by another process while this one stood still")
+
+    def release(self) -> None:
+        self._released.set()
+        self._heart.join()
+        if self._is_mine():
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def _is_mine(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT):
+            with suppress(OSError):  # a file system that is away for a while; if for long, `check` will tell
+                self._write()
+
+    def _write(self) -> None:
+        self._beats += 1
+        told = asdict(self._holder) | {
+            "beat": self._beats,
+            "step": self.step,
+            "first_step": self._first_step,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        os.pwrite(self._descriptor, json.dumps(told).encode().ljust(WIDTH), 0)
+        os.fsync(self._descriptor)
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a job's folder. The system lets go of it when this process ends, however it ends.
+def locked(folder: Path) -> Iterator[Lock]:
+    """Hold a job's folder.
 
     Raises:
         TakenError: another process holds it.
     """
+    path = folder / LOCK_FILE
+    while True:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            break
+        except FileExistsError:
+            _take_from_the_dead(path)
+    lock = Lock(folder, descriptor)
     try:
-        with FileLock(folder / LOCK_FILE, timeout=2):  # long enough for one who only looked (is_locked) to let go
-            yield
-    except Timeout:
-        raise TakenError(f"{folder} is being trained by another process") from None
+        yield lock
+    finally:
+        lock.release()
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Who the folder's lock names; None if there is no lock, or nothing to be read in it."""
+    try:
+        told = json.loads((folder / LOCK_FILE).read_bytes())
+        return Holder(**{f.name: told[f.name] for f in fields(Holder)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds a job's folder."""
-    if not (folder / LOCK_FILE).exists():
-        return False
+    """Whether a process seems to train there. One on another machine whose heartbeat is old is taken for dead."""
+    return seems_alive(folder, None)
+
+
+def seems_alive(folder: Path, now: float | None) -> bool:
+    """As `is_locked`; `now` is the time by the clock of the folder's file system (None: look)."""
     try:
-        with FileLock(folder / LOCK_FILE, timeout=0):
-            return False
-    except Timeout:
-        return True
+        beat_at = (folder / LOCK_FILE).stat().st_mtime
+    except OSError:
+        return False
+    holder = holder_of(folder)
+    if holder and holder.machine == this_machine():
+        return start_of(holder.pid) == holder.started
+    return abs((file_system_time(folder) if now is None else now) - beat_at) <= EXPIRY
+
+
+def file_system_time(folder: Path) -> float:
+    """The time by the clock that dates the folder's files, which on a network may not be this machine's."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"now")
+            file.flush()
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _take_from_the_dead(path: Path) -> None:
+    """Put a dead process's lock away. Raises TakenError if its holder lives."""
+    holder = holder_of(path.parent)
+    before = _look(path)
+    if before is None:
+        return  # released just now
+    taken = TakenError(f"{path.parent} is being trained by another process" + (f" ({holder})" if holder else ""))
+    if seems_alive(path.parent, None):
+        raise taken
+    if not (holder and holder.machine == this_machine()):
+        tqdm.write(f"{path} is old: watching for {WATCH:.0f} s whether its holder ({holder}) is alive")
+        deadline = time.monotonic() + WATCH
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, WATCH / 10))
+            if _look(path) != before:
+                raise taken
+    mine = path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        os.rename(path, mine)  # of several that find it dead, one succeeds
+        if _look(mine) != before:  # ... but another had it put away and took the job on, just now
+            with suppress(FileExistsError):
+                os.link(mine, path)
+            mine.unlink()
+            raise taken
+        mine.unlink()
+
+
+def _look(path: Path) -> tuple[int, bytes] | None:
+    """What changes with a heartbeat or a new holder."""
+    try:
+        with open(path, "rb") as file:  # opened anew: a network file system then asks its server
+            return os.fstat(file.fileno()).st_ino, file.read()
+    except FileNotFoundError:
+        return None

@@ -1,10 +1,8 @@
 """The training of one job, from its first step to its last."""
 
-import platform
+import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,81 +10,92 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from domainbed import __version__
+from domainbed.engine.checkpoint import Checkpoints, remove_checkpoints, versions
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, evaluation_requests, load_data
 from domainbed.engine.evaluate import accuracies
 from domainbed.engine.feed import open_feed
-from domainbed.engine.figures import Figures, check_weights
-from domainbed.engine.lock import TakenError, locked
+from domainbed.engine.figures import check_weights
+from domainbed.engine.lock import TakenError, holder_of, is_locked, locked
 from domainbed.engine.model import make_algorithm, save_model
 from domainbed.errors import UsageError
 from domainbed.loading.photographs import dead_worker_told
 from domainbed.loading.residence import full_device_told
-from domainbed.records import RESULTS_FILE, append_record, is_done, mark_done, read_job
+from domainbed.records import append_record, is_done, mark_done
 from domainbed.registry import import_modules
 from domainbed.seeding import seed_everything
 
 
-def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: None) -> None:
+def train(
+    config: JobConfig,
+    on_record: Callable[[int], None] = lambda step: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Train one job and leave its folder: records, the model unless unwanted, and `done` at the end.
 
-    A folder that holds an unfinished run of this job is begun anew. Nothing is written before the arguments and the
-    data have proved good.
+    An unfinished run of this job goes on from its last checkpoint. Nothing is written before the arguments and the data
+    have proved good.
 
     Args:
         config: the job.
         on_record: called with the step after each record.
+        should_stop: asked after every update, and between the batches of an evaluation.
 
     Raises:
         UsageError: the folder holds a finished run, or another job's, or another process trains there; or the data
             can't be used.
         NonFiniteError: training went astray; the records before stay.
+        Interrupted: `should_stop` said so. All that is needed to go on is saved.
     """
     import_modules(config.imports)
     folder = Path(config.output_dir)
-    refuse_finished(folder)
+    refuse_taken(folder)
     dataset, splits = load_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+    set_determinism(config.deterministic)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the job before this one in the same process
     seed_everything(config.seed)
     algorithm = make_algorithm(config, dataset).to(device)
     feed = open_feed(config, dataset, splits, device)
     names = config.environment_names()
-    batches = Batches(config, dataset, splits, feed).steps(0, config.steps)
     steps_per_epoch = min(len(split.in_) for split in splits) / algorithm.hparams["batch_size"]
 
     make_folder(folder)
     algorithm.train()
     with (
-        locked(folder),
+        locked(folder) as lock,
         full_device_told(),
         dead_worker_told(),
         tqdm(total=config.steps, unit="step", disable=None) as bar,
     ):
-        begin(folder, config)
-        tqdm.write(f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
+        refuse_finished(folder)  # another process may have been faster
+        checkpoints = Checkpoints(config, algorithm, feed, lock, should_stop)
+        progress = checkpoints.resume()
+        tqdm.write(f"{versions()}, {device}")
         tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
         tqdm.write("accuracies in percent: trained on / held out, [test environment]")
+        bar.update(progress.step)
+        batches = Batches(config, dataset, splits, feed).steps(progress.step, config.steps)
         for start, stop in stretches(config.steps, config.checkpoint_freq):
-            told = Figures(start)
-            began = time.perf_counter()
-            for minibatches, unlabeled in islice(batches, stop - start):
-                told.add(algorithm.update(minibatches, unlabeled))
+            if progress.is_past(stop):
+                continue
+            progress.begin()
+            for minibatches, unlabeled in islice(batches, stop - progress.step):
+                progress.add(algorithm.update(minibatches, unlabeled))
                 bar.update()
-            figures = told.read()  # waits for the device, so that the time is right
-            step_time = (time.perf_counter() - began) / (stop - start)
+                checkpoints.after_update(progress)
+            figures = progress.told.read()  # waits for the device, so that the time is right
+            step_time = progress.seconds() / (stop - start)
 
             step = stop - 1
             check_weights(algorithm, step)
+            requests = evaluation_requests(config, dataset, splits, step, feed.batch_size)
             record = {
                 "step": step,
                 "epoch": step / steps_per_epoch,
                 **figures,
-                **accuracies(algorithm, feed, evaluation_requests(config, dataset, splits, step, feed.batch_size)),
+                **accuracies(algorithm, feed, requests, checkpoints.stopper(progress)),
                 "bad_images": len(feed.bad_images),
                 "step_time": step_time,
                 "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
@@ -94,7 +103,10 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
                 "args": config.args(),
                 "hparams": algorithm.hparams,
             }
+            lock.check()
             append_record(folder, record)
+            progress.evaluated()
+            checkpoints.save(progress)
             if config.save_model_every_checkpoint:
                 save_model(folder / f"model_step{step}.pkl", config, dataset, algorithm)
             tqdm.write(progress_line(record, config.test_envs))
@@ -102,11 +114,28 @@ def train(config: JobConfig, on_record: Callable[[int], None] = lambda step: Non
         if not config.skip_model_save:
             save_model(folder / "model.pkl", config, dataset, algorithm)
         mark_done(folder)
+        remove_checkpoints(folder)
+
+
+def set_determinism(everywhere: bool) -> None:
+    """Have convolutions give the same bits each time and, if `everywhere`, refuse operations on a GPU that don't."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    if everywhere:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU's library starts
+    torch.use_deterministic_algorithms(everywhere)
 
 
 def refuse_finished(folder: Path) -> None:
     if is_done(folder):
         raise TakenError(f"{folder} holds a finished run; delete it or choose another --output_dir")
+
+
+def refuse_taken(folder: Path) -> None:
+    """Before the data are loaded for nothing."""
+    refuse_finished(folder)
+    if is_locked(folder):
+        raise TakenError(f"{folder} is being trained by another process ({holder_of(folder)})")
 
 
 def make_folder(folder: Path) -> None:
@@ -117,25 +146,6 @@ def make_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"--output_dir {folder}: {error.strerror}") from error
-
-
-def begin(folder: Path, config: JobConfig) -> None:
-    """Clear the folder of the records of this job that did not get to its end; those of another job are kept."""
-    refuse_finished(folder)  # another process may have been faster
-    results = folder / RESULTS_FILE
-    if not results.exists():
-        return
-    for record in read_job(folder)[0][:1]:
-        theirs, ours = record.get("args", {}), config.args()
-        telling = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.is_own_tree())]
-        # An argument that a record does not have was not there yet, and stood at its default.
-        other = [f"{f.name} {theirs.get(f.name, f.default)}" for f in telling]
-        if other != [f"{f.name} {ours[f.name]}" for f in telling]:
-            raise UsageError(
-                f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir"
-            )
-    results.unlink()
-    tqdm.write("An unfinished run of this job was here; it is begun anew.")
 
 
 def stretches(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:

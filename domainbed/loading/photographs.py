@@ -3,6 +3,7 @@
 Worker processes, shared by all environments, prepare whole requests ahead of the training loop.
 """
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,7 @@ class PhotographFeed(Feed):
             num_workers=self._workers,
             collate_fn=_as_it_is,
             pin_memory=self._device.type == "cuda" and self._workers > 0,
+            worker_init_fn=_deaf,
             generator=torch.Generator(),  # its seed for workers is drawn from here, not from the job's generator
         )
         for prepared in loader:
@@ -172,6 +174,16 @@ class _Desk(Dataset):
             except BadImageError:
                 replaced.append(environment.files[other])
         raise UsageError(f"{environment.files[index]} is broken, and so is every other image of its class and split")
+
+
+def _deaf(worker: int) -> None:
+    """A signal to stop reaches a job's every process, but is its main process's to answer, which needs the others yet.
+
+    (They end with it in any case.)
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         return flags
 
 
-# How images are read and evaluated, the same for one job and for a sweep's.
+# How images are read and evaluated, and what is saved when: the same for one job and for a sweep's.
 JOB_OPTIONS = (
     "eval",
     "clean_evaluation",
@@ -54,6 +54,8 @@ JOB_OPTIONS = (
     "cache_gb",
     "resident_gb",
     "loader_workers",
+    "save_every",
+    "deterministic",
 )
 
 
@@ -91,6 +93,18 @@ def add_job_options(p: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="processes that read photographs ahead (default: beside a GPU one a core of the job's, up to 8; else 0)",
+    )
+    p.add_argument(
+        "--save_every",
+        type=float,
+        default=JobConfig.save_every,
+        metavar="MINUTES",
+        help="write a checkpoint to go on from after so many minutes, besides the one at every evaluation",
+    )
+    p.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU, too, the same arguments give the same bits (slower; refuses operations that can't)",
     )
 
 

@@ -1,17 +1,22 @@
 """Train one job: `python -m domainbed.scripts.train --dataset ColoredDigits --algorithm ERM --test_envs 2`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.engine.config import TASKS, JobConfig
+from domainbed.engine.interrupts import Interrupted, stop_on_signals
 from domainbed.registry import import_modules
 from domainbed.scripts import cli
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog="python -m domainbed.scripts.train", description="Train one job and write its folder.")
+    p = cli.Parser(
+        prog="python -m domainbed.scripts.train",
+        description="Train one job, or go on with it, and write its folder.",
+    )
     p.add_argument("--data_dir", help="folder that holds the datasets (the digits need none); with Folder: the dataset")
     p.add_argument("--dataset", default="RotatedMNIST", help=f"one of {', '.join(DATASETS)}, or your own")
     p.add_argument("--algorithm", default="ERM", help=f"one of {', '.join(ALGORITHMS)}, or your own")
@@ -57,12 +62,19 @@ def config_of(args: argparse.Namespace) -> JobConfig:
     return JobConfig(**{**vars(args), "test_envs": tuple(args.test_envs), "imports": tuple(args.imports)})
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train. Returns the exit status: 0, or that of a process which a signal ended where one made this job stop."""
     config = config_of(parser().parse_args(argv))
 
     from domainbed.engine.train import train  # imports torch, which a mistake in the arguments need not wait for
 
-    train(config)
+    with stop_on_signals() as asked_to_stop:
+        try:
+            train(config, should_stop=asked_to_stop)
+        except Interrupted as stopped:
+            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+            return 128 + (asked_to_stop.signum or 0)
+    return 0
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ def test_the_name_is_a_hash_of_what_determines_the_result():
         "cache_gb": 1.0,
         "resident_gb": 1.0,
         "loader_workers": 3,
+        "save_every": 1.0,
+        "deterministic": True,
     }
     assert make(**beside).name() in names
     assert make(hparams="{}").name() in names

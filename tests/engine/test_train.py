@@ -236,7 +236,6 @@ def test_models_are_left_as_asked(tmp_path: Path):
     train(make(tmp_path, save_model_every_checkpoint=True))
     names = {p.name for p in (tmp_path / "job").iterdir()}
     assert names == {
-        ".lock",
         "results.jsonl",
         "done",
         "model.pkl",
@@ -246,7 +245,7 @@ def test_models_are_left_as_asked(tmp_path: Path):
     }
     assert (tmp_path / "job" / "done").read_text() == "done"
     train(make(tmp_path, skip_model_save=True, output_dir=str(tmp_path / "other")))
-    assert {p.name for p in (tmp_path / "other").iterdir()} == {".lock", "results.jsonl", "done"}
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {"results.jsonl", "done"}
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path: Path):

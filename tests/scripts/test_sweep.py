@@ -37,7 +37,7 @@ def test_from_command_to_table(run_module, tmp_path: Path):
     jobs = jobs_in(folder, *SMALL, "--steps", "3", "--leave_one_out")
     assert {path.name for path in folder.iterdir()} == {job.folder.name for job in jobs}
     for job in jobs:
-        assert {p.name for p in job.folder.iterdir()} == {".lock", "results.jsonl", "log.txt", "model.pkl", "done"}
+        assert {p.name for p in job.folder.iterdir()} == {"results.jsonl", "log.txt", "model.pkl", "done"}
         records, _ = read_job(job.folder)
         assert [r["step"] for r in records] == [0, 2]
         assert records[0]["args"] == job.config.args()
@@ -68,6 +68,8 @@ def test_every_option_of_a_job_reaches_it(tmp_path: Path):
         "cache_gb": 2.5,
         "resident_gb": 1.5,
         "loader_workers": 3,
+        "save_every": 2.5,
+        "deterministic": True,
     }
     assert set(given) == set(cli.JOB_OPTIONS)
     flags = [word for name, v in given.items() for word in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]

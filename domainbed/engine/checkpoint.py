@@ -1,0 +1,212 @@
+"""The training checkpoint: all that a stopped job needs to go on as if it had never stopped."""
+
+import pickle
+import platform
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from domainbed import __version__
+from domainbed.algorithms.base import Algorithm
+from domainbed.engine.config import JobConfig
+from domainbed.engine.figures import Figures, Told
+from domainbed.engine.interrupts import Interrupted
+from domainbed.engine.lock import Lock
+from domainbed.errors import UsageError
+from domainbed.files import written_whole
+from domainbed.loading.base import Feed
+from domainbed.records import RESULTS_FILE, cut_records, read_job, records_length
+from domainbed.seeding import generators_state, restore_generators
+
+CHECKPOINT_FILE = "checkpoint.pt"
+PREVIOUS_FILE = "checkpoint_previous.pt"
+CHECKPOINT_NAMES = (CHECKPOINT_FILE, PREVIOUS_FILE)
+
+
+class Progress:
+    """Where a job is: between two updates, or between an update and the evaluation behind it.
+
+    Attributes:
+        step: how many updates are done.
+        is_evaluated: whether the evaluation behind the last of them is done.
+        told: the figures of the updates since the last evaluation.
+    """
+
+    def __init__(
+        self, step: int = 0, is_evaluated: bool = True, figures: Told | None = None, seconds: float = 0.0
+    ) -> None:
+        self.step = step
+        self.is_evaluated = is_evaluated
+        self.told = Figures(step, figures)
+        self._before = seconds
+        self._began = time.perf_counter()
+
+    def is_past(self, stop: int) -> bool:
+        """Whether the first `stop` updates and the evaluation behind them are done."""
+        return (self.step, self.is_evaluated) >= (stop, True)
+
+    def begin(self) -> None:
+        """The next updates begin now."""
+        self._began = time.perf_counter()
+
+    def seconds(self) -> float:
+        """How long the updates since the last evaluation took."""
+        return self._before + time.perf_counter() - self._began
+
+    def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
+        """One more update is done, and told these."""
+        self.told.add(figures)
+        self.step += 1
+        self.is_evaluated = False
+
+    def evaluated(self) -> None:
+        """The evaluation is done and recorded."""
+        self.is_evaluated = True
+        self.told = Figures(self.step)
+        self._before = 0.0
+
+
+class Checkpoints:
+    """Writes the job's checkpoints when they are due, and goes on from them.
+
+    Which images a step sees depends on its number alone, so a checkpoint holds no state of samplers or loaders.
+    """
+
+    def __init__(
+        self, config: JobConfig, algorithm: Algorithm, feed: Feed, lock: Lock, should_stop: Callable[[], bool]
+    ) -> None:
+        self._config = config
+        self._folder = Path(config.output_dir)
+        self._algorithm = algorithm
+        self._feed = feed
+        self._lock = lock
+        self._should_stop = should_stop
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> Progress:
+        """Bring algorithm, generators and records to where the last good checkpoint was, or to the start.
+
+        Raises:
+            UsageError: the folder holds another job's unfinished run.
+        """
+        refuse_another_run(self._folder, self._config)
+        progress = Progress()
+        if saved := load_checkpoint(self._folder):
+            refuse_another(self._folder, saved["args"], self._config)
+            self._algorithm.load_training_state(saved["algorithm"])
+            self._feed.bad_images.update(saved["bad_images"])
+            progress = Progress(saved["step"], saved["is_evaluated"], saved["figures"], saved["seconds"])
+            restore_generators(saved["generators"])
+            cut_records(self._folder, saved["records_length"])
+            tqdm.write(f"This job goes on from its checkpoint after {progress.step} steps.")
+        elif records_length(self._folder):
+            cut_records(self._folder, 0)
+            tqdm.write("An unfinished run of this job was here, without a checkpoint; it is begun anew.")
+        self._lock.begin(progress.step)
+        return progress
+
+    def after_update(self, progress: Progress) -> None:
+        """Save if it is time to. Raises Interrupted where the job shall stop."""
+        self._lock.step = progress.step
+        if self._should_stop():
+            self._stop(progress, generators_state())
+        if time.monotonic() - self._saved_at > 60 * self._config.save_every:
+            self.save(progress)
+
+    def stopper(self, progress: Progress) -> Callable[[], None]:
+        """A function that ends an evaluation by Interrupted where the job shall stop.
+
+        The evaluation is then made anew when the job goes on. (What updates depend on, `predict` must not change.)
+        """
+        generators = generators_state()
+
+        def stop_if_asked() -> None:
+            if self._should_stop():
+                self._stop(progress, generators)
+
+        return stop_if_asked
+
+    def save(self, progress: Progress, generators: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint whole or not at all; the one before is kept until the next is written."""
+        self._lock.check()
+        path = self._folder / CHECKPOINT_FILE
+        saved = {
+            "args": self._config.args(),
+            "step": progress.step,
+            "is_evaluated": progress.is_evaluated,
+            "figures": progress.told.numbers(),
+            "seconds": progress.seconds(),
+            "records_length": records_length(self._folder),
+            "bad_images": sorted(self._feed.bad_images),
+            "algorithm": self._algorithm.training_state(),
+            "generators": generators or generators_state(),
+            "versions": versions(),
+        }
+        with written_whole(path, kept=self._folder / PREVIOUS_FILE) as file:
+            torch.save(saved, file)
+        self._saved_at = time.monotonic()
+
+    def _stop(self, progress: Progress, generators: dict[str, Any]) -> None:
+        self.save(progress, generators)
+        raise Interrupted(f"stopped after {progress.step} of {self._config.steps} steps")
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """What `Checkpoints.save` wrote last, or None. A damaged checkpoint is told, and the one before it taken."""
+    for name in CHECKPOINT_NAMES:
+        path = folder / name
+        try:
+            saved = _read(path)
+            if records_length(folder) < saved["records_length"]:
+                raise ValueError(f"{RESULTS_FILE} lacks records that were there when it was written")
+        except FileNotFoundError:
+            continue
+        except (ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            tqdm.write(f"{path} is damaged and can't be used: {error}")
+            continue
+        if saved["versions"] != versions():
+            tqdm.write(f"{path} was written by {saved['versions']}; the last digits may come out otherwise")
+        return saved
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as parts:  # torch.load looks at no checksum
+        if damaged := parts.testzip():
+            raise ValueError(f"the checksum of its part {damaged} is wrong")
+    # Any object that an algorithm chose to save, as it was; tensors that lay on a GPU come back there.
+    device = None if torch.cuda.is_available() else "cpu"
+    return torch.load(path, map_location=device, weights_only=False)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    for name in (*CHECKPOINT_NAMES, f"{CHECKPOINT_FILE}.part"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def versions() -> str:
+    """What trains here."""
+    return f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def refuse_another_run(folder: Path, config: JobConfig) -> None:
+    """See that the records in the folder, if there are any, are this job's. Raises UsageError."""
+    if records_length(folder):
+        for record in read_job(folder)[0][:1]:
+            refuse_another(folder, record.get("args", {}), config)
+
+
+def refuse_another(folder: Path, theirs: Mapping[str, Any], config: JobConfig) -> None:
+    """See that the arguments of what is in the folder are this job's, but for those that lie beside the result."""
+    ours = config.args()
+    telling = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.is_own_tree())]
+    # An argument that a record does not have was not there yet, and stood at its default.
+    other = [f"{f.name} {theirs.get(f.name, f.default)}" for f in telling]
+    if other != [f"{f.name} {ours[f.name]}" for f in telling]:
+        raise UsageError(f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir")
