@@ -24,6 +24,10 @@ def written_whole(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
         if kept and path.exists():
             os.replace(path, kept)
         os.replace(aside, path)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch.save lays an error of its own over a full disk's
+            raise error.__context__ from None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ add `environments` (their names) and `bad_images` (how many broken files were re
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from domainbed.files import written_whole
 
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
+CHECKPOINT_FILE = "checkpoint.pt"  # of training that is not done, written by engine/checkpoint.py
 
 # What tells one run of a sweep from another.
 RUN = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
@@ -84,6 +86,22 @@ def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if repeated:
         problems.append(f"{path}: {repeated} steps recorded more than once; the later record counts")
     return list(by_step.values()), problems
+
+
+def last_record(folder: Path) -> dict[str, Any] | None:
+    """A job's last whole record, or None; only the end of the file is read."""
+    try:
+        with open(folder / RESULTS_FILE, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                return record
+    return None
 
 
 def load_records(input_dir: str) -> tuple[pd.DataFrame, list[str]]:

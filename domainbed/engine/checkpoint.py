@@ -1,5 +1,6 @@
 """The training checkpoint: all that a stopped job needs to go on as if it had never stopped."""
 
+import os
 import pickle
 import platform
 import time
@@ -21,10 +22,9 @@ from domainbed.engine.lock import Lock
 from domainbed.errors import UsageError
 from domainbed.files import written_whole
 from domainbed.loading.base import Feed
-from domainbed.records import RESULTS_FILE, cut_records, read_job, records_length
+from domainbed.records import CHECKPOINT_FILE, RESULTS_FILE, cut_records, read_job, records_length
 from domainbed.seeding import generators_state, restore_generators
 
-CHECKPOINT_FILE = "checkpoint.pt"
 PREVIOUS_FILE = "checkpoint_previous.pt"
 CHECKPOINT_NAMES = (CHECKPOINT_FILE, PREVIOUS_FILE)
 
@@ -45,7 +45,7 @@ class Progress:
         self.is_evaluated = is_evaluated
         self.told = Figures(step, figures)
         self._before = seconds
-        self._began = time.perf_counter()
+        self._began: float | None = None
 
     def is_past(self, stop: int) -> bool:
         """Whether the first `stop` updates and the evaluation behind them are done."""
@@ -57,7 +57,12 @@ class Progress:
 
     def seconds(self) -> float:
         """How long the updates since the last evaluation took."""
-        return self._before + time.perf_counter() - self._began
+        return self._before + (0.0 if self._began is None else time.perf_counter() - self._began)
+
+    def pause(self) -> None:
+        """The updates are done; what comes before the next is not their time."""
+        self._before = self.seconds()
+        self._began = None
 
     def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
         """One more update is done, and told these."""
@@ -70,6 +75,7 @@ class Progress:
         self.is_evaluated = True
         self.told = Figures(self.step)
         self._before = 0.0
+        self._began = None
 
 
 class Checkpoints:
@@ -87,6 +93,7 @@ class Checkpoints:
         self._feed = feed
         self._lock = lock
         self._should_stop = should_stop
+        self._first_step = 0
         self._saved_at = time.monotonic()
 
     def resume(self) -> Progress:
@@ -109,6 +116,7 @@ class Checkpoints:
             cut_records(self._folder, 0)
             tqdm.write("An unfinished run of this job was here, without a checkpoint; it is begun anew.")
         self._lock.begin(progress.step)
+        self._first_step = progress.step
         return progress
 
     def after_update(self, progress: Progress) -> None:
@@ -154,11 +162,12 @@ class Checkpoints:
 
     def _stop(self, progress: Progress, generators: dict[str, Any]) -> None:
         self.save(progress, generators)
-        raise Interrupted(f"stopped after {progress.step} of {self._config.steps} steps")
+        updates = progress.step - self._first_step
+        raise Interrupted(f"stopped after {progress.step} of {self._config.steps} steps", updates)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """What `Checkpoints.save` wrote last, or None. A damaged checkpoint is told, and the one before it taken."""
+    """What `Checkpoints.save` wrote last, or None. A damaged checkpoint is told, and the one before takes its place."""
     for name in CHECKPOINT_NAMES:
         path = folder / name
         try:
@@ -172,6 +181,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             continue
         if saved["versions"] != versions():
             tqdm.write(f"{path} was written by {saved['versions']}; the last digits may come out otherwise")
+        if name == PREVIOUS_FILE:  # else the next to be written would put the damaged one in its place
+            os.replace(path, folder / CHECKPOINT_FILE)
         return saved
     return None
 

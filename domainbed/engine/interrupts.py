@@ -2,46 +2,55 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 # SIGUSR2 comes from a batch system shortly before the time is over. (Windows has none.)
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)]
+FROM_OUTSIDE = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2") if hasattr(signal, name)]
+FROM_ANYONE = [signal.SIGINT, *FROM_OUTSIDE]
 
 
 class Interrupted(Exception):
-    """A job stopped because it was asked to. What it needs to go on is on disk."""
+    """A job stopped because it was asked to. What it needs to go on is on disk.
+
+    Attributes:
+        updates: how many it had done since it began or went on.
+    """
+
+    def __init__(self, message: str, updates: int) -> None:
+        super().__init__(message)
+        self.updates = updates
 
 
 class StopRequest:
     """Whether this process was asked to stop: call it.
 
     Attributes:
-        signum: the first signal that asked, or None.
+        signals: those that asked, the first one first.
     """
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        self.signals: list[int] = []
 
     def __call__(self) -> bool:
-        return self.signum is not None
+        return bool(self.signals)
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         """The handler. The first signal is noted; a second Ctrl-C ends the process where it stands."""
         if signum == signal.SIGINT:
-            if self.signum == signal.SIGINT:
+            if signal.SIGINT in self.signals:
                 raise KeyboardInterrupt
             # print could meet itself half-way through a line
             os.write(2, b"\nStopping as soon as all is saved; Ctrl-C again stops at once.\n")
-        self.signum = self.signum or signum
+        self.signals.append(signum)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it, Ctrl-C, SIGTERM and SIGUSR2 are requests to stop. Only a process's main thread may enter it."""
+def stop_on_signals(signals: Sequence[int] = FROM_ANYONE) -> Iterator[StopRequest]:
+    """Within it, these signals are requests to stop. Only a process's main thread may enter it."""
     request = StopRequest()
-    before = {signum: signal.signal(signum, request.note) for signum in STOPPING}
+    before = {signum: signal.signal(signum, request.note) for signum in signals}
     try:
         yield request
     finally:

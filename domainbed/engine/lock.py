@@ -5,6 +5,7 @@ machines differ, so a lock is taken from its holder only after this process has 
 """
 
 import json
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -39,7 +40,7 @@ class Holder:
         host: its name.
         machine: what tells one machine's (or container's) process numbers from another's.
         pid, started: the process, and when it started in the machine's own count, for numbers are used again.
-        parent: the process that started it (a launcher).
+        parent: the launcher that started it, or 0 where nobody but a shell did.
         slurm_job: SLURM's number of the job ("12" or "12_3", of an array's task), or "".
         beat: how many heartbeats there were.
         step: how many updates are done.
@@ -67,8 +68,9 @@ def this_process() -> Holder:
     job = environ.get("SLURM_JOB_ID", "")
     if "SLURM_ARRAY_JOB_ID" in environ:
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
-    pid = os.getpid()
-    return Holder(socket.gethostname(), this_machine(), pid, start_of(pid) or "", os.getppid(), job)
+    pid, launcher = os.getpid(), multiprocessing.parent_process()
+    parent = (launcher.pid or 0) if launcher else 0
+    return Holder(socket.gethostname(), this_machine(), pid, start_of(pid) or "", parent, job)
 
 
 def this_machine() -> str:
@@ -135,7 +137,10 @@ class Lock:
         self._released.set()
         self._heart.join()
         if self._is_mine():
-            self._path.unlink(missing_ok=True)
+            # What takers put away, too: one that was killed has left it.
+            for path in [self._path, *self._path.parent.glob(f"{LOCK_FILE}.*")]:
+                with suppress(OSError):
+                    path.unlink()
         os.close(self._descriptor)
 
     def _is_mine(self) -> bool:
@@ -175,7 +180,12 @@ def locked(folder: Path) -> Iterator[Lock]:
             break
         except FileExistsError:
             _take_from_the_dead(path)
-    lock = Lock(folder, descriptor)
+    try:
+        lock = Lock(folder, descriptor)
+    except BaseException:  # no room for it on a full disk, say; an empty lock would keep others out
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+        raise
     try:
         yield lock
     finally:
@@ -246,10 +256,11 @@ def _take_from_the_dead(path: Path) -> None:
         mine.unlink()
 
 
-def _look(path: Path) -> tuple[int, bytes] | None:
-    """What changes with a heartbeat or a new holder."""
+def _look(path: Path) -> tuple[int, int, bytes] | None:
+    """What changes with a heartbeat or a new holder (who may come by the number of the file that was put away)."""
     try:
         with open(path, "rb") as file:  # opened anew: a network file system then asks its server
-            return os.fstat(file.fileno()).st_ino, file.read()
+            status = os.fstat(file.fileno())
+            return status.st_ino, status.st_mtime_ns, file.read()
     except FileNotFoundError:
         return None

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from domainbed.engine.data import Batches, evaluation_requests, load_data
 from domainbed.engine.evaluate import accuracies
 from domainbed.engine.feed import open_feed
 from domainbed.engine.figures import check_weights
-from domainbed.engine.lock import TakenError, holder_of, is_locked, locked
+from domainbed.engine.lock import Lock, TakenError, holder_of, is_locked, locked
 from domainbed.engine.model import make_algorithm, save_model
 from domainbed.errors import UsageError
 from domainbed.loading.photographs import dead_worker_told
@@ -30,6 +31,7 @@ def train(
     config: JobConfig,
     on_record: Callable[[int], None] = lambda step: None,
     should_stop: Callable[[], bool] = lambda: False,
+    lock: Lock | None = None,
 ) -> None:
     """Train one job and leave its folder: records, the model unless unwanted, and `done` at the end.
 
@@ -40,6 +42,7 @@ def train(
         config: the job.
         on_record: called with the step after each record.
         should_stop: asked after every update, and between the batches of an evaluation.
+        lock: the folder's, where the caller holds it already.
 
     Raises:
         UsageError: the folder holds a finished run, or another job's, or another process trains there; or the data
@@ -49,7 +52,9 @@ def train(
     """
     import_modules(config.imports)
     folder = Path(config.output_dir)
-    refuse_taken(folder)
+    refuse_finished(folder)
+    if lock is None:
+        refuse_locked(folder)
     dataset, splits = load_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_determinism(config.deterministic)
@@ -64,7 +69,7 @@ def train(
     make_folder(folder)
     algorithm.train()
     with (
-        locked(folder) as lock,
+        locked(folder) if lock is None else nullcontext(lock) as lock,
         full_device_told(),
         dead_worker_told(),
         tqdm(total=config.steps, unit="step", disable=None) as bar,
@@ -86,6 +91,7 @@ def train(
                 bar.update()
                 checkpoints.after_update(progress)
             figures = progress.told.read()  # waits for the device, so that the time is right
+            progress.pause()
             step_time = progress.seconds() / (stop - start)
 
             step = stop - 1
@@ -104,13 +110,14 @@ def train(
                 "hparams": algorithm.hparams,
             }
             lock.check()
+            if config.save_model_every_checkpoint:  # before the checkpoint, behind which nobody comes back to it
+                save_model(folder / f"model_step{step}.pkl", config, dataset, algorithm)
             append_record(folder, record)
             progress.evaluated()
             checkpoints.save(progress)
-            if config.save_model_every_checkpoint:
-                save_model(folder / f"model_step{step}.pkl", config, dataset, algorithm)
             tqdm.write(progress_line(record, config.test_envs))
             on_record(step)
+        lock.check()
         if not config.skip_model_save:
             save_model(folder / "model.pkl", config, dataset, algorithm)
         mark_done(folder)
@@ -131,9 +138,8 @@ def refuse_finished(folder: Path) -> None:
         raise TakenError(f"{folder} holds a finished run; delete it or choose another --output_dir")
 
 
-def refuse_taken(folder: Path) -> None:
+def refuse_locked(folder: Path) -> None:
     """Before the data are loaded for nothing."""
-    refuse_finished(folder)
     if is_locked(folder):
         raise TakenError(f"{folder} is being trained by another process ({holder_of(folder)})")
 

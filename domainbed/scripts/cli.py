@@ -39,9 +39,14 @@ class Parser(argparse.ArgumentParser):
         flags: list[str] = []
         for action in self._actions:
             flags += action.option_strings
-            if isinstance(action, argparse._SubParsersAction) and isinstance(action.choices, dict):
-                flags += action.choices[getattr(parsed, action.dest)].flags(parsed)
+            if isinstance(action, argparse._SubParsersAction):
+                flags += self.command(getattr(parsed, action.dest)).flags(parsed)
         return flags
+
+    def command(self, name: str) -> "Parser":
+        """The parser of a sub-command."""
+        choices = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return choices[0][name]
 
 
 # How images are read and evaluated, and what is saved when: the same for one job and for a sweep's.

@@ -1,30 +1,66 @@
-"""Many jobs: `python -m domainbed.scripts.sweep launch --output_dir my_sweep …`."""
+"""Many jobs: `python -m domainbed.scripts.sweep launch --output_dir my_sweep …`, `status`, `cancel`, and so on."""
 
 import argparse
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-
-from tqdm import tqdm
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import BENCHMARK, DATASETS, MultipleDomainDataset
+from domainbed.engine.interrupts import stop_on_signals
 from domainbed.errors import UsageError
 from domainbed.registry import import_modules
 from domainbed.scripts import cli
+from domainbed.scripts.launching import add_launcher_options, with_config_file
+from domainbed.sweep import progress
+from domainbed.sweep.cancel import cancel_jobs, delete_jobs
+from domainbed.sweep.expected import longest_first
+from domainbed.sweep.failures import forgive, let_go
+from domainbed.sweep.follow import follow
 from domainbed.sweep.grid import make_jobs
-from domainbed.sweep.job import Job, JobState
-from domainbed.sweep.launchers import LAUNCHERS, Launcher
+from domainbed.sweep.job import Job
+from domainbed.sweep.launchers import LAUNCHERS
+from domainbed.sweep.queue import Queue, ends_of, read_queue
+from domainbed.sweep.remembered import remember, remembered_jobs
+from domainbed.sweep.states import JobState, Status, survey, tally
 
 PASSED_ON = ("data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save")
+STATUS = "Exit status: 0 when every job is done, 1 when some failed, 3 when some are yet to be done."
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog="python -m domainbed.scripts.sweep", description="Run the jobs of a benchmark.")
+    p = cli.Parser(prog="python -m domainbed.scripts.sweep", description="Run the jobs of a benchmark.", epilog=STATUS)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    launch = commands.add_parser("launch", help="run every job that is not done", prog=f"{p.prog} launch")
-    launch.add_argument("--output_dir", required=True, help="the sweep's folder, which holds one folder a job")
+
+    def command(name: str, text: str) -> cli.Parser:
+        c = commands.add_parser(
+            name, help=text, prog=f"{p.prog} {name}", description=f"{text}.".capitalize(), epilog=STATUS
+        )
+        c.add_argument("--output_dir", required=True, help="the sweep's folder, which holds one folder a job")
+        return c
+
+    add_launch_options(command("launch", "run every job that is not done, or go on with it"))
+    status = command("status", "tell how far the jobs are")
+    status.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=10.0,
+        metavar="SECONDS",
+        help="tell again every so many seconds (10), until nothing is running or queued any more",
+    )
+    status.add_argument("--failed", action="store_true", help="tell what failed, why, and where the logs are")
+    cancel = command("cancel", "stop what is running or queued; what is running saves its state first")
+    delete = command("delete_incomplete", "delete the folders of incomplete jobs, never of running or queued ones")
+    delete.add_argument("--failed", action="store_true", help="those of failed jobs as well")
+    for c in (cancel, delete):
+        c.add_argument("--skip_confirmation", action="store_true", help="don't ask before")
+    return p
+
+
+def add_launch_options(launch: cli.Parser) -> None:
     launch.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
     launch.add_argument(
         "--datasets", nargs="+", default=BENCHMARK, metavar="NAME", help=f"any of {', '.join(DATASETS)}, or your own"
@@ -43,53 +79,156 @@ def parser() -> cli.Parser:
         action="store_true",
         help="each pair of test environments as well, for leave-one-domain-out selection",
     )
-    launch.add_argument("--command_launcher", default="local", help=f"who runs the jobs: {', '.join(LAUNCHERS)}")
-    launch.add_argument("--workers", type=int, help="jobs at once (default: one a GPU or, without GPU, one a core)")
+    launch.add_argument("--retry_failed", action="store_true", help="give failed jobs another try")
     launch.add_argument("--skip_model_save", action="store_true", help="let the jobs leave no model.pkl")
     cli.add_job_options(launch)
     launch.add_argument("--skip_confirmation", action="store_true", help="don't ask before starting")
     launch.add_argument(
         "--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules to import"
     )
-    return p
+    add_launcher_options(launch)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    import_modules(args.imports)
-    jobs = jobs_of(args)
-    launcher = LAUNCHERS[args.command_launcher](args.workers)
-    states = {job: launcher.state(job) for job in jobs}
-    # Commands that are only printed shall stand alone on stdout, and need no leave.
-    chatter = sys.stdout if launcher.RUNS_JOBS else sys.stderr
-    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(states.values())}", file=chatter, flush=True)
-    to_launch = [job for job, state in states.items() if state in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE)]
-    if not to_launch:
-        return 0
-    check(to_launch)
-    if launcher.RUNS_JOBS and not args.skip_confirmation:
-        confirm(f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?")
-    try:
-        return launch(launcher, to_launch)
-    except KeyboardInterrupt:
-        launcher.stop()
-        print("\nStopped. The same command launches again what is not done.", file=sys.stderr)
-        return 130
+    p = parser()
+    args = p.parse_args(with_config_file(argv, p.command("launch")))
+    commands = {"launch": launch, "status": status, "cancel": cancel, "delete_incomplete": delete_incomplete}
+    return commands[args.command](args)
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """The jobs that the command line asks for."""
-    return make_jobs(
-        args.datasets,
-        args.algorithms,
-        args.n_hparams_from,
-        args.n_hparams,
-        args.n_trials,
-        args.leave_one_out,
-        args.output_dir,
-        imports=tuple(args.imports),
-        **{name: getattr(args, name) for name in (*PASSED_ON, *cli.JOB_OPTIONS)},
-    )
+    """The jobs that `launch` is asked for."""
+    return make_jobs(output_dir=args.output_dir, **grid_of(args))
+
+
+def grid_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `make_jobs`, but for the sweep's folder. They hold wherever they are read again."""
+    names = ("datasets", "algorithms", "n_hparams_from", "n_hparams", "n_trials", "leave_one_out")
+    grid = {name: getattr(args, name) for name in (*names, *PASSED_ON, *cli.JOB_OPTIONS)}
+    for name in ("data_dir", "weights_dir", "cache"):
+        grid[name] = str(Path(grid[name]).absolute()) if grid[name] else grid[name]
+    return grid | {"imports": tuple(args.imports)}
+
+
+def launch(args: argparse.Namespace) -> int:
+    import_modules(args.imports)
+    jobs = jobs_of(args)
+    launcher = LAUNCHERS[args.command_launcher](vars(args))
+    sweep_dir = Path(args.output_dir)
+    statuses = survey(jobs, read_queue(sweep_dir))
+    # Commands that are only printed shall stand alone on stdout, and need no leave.
+    chatter = sys.stdout if launcher.RUNS_JOBS else sys.stderr
+    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(statuses)}", file=chatter, flush=True)
+    failed = [job for job, status in statuses.items() if status.state == JobState.FAILED]
+    if failed and not args.retry_failed:
+        print("What failed is left alone: status --failed tells why, --retry_failed tries again.", file=chatter)
+    wanted = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE} | ({JobState.FAILED} if args.retry_failed else set())
+    to_launch = longest_first([job for job, status in statuses.items() if status.state in wanted], jobs)
+    remove_leftovers(statuses)
+    if not to_launch:
+        return exit_status(statuses)
+    check(to_launch)
+    if launcher.RUNS_JOBS:
+        if not args.skip_confirmation:
+            question = f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?"
+            confirm(question, "nothing was launched")
+        remember(sweep_dir, grid_of(args))
+        for job in failed if args.retry_failed else ():
+            forgive(job.folder)
+            let_go(job)
+    began = time.monotonic()
+    with stop_on_signals() as asked_to_stop:
+        try:
+            follow(launcher, to_launch, asked_to_stop)
+        except KeyboardInterrupt:
+            launcher.stop()
+    if not launcher.RUNS_JOBS:
+        return 0
+    statuses = survey(jobs, read_queue(sweep_dir))
+    print(f"{tally(statuses)} after {time.monotonic() - began:.0f} s")
+    if asked_to_stop():
+        print("Stopped. The same command goes on with what is not done.", file=sys.stderr)
+        return 128 + asked_to_stop.signals[0]
+    if not launcher.RUNS_HERE:
+        print(f"{parser().prog} status --output_dir {args.output_dir} --watch  tells how it goes on")
+    return exit_status(statuses)
+
+
+def status(args: argparse.Namespace) -> int:
+    sweep_dir = Path(args.output_dir)
+    jobs = remembered_jobs(sweep_dir)
+    while True:
+        statuses = survey(jobs, queue := queue_if_it_answers(sweep_dir))
+        if args.watch and sys.stdout.isatty():
+            print("\033[H\033[2J", end="")  # the top of an empty screen
+        print(progress.table(statuses))
+        print(progress.overall(statuses))
+        lines = [*progress.held_back_kinds(jobs), *progress.running(statuses)]
+        if args.failed:
+            incomplete = [job.folder.name for job, s in statuses.items() if s.state == JobState.INCOMPLETE]
+            lines += progress.failures(statuses, ends_of(sweep_dir, incomplete) if queue else {})
+        for line in lines:
+            print(line)
+        is_moving = any(s.state in (JobState.RUNNING, JobState.QUEUED) for s in statuses.values())
+        if not (args.watch and is_moving):
+            return exit_status(statuses)
+        sys.stdout.flush()
+        time.sleep(args.watch)
+
+
+def cancel(args: argparse.Namespace) -> int:
+    sweep_dir = Path(args.output_dir)
+    jobs = remembered_jobs(sweep_dir)
+    statuses = survey(jobs, queue := read_queue(sweep_dir))
+    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(statuses)}")
+    n = sum(s.state in (JobState.RUNNING, JobState.QUEUED) for s in statuses.values())
+    if n and not args.skip_confirmation:
+        confirm(f"Stop {n} jobs?", "nothing was stopped")
+    problems = cancel_jobs(statuses, queue) if n else []
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    statuses = survey(jobs, read_queue(sweep_dir))
+    print(f"Now: {tally(statuses)}")
+    return 1 if problems else exit_status(statuses)
+
+
+def delete_incomplete(args: argparse.Namespace) -> int:
+    sweep_dir = Path(args.output_dir)
+    jobs = remembered_jobs(sweep_dir)
+    statuses = survey(jobs, read_queue(sweep_dir))
+    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(statuses)}")
+    wanted = {JobState.INCOMPLETE} | ({JobState.FAILED} if args.failed else set())
+    to_delete = [job for job, s in statuses.items() if s.state in wanted]
+    if to_delete and not args.skip_confirmation:
+        confirm(f"Delete the folders of {len(to_delete)} jobs, with all they have trained?", "nothing was deleted")
+    for job in delete_jobs(to_delete):
+        print(f"{job} is being trained again; it is kept", file=sys.stderr)
+    statuses = survey(jobs, read_queue(sweep_dir))
+    print(f"Now: {tally(statuses)}")
+    return exit_status(statuses)
+
+
+def exit_status(statuses: Mapping[Job, Status]) -> int:
+    """As STATUS tells."""
+    states = {s.state for s in statuses.values()}
+    return 0 if states == {JobState.DONE} else 1 if JobState.FAILED in states else 3
+
+
+def queue_if_it_answers(sweep_dir: Path) -> Queue | None:
+    """To look, without the queue is better than not at all."""
+    try:
+        return read_queue(sweep_dir)
+    except UsageError as error:
+        print(f"warning: {error}; what is queued can't be told", file=sys.stderr)
+        return None
+
+
+def remove_leftovers(statuses: Mapping[Job, Status]) -> None:
+    """A job that was killed between its end and its tidying leaves a checkpoint that nobody needs."""
+    for job in (job for job, s in statuses.items() if s.has_leftovers):
+        from domainbed.engine.checkpoint import remove_checkpoints  # imports torch, and so only where there is one
+
+        remove_checkpoints(job.folder)
 
 
 def check(jobs: Sequence[Job]) -> None:
@@ -98,53 +237,22 @@ def check(jobs: Sequence[Job]) -> None:
     from domainbed.engine.model import make_algorithm
 
     loaded: dict[str, MultipleDomainDataset] = {}
-    for config in {(job.config.dataset, job.config.algorithm): job.config for job in jobs}.values():
+    for config in {job.kind: job.config for job in jobs}.values():
         if config.dataset not in loaded:
             loaded[config.dataset], _ = load_data(config)
         make_algorithm(config, loaded[config.dataset])
 
 
-def confirm(question: str) -> None:
+def confirm(question: str, otherwise: str) -> None:
     """Ask on the terminal; anything but yes is a no."""
     try:
         answer = input(f"{question} [y/N] ")
     except EOFError:
-        raise UsageError("nobody is there to answer; give --skip_confirmation to launch without asking") from None
+        raise UsageError(
+            f"{otherwise}: nobody is there to answer; --skip_confirmation goes on without asking"
+        ) from None
     if answer.strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing was launched")
-
-
-def launch(launcher: Launcher, jobs: Sequence[Job]) -> int:
-    """Run the jobs and tell how they fare. Returns the exit status: 0 unless one failed."""
-    began = time.monotonic()
-    steps = dict.fromkeys(jobs, 0)
-    ended: dict[Job, JobState] = {}
-    failed = 0
-    with tqdm(total=sum(job.config.steps for job in jobs), unit="step", disable=None, smoothing=0.05) as bar:
-        for update in launcher.launch(jobs):
-            bar.update(update.steps - steps[update.job])
-            steps[update.job] = update.steps
-            if update.state == JobState.RUNNING:
-                continue
-            ended[update.job] = update.state
-            if update.state == JobState.FAILED:
-                failed += 1
-                tqdm.write(f"FAILED {update.job}: {update.reason}", file=sys.stderr)
-            bar.set_postfix_str(f"{len(ended)}/{len(jobs)} jobs, {failed} failed")
-            if bar.disable:
-                seconds = time.monotonic() - began
-                print(f"[{len(ended)}/{len(jobs)}] {seconds:.0f} s: {update.state.value}: {update.job}", flush=True)
-    if ended:
-        print(f"{tally(ended.get(job) or launcher.state(job) for job in jobs)} after {time.monotonic() - began:.0f} s")
-    if failed:
-        print("The same command launches again what is not done.")
-    return 1 if failed else 0
-
-
-def tally(states: Iterable[JobState]) -> str:
-    """How many of each state: "30 done, 6 incomplete"."""
-    counts = Counter(states)
-    return ", ".join(f"{counts[state]} {state.value}" for state in JobState if counts[state])
+        raise UsageError(otherwise)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(config, should_stop=asked_to_stop)
         except Interrupted as stopped:
             print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-            return 128 + (asked_to_stop.signum or 0)
+            return 128 + asked_to_stop.signals[0]
     return 0
 
 

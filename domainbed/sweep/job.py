@@ -1,25 +1,13 @@
-"""One job of a sweep: its folder, how far it is, and its command line."""
+"""One job of a sweep: its folder, and its command line."""
 
 import sys
 from dataclasses import dataclass, fields, replace
-from enum import Enum
 from pathlib import Path
 
 from domainbed.engine.config import JobConfig
-from domainbed.engine.lock import is_locked
-from domainbed.records import is_done
 
 LOG_FILE = "log.txt"
-
-
-class JobState(Enum):
-    """How far a job is. All but the last can be read off its folder; of a failure the launcher tells."""
-
-    NOT_LAUNCHED = "not launched"
-    RUNNING = "running"
-    INCOMPLETE = "incomplete"
-    DONE = "done"
-    FAILED = "failed"
+SWEEP_FOLDER = ".sweep"  # in the sweep's folder, beside the jobs': what concerns them together
 
 
 @dataclass(frozen=True)
@@ -52,13 +40,10 @@ class Job:
     def folder(self) -> Path:
         return Path(self.config.output_dir)
 
-    def state(self) -> JobState:
-        """What the job's folder tells."""
-        if is_done(self.folder):
-            return JobState.DONE
-        if not self.folder.exists():
-            return JobState.NOT_LAUNCHED
-        return JobState.RUNNING if is_locked(self.folder) else JobState.INCOMPLETE
+    @property
+    def kind(self) -> tuple[str, str]:
+        """The dataset and the algorithm."""
+        return self.config.dataset, self.config.algorithm
 
     def command(self) -> list[str]:
         """The words of the command line that trains this job alone."""

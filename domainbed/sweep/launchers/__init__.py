@@ -7,6 +7,8 @@ LAUNCHERS: Registry[type[Launcher]] = Registry(
     "launcher",
     builtin={
         "local": "domainbed.sweep.launchers.local:LocalLauncher",
+        "multi_gpu": "domainbed.sweep.launchers.local:MultiGpuLauncher",
+        "slurm": "domainbed.sweep.launchers.slurm:SlurmLauncher",
         "dummy": "domainbed.sweep.launchers.dummy:DummyLauncher",
     },
 )

@@ -1,10 +1,11 @@
-"""The contract of a launcher: it takes jobs, tells the state of each, and can stop them."""
+"""The contract of a launcher: it takes jobs, has them run, and tells what becomes of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from domainbed.sweep.job import Job, JobState
+from domainbed.sweep.job import Job
+from domainbed.sweep.states import JobState
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class Update:
 
     Attributes:
         steps: of a running job, the updates it has done up to its last record.
-        reason: of a failed job, why: its last words first, then the end of its log.
+        reason: of a failed job, why: its last words first, then the end of its log. Of one that stays incomplete or is
+            not launched, why, if that is not what was asked for.
     """
 
     job: Job
@@ -23,27 +25,33 @@ class Update:
 
 
 class Launcher:
-    """Runs jobs somewhere (or, where RUNS_JOBS is False, only tells how).
+    """Has jobs run somewhere (or, where RUNS_JOBS is False, only tells how).
+
+    How far a job is, whoever launched it, tells `domainbed.sweep.states.survey`.
 
     Args:
-        workers: how many at once; None for what suits the machine.
+        options: the command line's, by name; a launcher reads those that concern it.
+
+    Raises:
+        UsageError: one of them can't be.
     """
 
     RUNS_JOBS: ClassVar[bool] = True
+    RUNS_HERE: ClassVar[bool] = True  # and so knows of each job until its end
 
-    def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
 
-    def state(self, job: Job) -> JobState:
-        """How far a job is; here what its folder tells. A launcher with a queue knows more."""
-        return job.state()
-
-    def launch(self, jobs: Sequence[Job]) -> Iterator[Update]:
+    def launch(self, jobs: Sequence[Job], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
         """Have `jobs` run, and tell what becomes of them for as long as this launcher can know.
 
         A job that fails is told and never keeps the others from running.
+
+        Args:
+            jobs: in the order in which they shall begin.
+            should_stop: once it says so, no job begins any more, and those that run save what they have and stop.
         """
         raise NotImplementedError(f"{type(self).__name__} launches nothing")
 
     def stop(self) -> None:
-        """End the jobs that run, now."""
+        """End the jobs that run here, at once."""

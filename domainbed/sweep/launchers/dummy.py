@@ -1,7 +1,7 @@
 """Prints the commands, to be run by whatever you have."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.base import Launcher, Update
@@ -12,7 +12,7 @@ class DummyLauncher(Launcher):
 
     RUNS_JOBS = False
 
-    def launch(self, jobs: Sequence[Job]) -> Iterator[Update]:
+    def launch(self, jobs: Sequence[Job], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
         for job in jobs:
             print(shlex.join(job.command()))
         return iter(())

@@ -5,38 +5,51 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from typing import Any
 
 import joblib
 
 from domainbed.errors import UsageError
-from domainbed.sweep.job import LOG_FILE, Job, JobState
+from domainbed.sweep.failures import ALIKE, held_back, note_failure, note_outcome
+from domainbed.sweep.job import LOG_FILE, Job
 from domainbed.sweep.launchers.base import Launcher, Update
-from domainbed.sweep.worker import deaf_to_ctrl_c, serve
+from domainbed.sweep.run import End
+from domainbed.sweep.states import JobState, status_of
+from domainbed.sweep.worker import Word, deaf_to_ctrl_c, serve
 
 LOG_LINES = 8
 PATIENCE = 5  # seconds for a process to end by itself
+
+# A job that these end is not to blame, and can go on.
+FROM_OUTSIDE = {getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)}
 
 
 class LocalLauncher(Launcher):
     """N worker processes: by default one a GPU or, without a GPU, one a core. They share the cores out as threads."""
 
-    def __init__(self, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise UsageError(f"--workers must be at least 1, not {workers}")
-        super().__init__(workers)
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        self._wanted: int | None = options.get("workers")
+        if self._wanted is not None and self._wanted < 1:
+            raise UsageError(f"--workers must be at least 1, not {self._wanted}")
         self._running: list[_Worker] = []
 
-    def launch(self, jobs: Sequence[Job]) -> Iterator[Update]:
+    def launch(self, jobs: Sequence[Job], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
         waiting = deque(jobs)
+        is_stopping = False
         try:
-            self._running = [_Worker(environ) for environ in worker_environments(self.workers, len(jobs))]
+            self._running = [_Worker(environ) for environ in self.environments(len(jobs))]
             for worker in list(self._running):
                 yield from self._go_on(worker, waiting)
             while self._running:
                 wait([w.connection for w in self._running], timeout=1)
+                if should_stop() and not is_stopping:
+                    is_stopping = True
+                    waiting.clear()
+                    for worker in self._running:
+                        worker.process.terminate()
                 for worker in [w for w in self._running if w.has_news()]:
                     yield worker.hear()
                     if not worker.busy:
@@ -44,13 +57,18 @@ class LocalLauncher(Launcher):
         finally:
             self.stop()
 
+    def environments(self, n_jobs: int) -> list[dict[str, str]]:
+        """The environment variables of each worker process that `n_jobs` jobs are worth."""
+        return worker_environments(self._wanted, n_jobs)
+
     def _go_on(self, worker: "_Worker", waiting: deque[Job]) -> Iterator[Update]:
         """Give a free worker the next job; a new process takes the place of one that is spent.
 
-        Jobs that another launch has taken on since are passed over and told of.
+        Jobs that another launch has taken on since are passed over and told of, and so are those of a kind that fails.
         """
-        while waiting and waiting[0].state() in (JobState.DONE, JobState.RUNNING):
-            yield _taken(waiting.popleft())
+        while waiting and (update := _passed_over(waiting[0])):
+            waiting.popleft()
+            yield update
         if not waiting or not worker.usable:
             worker.close()
             self._running.remove(worker)
@@ -66,6 +84,16 @@ class LocalLauncher(Launcher):
         for worker in self._running:
             worker.close()
         self._running = []
+
+
+class MultiGpuLauncher(LocalLauncher):
+    """One worker a GPU, or as many as --workers says, shared out over the GPUs. Without a GPU it launches nothing."""
+
+    def environments(self, n_jobs: int) -> list[dict[str, str]]:
+        environments = super().environments(n_jobs)
+        if any("CUDA_VISIBLE_DEVICES" not in environ for environ in environments):
+            raise UsageError("launcher multi_gpu finds no GPU here; --command_launcher local trains on the CPU")
+        return environments
 
 
 class _Worker:
@@ -98,20 +126,27 @@ class _Worker:
         try:
             if not self.connection.poll():
                 raise EOFError
-            what, detail = self.connection.recv()
+            word: Word = self.connection.recv()
         except (EOFError, OSError):  # OSError: it died in the middle of a word
             self.process.join(PATIENCE)
-            return self._failed(_cause_of_death(self.process.exitcode))
-        if what == "record":
-            return Update(self.job, JobState.RUNNING, steps=detail + 1)
-        if what == "failed":
-            return self._failed(detail)
+            self.busy = self.usable = False
+            return self._died(self.process.exitcode)
+        if isinstance(word, int):
+            return Update(self.job, JobState.RUNNING, steps=word + 1)
         self.busy = False
-        return _taken(self.job) if what == "taken" else Update(self.job, JobState.DONE, steps=self.job.config.steps)
+        if word.end == End.FAILED:
+            self.usable = False
+            return Update(self.job, JobState.FAILED, reason=_with_log(self.job, word.reason))
+        return _passed_over(self.job) or Update(self.job, status_of(self.job).state)
 
-    def _failed(self, reason: str) -> Update:
-        self.busy = self.usable = False
-        return Update(self.job, JobState.FAILED, reason="\n".join([reason, *log_end(self.job.folder / LOG_FILE)]))
+    def _died(self, exitcode: int | None) -> Update:
+        """What is told of a job whose process ended without a word."""
+        reason = _cause_of_death(exitcode)
+        if exitcode is not None and -exitcode in FROM_OUTSIDE:
+            return Update(self.job, JobState.INCOMPLETE, reason=_with_log(self.job, reason))
+        note_failure(self.job.folder, reason)
+        note_outcome(self.job, reason)
+        return Update(self.job, JobState.FAILED, reason=_with_log(self.job, reason))
 
     def close(self) -> None:
         """Let the process end, and see that it does."""
@@ -122,10 +157,16 @@ class _Worker:
             self.process.join(PATIENCE)
 
 
-def _taken(job: Job) -> Update:
-    """What is told of a job that another launch trains or has finished."""
-    state = job.state()
-    return Update(job, state, steps=job.config.steps if state == JobState.DONE else 0)
+def _passed_over(job: Job) -> Update | None:
+    """What is told of a job that need not or must not be begun; None for one that may."""
+    state = status_of(job).state
+    if state == JobState.DONE:
+        return Update(job, state, steps=job.config.steps)
+    if state == JobState.RUNNING:
+        return Update(job, state)
+    if reason := held_back(job):
+        return Update(job, state, reason=f"held back: the first {ALIKE} of its kind to end all failed alike: {reason}")
+    return None
 
 
 def worker_environments(workers: int | None, n_jobs: int) -> list[dict[str, str]]:
@@ -148,13 +189,14 @@ def worker_environments(workers: int | None, n_jobs: int) -> list[dict[str, str]
     return environments
 
 
-def log_end(log: Path) -> list[str]:
-    """Where a job's log is, and its last lines."""
+def _with_log(job: Job, reason: str) -> str:
+    """The reason, where the job's log is, and its last lines."""
+    log = job.folder / LOG_FILE
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return [f"(no log at {log})"]
-    return [f"{log} ends with:", *(f"  {line}" for line in lines[-LOG_LINES:])]
+        return f"{reason}\n(no log at {log})"
+    return "\n".join([reason, f"{log} ends with:", *(f"  {line}" for line in lines[-LOG_LINES:])])
 
 
 def _cause_of_death(exitcode: int | None) -> str:

@@ -1,0 +1,23 @@
+"""Which jobs will take longest, as far as those of their kind that are done tell."""
+
+from collections.abc import Sequence
+
+from domainbed.records import is_done, last_record
+from domainbed.sweep.job import Job
+
+
+def longest_first(jobs: Sequence[Job], sweep: Sequence[Job]) -> list[Job]:
+    """`jobs`, those first that will take longest; before them those of which nothing is known, as they were.
+
+    Args:
+        jobs: to be ordered.
+        sweep: all jobs of the sweep, some of which may be done.
+    """
+    seconds: dict[tuple[str, str], float] = {}  # an update of each kind
+    wanted = {job.kind for job in jobs}
+    for job in sweep:
+        if job.kind in wanted and job.kind not in seconds and is_done(job.folder):
+            took = (last_record(job.folder) or {}).get("step_time")
+            if isinstance(took, float):
+                seconds[job.kind] = took
+    return sorted(jobs, key=lambda job: -seconds.get(job.kind, float("inf")) * job.config.steps)

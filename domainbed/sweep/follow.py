@@ -1,0 +1,37 @@
+"""A launch as it goes: what its launcher tells of the jobs, told on."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
+from domainbed.sweep.job import Job
+from domainbed.sweep.launchers import Launcher
+from domainbed.sweep.states import JobState
+
+
+def follow(launcher: Launcher, jobs: Sequence[Job], should_stop: Callable[[], bool]) -> None:
+    """Have the jobs run and tell how they fare, for as long as the launcher tells."""
+    began = time.monotonic()
+    steps = dict.fromkeys(jobs, 0)
+    ended = failed = 0
+    reasons = set()
+    is_bar_off = None if launcher.RUNS_HERE else True  # None: only where nobody watches
+    with tqdm(total=sum(job.config.steps for job in jobs), unit="step", disable=is_bar_off, smoothing=0.05) as bar:
+        for update in launcher.launch(jobs, should_stop):
+            bar.update(update.steps - steps[update.job])
+            steps[update.job] = update.steps
+            if update.state == JobState.FAILED:
+                failed += 1
+                tqdm.write(f"FAILED {update.job}: {update.reason}", file=sys.stderr)
+            elif update.reason and update.reason not in reasons:
+                reasons.add(update.reason)  # of a kind that is held back, one job's will do
+                tqdm.write(f"{update.job}: {update.reason}", file=sys.stderr)
+            if update.state not in (JobState.DONE, JobState.FAILED, JobState.INCOMPLETE):
+                continue
+            ended += 1
+            bar.set_postfix_str(f"{ended}/{len(jobs)} jobs, {failed} failed")
+            if bar.disable:
+                seconds = time.monotonic() - began
+                print(f"[{ended}/{len(jobs)}] {seconds:.0f} s: {update.state.value}: {update.job}", flush=True)

@@ -1,0 +1,103 @@
+"""What runs on a node: one SLURM task, which trains its jobs one after another in one process."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from submitit.helpers import DelayedSubmission
+
+from domainbed.engine.interrupts import FROM_OUTSIDE, StopRequest, stop_on_signals
+from domainbed.engine.lock import EXPIRY, WATCH, holder_of, this_process
+from domainbed.sweep.failures import note_failure
+from domainbed.sweep.job import Job
+from domainbed.sweep.run import End, Outcome, run_job
+from domainbed.sweep.states import JobState, status_of
+
+# After SIGTERM, SLURM ends the task itself, and only a task that it ended is it going to requeue.
+LINGER = 15 * 60  # seconds; more than a grace time is
+POLL = 5  # seconds
+
+
+class Task:
+    """Trains jobs, skips what is done, and goes on with what is not, however often SLURM starts it.
+
+    submitit pickles it, calls it on the node, and asks for its `checkpoint` when the time is nearly over.
+
+    Args:
+        minutes: its time limit.
+    """
+
+    def __init__(self, minutes: int) -> None:
+        self.minutes = minutes
+
+    def __call__(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Train the jobs in order. Returns how each left, by the name of its folder."""
+        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        self._began = time.monotonic()
+        self._progressed = False
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: calls `checkpoint`, and has SLURM start this again
+        ends: dict[str, str] = {}
+        with stop_on_signals(FROM_OUTSIDE) as asked_to_stop:
+            for job in jobs:
+                self._current = job
+                outcome = self._run(job, asked_to_stop)
+                if outcome is None:
+                    continue
+                ends[job.folder.name] = outcome.end.value
+                print(f"{job}: {outcome.end.value} {outcome.reason}".rstrip(), flush=True)
+                if asked_to_stop():
+                    break
+                if outcome.end == End.FAILED and job is not jobs[-1]:
+                    # What the job left in this process (a broken CUDA context, say) must harm no other.
+                    os.execv(sys.executable, sys.orig_argv)
+        if signal.SIGUSR2 in asked_to_stop.signals:
+            requeue(signal.SIGUSR2, None)  # type: ignore[operator, misc]  # does not come back
+        elif asked_to_stop():
+            time.sleep(LINGER)
+            sys.exit(128 + signal.SIGTERM)
+        return ends
+
+    def checkpoint(self, jobs: Sequence[Job]) -> DelayedSubmission | None:
+        """What SLURM shall start again; None if all the time that there was did not bring the job on."""
+        seconds = time.monotonic() - self._began
+        if not self._progressed and seconds > 60 * self.minutes - 240:
+            reason = f"no update and no evaluation got done in {seconds:.0f} s; give it more --slurm_time"
+            note_failure(self._current.folder, reason)
+            return None
+        return DelayedSubmission(Task(self.minutes), jobs)
+
+    def _run(self, job: Job, asked_to_stop: StopRequest) -> Outcome | None:
+        """Train the job; None where there is nothing to do."""
+        while not asked_to_stop():
+            if status_of(job).state in (JobState.DONE, JobState.FAILED):
+                return None
+            outcome = run_job(job, self._on_record, asked_to_stop)
+            self._progressed |= outcome.updates > 0
+            if outcome.end != End.TAKEN or not _may_come_free(job, asked_to_stop):
+                return outcome
+        return None
+
+    def _on_record(self, step: int) -> None:
+        self._progressed = True
+
+
+def _may_come_free(job: Job, asked_to_stop: Callable[[], bool]) -> bool:
+    """Wait for another process to let go of the job, if it is worth it.
+
+    It is for one that seems to be dead (a node that went down), and for this very task's former life: SLURM may start a
+    task anew while the old process, out of its reach, still trains.
+    """
+    before = holder_of(job.folder)
+    deadline = time.monotonic() + EXPIRY + WATCH
+    while not asked_to_stop():
+        time.sleep(POLL)
+        holder = holder_of(job.folder)
+        if status_of(job).state != JobState.RUNNING:
+            return True
+        if holder and holder.slurm_job == this_process().slurm_job:
+            continue
+        if holder != before or time.monotonic() > deadline:
+            return False
+    return False

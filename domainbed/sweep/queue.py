@@ -1,0 +1,119 @@
+"""What SLURM has of a sweep: which tasks were submitted with which jobs, and how `squeue` says these tasks are.
+
+squeue alone will do: many clusters keep no accounts (slurmdbd). Where they do, sacct tells how a task ended.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from domainbed.errors import UsageError
+from domainbed.files import written_whole
+from domainbed.sweep.job import SWEEP_FOLDER, Job
+
+TASKS_FILE = "tasks.json"
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "CONFIGURING"}
+
+
+class Queue:
+    """The tasks of a sweep that SLURM has waiting or running, as they were when it was asked.
+
+    Args:
+        jobs: the names of the jobs' folders in each task, by the task's number ("12", or "12_3" in an array).
+        states: SLURM's state of each task that it still has ("PENDING", "RUNNING", …).
+    """
+
+    def __init__(self, jobs: Mapping[str, Sequence[str]], states: Mapping[str, str]) -> None:
+        self.tasks = {task: names for task, names in jobs.items() if task in states}
+        self._known = set(jobs)
+        self._states = states
+        self._names = {name for names in self.tasks.values() for name in names}
+
+    def has(self, job: Job) -> bool:
+        """Whether a task that waits or runs will see to the job."""
+        return job.folder.name in self._names
+
+    def runs(self, task: str) -> bool | None:
+        """Whether SLURM runs the task; None for a task that is not of this sweep."""
+        if task not in self._known:
+            return None
+        return self._states.get(task, "PENDING") not in WAITING
+
+    def submissions(self) -> list[str]:
+        """The numbers of the submissions (arrays) that have tasks left."""
+        return list(dict.fromkeys(task.partition("_")[0] for task in self.tasks))
+
+
+def slurm_folder(sweep_dir: Path) -> Path:
+    """Holds a folder for each submission, of its number: the jobs of its tasks, its pickles and logs."""
+    return sweep_dir.absolute() / SWEEP_FOLDER / "slurm"
+
+
+def keep_tasks(sweep_dir: Path, submission: str, tasks: Mapping[str, Sequence[Job]]) -> None:
+    """Keep which jobs each task has."""
+    folder = slurm_folder(sweep_dir) / submission
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / TASKS_FILE) as file:
+        file.write(json.dumps({task: [job.folder.name for job in jobs] for task, jobs in tasks.items()}).encode())
+
+
+def read_queue(sweep_dir: Path) -> Queue | None:
+    """What SLURM has of a sweep; None where nothing of it was ever submitted.
+
+    Raises:
+        UsageError: SLURM does not answer.
+    """
+    jobs: dict[str, list[str]] = {}
+    owners = set()
+    for tasks in sorted(slurm_folder(sweep_dir).glob(f"*/{TASKS_FILE}")):
+        jobs |= json.loads(tasks.read_text(encoding="utf-8"))
+        owners.add(tasks.owner())
+    if not jobs:
+        return None
+    # Asked by user, not by number: the server answers at once, and numbers that it has forgotten are no error.
+    words = ["squeue", "--noheader", "--all", "--array", "--user", ",".join(sorted(owners)), "--format", "%i|%T"]
+    states = dict(line.split("|") for line in answer(words).splitlines() if "|" in line)
+    return Queue(jobs, {task: states[task] for task in jobs if task in states})
+
+
+def ends_of(sweep_dir: Path, names: Sequence[str]) -> dict[str, str]:
+    """For each of the jobs (by folder name) how the last task that had it ended ("12_3 TIMEOUT"), where SLURM tells."""
+    last: dict[str, str] = {}
+    for tasks in sorted(slurm_folder(sweep_dir).glob(f"*/{TASKS_FILE}"), key=lambda path: int(path.parent.name)):
+        for task, of_task in json.loads(tasks.read_text(encoding="utf-8")).items():
+            last |= dict.fromkeys(of_task, task)
+    wanted = {name: last[name] for name in names if name in last}
+    if not wanted:
+        return {}
+    submissions = ",".join(sorted({task.partition("_")[0] for task in wanted.values()}))
+    for words in (
+        ["sacct", "--noheader", "--parsable2", "--allocations", "--format", "JobID,State", "--jobs", submissions],
+        ["squeue", "--noheader", "--all", "--array", "--states", "all", "--format", "%i|%T", "--jobs", submissions],
+    ):
+        try:
+            lines = [line.split("|") for line in answer(words).splitlines() if "|" in line]
+        except UsageError:
+            continue  # no slurmdbd; or SLURM has forgotten these tasks
+        states = {task: state.split()[0] for task, state in lines}  # "CANCELLED by 1000"
+        return {name: f"{task} {states[task]}" for name, task in wanted.items() if task in states}
+    return {}
+
+
+def answer(words: Sequence[str]) -> str:
+    """What one of SLURM's commands prints.
+
+    Raises:
+        UsageError: it is not there, fails, or takes too long.
+    """
+    if shutil.which(words[0]) is None:
+        raise UsageError(f"{words[0]} is not on this machine; run this where SLURM's commands are")
+    try:
+        finished = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"SLURM does not answer ({words[0]} took more than 120 s); try again later") from None
+    if finished.returncode:
+        told = (finished.stderr.strip().splitlines() or [f"status {finished.returncode}"])[-1]
+        raise UsageError(f"{words[0]}: {told}")
+    return finished.stdout
