@@ -7,12 +7,13 @@ add `environments` (their names) and `bad_images` (how many broken files were re
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
@@ -21,6 +22,8 @@ from domainbed.files import written_whole
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
 CHECKPOINT_FILE = "checkpoint.pt"  # of training that is not done, written by engine/checkpoint.py
+
+PART = 500  # folders that are read at once
 
 # What tells one run of a sweep from another.
 RUN = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
@@ -72,11 +75,12 @@ def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     problems = []
     repeated = 0
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    decode = _Decoder()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = decode(line)
             step = int(record["step"])
         except (ValueError, KeyError, TypeError, OverflowError):
             problems.append(f"{path}:{number}: not a whole record; left out")
@@ -86,6 +90,47 @@ def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if repeated:
         problems.append(f"{path}: {repeated} steps recorded more than once; the later record counts")
     return list(by_step.values()), problems
+
+
+class _Decoder:
+    """json.loads for the lines of one job, which mostly have the same arguments: those are read once.
+
+    They are most of a record. Records that have them in common share one object.
+    """
+
+    def __init__(self) -> None:
+        self._common: dict[str, Any] = {}
+        self._texts: list[str] = []
+
+    def __call__(self, line: str) -> Any:
+        rest = line
+        for text in self._texts:
+            before, found, after = rest.partition(text)
+            if not found:
+                break
+            rest = before + after
+        else:
+            if self._texts:
+                return json.loads(rest) | self._common
+        record = json.loads(line)
+        if isinstance(record, dict):
+            self._learn(line, record)
+        return record | self._common if self._common else record
+
+    def _learn(self, line: str, record: dict[str, Any]) -> None:
+        """Find what the next lines may have in common with this one."""
+        rest, common, texts = line, {}, []
+        for key in ("args", "environments", "hparams"):
+            start = rest.find(f'"{key}": ')
+            if start >= 0:
+                common[key], end = json.JSONDecoder().raw_decode(rest, start + len(key) + 4)
+                texts.append(rest[start:end] + ", ")
+                rest = rest.replace(texts[-1], "", 1)
+        try:
+            is_right = json.loads(rest) | common == record
+        except ValueError:
+            is_right = False
+        self._common, self._texts = (common, texts) if is_right else ({}, [])
 
 
 def last_record(folder: Path) -> dict[str, Any] | None:
@@ -117,10 +162,32 @@ def load_records(input_dir: str) -> tuple[pd.DataFrame, list[str]]:
     """
     if not Path(input_dir).is_dir():
         raise UsageError(f"--input_dir {input_dir!r} is not a folder")
-    rows, problems = [], []
     with os.scandir(input_dir) as entries:
         folders = sorted(Path(e.path) for e in entries if e.is_dir())
-    for folder in tqdm(folders, desc="reading", unit="job", disable=None, leave=False):
+    # Processes of its own are worth their start only for a large sweep.
+    parts = [folders[i : i + PART] for i in range(0, len(folders), PART)]
+    read = Parallel(cpu_count() if len(parts) > 3 else 1, return_as="generator")(delayed(_read)(part) for part in parts)
+    frames, problems = [], []
+    with tqdm(total=len(folders), desc="reading", unit="job", disable=None, leave=False) as bar:
+        for part, (frame, of_part) in zip(parts, read, strict=True):
+            frames.append(frame)
+            problems += of_part
+            bar.update(len(part))
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    if frame.empty:
+        which = f"; {problems[0]}" if problems else ""
+        raise UsageError(f"--input_dir {input_dir!r} holds no records in folder/{RESULTS_FILE}{which}")
+    problems += _mixtures(frame)
+    if with_bad := frame[frame["bad_images"] > 0]["folder"].nunique():
+        problems.append(f"{with_bad} jobs met broken images, in whose place others stood (--on_bad_image skip)")
+    frame, twice = _one_folder_a_run(frame)
+    return frame.drop(columns=["written", "settings", "bad_images"]), problems + twice
+
+
+def _read(folders: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """The records in some folders, a row each, and what was left out or is odd."""
+    rows, problems = [], []
+    for folder in folders:
         try:
             records, unread = read_job(folder)
             written = (folder / RESULTS_FILE).stat().st_mtime
@@ -131,49 +198,61 @@ def load_records(input_dir: str) -> tuple[pd.DataFrame, list[str]]:
             continue
         problems += unread
         job = {"folder": folder.name, "done": is_done(folder), "written": written}
+        row_of = _Rows()
         for record in records:
             try:
-                rows.append({**job, **_row(record)})
+                rows.append({**job, **row_of(record)})
             except (KeyError, TypeError, ValueError) as error:
                 problems.append(f"{folder / RESULTS_FILE}: step {record['step']} is left out: {error!r}")
         if job["done"] and records and _is_short(records):
             problems.append(f"{folder / RESULTS_FILE}: the job is done, but its last record is missing")
-    if not rows:
-        which = f"; {problems[0]}" if problems else ""
-        raise UsageError(f"--input_dir {input_dir!r} holds no records in folder/{RESULTS_FILE}{which}")
-    frame = pd.DataFrame(rows)
-    problems += _mixtures(frame)
-    if with_bad := frame[frame["bad_images"] > 0]["folder"].nunique():
-        problems.append(f"{with_bad} jobs met broken images, in whose place others stood (--on_bad_image skip)")
-    frame, twice = _one_folder_a_run(frame)
-    return frame.drop(columns=["written", "settings", "bad_images"]), problems + twice
+    return pd.DataFrame(rows), problems
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tables need of a record. Raises KeyError, TypeError or ValueError where it is not of our form."""
-    args = record["args"]
-    accuracies = {
-        name: float(value) for name, value in record.items() if name.startswith("env") and name.endswith("_acc")
-    }
-    test_envs = tuple(sorted(int(env) for env in args["test_envs"]))
-    of_test_envs = [f"env{env}_{part}_acc" for env in test_envs for part in ("in", "out")]
-    if not of_test_envs or any(name not in accuracies for name in of_test_envs):
-        raise ValueError(f"no accuracy on its test environments {test_envs}")
+class _Rows:
+    """What the tables need of one job's records, mostly of the same arguments and the same names."""
+
+    def __init__(self) -> None:
+        self._args: Any = None
+        self._run: dict[str, Any] = {}
+        self._names: tuple[str, ...] = ()
+        self._accuracies: list[str] = []
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """One record's row. Raises KeyError, TypeError or ValueError where the record is not of our form."""
+        if record["args"] is not self._args:
+            self._run = _run_of(record["args"]) | {"environments": tuple(map(str, record.get("environments", ())))}
+            self._args = record["args"]
+        if tuple(record) != self._names:
+            self._names = tuple(record)
+            self._accuracies = [name for name in record if name.startswith("env") and name.endswith("_acc")]
+        accuracies = {name: float(record[name]) for name in self._accuracies}
+        test_envs = self._run["test_envs"]
+        if not test_envs or any(
+            f"env{env}_{part}_acc" not in accuracies for env in test_envs for part in ("in", "out")
+        ):
+            raise ValueError(f"no accuracy on its test environments {test_envs}")
+        return {
+            **self._run,
+            "step": int(record["step"]),
+            "bad_images": int(record.get("bad_images", 0)),
+            **accuracies,
+        }
+
+
+def _run_of(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job's arguments tell the tables. Raises KeyError, TypeError or ValueError where they can't."""
     for name in ("dataset", "algorithm"):
         if not isinstance(args[name], str):
             raise TypeError(f"{name} is {args[name]!r}")
     return {
         "dataset": args["dataset"],
         "algorithm": args["algorithm"],
-        "test_envs": test_envs,
+        "test_envs": tuple(sorted(int(env) for env in args["test_envs"])),
         "trial_seed": int(args["trial_seed"]),
         "hparams_seed": int(args["hparams_seed"]),
-        "step": int(record["step"]),
-        "environments": tuple(map(str, record.get("environments", ()))),
         "settings": ", ".join(f"{name} {args.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task"))
         + (", clean_evaluation" if args.get("clean_evaluation") else ""),
-        "bad_images": int(record.get("bad_images", 0)),
-        **accuracies,
     }
 
 

@@ -12,6 +12,8 @@ import pytest
 from domainbed.records import load_records
 from domainbed.reporting.text import report
 from domainbed.scripts import collect_results, colored_mnist, download, sweep
+from domainbed.scripts.launching import with_config_file
+from domainbed.sweep.launchers.slurm import sbatch_parameters
 from tests.conftest import make_record, write_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +53,7 @@ def test_every_command_line_parses():
     }
     modules = {f"domainbed.scripts.{name}": module for name, module in scripts.items()}
     parsed = [modules[words[2]].parser().parse_args(words[3:]) for words in commands() if words[0] == "python"]
-    assert len(parsed) == 8
+    assert len(parsed) == 14
     for words in commands():
         if words[0].startswith("scripts/"):
             assert (ROOT / words[0]).is_file()
@@ -89,8 +91,23 @@ def masked(text: str) -> str:
 
 
 def test_links_lead_somewhere():
+    headings = {
+        re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    }
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        assert target.removeprefix("#") in headings if target.startswith("#") else (ROOT / target).exists(), target
+
+
+def test_the_example_of_a_clusters_options_holds(tmp_path: Path):
+    (example,) = blocks("yaml")
+    file = tmp_path / "slurm.yaml"
+    file.write_text(example)
+    parser = sweep.parser()
+    words = with_config_file(["launch", "--output_dir", "x", "--launcher_config", str(file)], parser.command("launch"))
+    parameters = sbatch_parameters(vars(parser.parse_args(words)))
+    assert parameters["time"] == 240
+    assert parameters["setup"] == ["module load cuda"]
+    assert parameters["additional_parameters"] == {"exclude": "node7"}
 
 
 def test_no_placeholder_is_left():
