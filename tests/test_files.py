@@ -1,9 +1,11 @@
+import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from domainbed.files import held, written_whole
 
@@ -63,3 +65,54 @@ def test_a_process_that_is_killed_lets_go(tmp_path: Path, capsys: pytest.Capture
     with held(tmp_path / "lock", "waiting"):
         pass
     assert capsys.readouterr().out == ""
+
+
+def test_what_stood_there_is_kept_beside(tmp_path: Path):
+    path, kept = tmp_path / "x.txt", tmp_path / "before.txt"
+    for text, before in ((b"1", None), (b"2", b"1"), (b"3", b"2")):
+        with written_whole(path, kept=kept) as file:
+            file.write(text)
+        assert path.read_bytes() == text
+        assert (kept.read_bytes() if kept.exists() else None) == before
+    with pytest.raises(ValueError, match="four"), written_whole(path, kept=kept):
+        raise ValueError("four")
+    assert (path.read_bytes(), kept.read_bytes()) == (b"3", b"2")
+    assert {p.name for p in tmp_path.iterdir()} == {"x.txt", "before.txt"}
+
+
+def test_nothing_moves_before_all_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, kept = tmp_path / "x.txt", tmp_path / "before.txt"
+    path.write_bytes(b"old")
+    done = []
+    replace = os.replace
+
+    def moved(source: Path, target: Path) -> None:
+        done.append(f"{source.name} -> {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(os, "replace", moved)
+    with written_whole(path, kept=kept) as file:
+        file.write(b"new one")
+    assert done == [7, "x.txt -> before.txt", "x.txt.part -> x.txt"]
+
+
+def test_a_full_disk_is_told_as_such_where_torch_hides_it(tmp_path: Path):
+    class Full:
+        def __init__(self, file):
+            self.file, self.room = file, 500
+
+        def write(self, data) -> int:
+            self.room -= len(data)
+            if self.room < 0:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+        def flush(self) -> None:
+            self.file.flush()
+
+    with pytest.raises(OSError, match="No space left on device"), written_whole(tmp_path / "x") as file:
+        torch.save({"a": torch.zeros(1000)}, Full(file))
+    with pytest.raises(RuntimeError, match="another"), written_whole(tmp_path / "x"):
+        raise RuntimeError("another")
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.errors import UsageError
-from domainbed.records import append_record, is_done, load_records, mark_done, read_job
+from domainbed.records import append_record, cut_records, is_done, load_records, mark_done, read_job, records_length
 from tests.conftest import make_record, write_sweep
 
 
@@ -170,3 +170,32 @@ def test_trees_of_ones_own_are_not_mixed_silently(tmp_path: Path):
     records = [make_record(dataset="Folder", hparams_seed=seed) | {"environments": [seed, "b", "c"]} for seed in (0, 1)]
     (problem,) = load_records(str(write_sweep(tmp_path, records)))[1]
     assert problem == "Folder: its runs had different environments (0 b c; 1 b c)"
+
+
+def test_records_are_cut_to_a_length(tmp_path: Path):
+    lengths = [0]
+    for step in (0, 5, 10):
+        append_record(tmp_path, make_record(step=step))
+        lengths.append(records_length(tmp_path))
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write("torn")
+    for n in (3, 3, 2, 1):
+        cut_records(tmp_path, lengths[n])
+        assert records_length(tmp_path) == lengths[n]
+        assert [r["step"] for r in read_job(tmp_path)[0]] == [0, 5, 10][:n]
+    cut_records(tmp_path, 10**6)  # what is not there does not come by cutting
+    assert records_length(tmp_path) == lengths[1]
+    for _ in range(2):
+        cut_records(tmp_path, 0)
+        assert list(tmp_path.iterdir()) == []
+        assert records_length(tmp_path) == 0
+
+
+def test_a_record_and_the_end_are_on_disk_before_more_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    append_record(tmp_path, {"step": 0})
+    append_record(tmp_path, {"step": 5})
+    cut_records(tmp_path, 12)
+    mark_done(tmp_path)
+    assert synced == [12, 24, 12, 4]

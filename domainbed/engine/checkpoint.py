@@ -1,5 +1,6 @@
 """The training checkpoint: all that a stopped job needs to go on as if it had never stopped."""
 
+import errno
 import os
 import pickle
 import platform
@@ -27,6 +28,8 @@ from domainbed.seeding import generators_state, restore_generators
 
 PREVIOUS_FILE = "checkpoint_previous.pt"
 CHECKPOINT_NAMES = (CHECKPOINT_FILE, PREVIOUS_FILE)
+
+KEYS = {"args", "step", "is_evaluated", "figures", "seconds", "records_length", "bad_images", "algorithm", "generators"}
 
 
 class Progress:
@@ -110,6 +113,7 @@ class Checkpoints:
             self._feed.bad_images.update(saved["bad_images"])
             progress = Progress(saved["step"], saved["is_evaluated"], saved["figures"], saved["seconds"])
             restore_generators(saved["generators"])
+            self._lock.check()
             cut_records(self._folder, saved["records_length"])
             tqdm.write(f"This job goes on from its checkpoint after {progress.step} steps.")
         elif records_length(self._folder):
@@ -176,11 +180,13 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
                 raise ValueError(f"{RESULTS_FILE} lacks records that were there when it was written")
         except FileNotFoundError:
             continue
-        except (ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
             tqdm.write(f"{path} is damaged and can't be used: {error}")
             continue
-        if saved["versions"] != versions():
-            tqdm.write(f"{path} was written by {saved['versions']}; the last digits may come out otherwise")
+        if (theirs := saved.get("versions")) != versions():
+            tqdm.write(f"{path} was written by {theirs}; the last digits may come out otherwise")
         if name == PREVIOUS_FILE:  # else the next to be written would put the damaged one in its place
             os.replace(path, folder / CHECKPOINT_FILE)
         return saved
@@ -188,12 +194,21 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as parts:  # torch.load looks at no checksum
-        if damaged := parts.testzip():
-            raise ValueError(f"the checksum of its part {damaged} is wrong")
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch.load looks at no checksum
+            damaged = parts.testzip()
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that is away for a while is no damage
+            raise
+        raise ValueError("its table of parts leads nowhere") from error
+    if damaged:
+        raise ValueError(f"the checksum of its part {damaged} is wrong")
     # Any object that an algorithm chose to save, as it was; tensors that lay on a GPU come back there.
     device = None if torch.cuda.is_available() else "cpu"
-    return torch.load(path, map_location=device, weights_only=False)
+    saved = torch.load(path, map_location=device, weights_only=False)
+    if not isinstance(saved, dict) or not set(saved) >= KEYS:
+        raise ValueError("another version wrote it")
+    return saved
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -38,12 +38,13 @@ class StopRequest:
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         """The handler. The first signal is noted; a second Ctrl-C ends the process where it stands."""
+        is_second = signum in self.signals
+        self.signals.append(signum)  # before anything that a second signal could come into
         if signum == signal.SIGINT:
-            if signal.SIGINT in self.signals:
+            if is_second:
                 raise KeyboardInterrupt
             # print could meet itself half-way through a line
             os.write(2, b"\nStopping as soon as all is saved; Ctrl-C again stops at once.\n")
-        self.signals.append(signum)
 
 
 @contextmanager

@@ -13,13 +13,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = "lock"
 HEARTBEAT = 15.0  # seconds between two beats
@@ -90,11 +95,23 @@ def start_of(pid: int) -> str | None:
         return None
     except PermissionError:
         pass  # another user's
-    try:
-        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    if not (fields := _proc_stat(pid)):
         return ""
-    return None if state == "Z" else others[18]  # a zombie is dead; fields 3 and 22 of proc(5)
+    return None if fields[0] == "Z" else fields[19]  # a zombie is dead
+
+
+def parent_of(pid: int) -> int | None:
+    """The process that has started a process of this machine; None where the system does not tell."""
+    fields = _proc_stat(pid)
+    return int(fields[1]) if fields else None
+
+
+def _proc_stat(pid: int) -> list[str]:
+    """What proc(5) tells of a process, from its third field (the state) on; nothing where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 class Lock:
@@ -113,8 +130,11 @@ class Lock:
         self._first_step = 0
         self._beats = 0
         self._released = threading.Event()
-        self._write()
         self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._write()
+
+    def start(self) -> None:
+        """The lock has its place: beat."""
         self._heart.start()
 
     def begin(self, step: int) -> None:
@@ -166,6 +186,36 @@ class Lock:
         os.fsync(self._descriptor)
 
 
+def _made(path: Path) -> Lock:
+    """A new lock. It names this process from its first moment on, so that one that is killed then keeps nobody out.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    if path.exists():
+        raise FileExistsError
+    aside = path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
+    descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    try:
+        lock = Lock(path.parent, descriptor)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            raise
+        except FileNotFoundError:  # another came and went meanwhile, and tidied up
+            raise FileExistsError from None
+        except OSError:  # a file system without links
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
+            os.replace(aside, path)
+        lock.start()
+        return lock
+    except BaseException:  # a full disk, say
+        os.close(descriptor)
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[Lock]:
     """Hold a job's folder.
@@ -176,16 +226,10 @@ def locked(folder: Path) -> Iterator[Lock]:
     path = folder / LOCK_FILE
     while True:
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            lock = _made(path)
             break
         except FileExistsError:
             _take_from_the_dead(path)
-    try:
-        lock = Lock(folder, descriptor)
-    except BaseException:  # no room for it on a full disk, say; an empty lock would keep others out
-        os.close(descriptor)
-        path.unlink(missing_ok=True)
-        raise
     try:
         yield lock
     finally:
@@ -245,15 +289,31 @@ def _take_from_the_dead(path: Path) -> None:
             time.sleep(min(1.0, WATCH / 10))
             if _look(path) != before:
                 raise taken
-    mine = path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):
-        os.rename(path, mine)  # of several that find it dead, one succeeds
-        if _look(mine) != before:  # ... but another had it put away and took the job on, just now
-            with suppress(FileExistsError):
-                os.link(mine, path)
-            mine.unlink()
+    with _one_at_a_time(path):
+        if (now := _look(path)) != before:
+            if now is None:
+                return
             raise taken
-        mine.unlink()
+        mine = path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
+        with suppress(FileNotFoundError):
+            os.rename(path, mine)  # where takers can't exclude one another, one succeeds
+            if _look(mine) != before:  # ... but another had it put away and took the job on, just now
+                with suppress(FileExistsError):
+                    os.link(mine, path)
+                mine.unlink()
+                raise taken
+            mine.unlink()
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Exclude others that take the same lock, where the file system can."""
+    with ExitStack() as stack:
+        if fcntl:
+            with suppress(OSError):
+                file = stack.enter_context(open(path, "r+b"))  # NFS wants it open for writing
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _look(path: Path) -> tuple[int, int, bytes] | None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def with_config_file(argv: Sequence[str] | None, p: cli.Parser) -> list[str]:
         UsageError: there is no such file, or something in it is no option.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = cli.Parser(prog=p.prog, add_help=False)
     finder.add_argument("--launcher_config")
     file = finder.parse_known_args(words)[0].launcher_config
     if not words or words[0] != "launch" or file is None:
@@ -90,11 +90,29 @@ def _words_of(file: Path, p: cli.Parser) -> Iterator[str]:
                 yield f"--{name}"
             continue
         if isinstance(value, dict):  # slurm_extra, say; or hparams
-            value = [f"{k}={v}" for k, v in value.items()] if action.nargs else json.dumps(value)
+            value = list(_pairs(value)) if action.nargs else json.dumps({k: _typed(v) for k, v in value.items()})
         values = value if isinstance(value, list) else [value]
         if values:
             yield f"--{name}"
             yield from map(str, values)
+
+
+def _pairs(options: Mapping[str, Any]) -> Iterator[str]:
+    """key=value; a key alone for a flag, which has no value, or is true."""
+    for key, value in options.items():
+        word = str(value)
+        if word.lower() in ("", "true"):
+            yield key
+        elif word.lower() != "false":
+            yield f"{key}={word}"
+
+
+def _typed(value: Any) -> Any:
+    """What a word of a YAML file stands for: a number, true, false, or itself."""
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -119,5 +137,5 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--launcher_config {file}: {error.strerror}") from error
     except Exception as error:  # of either library
-        raise UsageError(f"--launcher_config {file}: {error}") from error
+        raise UsageError(f"--launcher_config {file}: {' '.join(str(error).split())}") from error
     raise UsageError(f"--launcher_config {file}: its name must end in .yaml or .toml")

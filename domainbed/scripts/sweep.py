@@ -4,12 +4,14 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import BENCHMARK, DATASETS, MultipleDomainDataset
 from domainbed.engine.interrupts import stop_on_signals
+from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.registry import import_modules
 from domainbed.scripts import cli
@@ -111,6 +113,8 @@ def grid_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def launch(args: argparse.Namespace) -> int:
+    if args.dry_run and args.command_launcher != "slurm":
+        raise UsageError("--dry_run is for --command_launcher slurm; dummy prints the jobs' commands")
     import_modules(args.imports)
     jobs = jobs_of(args)
     launcher = LAUNCHERS[args.command_launcher](vars(args))
@@ -133,9 +137,9 @@ def launch(args: argparse.Namespace) -> int:
             question = f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?"
             confirm(question, "nothing was launched")
         remember(sweep_dir, grid_of(args))
-        for job in failed if args.retry_failed else ():
+        for job in to_launch if args.retry_failed else ():
             forgive(job.folder)
-            let_go(job)
+            let_go(job)  # that failed, or whose kind is held back for others that are deleted by now
     began = time.monotonic()
     with stop_on_signals() as asked_to_stop:
         try:
@@ -157,6 +161,7 @@ def launch(args: argparse.Namespace) -> int:
 def status(args: argparse.Namespace) -> int:
     sweep_dir = Path(args.output_dir)
     jobs = remembered_jobs(sweep_dir)
+    is_moving = False
     while True:
         statuses = survey(jobs, queue := queue_if_it_answers(sweep_dir))
         if args.watch and sys.stdout.isatty():
@@ -169,8 +174,10 @@ def status(args: argparse.Namespace) -> int:
             lines += progress.failures(statuses, ends_of(sweep_dir, incomplete) if queue else {})
         for line in lines:
             print(line)
+        was_moving = is_moving
         is_moving = any(s.state in (JobState.RUNNING, JobState.QUEUED) for s in statuses.values())
-        if not (args.watch and is_moving):
+        # Between two jobs, nothing runs for a moment.
+        if not args.watch or not (is_moving or was_moving) or exit_status(statuses) == 0:
             return exit_status(statuses)
         sys.stdout.flush()
         time.sleep(args.watch)
@@ -202,7 +209,7 @@ def delete_incomplete(args: argparse.Namespace) -> int:
     if to_delete and not args.skip_confirmation:
         confirm(f"Delete the folders of {len(to_delete)} jobs, with all they have trained?", "nothing was deleted")
     for job in delete_jobs(to_delete):
-        print(f"{job} is being trained again; it is kept", file=sys.stderr)
+        print(f"{job} was gone on with meanwhile; it is kept", file=sys.stderr)
     statuses = survey(jobs, read_queue(sweep_dir))
     print(f"Now: {tally(statuses)}")
     return exit_status(statuses)
@@ -224,11 +231,12 @@ def queue_if_it_answers(sweep_dir: Path) -> Queue | None:
 
 
 def remove_leftovers(statuses: Mapping[Job, Status]) -> None:
-    """A job that was killed between its end and its tidying leaves a checkpoint that nobody needs."""
+    """A job that was killed between its end and its tidying leaves its lock, and checkpoints that nobody needs."""
     for job in (job for job, s in statuses.items() if s.has_leftovers):
         from domainbed.engine.checkpoint import remove_checkpoints  # imports torch, and so only where there is one
 
-        remove_checkpoints(job.folder)
+        with suppress(TakenError), locked(job.folder):
+            remove_checkpoints(job.folder)
 
 
 def check(jobs: Sequence[Job]) -> None:

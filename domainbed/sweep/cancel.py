@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from domainbed.engine.lock import TakenError, locked, start_of, this_machine
+from domainbed.engine.lock import TakenError, locked, parent_of, start_of, this_machine
+from domainbed.records import is_done
 from domainbed.sweep.job import SWEEP_FOLDER, Job
-from domainbed.sweep.queue import Queue, answer
+from domainbed.sweep.queue import Queue, answer, read_queue
 from domainbed.sweep.states import JobState, Status, status_of
 
 PATIENCE = 60  # seconds for jobs to save what they have
@@ -30,21 +31,29 @@ def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str
             continue
         if holder.machine == this_machine() and start_of(holder.pid) == holder.started:
             here.append(job)
-            # Its launcher, if it has one, would go on with the next.
+            # Its launcher, if that lives, would go on with the next job.
+            is_launched = holder.parent and parent_of(holder.pid) == holder.parent
             with suppress(ProcessLookupError):
-                os.kill(holder.parent or holder.pid, signal.SIGTERM)
+                os.kill(holder.parent if is_launched else holder.pid, signal.SIGTERM)
         else:
             elsewhere.append(f"{job}: {holder} must be stopped there")
     deadline = time.monotonic() + PATIENCE
-    waiting = here
-    while waiting and time.monotonic() < deadline:
-        time.sleep(0.2)
+    waiting, tasks = here, _tasks(queue)
+    while (waiting or tasks) and time.monotonic() < deadline:
+        time.sleep(1 if tasks else 0.2)
         waiting = [job for job in waiting if status_of(job).state == JobState.RUNNING]
-    return [*(f"{job} is still running" for job in waiting), *elsewhere]
+        if tasks:  # a launch would believe that one that is ending will yet see to its jobs
+            tasks &= _tasks(read_queue(next(iter(statuses)).folder.parent))
+    left = [f"SLURM has not yet ended its task {task}" for task in sorted(tasks)]
+    return [*(f"{job} is still running" for job in waiting), *left, *elsewhere]
+
+
+def _tasks(queue: Queue | None) -> set[str]:
+    return set(queue.tasks) if queue else set()
 
 
 def delete_jobs(jobs: Iterable[Job]) -> list[Job]:
-    """Delete the folders of jobs that nobody trains. Returns those that somebody began to train meanwhile."""
+    """Delete the folders of jobs that nobody trains. Returns those that somebody trains, or has finished, meanwhile."""
     taken = []
     for job in jobs:
         # Out of the way at once, and only then file by file: what is half deleted is no job's folder.
@@ -52,9 +61,14 @@ def delete_jobs(jobs: Iterable[Job]) -> list[Job]:
         aside.parent.mkdir(exist_ok=True)
         try:
             with locked(job.folder):
+                if is_done(job.folder):
+                    taken.append(job)
+                    continue
                 os.rename(job.folder, aside)
         except TakenError:
             taken.append(job)
+            continue
+        except FileNotFoundError:  # somebody else deleted it
             continue
         shutil.rmtree(aside)
     return taken

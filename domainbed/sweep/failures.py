@@ -17,7 +17,7 @@ from domainbed.sweep.job import SWEEP_FOLDER, Job
 # FAILURE_FILE, and back again when the job is given another try.
 ATTEMPT_FILE = "attempt.json"
 FAILURE_FILE = "failed.json"
-WIDTH = 4096  # bytes
+WIDTH = 8192  # bytes
 
 ALIKE = 3  # so many jobs of a kind, the first to end, fail alike: then no more of them are begun
 
@@ -77,7 +77,7 @@ def read_failure(path: Path) -> Failure:
 
 def _write(path: Path, failure: Failure) -> None:
     """In place, where there is a file, for a full disk has no room for another."""
-    told = json.dumps(asdict(failure) | {"reason": failure.reason[: WIDTH // 8]}).encode()
+    told = json.dumps(asdict(failure) | {"reason": failure.reason[: WIDTH // 16]}).encode()  # up to 12 bytes a letter
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
         os.pwrite(descriptor, told.ljust(WIDTH), 0)
@@ -114,10 +114,10 @@ def held_back(job: Job) -> str:
     """Why no more jobs of its kind (dataset and algorithm) are begun: ALIKE of them, the first to end, failed alike."""
     ends: dict[str, str] = {}
     try:
-        for line in _outcomes(job).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
+        for line in _outcomes(job).read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, TypeError):  # a torn line
                 name, reason = json.loads(line)
-                ends.setdefault(name, reason)
+                ends[str(name)] = str(reason)  # of a job that was tried again, its last end
     except OSError:
         return ""
     first = list(ends.values())[:ALIKE]

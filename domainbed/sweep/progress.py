@@ -101,7 +101,8 @@ def failures(statuses: Mapping[Job, Status], ends: Mapping[str, str]) -> list[st
         if failure := status.failure:
             times = "once" if failure.times <= 1 else f"{failure.times} times"
             lines.append(f"{job}\n  {failure.reason or 'why, was not kept'}")
-            lines.append(f"  failed {times}, last on {failure.host}, {failure.at}; log: {log}")
+            last = f", last on {failure.host}, {failure.at}" if failure.at else ""
+            lines.append(f"  failed {times}{last}; log: {log}")
         elif status.state == JobState.INCOMPLETE and job.folder.name in ends:
             lines.append(f"{job}\n  stopped and can go on; SLURM's task {ends[job.folder.name]}; log: {log}")
     return lines

@@ -60,7 +60,7 @@ def keep_tasks(sweep_dir: Path, submission: str, tasks: Mapping[str, Sequence[Jo
 
 
 def read_queue(sweep_dir: Path) -> Queue | None:
-    """What SLURM has of a sweep; None where nothing of it was ever submitted.
+    """What SLURM has of a sweep; None where nothing of it was ever submitted, or no SLURM is here (a copied sweep).
 
     Raises:
         UsageError: SLURM does not answer.
@@ -69,8 +69,8 @@ def read_queue(sweep_dir: Path) -> Queue | None:
     owners = set()
     for tasks in sorted(slurm_folder(sweep_dir).glob(f"*/{TASKS_FILE}")):
         jobs |= json.loads(tasks.read_text(encoding="utf-8"))
-        owners.add(tasks.owner())
-    if not jobs:
+        owners.add(str(tasks.stat().st_uid))
+    if not jobs or shutil.which("squeue") is None:
         return None
     # Asked by user, not by number: the server answers at once, and numbers that it has forgotten are no error.
     words = ["squeue", "--noheader", "--all", "--array", "--user", ",".join(sorted(owners)), "--format", "%i|%T"]

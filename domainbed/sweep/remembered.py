@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UsageError
-from domainbed.files import written_whole
 from domainbed.registry import import_modules
 from domainbed.sweep.grid import make_jobs
 from domainbed.sweep.job import SWEEP_FOLDER, Job
@@ -19,8 +20,9 @@ def remember(sweep_dir: Path, arguments: Mapping[str, Any]) -> None:
     path = _folder(sweep_dir) / f"{hashlib.md5(told).hexdigest()}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            file.write(told)
+        mine = path.with_suffix(f".{uuid.uuid4().hex}")  # another launch may write the same at the same moment
+        mine.write_bytes(told)
+        os.replace(mine, path)
 
 
 def remembered_jobs(sweep_dir: Path) -> list[Job]:

@@ -33,7 +33,7 @@ class Status:
         state: how far it is.
         holder: of a running job, who trains it.
         failure: of a failed job, why.
-        has_leftovers: of a job that is done, whether it left a checkpoint behind.
+        has_leftovers: of a job that is done, whether it left a checkpoint or its lock behind.
     """
 
     state: JobState
@@ -44,7 +44,7 @@ class Status:
 
 def status_of(job: Job) -> Status:
     """What the job's folder tells."""
-    return survey([job])[job]
+    return _status(job, _names(job.folder), None, None)
 
 
 def survey(jobs: Iterable[Job], queue: Queue | None = None) -> dict[Job, Status]:
@@ -55,20 +55,20 @@ def survey(jobs: Iterable[Job], queue: Queue | None = None) -> dict[Job, Status]
     sweep_dir = jobs[0].folder.parent
     there = _names(sweep_dir)
     now = file_system_time(sweep_dir) if there else 0.0
-    statuses = {}
-    for job in jobs:
-        names = _names(job.folder) if job.folder.name in there else set()
-        if DONE_FILE in names:
-            statuses[job] = Status(JobState.DONE, has_leftovers=CHECKPOINT_FILE in names)
-        elif LOCK_FILE in names and (holder := _living_holder(job.folder, now, queue)):
-            statuses[job] = Status(JobState.RUNNING, holder=holder)
-        elif FAILURE_FILE in names:
-            statuses[job] = Status(JobState.FAILED, failure=read_failure(job.folder / FAILURE_FILE))
-        elif queue and queue.has(job):
-            statuses[job] = Status(JobState.QUEUED)
-        else:
-            statuses[job] = Status(JobState.INCOMPLETE if names else JobState.NOT_LAUNCHED)
-    return statuses
+    return {job: _status(job, _names(job.folder) if job.folder.name in there else set(), queue, now) for job in jobs}
+
+
+def _status(job: Job, names: set[str], queue: Queue | None, now: float | None) -> Status:
+    """The job's status; `names` is what lies in its folder, `now` the time there (None: look)."""
+    if DONE_FILE in names:
+        return Status(JobState.DONE, has_leftovers=CHECKPOINT_FILE in names or LOCK_FILE in names)
+    if LOCK_FILE in names and (holder := _living_holder(job.folder, now, queue)):
+        return Status(JobState.RUNNING, holder=holder)
+    if FAILURE_FILE in names:
+        return Status(JobState.FAILED, failure=read_failure(job.folder / FAILURE_FILE))
+    if queue and queue.has(job):
+        return Status(JobState.QUEUED)
+    return Status(JobState.INCOMPLETE if names else JobState.NOT_LAUNCHED)
 
 
 def tally(statuses: Mapping[Job, Status]) -> str:
@@ -85,7 +85,7 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _living_holder(folder: Path, now: float, queue: Queue | None) -> Holder | None:
+def _living_holder(folder: Path, now: float | None, queue: Queue | None) -> Holder | None:
     """Who trains in a folder that has a lock, if that process lives."""
     holder = holder_of(folder)
     if queue and holder and holder.slurm_job:

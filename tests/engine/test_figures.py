@@ -56,3 +56,31 @@ def test_the_first_step_that_is_not_finite_is_named_with_all_its_terms(steps, st
     step, values = bad[0]
     terms = " and ".join(f"{n} is {v}" for n, v in zip("ab", values, strict=True) if not math.isfinite(v))
     assert str(error.value).startswith(f"at step {step} {terms};")
+
+
+@given(st.lists(st.tuples(st.floats(), st.booleans()), max_size=8), st.integers(0, 8))
+def test_figures_can_be_put_down_and_taken_up_again(values, when):
+    """What was told before a stop counts like what is told after it, not finite or not."""
+    whole, first = Figures(3), Figures(3)
+    for n, (value, is_tensor) in enumerate(values):
+        told = {"a": torch.tensor(value) if is_tensor else value} | ({"b": float(n)} if n % 2 else {})
+        whole.add(told)
+        if n == when:
+            first = Figures(3 + n, first.numbers())
+        first.add(told)
+    outcomes = []
+    for figures in (whole, first, Figures(3 + len(values), first.numbers())):
+        try:
+            outcomes.append(figures.read())
+        except NonFiniteError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_numbers_are_pythons_own():
+    told = Figures(5)
+    told.add({"a": torch.tensor(1.5), "b": 2.0})
+    told.add({"a": torch.tensor([2.5])})
+    assert told.numbers() == {"a": [(5, 1.5), (6, 2.5)], "b": [(5, 2.0)]}
+    assert all(type(value) is float for values in told.numbers().values() for _, value in values)
+    assert Figures(0).numbers() == {}

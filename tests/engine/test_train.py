@@ -217,7 +217,7 @@ def test_adaptation_shows_test_images_without_labels(tmp_path: Path):
 def without_times(folder: Path) -> list[dict]:
     records = [{k: v for k, v in r.items() if k not in TIMES} for r in read_job(folder)[0]]
     for r in records:
-        r["args"].pop("output_dir")
+        r["args"].pop("output_dir", None)
     return records
 
 

@@ -1,8 +1,13 @@
 """A mistake at the keyboard: one line that names it, status 2, no traceback, nothing written."""
 
+import importlib
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
+
+from domainbed.scripts import cli
 
 MISTAKES = [
     ("train", ["--dataset", "ColoredDigit"], "unknown dataset 'ColoredDigit'; did you mean ColoredDigits"),
@@ -46,6 +51,22 @@ MISTAKES = [
         ["launch", "--output_dir", "s", "--datasets", "ColoredDigits", "--hparams", '{"weight_decay": -1}'],
         "ERM can't be made",
     ),
+    ("sweep", ["status", "--output_dir", "no/such"], "--output_dir no/such holds no sweep: nothing was launched there"),
+    ("sweep", ["status", "--output_dir", "s", "--watch", "often"], "argument --watch: invalid float value: 'often'"),
+    ("sweep", ["cancel", "--output_dir", "."], "--output_dir . holds no sweep: nothing was launched there"),
+    ("sweep", ["cancel", "--workers", "2", "--output_dir", "."], "unknown argument --workers"),
+    ("sweep", ["delete_incomplete", "--output_dir", "."], "--output_dir . holds no sweep: nothing was launched there"),
+    ("sweep", ["delete_incomplete", "--failed"], "the following arguments are required: --output_dir"),
+    (
+        "sweep",
+        ["launch", "--output_dir", "s", "--launcher_config", "no.yaml"],
+        "--launcher_config no.yaml: No such file",
+    ),
+    (
+        "sweep",
+        ["launch", "--output_dir", "s", "--launcher_config"],
+        "argument --launcher_config: expected one argument",
+    ),
     ("sweep", ["launch", "--output_dir", "s", "--single_test_envs", "--leave_one_out"], "not allowed with argument"),
     ("sweep", ["launch", "--output_dir", "s", "--datasets", "ColoredMNIST"], "ColoredMNIST needs --data_dir"),
     (
@@ -53,7 +74,11 @@ MISTAKES = [
         ["launch", "--output_dir", "s", "--datasets", "ColoredDigits", "--holdout_fraction", "0.001"],
         "environment 0 is too small to split",
     ),
-    ("sweep", ["launch", "--output_dir", "s", "--datasets", "ColoredDigits"], "give --skip_confirmation to launch"),
+    (
+        "sweep",
+        ["launch", "--output_dir", "s", "--datasets", "ColoredDigits"],
+        "--skip_confirmation goes on without asking",
+    ),
     (
         "sweep",
         [
@@ -90,11 +115,41 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("module", "args", "message"), MISTAKES, ids=lambda x: x if isinstance(x, str) else "-")
-def test_mistake(run_module, tmp_path: Path, module: str, args: list[str], message: str):
-    finished = run_module(module, *args, stdin=-3)  # -3: nobody is there to answer
+def test_mistake(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    module: str,
+    args: list[str],
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [module, *args])
+    with open(os.devnull) as nobody:
+        monkeypatch.setattr("sys.stdin", nobody)
+        with pytest.raises(SystemExit) as end:
+            cli.run(importlib.import_module(f"domainbed.scripts.{module}").main)
+    told = capsys.readouterr().err
+    assert end.value.code == 2, told
+    assert message in told
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1, told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("train", ["--dataset", "ColoredDigits", "--algorithm", "DANN", "--hparams", '{"mlp_depth": 1}']),
+        ("sweep", ["launch", "--output_dir", "s", "--datasets", "ColoredDigits"]),
+        ("collect_results", ["--input_dir", "."]),
+    ],
+    ids=lambda mistake: mistake[0],
+)
+def test_in_a_process_of_its_own(run_module, tmp_path: Path, mistake: tuple[str, list[str]]):
+    """Where nothing else, such as a library that is imported, has a word to say, either."""
+    finished = run_module(mistake[0], *mistake[1], stdin=subprocess.DEVNULL)
     assert finished.returncode == 2, finished.stderr
-    assert message in finished.stderr
     assert finished.stderr.startswith("error: ")
     assert finished.stderr.count("\n") == 1, finished.stderr
-    assert "Traceback" not in finished.stderr
     assert list((tmp_path / "cwd").iterdir()) == []

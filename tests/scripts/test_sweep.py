@@ -3,20 +3,46 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from domainbed.records import load_records, read_job
+from domainbed.records import append_record, load_records, mark_done, read_job
 from domainbed.scripts import cli, sweep, train
-from domainbed.sweep.job import Job, JobState
+from domainbed.sweep.job import Job
+from domainbed.sweep.launchers import LAUNCHERS
+from domainbed.sweep.states import JobState, survey
+from tests.sweep.helpers import (
+    LauncherHere,
+    jobs_of,
+    launch_words,
+    main,
+    records,
+    states,
+    steps_recorded,
+    wait_until,
+)
+from tests.sweep.helpers import begin as begin_quickly
 
 ARGS = ["--datasets", "ColoredDigits", "--algorithms", "ERM", "--n_hparams", "2", "--n_trials", "1"]
 SMALL = [*ARGS, "--hparams", '{"batch_size": 8}']
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`--command_launcher here` runs jobs in this process, by one thread, as two workers on two cores do."""
+    monkeypatch.setitem(LAUNCHERS._registered, "here", LauncherHere)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def jobs_in(folder: Path, *args: str) -> list[Job]:
@@ -35,7 +61,7 @@ def test_from_command_to_table(run_module, tmp_path: Path):
     assert "12 done after" in finished.stdout
 
     jobs = jobs_in(folder, *SMALL, "--steps", "3", "--leave_one_out")
-    assert {path.name for path in folder.iterdir()} == {job.folder.name for job in jobs}
+    assert {path.name for path in folder.iterdir()} == {job.folder.name for job in jobs} | {".sweep"}
     for job in jobs:
         assert {p.name for p in job.folder.iterdir()} == {"results.jsonl", "log.txt", "model.pkl", "done"}
         records, _ = read_job(job.folder)
@@ -93,122 +119,194 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc, which only Linux has")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
-def test_stopped_midway_and_launched_again(run_module, tmp_path: Path, how: signal.Signals):
-    folder = tmp_path / "sweep"
-    endless = [*SMALL, "--steps", "1000000"]
-    command = [sys.executable, "-m", "domainbed.scripts.sweep", "launch", *endless, "--output_dir", str(folder)]
-    # A new session: the signal reaches the launcher alone, as a `kill` would.
-    launcher = subprocess.Popen(
-        [*command, "--skip_confirmation", "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    jobs = jobs_in(folder, *endless)
-    try:
-        wait_until(lambda: len(list(folder.glob("*/results.jsonl"))) == 2)
-        workers = [pid for pid in children_of(launcher.pid) if is_alive(pid)]
-        assert len(workers) >= 2
-        os.kill(launcher.pid, how)
-        _, stderr = launcher.communicate(timeout=60)
-        wait_until(lambda: not any(is_alive(pid) for pid in workers), seconds=30)
-    finally:
-        launcher.kill()
-    assert launcher.returncode == (130 if how == signal.SIGINT else -how)
-    if how == signal.SIGINT:
-        assert stderr == "\nStopped. The same command launches again what is not done.\n"
-    states = [job.state() for job in jobs]
-    assert states.count(JobState.INCOMPLETE) == 2
-    assert states.count(JobState.NOT_LAUNCHED) == len(jobs) - 2
-
-    dummy = run_module("sweep", "launch", *endless, "--output_dir", folder, "--command_launcher", "dummy")
-    assert f"{len(jobs)} jobs in {folder}: {len(jobs) - 2} not launched, 2 incomplete" in dummy.stderr
-    assert all(" -m domainbed.scripts.train " in line for line in dummy.stdout.splitlines())
-    assert len(dummy.stdout.splitlines()) == len(jobs)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.3, 8])
-def test_ctrl_c_in_the_terminal(tmp_path: Path, seconds: float):
-    """It reaches launcher and workers alike, be they just starting: one line, no traceback."""
-    words = ["launch", *SMALL, "--steps", "1000000", "--output_dir", str(tmp_path / "sweep"), "--skip_confirmation"]
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "domainbed.scripts.sweep", *words, "--workers", "2"],
+def begin(words: list[str]) -> subprocess.Popen:
+    """A launch in a session of its own, so that its process group can be sent what a terminal sends on Ctrl-C."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "domainbed.scripts.sweep", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+STOPPING = "\nStopping as soon as all is saved; Ctrl-C again stops at once.\n"
+STOPPED = "Stopped. The same command goes on with what is not done.\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc, which only Linux has")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_stopped_midway_and_launched_again(tmp_path: Path, how: signal.Signals, here: None):
+    """Whichever way the launch ends, its jobs save what they have, and the next launch ends as if it had never been."""
+    (slow := tmp_path / "slow").touch()
+    words = launch_words(
+        tmp_path / "sweep", "--steps", 250, "--workers", 2, launcher="local", how="slow", cause=str(slow)
+    )
+    jobs = jobs_of(words)
+    launcher = begin(words)
+    try:
+        # past their first evaluation, and under way to the next
+        wait_until(lambda: sum((job.folder / "checkpoint.pt").exists() for job in jobs) == 2)
+        wait_until(lambda: sum(s.holder.step > 2 for s in survey(jobs).values() if s.holder) == 2)
+        workers = [pid for pid in children_of(launcher.pid) if is_alive(pid)]
+        assert len(workers) >= 2
+        if how == signal.SIGINT:
+            os.killpg(launcher.pid, how)
+        else:
+            os.kill(launcher.pid, how)
+        _, stderr = launcher.communicate(timeout=60)
+        wait_until(lambda: not any(is_alive(pid) for pid in workers), seconds=30)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[how]
+    assert stderr == {signal.SIGINT: STOPPING + STOPPED, signal.SIGTERM: STOPPED, signal.SIGKILL: ""}[how]
+    assert sorted(state.value for state in states(jobs)) == ["incomplete", "incomplete", "not launched"]
+    for job in jobs[:2]:
+        assert re.fullmatch(r"stopped after \d+ of 250 steps", (job.folder / "log.txt").read_text().splitlines()[-1])
+        assert not (job.folder / "lock").exists()
+
+    slow.unlink()
+    again = [*words, "--command_launcher", "here"]
+    assert main(again) == 0
+    for job in jobs[:2]:
+        assert steps_recorded(job) == [0, 100, 200, 249]
+    assert main(undisturbed := launch_words(tmp_path / "o", "--steps", 250, how="slow", cause=str(slow))) == 0
+    assert [records(job) for job in jobs] == [records(job) for job in jobs_of(undisturbed)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_workers_are_ready(tmp_path: Path):
+    """It reaches launcher and workers alike, be they just starting: two lines, no traceback."""
+    words = launch_words(tmp_path / "sweep", "--workers", 2, "--steps", 10**6, launcher="local", how="slow")
+    launcher = begin(words)
     try:
         assert launcher.stdout is not None
-        assert launcher.stdout.readline().endswith("6 not launched\n")
+        assert launcher.stdout.readline().endswith("3 not launched\n")
         wait_until(lambda: len(children_of(launcher.pid)) >= 2)
-        time.sleep(seconds)
         os.killpg(launcher.pid, signal.SIGINT)
         _, stderr = launcher.communicate(timeout=60)
     finally:
         launcher.kill()
     assert launcher.returncode == 130
-    assert stderr == "\nStopped. The same command launches again what is not done.\n"
+    assert stderr == STOPPING + STOPPED
 
 
 @pytest.mark.slow
-def test_two_launches_at_once_train_each_job_once(tmp_path: Path):
-    words = ["launch", *SMALL, "--steps", "31", "--output_dir", str(tmp_path / "sweep"), "--skip_confirmation"]
-    command = [sys.executable, "-m", "domainbed.scripts.sweep", *words, "--workers", "1"]
-    launchers = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc, which only Linux has")
+def test_ctrl_c_twice_stops_at_once(tmp_path: Path):
+    """A job that hangs in an update is not waited for."""
+    words = launch_words(tmp_path / "sweep", "--workers", 1, launcher="local", how="sleep", at=1)
+    jobs = jobs_of(words)
+    launcher = begin(words)
+    try:
+        wait_until(lambda: "about to do sleep" in log_of(jobs[0]))
+        workers = [pid for pid in children_of(launcher.pid) if is_alive(pid)]
+        os.killpg(launcher.pid, signal.SIGINT)
+        assert launcher.stderr is not None
+        assert launcher.stderr.readline() + launcher.stderr.readline() == STOPPING
+        time.sleep(1)
+        assert states(jobs)[0] == JobState.RUNNING
+        os.killpg(launcher.pid, signal.SIGINT)
+        _, stderr = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 130
+    assert stderr == STOPPED
+    wait_until(lambda: not any(is_alive(pid) for pid in workers), seconds=30)
+    assert [state.value for state in states(jobs)] == ["incomplete", "not launched", "not launched"]
+
+
+def log_of(job: Job) -> str:
+    log = job.folder / "log.txt"
+    return log.read_text() if log.exists() else ""
+
+
+@pytest.mark.slow
+def test_three_launches_at_once_train_each_job_once(tmp_path: Path):
+    words = launch_words(tmp_path / "sweep", "--n_trials", 3, "--steps", 31, "--workers", 2, launcher="local")
+    jobs = jobs_of(words)
+    launchers = [begin_quickly(words, tmp_path / f"{i}.log") for i in range(3)]
     for launcher in launchers:
-        _, stderr = launcher.communicate(timeout=200)
-        assert (launcher.returncode, stderr) == (0, b"")
-    jobs = jobs_in(tmp_path / "sweep", *SMALL, "--steps", "31")
-    assert all(job.state() == JobState.DONE for job in jobs)
+        launcher.join(200)
+    logs = [(tmp_path / f"{i}.log").read_text() for i in range(3)]
+    for launcher, log in zip(launchers, logs, strict=True):
+        assert launcher.exitcode in (0, 3), log  # 3: another launch has yet to end the last job
+        assert "FAILED" not in log
+        assert "Traceback" not in log
+    assert 0 in [launcher.exitcode for launcher in launchers]
+    assert states(jobs) == [JobState.DONE] * 9
     for job in jobs:
-        assert [r["step"] for r in read_job(job.folder)[0]] == [0, 30]
-        assert (job.folder / "log.txt").read_text().count("step    30") == 1
+        assert steps_recorded(job) == [0, 30]
+        assert log_of(job).count("step    30") == 1
+        assert {path.name for path in job.folder.iterdir()} == {"done", "log.txt", "model.pkl", "results.jsonl"}
 
 
-@pytest.mark.slow
-def test_a_killed_jobs_records_are_replaced(run_module, tmp_path: Path):
+def test_records_without_a_checkpoint_are_replaced(tmp_path: Path, here: None, capsys: pytest.CaptureFixture):
     folder = tmp_path / "sweep"
-    args = [*SMALL, "--steps", "3"]
-    jobs = jobs_in(folder, *args)
+    words = launch_words(folder)
+    jobs = jobs_of(words)
     jobs[0].folder.mkdir(parents=True)
     torn = json.dumps({"step": 100, "args": jobs[0].config.args()}) + '\n{"step": 2'
     (jobs[0].folder / "results.jsonl").write_text(torn)
-    finished = run_module("sweep", "launch", *args, "--output_dir", folder, "--skip_confirmation")
-    assert finished.returncode == 0, finished.stderr
-    assert "5 not launched, 1 incomplete" in finished.stdout
+    assert main(words) == 0
+    assert "2 not launched, 1 incomplete" in capsys.readouterr().out
     frame, problems = load_records(str(folder))
     assert problems == []
-    assert frame.groupby("folder")["step"].apply(list).tolist() == [[0, 2]] * 6
+    assert frame.groupby("folder")["step"].apply(list).tolist() == [[0, 2]] * 3
 
 
-@pytest.mark.slow
-def test_failures_are_told_and_the_others_done(run_module, tmp_path: Path):
+def test_failures_are_told_and_the_others_done(tmp_path: Path, here: None, capsys: pytest.CaptureFixture):
     """A job folder that can't be written to: its place is taken by a file."""
     folder = tmp_path / "sweep"
-    args = [*SMALL, "--steps", "3"]
-    jobs = jobs_in(folder, *args)
+    words = launch_words(folder)
+    jobs = jobs_of(words)
     folder.mkdir()
     jobs[2].folder.write_text("in the way")
-    finished = run_module("sweep", "launch", *args, "--output_dir", folder, "--skip_confirmation")
-    assert finished.returncode == 1
-    assert f"FAILED {jobs[2]}: {jobs[2].folder}: File exists\n(no log at {jobs[2].folder}/log.txt)" in finished.stderr
-    assert "Traceback" not in finished.stderr
-    assert "5 done, 1 failed after" in finished.stdout
-    assert "The same command launches again what is not done." in finished.stdout
-    assert [job.state() for job in jobs].count(JobState.DONE) == 5
+    assert main(words) == 3, "there is nowhere to keep that it failed"
+    told = capsys.readouterr()
+    assert told.err == f"FAILED {jobs[2]}: {jobs[2].folder}: File exists\n"
+    assert "1 not launched, 2 done after" in told.out
+    jobs[2].folder.unlink()
+    assert main(words) == 0
 
 
-def test_no_is_no(run_module, tmp_path: Path):
-    finished = run_module("sweep", "launch", *SMALL, "--output_dir", tmp_path / "sweep", input="n\n")
-    assert finished.returncode == 2
-    assert finished.stderr == "error: nothing was launched\n"
+def test_a_sweep_that_is_done_can_be_launched_where_its_data_are_not(tmp_path: Path, here: None, small_mnist_dir: str):
+    words = launch_words(tmp_path / "sweep", "--datasets", "ColoredMNIST", "--data_dir", small_mnist_dir)
+    with pytest.warns(UserWarning, match="holds 120 images"):
+        assert main(words) == 0
+    os.rename(small_mnist_dir, f"{small_mnist_dir} gone")
+    assert main(words) == 0
+    assert main(["status", "--output_dir", tmp_path / "sweep"]) == 0
+
+
+def test_no_is_no(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    words = [word for word in launch_words(tmp_path / "sweep") if word != "--skip_confirmation"]
+    for answer in ("n", "", "yess", "of course not"):
+        monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+        assert main(words) == 2
+        assert capsys.readouterr().err == "error: nothing was launched\n"
+        assert not (tmp_path / "sweep").exists()
+
+
+def test_the_dummy_prints_alone_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = launch_words(tmp_path / "sweep", launcher="dummy")
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [shlex.join(job.command()) for job in jobs_of(words)]
+    assert told.err == f"3 jobs in {tmp_path / 'sweep'}: 3 not launched\n"
     assert not (tmp_path / "sweep").exists()
+
+
+def test_what_takes_long_begins_first(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch):
+    """As far as jobs that are done tell."""
+    words = launch_words(tmp_path / "sweep", "--algorithms", "ERM", "Misbehaving", "--hparams", '{"batch_size": 4}')
+    jobs = jobs_of(words)
+    for job, seconds in ((jobs[0], 0.1), (jobs[3], 20.0)):
+        job.folder.mkdir(parents=True)
+        append_record(job.folder, {"step": 2, "step_time": seconds})
+        mark_done(job.folder)
+    order: list[Job] = []
+    monkeypatch.setattr(LauncherHere, "launch", lambda self, jobs, should_stop: order.extend(jobs) or iter(()))
+    assert main(words) == 3
+    assert [job.config.algorithm for job in order] == ["Misbehaving"] * 2 + ["ERM"] * 2

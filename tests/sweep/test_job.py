@@ -1,27 +1,8 @@
-from pathlib import Path
-
 import pytest
 
 from domainbed.engine.config import JobConfig
-from domainbed.engine.lock import locked
 from domainbed.scripts import train
-from domainbed.sweep.job import Job, JobState
-
-
-def test_states(tmp_path: Path):
-    config = JobConfig(dataset="ColoredDigits", algorithm="ERM", test_envs=(0,))
-    job = Job.in_sweep(config, tmp_path)
-    assert job.folder == tmp_path / config.name()
-    assert job.state() == JobState.NOT_LAUNCHED
-    job.folder.mkdir()
-    assert job.state() == JobState.INCOMPLETE
-    (job.folder / "results.jsonl").write_text("")
-    assert job.state() == JobState.INCOMPLETE
-    with locked(job.folder):
-        assert job.state() == JobState.RUNNING
-    assert job.state() == JobState.INCOMPLETE
-    (job.folder / "done").write_text("done")
-    assert job.state() == JobState.DONE
+from domainbed.sweep.job import Job
 
 
 @pytest.mark.parametrize(

@@ -1,96 +1,93 @@
 """The local launcher, with real worker processes."""
 
+import time
 from pathlib import Path
 
 import pytest
 
-import tests.sweep.misbehaving  # noqa: F401  registers the algorithm
-from domainbed.engine.config import JobConfig
 from domainbed.engine.lock import locked
 from domainbed.errors import UsageError
-from domainbed.records import read_job
-from domainbed.sweep.job import Job, JobState
+from domainbed.sweep.failures import Failure
+from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
-from domainbed.sweep.launchers.local import LocalLauncher, worker_environments
-
-
-def make_job(tmp_path: Path, how: str, seed: int = 0) -> Job:
-    config = JobConfig(
-        dataset="ColoredDigits",
-        algorithm="Misbehaving",
-        test_envs=(0,),
-        steps=3,
-        checkpoint_freq=1,
-        seed=seed,
-        hparams=f'{{"how": "{how}", "batch_size": 4}}',
-        imports=("tests.sweep.misbehaving",),
-    )
-    return Job.in_sweep(config, tmp_path)
-
+from domainbed.sweep.launchers.local import LocalLauncher, MultiGpuLauncher, worker_environments
+from domainbed.sweep.states import JobState, status_of
+from tests.sweep.helpers import make_job, steps_recorded
 
 SIGKILLED = "its process was ended by SIGKILL (the kernel does so when memory runs out)"
 WAYS = {
-    "raise": "RuntimeError: out of ideas",
+    "raise": "RuntimeError: out of ideas at 0",
     "killed": SIGKILLED,
     "usage": "not like this",
+    "nan": "at step 0 loss is nan; the job ends, its records up to here stay",
     "exit": "its process ended with status 3",
     "leave a thread": "RuntimeError: a thread goes on",
-    "leave a child": SIGKILLED,
 }
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_takes_nobody_with_it(tmp_path: Path):
+def test_a_job_that_fails_takes_nobody_with_it(tmp_path: Path, quick_workers: None):
     """Every way to fail, one behind the other in one worker, and a good job after each."""
     jobs = []
     for seed, how in enumerate(WAYS):
-        jobs += [make_job(tmp_path, how), make_job(tmp_path, "well", seed)]
+        jobs += [make_job(tmp_path, how), make_job(tmp_path, seed=seed)]
     last: dict[Job, JobState] = {}
     reasons = {}
     steps = {job: [] for job in jobs}
-    for update in LocalLauncher(workers=1).launch(jobs):
+    for update in LocalLauncher({"workers": 1}).launch(jobs):
         assert last.get(update.job) in (None, JobState.RUNNING), "told again after its end"
         last[update.job] = update.state
         steps[update.job].append(update.steps)
         reasons[update.job] = update.reason
     for job in jobs[1::2]:
         assert last[job] == JobState.DONE
-        assert job.state() == JobState.DONE
+        assert status_of(job).state == JobState.DONE
         assert steps[job] == [1, 2, 3, 3]
-        assert [r["step"] for r in read_job(job.folder)[0]] == [0, 1, 2]
+        assert steps_recorded(job) == [0, 1, 2]
     first_lines = {}
     for job, how in zip(jobs[::2], WAYS, strict=True):
-        assert last[job] == JobState.FAILED
-        assert job.state() == JobState.INCOMPLETE
+        status = status_of(job)
+        assert last[job] == status.state == (JobState.INCOMPLETE if how == "killed" else JobState.FAILED)
         log = (job.folder / "log.txt").read_text()
-        assert f"about to do {how}" in log
+        assert f"about to do {how}" in log or how == "nan"
         assert log.splitlines()[-1] in reasons[job], "the end of the log is told"
         assert str(job.folder / "log.txt") in reasons[job]
-        first_lines[how] = reasons[job].splitlines()[0]
+        first_lines[how] = reasons[job].splitlines()[0].partition(". ")[0]
+        assert (status.failure or Failure(WAYS[how])).reason.startswith(WAYS[how])
     assert first_lines == WAYS
     assert "Traceback" in (jobs[0].folder / "log.txt").read_text()
-    assert "Traceback" not in (jobs[4].folder / "log.txt").read_text()
+    assert "Traceback" not in (jobs[2 * list(WAYS).index("usage")].folder / "log.txt").read_text()
 
 
 @pytest.mark.slow
-def test_jobs_that_another_launch_took_on_are_passed_over(tmp_path: Path):
-    done, running, well = (make_job(tmp_path, "well", seed) for seed in range(3))
+def test_a_dead_workers_child_that_lives_on_is_not_waited_for(tmp_path: Path):
+    """It holds all that its parent held open. (With workers that are started as they are outside of tests.)"""
+    began = time.monotonic()
+    (*_, update) = LocalLauncher({"workers": 1}).launch([make_job(tmp_path, "leave a child")])
+    assert update.state == status_of(update.job).state == JobState.INCOMPLETE
+    assert update.reason.startswith(SIGKILLED)
+    assert time.monotonic() - began < 200, "the child sleeps 300 s"
+
+
+@pytest.mark.slow
+def test_jobs_that_another_launch_took_on_are_passed_over(tmp_path: Path, quick_workers: None):
+    done, running, well = (make_job(tmp_path, seed=seed) for seed in range(3))
     done.folder.mkdir(parents=True)
     (done.folder / "done").write_text("done")
     running.folder.mkdir()
     with locked(running.folder):
-        updates = list(LocalLauncher(workers=1).launch([done, running, well]))
+        updates = list(LocalLauncher({"workers": 1}).launch([done, running, well]))
+        assert {p.name for p in running.folder.iterdir()} == {"lock"}
     assert [(u.job, u.state) for u in updates[:2]] == [(done, JobState.DONE), (running, JobState.RUNNING)]
     assert [u.steps for u in updates] == [3, 0, 1, 2, 3, 3]
     assert {p.name for p in done.folder.iterdir()} == {"done"}
-    assert {p.name for p in running.folder.iterdir()} == {".lock"}
-    assert well.state() == JobState.DONE
+    assert status_of(well).state == JobState.DONE
 
 
 @pytest.mark.slow
-def test_stopping_ends_the_workers(tmp_path: Path):
-    launcher = LocalLauncher(workers=2)
-    updates = launcher.launch([make_job(tmp_path, "well"), make_job(tmp_path, "sleep")])
+def test_stopping_at_once_ends_the_workers(tmp_path: Path, quick_workers: None):
+    launcher = LocalLauncher({"workers": 2})
+    updates = launcher.launch([make_job(tmp_path), make_job(tmp_path, "sleep")])
     for update in updates:
         if update.state == JobState.DONE:
             break
@@ -120,13 +117,60 @@ def test_a_worker_a_gpu(monkeypatch: pytest.MonkeyPatch):
 
 def test_no_workers():
     with pytest.raises(UsageError, match="--workers must be at least 1, not 0"):
-        LocalLauncher(workers=0)
+        LocalLauncher({"workers": 0})
 
 
 def test_dummy_prints_commands(tmp_path: Path, capsys: pytest.CaptureFixture):
-    job = make_job(tmp_path / "with space", "well")
-    assert list(LAUNCHERS["dummy"]().launch([job])) == []
+    job = make_job(tmp_path / "with space")
+    assert list(LAUNCHERS["dummy"]({}).launch([job])) == []
     printed = capsys.readouterr().out
     assert "-m domainbed.scripts.train --dataset ColoredDigits --algorithm Misbehaving --test_envs 0" in printed
     assert f"--output_dir '{job.folder}'" in printed
     assert not tmp_path.joinpath("with space").exists()
+
+
+def test_multi_gpu_wants_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    launcher = LAUNCHERS["multi_gpu"]({"workers": 2})
+    assert isinstance(launcher, MultiGpuLauncher)
+    with pytest.raises(UsageError, match="launcher multi_gpu finds no GPU here; --command_launcher local trains on"):
+        list(launcher.launch([make_job(tmp_path)]))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in MultiGpuLauncher({"workers": 3}).environments(9)] == ["0", "1", "0"]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in MultiGpuLauncher({}).environments(9)] == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_asked_to_stop_it_ends_with_all_saved_and_begins_nothing_more(tmp_path: Path, quick_workers: None):
+    """A stop while the first jobs run, and one before anything was begun."""
+    (slow := tmp_path / "slow").touch()
+    jobs = [make_job(tmp_path, "slow", cause=str(slow), seed=seed, steps=300) for seed in range(4)]
+    launcher = LocalLauncher({"workers": 2})
+    updates = list(launcher.launch(jobs, lambda: all((job.folder / "results.jsonl").exists() for job in jobs[:2])))
+    ended = {u.job: u for u in updates if u.state != JobState.RUNNING}
+    assert set(ended) == set(jobs[:2])
+    assert [status_of(job).state for job in jobs] == [JobState.INCOMPLETE] * 2 + [JobState.NOT_LAUNCHED] * 2
+    assert all(update.state == JobState.INCOMPLETE and not update.reason for update in ended.values())
+    for job in jobs[:2]:
+        assert {"checkpoint.pt", "results.jsonl"} < {path.name for path in job.folder.iterdir()}
+        assert "stopped after" in (job.folder / "log.txt").read_text().splitlines()[-1]
+    other = [make_job(tmp_path / "other", seed=seed) for seed in range(2)]
+    list(launcher.launch(other, lambda: True))
+    assert JobState.DONE not in [status_of(job).state for job in other]
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_from_its_checkpoint(tmp_path: Path, quick_workers: None):
+    """As the kernel does when memory runs out; the next launch takes no step twice."""
+    (cause := tmp_path / "cause").touch()
+    job = make_job(tmp_path, "killed", at=5, cause=str(cause), steps=9, checkpoint_freq=2)
+    (*_, last) = LocalLauncher({"workers": 1}).launch([job])
+    assert last.state == status_of(job).state == JobState.INCOMPLETE
+    assert last.reason.startswith(SIGKILLED)
+    assert steps_recorded(job) == [0, 2, 4]
+    cause.unlink()
+    assert [u.steps for u in LocalLauncher({"workers": 1}).launch([job])] == [7, 9, 9]
+    assert status_of(job).state == JobState.DONE
+    assert steps_recorded(job) == [0, 2, 4, 6, 8]
+    assert "This job goes on from its checkpoint after 5 steps." in (job.folder / "log.txt").read_text()

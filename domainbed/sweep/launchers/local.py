@@ -49,6 +49,7 @@ class LocalLauncher(Launcher):
                     is_stopping = True
                     waiting.clear()
                     for worker in self._running:
+                        worker.is_stopping = True
                         worker.process.terminate()
                 for worker in [w for w in self._running if w.has_news()]:
                     yield worker.hear()
@@ -110,6 +111,7 @@ class _Worker:
         theirs.close()
         self.usable = True
         self.busy = False
+        self.is_stopping = False
 
     def give(self, job: Job) -> None:
         self.job = job
@@ -142,6 +144,8 @@ class _Worker:
     def _died(self, exitcode: int | None) -> Update:
         """What is told of a job whose process ended without a word."""
         reason = _cause_of_death(exitcode)
+        if self.is_stopping and exitcode == -signal.SIGTERM:  # as asked, before it had begun the job
+            return Update(self.job, status_of(self.job).state)
         if exitcode is not None and -exitcode in FROM_OUTSIDE:
             return Update(self.job, JobState.INCOMPLETE, reason=_with_log(self.job, reason))
         note_failure(self.job.folder, reason)

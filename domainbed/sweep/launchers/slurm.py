@@ -1,9 +1,11 @@
 """Job arrays on a SLURM cluster, through submitit."""
 
+import io
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,8 @@ class SlurmLauncher(Launcher):
         executor = submitit.SlurmExecutor(folder=folder / "%A", max_num_timeout=NO_LIMIT)
         executor.update_parameters(**self._parameters)
         try:
-            submitted = executor.map_array(Task(self._minutes), tasks)
+            with redirect_stderr(io.StringIO()):  # where submitit prints what its error tells as well
+                submitted = executor.map_array(Task(self._minutes), tasks)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UsageError(f"sbatch refuses: {_sbatch_error(error)}") from error
         finally:  # what a refusal leaves behind, and links to what has found its place

@@ -1,0 +1,121 @@
+"""One job as a real process: signals that stop it, those that reach its loader processes too, and going on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from domainbed.engine import checkpoint
+from domainbed.engine.train import train as train_job
+from domainbed.scripts import train
+from tests.engine.test_resume import BESIDE
+from tests.images import write_tree
+
+SLOW = """
+import os, time
+import torch
+from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms.erm import ERM
+
+if "Slow" not in ALGORITHMS:
+    @ALGORITHMS.register("Slow")
+    class Slow(ERM):
+        def __init__(self, input_shape, num_classes, num_domains, hparams):
+            super(ERM, self).__init__(input_shape, num_classes, num_domains, hparams)
+            self.network = torch.nn.Sequential(
+                torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(48, num_classes)
+            )
+            self.optimizer = torch.optim.Adam(self.parameters())
+
+        def update(self, minibatches, unlabeled=None):
+            time.sleep(float(os.environ.get("SLOW", 0)))
+            return super().update(minibatches, unlabeled)
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    finished = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in finished.stdout.split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc, which only Linux has")
+def test_stopped_by_every_signal_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Signals go to the whole process group, as from a terminal or a batch system: the loaders must not heed them."""
+    write_tree(tmp_path / "tree", {name: {"car": 6, "tram": 6} for name in ("day", "dusk", "night")})
+    (tmp_path / "slow_erm.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--dataset", "Folder", "--data_dir", str(tmp_path / "tree"), "--algorithm", "Slow", "--test_envs", "2"]
+    words += ["--import", "slow_erm", "--steps", "60", "--checkpoint_freq", "6", "--hparams", '{"batch_size": 2}']
+    words += ["--loader_workers", "2", "--output_dir"]
+    folder = tmp_path / "job"
+    command = [sys.executable, "-m", "domainbed.scripts.train", *words, str(folder)]
+    environ = os.environ | {"SLOW": "0.1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+
+    def start() -> subprocess.Popen:
+        before = (folder / "results.jsonl").stat().st_size if folder.exists() else 0
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environ
+        )
+        results = folder / "results.jsonl"
+        wait_until(lambda: process.poll() is not None or (results.exists() and results.stat().st_size > before))
+        assert process.poll() is None, process.communicate()
+        return process
+
+    step = 0
+    for how in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        process = start()
+        loaders = children_of(process.pid)
+        assert len(loaders) >= 2
+        os.killpg(process.pid, how)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 128 + how, stderr
+        before, step = step, checkpoint.load_checkpoint(folder)["step"]
+        assert before < step < 60
+        assert (f"This job goes on from its checkpoint after {before} steps." in stdout) == (before > 0)
+        haste = "\nStopping as soon as all is saved; Ctrl-C again stops at once.\n" if how == signal.SIGINT else ""
+        assert stderr == f"{haste}stopped after {step} of 60 steps; the same command goes on from there\n"
+        assert not (folder / "lock").exists()
+        wait_until(lambda loaders=loaders: not any(is_alive(pid) for pid in loaders), seconds=30)
+
+    process = start()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stderr.readline() + process.stderr.readline() == (
+        "\nStopping as soon as all is saved; Ctrl-C again stops at once.\n"
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.startswith(("interrupted\n", "stopped after "))  # it may have stopped by then
+
+    for name in ("job", "whole"):
+        train_job(train.config_of(train.parser().parse_args([*words, str(tmp_path / name)])))
+    job, whole = (BESIDE.sub(b"", (tmp_path / name / "results.jsonl").read_bytes()) for name in ("job", "whole"))
+    assert job == whole
+    assert {path.name for path in folder.iterdir()} == {"results.jsonl", "done", "model.pkl"}
+
+
+def test_never_due_is_refused(run_module):
+    finished = run_module("train", "--dataset", "ColoredDigits", "--test_envs", 2, "--save_every", 0)
+    assert finished.returncode == 2
+    assert finished.stderr == "error: --save_every must be above 0 minutes, not 0.0\n"

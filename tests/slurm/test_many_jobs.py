@@ -1,0 +1,65 @@
+"""Many jobs in several arrays, launched by several processes at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from domainbed.sweep.queue import slurm_folder
+from tests.slurm.sweeps import Finished, Sweep, check_done_once, finish, log_of, undisturbed
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("slurm")]
+
+ALGORITHMS = ["ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr"]
+GRID = ["--algorithms", *ALGORITHMS, "--n_hparams", "1", "--n_trials", "3", "--steps", "3"]
+OPTIONS = ["--jobs_per_task", "6", "--slurm_array_parallelism", "4", "--slurm_extra", "comment=of the tests", "nice"]
+
+
+@dataclass
+class Launched:
+    """The sweep, and what its launches told."""
+
+    sweep: Sweep
+    dry_run: Finished
+    at_once: list[Finished]
+    third: Finished
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    its = Sweep(tmp_path_factory.mktemp("many") / "jobs", *GRID, "--hparams", '{"batch_size": 8}')
+    dry_run = its.launch(*OPTIONS, "--dry_run")
+    assert not its.folder.exists(), "a dry run leaves nothing"
+    launches = [its.start_launch(*OPTIONS) for _ in range(2)]
+    at_once = [finish(launch) for launch in launches]
+    return Launched(its, dry_run, at_once, its.launch(*OPTIONS))
+
+
+def test_of_three_launches_one_submits_all_jobs_once(many: Launched):
+    launches = [*many.at_once, many.third]
+    assert [(launch.status, launch.stderr) for launch in launches] == [(3, "")] * 3
+    assert sorted("SLURM job" in launch.stdout for launch in many.at_once) == [False, True]
+    assert "SLURM job" not in many.third.stdout
+    submissions = many.sweep.submissions()
+    assert [len(tasks) for tasks in submissions] == [5, 5, 1], "the cluster takes no more than 5 in an array"
+    names = [name for tasks in submissions for jobs in tasks.values() for name in jobs]
+    assert sorted(names) == sorted(job.folder.name for job in many.sweep.jobs)
+
+
+def test_a_dry_run_prints_what_a_launch_then_submits(many: Launched):
+    assert (many.dry_run.status, many.dry_run.stderr) == (0, f"63 jobs in {many.sweep.folder}: 63 not launched\n")
+    files = slurm_folder(many.sweep.folder).glob("*/*_submission.sh")
+    scripts = [path.read_text() for path in sorted(files, key=lambda path: int(path.parent.name))]
+    assert many.dry_run.stdout == "".join(f"{script}\n" for script in scripts)
+    for line in ("--array=0-4%4", "--comment='of the tests'", "--nice\n", "--mem=1200M", "--gpus-per-node=1"):
+        assert many.dry_run.stdout.count(f"#SBATCH {line}") >= 2
+
+
+def test_each_job_is_trained_once(many: Launched, tmp_path: Path):
+    its = many.sweep
+    expected = undisturbed(its.jobs, tmp_path)
+    its.wait_until_done()
+    check_done_once(its, expected)
+    assert all(log_of(job).count("\nargs: ") == 1 for job in its.jobs)
+    again = its.launch(*OPTIONS)
+    assert (again.status, again.stdout) == (0, f"63 jobs in {its.folder}: 63 done\n")

@@ -1,0 +1,65 @@
+"""What tests of sweeps share: a launcher in this process, quick workers, a disk that fills up, a made-up SLURM."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from domainbed.sweep.launchers import LAUNCHERS
+from tests.sweep.helpers import LauncherHere, start_quickly
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For these small jobs a second one is but a hindrance."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def launcher_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAUNCHERS._registered, "here", LauncherHere)
+
+
+@pytest.fixture
+def quick_workers() -> Iterator[None]:
+    """The local launcher's workers start at once."""
+    undo = start_quickly()
+    yield
+    undo()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 pages of memory, 4 KiB each."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", disk], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Put commands of SLURM before the real ones: `slurm(squeue='echo "1|RUNNING"')`. Each notes its arguments."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def make(**commands: str) -> Path:
+        for name, script in commands.items():
+            command = folder / name
+            command.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/{name}.called"\n{script}\n')
+            command.chmod(0o755)
+        return tmp_path
+
+    return make

@@ -1,0 +1,107 @@
+"""What `sweep status` shows, word for word, of made-up jobs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from domainbed.engine.lock import Holder
+from domainbed.sweep.failures import Failure
+from domainbed.sweep.job import Job
+from domainbed.sweep.progress import duration, failures, overall, running, table
+from domainbed.sweep.states import JobState, Status
+from tests.sweep.helpers import make_job
+
+LONG_AGO = "2026-01-02 03:04:05"
+
+
+def a_sweep(folder: Path) -> dict[Job, Status]:
+    """One job in each state of one kind, and one of another; one that runs has just begun."""
+    kinds = {"steps": 100, "algorithm": "ERM", "hparams": None}
+    jobs = [make_job(folder, seed=seed, **kinds) for seed in range(7)]
+    running = Holder("node1", "m", 12, "", 0, "7_3", step=60, first_step=20, seconds=80.0)
+    just_begun = Holder("node2", "m", 13, "", 0, "")
+    statuses = [
+        Status(JobState.NOT_LAUNCHED),
+        Status(JobState.QUEUED),
+        Status(JobState.RUNNING, holder=running),
+        Status(JobState.RUNNING, holder=just_begun),
+        Status(JobState.INCOMPLETE),
+        Status(JobState.FAILED, failure=Failure("RuntimeError: no", 2, "node3", LONG_AGO)),
+        Status(JobState.DONE),
+    ]
+    jobs[4].folder.mkdir(parents=True)
+    (jobs[4].folder / "results.jsonl").write_text('{"step": 0}\n{"step": 29}\n{"st')
+    other = make_job(folder, steps=3000, algorithm="Fishr", hparams=None)
+    return {**dict(zip(jobs, statuses, strict=True)), other: Status(JobState.NOT_LAUNCHED)}
+
+
+def test_table(tmp_path: Path):
+    assert table(a_sweep(tmp_path)) == (
+        "Dataset        Algorithm      not launched    queued    running    incomplete    failed    done    updates"
+        "    updates/s    time left\n"
+        "-------------  -----------  --------------  --------  ---------  ------------  --------  ------  ---------"
+        "  -----------  -----------\n"
+        "ColoredDigits  ERM                       1         1          2             1         1       1       27 %"
+        "          0.5       17 min\n"
+        "ColoredDigits  Fishr                     1                                                             0 %"
+    )
+
+
+def test_overall(tmp_path: Path):
+    statuses = a_sweep(tmp_path)
+    assert overall(statuses) == "1 of 8 jobs done; 190 of 3,700 updates, 0.5 a second, 1 h 57 min left at this rate"
+    still = {job: status for job, status in statuses.items() if not status.holder}
+    assert overall(still) == "1 of 6 jobs done; 130 of 3,500 updates"
+
+
+def test_running(tmp_path: Path):
+    statuses = a_sweep(tmp_path)
+    assert running(statuses) == [
+        "ERM on ColoredDigits, test +90%, hparams 0, trial 0: 60 of 100 updates, 80 s left "
+        "(process 12 on node1, SLURM job 7_3)",
+        "ERM on ColoredDigits, test +90%, hparams 0, trial 0: 0 of 100 updates (process 13 on node2)",
+    ]
+
+
+def test_failures(tmp_path: Path):
+    statuses = a_sweep(tmp_path)
+    jobs = list(statuses)
+    statuses[jobs[6]] = Status(JobState.FAILED, failure=Failure())
+    words = "ERM on ColoredDigits, test +90%, hparams 0, trial 0"
+    assert failures(statuses, {jobs[4].folder.name: "7_4 TIMEOUT", jobs[0].folder.name: "7_5 FAILED"}) == [
+        f"{words}\n  stopped and can go on; SLURM's task 7_4 TIMEOUT; log: {jobs[4].folder}/log.txt",
+        f"{words}\n  RuntimeError: no",
+        f"  failed 2 times, last on node3, {LONG_AGO}; log: {jobs[5].folder}/log.txt",
+        f"{words}\n  why, was not kept",
+        f"  failed once; log: {jobs[6].folder}/log.txt",
+    ]
+    assert failures({jobs[4]: statuses[jobs[4]]}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (89.4, "89 s"),
+        (89.9, "90 s"),
+        (90, "2 min"),
+        (59 * 60 + 29, "59 min"),
+        (59 * 60 + 31, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (47 * 3600 + 59 * 60, "47 h 59 min"),
+        (48 * 3600, "2 d 00 h"),
+        (1e7, "115 d 17 h"),
+    ],
+)
+def test_durations(seconds: float, words: str):
+    assert duration(seconds) == words
+
+
+def test_records_are_read_no_further_than_need_be(tmp_path: Path):
+    """A job's last whole record tells how far it is, however long the file, and whatever was torn off at its end."""
+    job = make_job(tmp_path, steps=100_000)
+    job.folder.mkdir()
+    lines = [json.dumps({"step": step, "x": "y" * 1000}) for step in range(0, 9901, 100)]
+    (job.folder / "results.jsonl").write_text("\n".join(lines) + "\n" + lines[0][:500])
+    assert overall({job: Status(JobState.INCOMPLETE)}) == "0 of 1 jobs done; 9,901 of 100,000 updates"
