@@ -29,7 +29,7 @@ def add_launcher_options(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help="jobs that one allocation trains one after another, without starting Python again",
     )
-    slurm.add_argument("--slurm_partition", metavar="NAME", help="(default: the cluster's)")
+    slurm.add_argument("--slurm_partition", metavar="NAME", help="where to submit to (default: the cluster's)")
     slurm.add_argument(
         "--slurm_time",
         default="4:00:00",

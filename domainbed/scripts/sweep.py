@@ -159,6 +159,8 @@ def launch(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> int:
+    if args.watch is not None and not args.watch > 0:
+        raise UsageError(f"--watch must be above 0 seconds, not {args.watch}")
     sweep_dir = Path(args.output_dir)
     jobs = remembered_jobs(sweep_dir)
     is_moving = False
@@ -210,6 +212,9 @@ def delete_incomplete(args: argparse.Namespace) -> int:
         confirm(f"Delete the folders of {len(to_delete)} jobs, with all they have trained?", "nothing was deleted")
     for job in delete_jobs(to_delete):
         print(f"{job} was gone on with meanwhile; it is kept", file=sys.stderr)
+    for job in to_delete:
+        if statuses[job].failure:
+            let_go(job)
     statuses = survey(jobs, read_queue(sweep_dir))
     print(f"Now: {tally(statuses)}")
     return exit_status(statuses)

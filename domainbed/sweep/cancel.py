@@ -5,7 +5,8 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from domainbed.engine.lock import TakenError, locked, parent_of, start_of, this_machine
@@ -52,23 +53,26 @@ def _tasks(queue: Queue | None) -> set[str]:
     return set(queue.tasks) if queue else set()
 
 
-def delete_jobs(jobs: Iterable[Job]) -> list[Job]:
+def delete_jobs(jobs: Sequence[Job]) -> list[Job]:
     """Delete the folders of jobs that nobody trains. Returns those that somebody trains, or has finished, meanwhile."""
-    taken = []
-    for job in jobs:
-        # Out of the way at once, and only then file by file: what is half deleted is no job's folder.
-        aside = job.folder.parent / SWEEP_FOLDER / f"deleted-{uuid.uuid4().hex}"
-        aside.parent.mkdir(exist_ok=True)
-        try:
-            with locked(job.folder):
-                if is_done(job.folder):
-                    taken.append(job)
-                    continue
-                os.rename(job.folder, aside)
-        except TakenError:
-            taken.append(job)
-            continue
-        except FileNotFoundError:  # somebody else deleted it
-            continue
-        shutil.rmtree(aside)
-    return taken
+    with ThreadPoolExecutor(32) as threads:  # each may have to watch a lock for a while
+        deleted = list(threads.map(_delete, jobs))
+    return [job for job, is_gone in zip(jobs, deleted, strict=True) if not is_gone]
+
+
+def _delete(job: Job) -> bool:
+    """Delete the job's folder; False where the job was gone on with meanwhile."""
+    # Out of the way at once, and only then file by file: what is half deleted is no job's folder.
+    aside = job.folder.parent / SWEEP_FOLDER / f"deleted-{uuid.uuid4().hex}"
+    aside.parent.mkdir(exist_ok=True)
+    try:
+        with locked(job.folder):
+            if is_done(job.folder):
+                return False
+            os.rename(job.folder, aside)
+    except TakenError:
+        return False
+    except FileNotFoundError:  # somebody else deleted it
+        return True
+    shutil.rmtree(aside)
+    return True

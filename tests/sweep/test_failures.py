@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -362,15 +363,21 @@ def test_what_fails_otherwise_each_time_is_all_begun(tmp_path: Path, monkeypatch
     assert states(jobs_of(words)) == [JobState.FAILED] * 6
 
 
-def test_held_back_jobs_whose_failed_folders_were_deleted_can_be_retried(tmp_path: Path):
+@pytest.mark.parametrize("is_by_hand", [False, True])
+def test_a_kind_whose_failed_folders_were_deleted_is_held_back_no_more(tmp_path: Path, is_by_hand: bool):
+    """Deleted by hand, they leave nobody to notice, and --retry_failed must be given."""
     (cause := tmp_path / "cause").write_text("")
     words = launch_words(tmp_path / "sweep", "--n_trials", 2, how="raise", cause=str(cause))
     assert main(words) == 1
     assert states(jobs_of(words)).count(JobState.FAILED) == 3
-    assert main(["delete_incomplete", "--failed", "--skip_confirmation", "--output_dir", tmp_path / "sweep"]) == 3
+    if is_by_hand:
+        for job in jobs_of(words):
+            shutil.rmtree(job.folder, ignore_errors=True)
+    else:
+        assert main(["delete_incomplete", "--failed", "--skip_confirmation", "--output_dir", tmp_path / "sweep"]) == 3
     assert states(jobs_of(words)) == [JobState.NOT_LAUNCHED] * 6
     cause.unlink()
-    assert main([*words, "--retry_failed"]) == 0
+    assert main([*words, *["--retry_failed"] * is_by_hand]) == 0
 
 
 def test_outcomes_are_one_line_each(tmp_path: Path):
