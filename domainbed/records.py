@@ -39,17 +39,20 @@ def append_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def records_length(folder: Path) -> int:
     """How many bytes of records a job's folder holds."""
-    path = folder / RESULTS_FILE
-    return path.stat().st_size if path.exists() else 0
+    try:
+        with open(folder / RESULTS_FILE, "rb") as file:  # opened anew: a network file system then asks its server
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def cut_records(folder: Path, length: int) -> None:
     """Keep a job's first records, `length` bytes of them, for good; the job goes on from behind these."""
     if not length:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
-    elif records_length(folder) > length:
+    else:
         with open(folder / RESULTS_FILE, "r+b") as file:
-            file.truncate(length)
+            file.truncate(min(length, os.fstat(file.fileno()).st_size))
             os.fsync(file.fileno())
 
 

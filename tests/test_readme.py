@@ -107,7 +107,7 @@ def test_the_example_of_a_clusters_options_holds(tmp_path: Path):
     parameters = sbatch_parameters(vars(parser.parse_args(words)))
     assert parameters["time"] == 240
     assert parameters["setup"] == ["module load cuda"]
-    assert parameters["additional_parameters"] == {"exclude": "node7"}
+    assert parameters["additional_parameters"] == {"requeue": True, "exclude": "node7"}
 
 
 def test_no_placeholder_is_left():

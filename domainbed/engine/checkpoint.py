@@ -109,7 +109,13 @@ class Checkpoints:
         progress = Progress()
         if saved := load_checkpoint(self._folder):
             refuse_another(self._folder, saved["args"], self._config)
-            self._algorithm.load_training_state(saved["algorithm"])
+            try:
+                self._algorithm.load_training_state(saved["algorithm"])
+            except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+                raise UsageError(
+                    f"{self._folder / CHECKPOINT_FILE} does not fit the algorithm as it is now; delete the folder to "
+                    f"begin the job anew ({type(error).__name__}: {' '.join(str(error).split())})"
+                ) from error
             self._feed.bad_images.update(saved["bad_images"])
             progress = Progress(saved["step"], saved["is_evaluated"], saved["figures"], saved["seconds"])
             restore_generators(saved["generators"])
@@ -177,12 +183,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         try:
             saved = _read(path)
             if records_length(folder) < saved["records_length"]:
-                raise ValueError(f"{RESULTS_FILE} lacks records that were there when it was written")
+                raise _DamagedError(f"{RESULTS_FILE} lacks records that were there when it was written")
         except FileNotFoundError:
             continue
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except _DamagedError as error:
             tqdm.write(f"{path} is damaged and can't be used: {error}")
             continue
         if (theirs := saved.get("versions")) != versions():
@@ -193,22 +197,28 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+class _DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """Only what is wrong with the file itself counts as damage: a GPU that fails, say, must cost no good checkpoint."""
     try:
         with zipfile.ZipFile(path) as parts:  # torch.load looks at no checksum
-            damaged = parts.testzip()
+            if damaged := parts.testzip():
+                raise _DamagedError(f"the checksum of its part {damaged} is wrong")
+        # Any object that an algorithm chose to save, as it was.
+        saved = torch.load(path, map_location="cpu", weights_only=False)
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise _DamagedError(error) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a file system that is away for a while is no damage
             raise
-        raise ValueError("its table of parts leads nowhere") from error
-    if damaged:
-        raise ValueError(f"the checksum of its part {damaged} is wrong")
-    # Any object that an algorithm chose to save, as it was; tensors that lay on a GPU come back there.
-    device = None if torch.cuda.is_available() else "cpu"
-    saved = torch.load(path, map_location=device, weights_only=False)
+        raise _DamagedError("its table of parts leads nowhere") from error
     if not isinstance(saved, dict) or not set(saved) >= KEYS:
-        raise ValueError("another version wrote it")
-    return saved
+        raise UsageError(f"{path} was written by another version of domainbed; delete the folder to begin the job anew")
+    # What lay on a GPU comes back there.
+    return torch.load(path, weights_only=False) if torch.cuda.is_available() else saved
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGUSR2 comes from a batch system shortly before the time is over. (Windows has none.)
-FROM_OUTSIDE = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2") if hasattr(signal, name)]
+# SIGUSR2 comes from a batch system shortly before the time is over, SIGHUP when a terminal closes. (Not on Windows.)
+FROM_OUTSIDE = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
 FROM_ANYONE = [signal.SIGINT, *FROM_OUTSIDE]
 
 
@@ -51,7 +51,8 @@ class StopRequest:
 def stop_on_signals(signals: Sequence[int] = FROM_ANYONE) -> Iterator[StopRequest]:
     """Within it, these signals are requests to stop. Only a process's main thread may enter it."""
     request = StopRequest()
-    before = {signum: signal.signal(signum, request.note) for signum in signals}
+    heard = [signum for signum in signals if signal.getsignal(signum) != signal.SIG_IGN]  # nohup's to decide
+    before = {signum: signal.signal(signum, request.note) for signum in heard}
     try:
         yield request
     finally:

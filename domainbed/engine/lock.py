@@ -164,10 +164,7 @@ class Lock:
         os.close(self._descriptor)
 
     def _is_mine(self) -> bool:
-        try:
-            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
-        except OSError:
-            return False
+        return _is_at(self._path, self._descriptor)
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT):
@@ -201,7 +198,8 @@ def _made(path: Path) -> Lock:
         try:
             os.link(aside, path)
         except FileExistsError:
-            raise
+            if not _is_at(path, descriptor):  # else only a server's answer was lost
+                raise
         except FileNotFoundError:  # another came and went meanwhile, and tidied up
             raise FileExistsError from None
         except OSError:  # a file system without links
@@ -214,6 +212,15 @@ def _made(path: Path) -> Lock:
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that stands at `path`."""
+    try:
+        with open(path, "rb") as file:  # opened anew: a network file system then asks its server
+            return os.path.samestat(os.fstat(file.fileno()), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -250,6 +257,16 @@ def is_locked(folder: Path) -> bool:
     return seems_alive(folder, None)
 
 
+def lives_here(holder: Holder) -> bool | None:
+    """Whether it is a live process of this machine; None where that can't be known (it is elsewhere, or hidden)."""
+    if holder.machine != this_machine():
+        return None
+    start = start_of(holder.pid)
+    if start is None:
+        return False
+    return start == holder.started if start and holder.started else None
+
+
 def seems_alive(folder: Path, now: float | None) -> bool:
     """As `is_locked`; `now` is the time by the clock of the folder's file system (None: look)."""
     try:
@@ -257,8 +274,8 @@ def seems_alive(folder: Path, now: float | None) -> bool:
     except OSError:
         return False
     holder = holder_of(folder)
-    if holder and holder.machine == this_machine():
-        return start_of(holder.pid) == holder.started
+    if holder and (lives := lives_here(holder)) is not None:
+        return lives
     return abs((file_system_time(folder) if now is None else now) - beat_at) <= EXPIRY
 
 
@@ -282,7 +299,7 @@ def _take_from_the_dead(path: Path) -> None:
     taken = TakenError(f"{path.parent} is being trained by another process" + (f" ({holder})" if holder else ""))
     if seems_alive(path.parent, None):
         raise taken
-    if not (holder and holder.machine == this_machine()):
+    if not holder or lives_here(holder) is None:
         tqdm.write(f"{path} is old: watching for {WATCH:.0f} s whether its holder ({holder}) is alive")
         deadline = time.monotonic() + WATCH
         while time.monotonic() < deadline:

@@ -61,8 +61,9 @@ def train(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the job before this one in the same process
     seed_everything(config.seed)
-    algorithm = make_algorithm(config, dataset).to(device)
-    feed = open_feed(config, dataset, splits, device)
+    with full_device_told():
+        algorithm = make_algorithm(config, dataset).to(device)
+        feed = open_feed(config, dataset, splits, device)
     names = config.environment_names()
     steps_per_epoch = min(len(split.in_) for split in splits) / algorithm.hparams["batch_size"]
 

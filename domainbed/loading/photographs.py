@@ -181,7 +181,7 @@ def _deaf(worker: int) -> None:
 
     (They end with it in any case.)
     """
-    for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

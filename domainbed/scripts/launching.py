@@ -92,7 +92,7 @@ def _words_of(file: Path, p: cli.Parser) -> Iterator[str]:
         if isinstance(value, dict):  # slurm_extra, say; or hparams
             value = list(_pairs(value)) if action.nargs else json.dumps({k: _typed(v) for k, v in value.items()})
         values = value if isinstance(value, list) else [value]
-        if values:
+        if values and values != [""]:  # a line without a value says nothing
             yield f"--{name}"
             yield from map(str, values)
 
@@ -108,7 +108,11 @@ def _pairs(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _typed(value: Any) -> Any:
-    """What a word of a YAML file stands for: a number, true, false, or itself."""
+    """What a word of a YAML file stands for: a number, true, false, or itself; likewise within lists and mappings."""
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
     try:
         return json.loads(value)
     except (TypeError, ValueError):

@@ -29,7 +29,10 @@ from domainbed.sweep.remembered import remember, remembered_jobs
 from domainbed.sweep.states import JobState, Status, survey, tally
 
 PASSED_ON = ("data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save")
-STATUS = "Exit status: 0 when every job is done, 1 when some failed, 3 when some are yet to be done."
+STATUS = (
+    "Exit status: 0 when every job is done, 1 when some failed (or could not be stopped), 3 when some are yet to be "
+    "done, 2 for a mistake in the command, 128 + n when signal n stopped it."
+)
 
 
 def parser() -> cli.Parser:
@@ -128,8 +131,11 @@ def launch(args: argparse.Namespace) -> int:
         print("What failed is left alone: status --failed tells why, --retry_failed tries again.", file=chatter)
     wanted = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE} | ({JobState.FAILED} if args.retry_failed else set())
     to_launch = longest_first([job for job, status in statuses.items() if status.state in wanted], jobs)
-    remove_leftovers(statuses)
+    if launcher.RUNS_JOBS:
+        remove_leftovers(statuses)
     if not to_launch:
+        if launcher.RUNS_JOBS and sweep_dir.is_dir():
+            remember(sweep_dir, grid_of(args))
         return exit_status(statuses)
     check(to_launch)
     if launcher.RUNS_JOBS:
@@ -210,6 +216,8 @@ def delete_incomplete(args: argparse.Namespace) -> int:
     to_delete = [job for job, s in statuses.items() if s.state in wanted]
     if to_delete and not args.skip_confirmation:
         confirm(f"Delete the folders of {len(to_delete)} jobs, with all they have trained?", "nothing was deleted")
+    queue = read_queue(sweep_dir)  # as it is now, after the question; it may also have what failed in another task
+    to_delete = [job for job in to_delete if not (queue and queue.has(job))]
     for job in delete_jobs(to_delete):
         print(f"{job} was gone on with meanwhile; it is kept", file=sys.stderr)
     for job in to_delete:

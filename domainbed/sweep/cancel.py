@@ -7,9 +7,9 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
-from domainbed.engine.lock import TakenError, locked, parent_of, start_of, this_machine
+from domainbed.engine.lock import TakenError, lives_here, locked, parent_of
+from domainbed.errors import UsageError
 from domainbed.records import is_done
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.queue import Queue, answer, read_queue
@@ -24,20 +24,27 @@ def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str
     Returns:
         What could not be stopped, a line each.
     """
-    if queue and (submissions := queue.submissions()):
-        answer(["scancel", *submissions])
     here, elsewhere = [], []
+    if queue and (submissions := queue.submissions()):
+        try:
+            answer(["scancel", *submissions])
+        except UsageError as error:
+            elsewhere.append(str(error))
     for job, status in statuses.items():
         if (holder := status.holder) is None or (queue and queue.runs(holder.slurm_job)):
             continue
-        if holder.machine == this_machine() and start_of(holder.pid) == holder.started:
-            here.append(job)
-            # Its launcher, if that lives, would go on with the next job.
-            is_launched = holder.parent and parent_of(holder.pid) == holder.parent
-            with suppress(ProcessLookupError):
-                os.kill(holder.parent if is_launched else holder.pid, signal.SIGTERM)
-        else:
+        if not lives_here(holder):
             elsewhere.append(f"{job}: {holder} must be stopped there")
+            continue
+        # Its launcher, if that lives, would go on with the next job.
+        is_launched = holder.parent and parent_of(holder.pid) == holder.parent
+        try:
+            os.kill(holder.parent if is_launched else holder.pid, signal.SIGTERM)
+            here.append(job)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            elsewhere.append(f"{job}: {holder} is another user's")
     deadline = time.monotonic() + PATIENCE
     waiting, tasks = here, _tasks(queue)
     while (waiting or tasks) and time.monotonic() < deadline:

@@ -78,7 +78,11 @@ def read_failure(path: Path) -> Failure:
 def _write(path: Path, failure: Failure) -> None:
     """In place, where there is a file, for a full disk has no room for another."""
     told = json.dumps(asdict(failure) | {"reason": failure.reason[: WIDTH // 16]}).encode()  # up to 12 bytes a letter
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+    except PermissionError:  # another user's file in a folder that is ours, too
+        path.unlink()
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
         os.pwrite(descriptor, told.ljust(WIDTH), 0)
         os.fsync(descriptor)
@@ -94,8 +98,8 @@ def in_words(error: BaseException, folder: Path) -> str:
         where = error.filename or folder
         hints = {errno.ENOSPC: " (the disk is full)", errno.EDQUOT: " (your quota is used up)"}
         return f"{where}: {os.strerror(error.errno)}{hints.get(error.errno, '')}"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    told = " ".join(str(error).split())
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 # --- kinds of jobs that fail alike

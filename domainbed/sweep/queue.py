@@ -3,7 +3,9 @@
 squeue alone will do: many clusters keep no accounts (slurmdbd). Where they do, sacct tells how a task ended.
 """
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -51,6 +53,11 @@ def slurm_folder(sweep_dir: Path) -> Path:
     return sweep_dir.absolute() / SWEEP_FOLDER / "slurm"
 
 
+def job_name(sweep_dir: Path) -> str:
+    """What the sweep's tasks are called in SLURM: it tells them from those of a sweep in another folder."""
+    return f"domainbed-{hashlib.md5(os.path.realpath(sweep_dir).encode()).hexdigest()[:8]}"
+
+
 def keep_tasks(sweep_dir: Path, submission: str, tasks: Mapping[str, Sequence[Job]]) -> None:
     """Keep which jobs each task has."""
     folder = slurm_folder(sweep_dir) / submission
@@ -73,7 +80,9 @@ def read_queue(sweep_dir: Path) -> Queue | None:
     if not jobs or shutil.which("squeue") is None:
         return None
     # Asked by user, not by number: the server answers at once, and numbers that it has forgotten are no error.
-    words = ["squeue", "--noheader", "--all", "--array", "--user", ",".join(sorted(owners)), "--format", "%i|%T"]
+    # Believed by name, too, for a copied sweep has the numbers of another, and a cluster may begin them anew.
+    words = ["squeue", "--noheader", "--all", "--array", "--user", ",".join(sorted(owners))]
+    words += ["--name", job_name(sweep_dir), "--format", "%i|%T"]
     states = dict(line.split("|") for line in answer(words).splitlines() if "|" in line)
     return Queue(jobs, {task: states[task] for task in jobs if task in states})
 

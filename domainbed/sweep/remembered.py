@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,11 +37,17 @@ def remembered_jobs(sweep_dir: Path) -> list[Job]:
         raise UsageError(f"--output_dir {sweep_dir} holds no sweep: nothing was launched there")
     jobs: dict[Path, Job] = {}
     for launch in launches:
-        arguments = json.loads(launch.read_text(encoding="utf-8"))
-        arguments["imports"] = tuple(arguments["imports"])
-        import_modules(arguments["imports"])
-        for job in make_jobs(output_dir=str(sweep_dir), **arguments):
-            jobs[job.folder] = job
+        try:
+            arguments = json.loads(launch.read_text(encoding="utf-8"))
+            arguments["imports"] = tuple(arguments["imports"])
+            import_modules(arguments["imports"])
+            of_launch = make_jobs(output_dir=str(sweep_dir), **arguments)
+        except (ValueError, KeyError, TypeError) as error:  # UsageError is a ValueError
+            print(f"warning: the launch that {launch} tells of is left out: {error}", file=sys.stderr)
+            continue
+        jobs |= {job.folder: job for job in of_launch}
+    if not jobs:
+        raise UsageError(f"no launch into {sweep_dir} can be read any more")
     return list(jobs.values())
 
 

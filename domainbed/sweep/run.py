@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from domainbed.engine.interrupts import Interrupted
-from domainbed.engine.lock import Lock, TakenError, locked
+from domainbed.engine.lock import Lock, TakenError, is_locked, locked
 from domainbed.errors import UsageError
 from domainbed.records import is_done
 from domainbed.sweep.failures import (
@@ -60,11 +60,22 @@ def run_job(job: Job, on_record: Callable[[int], None], should_stop: Callable[[]
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         with locked(job.folder) as lock:
-            begin_attempt(job.folder)
-            with _output_to_log(job):
-                outcome = _train(job, on_record, should_stop, lock)
+            return _attempt(job, on_record, should_stop, lock)
     except TakenError:
-        outcome = Outcome(End.TAKEN)
+        return Outcome(End.TAKEN)
+    except OSError as error:
+        outcome = Outcome(End.FAILED, in_words(error, job.folder))
+        if not is_locked(job.folder):
+            note_failure(job.folder, outcome.reason)
+        return outcome
+
+
+def _attempt(job: Job, on_record: Callable[[int], None], should_stop: Callable[[], bool], lock: Lock) -> Outcome:
+    """Train the job, and keep how it ended, while its lock is held."""
+    try:
+        begin_attempt(job.folder)
+        with _output_to_log(job):
+            outcome = _train(job, on_record, should_stop, lock)
     except OSError as error:
         outcome = Outcome(End.FAILED, in_words(error, job.folder))
     if outcome.end == End.FAILED:

@@ -252,3 +252,45 @@ def test_a_folder_that_may_not_be_written_to(small_disk: Path):
     mount("-o", "remount,rw", small_disk)
     train(make(small_disk / "job"))
     assert result(small_disk / "job") == remembered()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert"), torch.OutOfMemoryError("full")])
+def test_what_is_no_fault_of_the_file_costs_no_checkpoint(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: Exception
+):
+    """A GPU that fails as the checkpoint comes back to it: on the CPU it has proved good."""
+    before = {path.name: path.read_bytes() for path in job.iterdir()}
+    load = torch.load
+
+    def failing(path, map_location=None, **kwargs):
+        if map_location is None:
+            raise error
+        return load(path, map_location=map_location, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch, "load", failing)
+        with pytest.raises(type(error), match=str(error)):
+            checkpoint.load_checkpoint(job)
+    assert {path.name: path.read_bytes() for path in job.iterdir()} == before
+    goes_on(job, capsys)
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_kept(job: Path):
+    saved = torch.load(job / LAST, weights_only=False)
+    del saved["seconds"]
+    torch.save(saved, job / LAST)
+    before = {path.name: path.read_bytes() for path in job.iterdir()}
+    with pytest.raises(UsageError, match="was written by another version of domainbed; delete the folder"):
+        train(make(job))
+    assert {path.name: path.read_bytes() for path in job.iterdir()} == before
+
+
+def test_a_checkpoint_that_does_not_fit_the_algorithm_any_more_is_refused_and_kept(job: Path):
+    saved = torch.load(job / LAST, weights_only=False)
+    saved["algorithm"]["modules"]["another"] = torch.zeros(1)
+    torch.save(saved, job / LAST)
+    before = {path.name: path.read_bytes() for path in job.iterdir()}
+    with pytest.raises(UsageError, match=r"does not fit the algorithm as it is now; delete the folder .*another"):
+        train(make(job))
+    assert {path.name: path.read_bytes() for path in job.iterdir()} == before

@@ -471,3 +471,33 @@ def test_the_file_systems_clock_is_what_counts(tmp_path: Path):
     assert not seems_alive(tmp_path, time.time() - HOUR + lock_module.EXPIRY + 30)
     assert abs(lock_module.file_system_time(tmp_path) - time.time()) < 60
     assert abs(lock_module.file_system_time(tmp_path / "nowhere") - time.time()) < 60
+
+
+def test_of_a_process_that_the_system_hides_only_the_heartbeat_tells(
+    tmp_path: Path, watched: None, monkeypatch: pytest.MonkeyPatch
+):
+    """Where /proc is mounted with hidepid, nothing is told of another user's process."""
+    leave(tmp_path, pid=1, started="1")  # there is such a process, but it started at another time
+    assert not is_locked(tmp_path)
+    monkeypatch.setattr(lock_module, "_proc_stat", lambda pid: [])
+    assert is_locked(tmp_path)
+    with pytest.raises(TakenError), locked(tmp_path):
+        pass
+    leave(tmp_path, age=HOUR, pid=1, started="1")
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lost_answer_of_a_file_server_is_no_other_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    link = os.link
+
+    def linked_but_denied(source, target):
+        link(source, target)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", linked_but_denied)
+    with locked(tmp_path) as lock:
+        lock.check()
+        assert holder_of(tmp_path).pid == os.getpid()
+    assert list(tmp_path.iterdir()) == []

@@ -239,17 +239,15 @@ def test_times_that_are_none(time: str):
 def test_what_sbatch_is_given():
     options = parsed(*WORDS[:-3])
     assert sbatch_parameters(options) == {
-        "job_name": "domainbed",
         "time": 90,
         "partition": "gpu",
         "mem": "32G",
         "array_parallelism": 256,
         "setup": ["module load cuda", 'source "my env/bin/activate"'],
-        "additional_parameters": {"exclude": "node[1-3],node7", "mail-type": "FAIL"},
+        "additional_parameters": {"requeue": True, "exclude": "node[1-3],node7", "mail-type": "FAIL"},
     }
     more = parsed("--slurm_cpus", 8, "--slurm_constraint", "a100", "--slurm_qos", "low", "--slurm_account", "lab")
     assert sbatch_parameters(more) == {
-        "job_name": "domainbed",
         "time": 240,
         "gpus_per_node": 1,
         "cpus_per_task": 8,
@@ -257,13 +255,19 @@ def test_what_sbatch_is_given():
         "qos": "low",
         "account": "lab",
         "array_parallelism": 256,
-        "additional_parameters": {},
+        "additional_parameters": {"requeue": True},
+        "srun_args": ["--cpus-per-task=8"],
     }
 
 
 def test_other_options_of_sbatch():
     extra = sbatch_parameters(parsed("--slurm_extra", "a=b=c", "exclusive", "x = y", "empty="))["additional_parameters"]
-    assert extra == {"a": "b=c", "exclusive": True, "x": "y", "empty": ""}
+    assert extra == {"requeue": True, "a": "b=c", "exclusive": True, "x": "y", "empty": ""}
+    extra = sbatch_parameters(parsed("--slurm_extra", "no-requeue"))["additional_parameters"]
+    assert extra == {"no-requeue": True}
+    for word in ("time=5", "signal=USR1@5", "job-name=x", "--array=0-3"):
+        with pytest.raises(UsageError, match=f"--slurm_extra '{word}': .* is set by"):
+            sbatch_parameters(parsed("--slurm_extra", word) if word[0] != "-" else parsed(f"--slurm_extra={word}"))
     with pytest.raises(UsageError, match="--slurm_extra '=7' names no option of sbatch"):
         sbatch_parameters(parsed("--slurm_extra", "=7"))
 

@@ -8,7 +8,7 @@ from domainbed.sweep.queue import read_queue
 from domainbed.sweep.states import JobState
 from tests.slurm.sweeps import Sweep, check_done_once, log_of, slurm, trains, undisturbed, wait_until, went_on_after
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 101
 GRID = ["--algorithms", "Gated", "--n_hparams", "1", "--n_trials", "1", "--steps", str(STEPS)]

@@ -30,7 +30,7 @@ from tests.slurm.sweeps import (
     went_on_after,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 301
 GRID = ["--algorithms", "Gated", "--n_hparams", "1", "--steps", str(STEPS), "--import", "tests.slurm.gated"]

@@ -22,7 +22,7 @@ from tests.slurm.sweeps import (
     went_on_after,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 GRID = ["--algorithms", "Gated", "--n_trials", "1", "--steps", "3", "--import", "tests.slurm.gated"]
 SLOW = '{"batch_size": 8, "closed": "slow to evaluate"}'

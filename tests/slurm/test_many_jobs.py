@@ -8,7 +8,7 @@ import pytest
 from domainbed.sweep.queue import slurm_folder
 from tests.slurm.sweeps import Finished, Sweep, check_done_once, finish, log_of, undisturbed
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ALGORITHMS = ["ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr"]
 GRID = ["--algorithms", *ALGORITHMS, "--n_hparams", "1", "--n_trials", "3", "--steps", "3"]

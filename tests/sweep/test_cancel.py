@@ -267,6 +267,43 @@ def test_what_somebody_goes_on_with_while_the_question_stands_is_kept(
     assert (failed.folder / "log.txt").exists()
 
 
+def test_what_is_queued_while_the_question_stands_is_kept(
+    tmp_path: Path, slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """And so is what failed, where a task that waits has it, too."""
+    by_state = one_of_each(tmp_path, slurm)
+    incomplete, failed = by_state[JobState.INCOMPLETE], by_state[JobState.FAILED]
+
+    def answer(question: str) -> str:
+        keep_tasks(tmp_path / "sweep", "10", {"10_0": [incomplete, failed]})
+        slurm(squeue='printf "9|PENDING\\n10_0|PENDING\\n"')
+        return "yes"
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(["delete_incomplete", "--failed", "--output_dir", tmp_path / "sweep"]) == 1
+    assert (incomplete.folder / "log.txt").exists()
+    assert (failed.folder / "log.txt").exists()
+
+
+def test_a_refusal_of_scancel_keeps_nobody_here_from_being_stopped(
+    tmp_path: Path, slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr("domainbed.sweep.cancel.PATIENCE", 3)
+    jobs = remembered(launch_words(tmp_path / "sweep"))
+    keep_tasks(tmp_path / "sweep", "9", {"9": jobs[:1]})
+    slurm(squeue='echo "9|PENDING"', scancel="echo 'Access denied' >&2; exit 1")
+    jobs[1].folder.mkdir(parents=True)
+    holder = hold_elsewhere(jobs[1].folder)
+    try:
+        assert main(["cancel", YES, "--output_dir", tmp_path / "sweep"]) == 1
+    finally:
+        holder.terminate()
+    assert holder.wait(30) == 0
+    told = capsys.readouterr()
+    assert set(told.err.splitlines()) == {"scancel: Access denied", "SLURM has not yet ended its task 9"}
+    assert told.out.endswith("Now: 2 not launched, 1 queued\n")
+
+
 def test_a_folder_that_is_gone_or_whose_holder_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lock, "WATCH", 0.1)
     gone, dead, mine = (make_job(tmp_path, seed=seed) for seed in range(3))

@@ -1,18 +1,21 @@
 """The local launcher, with real worker processes."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from domainbed.engine.lock import locked
+from domainbed.engine.lock import holder_of, locked
 from domainbed.errors import UsageError
 from domainbed.sweep.failures import Failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
+from domainbed.sweep.launchers.base import passed_over
 from domainbed.sweep.launchers.local import LocalLauncher, MultiGpuLauncher, worker_environments
 from domainbed.sweep.states import JobState, status_of
-from tests.sweep.helpers import make_job, steps_recorded
+from tests.sweep.helpers import fill_folder, make_job, steps_recorded
 
 SIGKILLED = "its process was ended by SIGKILL (the kernel does so when memory runs out)"
 WAYS = {
@@ -174,3 +177,25 @@ def test_a_killed_job_goes_on_from_its_checkpoint(tmp_path: Path, quick_workers:
     assert status_of(job).state == JobState.DONE
     assert steps_recorded(job) == [0, 2, 4, 6, 8]
     assert "This job goes on from its checkpoint after 5 steps." in (job.folder / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_sent_home_harms_no_other_job(tmp_path: Path, quick_workers: None):
+    """Somebody sends SIGTERM to the process that `status` shows."""
+    slow = [make_job(tmp_path, "slow", seed=seed, steps=100, checkpoint_freq=100) for seed in range(2)]
+    jobs = [slow[0], make_job(tmp_path), slow[1], make_job(tmp_path, seed=1)]
+    last = {}
+    for update in LocalLauncher({"workers": 1}).launch(jobs):
+        last[update.job] = update.state
+        if update.state == JobState.RUNNING and update.job in slow and update.steps == 1:
+            os.kill(holder_of(update.job.folder).pid, signal.SIGTERM)
+    assert [last[job] for job in jobs] == [JobState.INCOMPLETE, JobState.DONE] * 2
+    assert [status_of(job).state for job in jobs] == [JobState.INCOMPLETE, JobState.DONE] * 2
+
+
+def test_what_failed_in_another_launch_is_not_tried_again_by_this_one(tmp_path: Path):
+    job = make_job(tmp_path)
+    assert passed_over(job) is None
+    fill_folder(job, JobState.FAILED)
+    update = passed_over(job)
+    assert (update.state, update.reason) == (JobState.FAILED, "it has failed in another launch")

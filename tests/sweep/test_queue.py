@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from domainbed.errors import UsageError
-from domainbed.sweep.queue import Queue, answer, ends_of, keep_tasks, read_queue, slurm_folder
+from domainbed.sweep.failures import note_outcome
+from domainbed.sweep.queue import Queue, answer, ends_of, job_name, keep_tasks, read_queue, slurm_folder
 from domainbed.sweep.states import JobState, survey
 from tests.sweep.helpers import jobs_of, launch_words, main, make_job
 
@@ -49,7 +50,8 @@ def test_the_queue_as_squeue_tells_it(tmp_path: Path, slurm):
     states = [status.state for status in survey(jobs, queue).values()]
     assert states == [JobState.QUEUED] * 2 + [JobState.NOT_LAUNCHED] * 2
     called = (tmp_path / "squeue.called").read_text()
-    assert called == f"--noheader --all --array --user {os.getuid()} --format %i|%T\n"
+    assert called == f"--noheader --all --array --user {os.getuid()} --name {job_name(tmp_path)} --format %i|%T\n"
+    assert job_name(tmp_path) != job_name(tmp_path / "copied")
 
 
 @pytest.mark.parametrize(
@@ -139,3 +141,19 @@ def test_tasks_are_kept_by_submission(tmp_path: Path):
     keep_tasks(tmp_path, "9", {"9": [job := make_job(tmp_path)]})
     assert json.loads((slurm_folder(tmp_path) / "9" / "tasks.json").read_text()) == {"9": [job.folder.name]}
     assert [path.name for path in (slurm_folder(tmp_path) / "9").iterdir()] == ["tasks.json"]
+
+
+def test_jobs_of_a_kind_that_is_held_back_are_not_submitted(tmp_path: Path, slurm, capsys: pytest.CaptureFixture):
+    """There is no sbatch here that they could be submitted with."""
+    words = launch_words(tmp_path / "sweep", "--n_trials", 2, launcher="slurm")
+    jobs = jobs_of(words)
+    for job in jobs[:3]:
+        note_outcome(job, "out of ideas")
+    slurm(squeue="true", scontrol="echo MaxArraySize = 5")
+    assert main(words) == 3
+    told = capsys.readouterr()
+    assert (
+        told.err.count("held back: the first 3 of its kind to end all failed alike; --retry_failed tries again: ") == 1
+    )
+    assert told.err.count("out of ideas") == 1
+    assert "6 not launched after" in told.out

@@ -1,5 +1,6 @@
 """What was launched into a folder, remembered there."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,3 +86,29 @@ def test_a_no_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().err == "error: nothing was launched\n"
     assert main([*words, "--command_launcher", "dummy"]) == 0
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_launch_that_can_not_be_read_any_more_is_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(launch_words(tmp_path / "sweep")) == 0
+    (good,) = (tmp_path / "sweep" / ".sweep" / "launches").glob("*.json")
+    told = json.loads(good.read_text())
+    bad = {"gone": told | {"algorithms": ["Gone"]}, "of_another_version": told | {"no_such_option": 1}, "torn": None}
+    for name, arguments in bad.items():
+        good.with_name(f"{name}.json").write_text(json.dumps(arguments) if arguments else "{")
+    capsys.readouterr()
+    assert main(["status", "--output_dir", tmp_path / "sweep"]) == 0
+    shown = capsys.readouterr()
+    assert "3 of 3 jobs done" in shown.out
+    for name in bad:
+        assert shown.err.count(f"warning: the launch that {good.with_name(name + '.json')} tells of is left out: ") == 1
+    good.unlink()
+    assert main(["cancel", "--output_dir", tmp_path / "sweep"]) == 2
+    assert capsys.readouterr().err.endswith(f"error: no launch into {tmp_path / 'sweep'} can be read any more\n")
+
+
+def test_a_sweep_that_was_done_already_is_remembered_too(tmp_path: Path):
+    words = launch_words(tmp_path / "sweep")
+    assert main(words) == 0
+    shutil.rmtree(tmp_path / "sweep" / ".sweep")
+    assert main(words) == 0
+    assert main(["status", "--output_dir", tmp_path / "sweep"]) == 0

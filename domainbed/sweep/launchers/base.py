@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from domainbed.sweep.failures import ALIKE, held_back
 from domainbed.sweep.job import Job
-from domainbed.sweep.states import JobState
+from domainbed.sweep.states import JobState, status_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,23 @@ class Update:
     state: JobState
     steps: int = 0
     reason: str = ""
+
+
+def passed_over(job: Job, state: JobState | None = None) -> Update | None:
+    """What is told of a job that need not or must not be begun; None for one that may.
+
+    Args:
+        job: the job.
+        state: its state, where the caller knows it (None: look).
+    """
+    state = state or status_of(job).state
+    if state not in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE):
+        reason = "it has failed in another launch" if state == JobState.FAILED else ""
+        return Update(job, state, job.config.steps if state == JobState.DONE else 0, reason)
+    if reason := held_back(job):
+        told = f"held back: the first {ALIKE} of its kind to end all failed alike; --retry_failed tries again: {reason}"
+        return Update(job, state, reason=told)
+    return None
 
 
 class Launcher:

@@ -12,9 +12,10 @@ from typing import Any
 import joblib
 
 from domainbed.errors import UsageError
-from domainbed.sweep.failures import ALIKE, held_back, note_failure, note_outcome
+from domainbed.records import is_done
+from domainbed.sweep.failures import note_failure, note_outcome
 from domainbed.sweep.job import LOG_FILE, Job
-from domainbed.sweep.launchers.base import Launcher, Update
+from domainbed.sweep.launchers.base import Launcher, Update, passed_over
 from domainbed.sweep.run import End
 from domainbed.sweep.states import JobState, status_of
 from domainbed.sweep.worker import Word, deaf_to_ctrl_c, serve
@@ -67,7 +68,7 @@ class LocalLauncher(Launcher):
 
         Jobs that another launch has taken on since are passed over and told of, and so are those of a kind that fails.
         """
-        while waiting and (update := _passed_over(waiting[0])):
+        while waiting and (update := passed_over(waiting[0])):
             waiting.popleft()
             yield update
         if not waiting or not worker.usable:
@@ -136,15 +137,16 @@ class _Worker:
         if isinstance(word, int):
             return Update(self.job, JobState.RUNNING, steps=word + 1)
         self.busy = False
+        self.usable = word.end not in (End.FAILED, End.STOPPED)  # after which it ends
         if word.end == End.FAILED:
-            self.usable = False
             return Update(self.job, JobState.FAILED, reason=_with_log(self.job, word.reason))
-        return _passed_over(self.job) or Update(self.job, status_of(self.job).state)
+        return passed_over(self.job) or Update(self.job, status_of(self.job).state)
 
     def _died(self, exitcode: int | None) -> Update:
         """What is told of a job whose process ended without a word."""
         reason = _cause_of_death(exitcode)
-        if self.is_stopping and exitcode == -signal.SIGTERM:  # as asked, before it had begun the job
+        as_asked = exitcode == 0 or (self.is_stopping and exitcode == -signal.SIGTERM)  # before it had begun the job
+        if as_asked or is_done(self.job.folder):
             return Update(self.job, status_of(self.job).state)
         if exitcode is not None and -exitcode in FROM_OUTSIDE:
             return Update(self.job, JobState.INCOMPLETE, reason=_with_log(self.job, reason))
@@ -159,18 +161,6 @@ class _Worker:
         if self.process.is_alive():  # a thread that the job left, say, or a device that does not answer
             self.process.kill()
             self.process.join(PATIENCE)
-
-
-def _passed_over(job: Job) -> Update | None:
-    """What is told of a job that need not or must not be begun; None for one that may."""
-    state = status_of(job).state
-    if state == JobState.DONE:
-        return Update(job, state, steps=job.config.steps)
-    if state == JobState.RUNNING:
-        return Update(job, state)
-    if reason := held_back(job):
-        return Update(job, state, reason=f"held back: the first {ALIKE} of its kind to end all failed alike: {reason}")
-    return None
 
 
 def worker_environments(workers: int | None, n_jobs: int) -> list[dict[str, str]]:

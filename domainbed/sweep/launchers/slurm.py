@@ -12,12 +12,16 @@ from typing import Any
 from domainbed.errors import UsageError
 from domainbed.files import held
 from domainbed.sweep.job import Job
-from domainbed.sweep.launchers.base import Launcher, Update
-from domainbed.sweep.queue import answer, keep_tasks, read_queue, slurm_folder
+from domainbed.sweep.launchers.base import Launcher, Update, passed_over
+from domainbed.sweep.queue import answer, job_name, keep_tasks, read_queue, slurm_folder
 from domainbed.sweep.states import JobState, survey
+from domainbed.sweep.worker import deaf_to_ctrl_c
 
+# What --slurm_extra may not set, and who does.
+OURS = {"time": "by --slurm_time"} | dict.fromkeys(
+    ("array", "error", "job-name", "output", "signal"), "by the launcher"
+)
 NO_LIMIT = 10**6  # times that a task may be requeued; one that gets nowhere is not (`Task.checkpoint`)
-TAKEN = (JobState.QUEUED, JobState.RUNNING, JobState.DONE)
 
 
 class SlurmLauncher(Launcher):
@@ -43,16 +47,19 @@ class SlurmLauncher(Launcher):
         sweep_dir = jobs[0].folder.parent
         folder = slurm_folder(sweep_dir)
         if self.options["dry_run"]:
-            self._print_scripts(folder, self._tasks(jobs))
+            self._print_scripts(sweep_dir, self._tasks(jobs))
             return
         longest = max_array_size()
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder / "lock", f"Another launch submits jobs of {sweep_dir}; waiting for it."):
             statuses = survey(jobs, read_queue(sweep_dir))  # what another launch submitted, need not be submitted again
+            to_submit = []
             for job in jobs:
-                if statuses[job].state in TAKEN:
-                    yield Update(job, statuses[job].state)
-            tasks = self._tasks([job for job in jobs if statuses[job].state not in TAKEN])
+                if update := passed_over(job, statuses[job].state):
+                    yield update
+                else:
+                    to_submit.append(job)
+            tasks = self._tasks(to_submit)
             for first in range(0, len(tasks), longest):
                 if should_stop():
                     return
@@ -72,9 +79,10 @@ class SlurmLauncher(Launcher):
         folder = slurm_folder(sweep_dir)
         # A folder for each submission: in one that is used again, an old result makes a new task look done.
         executor = submitit.SlurmExecutor(folder=folder / "%A", max_num_timeout=NO_LIMIT)
-        executor.update_parameters(**self._parameters)
+        executor.update_parameters(**self._parameters | {"job_name": job_name(sweep_dir)})
         try:
-            with redirect_stderr(io.StringIO()):  # where submitit prints what its error tells as well
+            # submitit prints what its error tells as well. Ctrl-C would reach sbatch, too, with its work half done.
+            with redirect_stderr(io.StringIO()), deaf_to_ctrl_c():
                 submitted = executor.map_array(Task(self._minutes), tasks)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UsageError(f"sbatch refuses: {_sbatch_error(error)}") from error
@@ -87,10 +95,11 @@ class SlurmLauncher(Launcher):
         print(f"SLURM job {number}: {len(tasks)} tasks, {sum(map(len, tasks))} jobs; logs in {folder / number}")
         return (job for task in tasks for job in task)
 
-    def _print_scripts(self, folder: Path, tasks: Sequence[Sequence[Job]]) -> None:
+    def _print_scripts(self, sweep_dir: Path, tasks: Sequence[Sequence[Job]]) -> None:
         """The script of each array; without SLURM here, as if it took all tasks at once."""
         from submitit.slurm.slurm import _make_sbatch_string  # what its executor calls, which insists on an srun
 
+        folder = slurm_folder(sweep_dir)
         try:
             longest = max_array_size()
         except UsageError:
@@ -98,14 +107,16 @@ class SlurmLauncher(Launcher):
         for first in range(0, len(tasks), longest):
             n = len(tasks[first : first + longest])
             command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder / "%A")])
-            parameters = self._parameters | ({"map_count": n} if n > 1 else {})
+            parameters = self._parameters | {"job_name": job_name(sweep_dir)} | ({"map_count": n} if n > 1 else {})
             print(_make_sbatch_string(command=command, folder=folder / "%A", **parameters))
 
 
 def sbatch_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
     """What submitit writes into the script's head."""
+    extra = dict(_extra(word) for word in options["slurm_extra"])
+    if "no-requeue" not in extra:
+        extra = {"requeue": True} | extra  # a cluster may have it otherwise where nothing is said
     parameters = {
-        "job_name": "domainbed",
         "time": minutes(options["slurm_time"]),
         "partition": options["slurm_partition"],
         "gpus_per_node": options["slurm_gpus"] or None,
@@ -116,7 +127,9 @@ def sbatch_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
         "account": options["slurm_account"],
         "array_parallelism": options["slurm_array_parallelism"],
         "setup": options["slurm_setup"] or None,
-        "additional_parameters": dict(_extra(word) for word in options["slurm_extra"]),
+        "additional_parameters": extra,
+        # srun does not inherit it (since SLURM 22.05).
+        "srun_args": [f"--cpus-per-task={options['slurm_cpus']}"] if options["slurm_cpus"] else None,
     }
     return {name: value for name, value in parameters.items() if value is not None}
 
@@ -126,6 +139,8 @@ def _extra(word: str) -> tuple[str, Any]:
     key = key.strip().lstrip("-")
     if not key:
         raise UsageError(f"--slurm_extra {word!r} names no option of sbatch; write key=value, or key for a flag")
+    if key in OURS:
+        raise UsageError(f"--slurm_extra {word!r}: {key} is set {OURS[key]}")
     return key, value.strip() if equals else True
 
 

@@ -34,7 +34,9 @@ class Task:
 
     def __call__(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Train the jobs in order. Returns how each left, by the name of its folder."""
-        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+            os.environ["OMP_NUM_THREADS"] = cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._began = time.monotonic()
         self._progressed = False
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: calls `checkpoint`, and has SLURM start this again
@@ -49,8 +51,9 @@ class Task:
                 print(f"{job}: {outcome.end.value} {outcome.reason}".rstrip(), flush=True)
                 if asked_to_stop():
                     break
-                if outcome.end == End.FAILED and job is not jobs[-1]:
-                    # What the job left in this process (a broken CUDA context, say) must harm no other.
+                # What the job left in this process (a broken CUDA context, say) must harm no other. (Were its failure
+                # not written down, on a full disk, it would be tried again and again.)
+                if job is not jobs[-1] and status_of(job).state == JobState.FAILED:
                     os.execv(sys.executable, sys.orig_argv)
         if signal.SIGUSR2 in asked_to_stop.signals:
             requeue(signal.SIGUSR2, None)  # type: ignore[operator, misc]  # does not come back
@@ -60,9 +63,10 @@ class Task:
         return ends
 
     def checkpoint(self, jobs: Sequence[Job]) -> DelayedSubmission | None:
-        """What SLURM shall start again; None if all the time that there was did not bring the job on."""
+        """What SLURM shall start again; None if about all the time that there was did not bring the job on."""
         seconds = time.monotonic() - self._began
-        if not self._progressed and seconds > 60 * self.minutes - 240:
+        # The signal comes up to 150 s before the end of the time, which began before this process did.
+        if not self._progressed and seconds > min(60 * self.minutes / 2, 60 * self.minutes - 240):
             reason = f"no update and no evaluation got done in {seconds:.0f} s; give it more --slurm_time"
             note_failure(self._current.folder, reason)
             return None
