@@ -11,7 +11,7 @@ import pytest
 
 from domainbed.records import RESULTS_FILE, load_records
 from tests.images import write_tree
-from tests.scripts.test_sweep import children_of, wait_until
+from tests.processes import children_of, wait_until
 
 
 def rows_of(table: str, algorithm: str) -> list[str]:

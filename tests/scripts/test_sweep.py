@@ -19,6 +19,7 @@ from domainbed.scripts import cli, sweep, train
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.states import JobState, survey
+from tests.processes import children_of, is_alive, wait_until
 from tests.sweep.helpers import (
     LauncherHere,
     jobs_of,
@@ -27,7 +28,6 @@ from tests.sweep.helpers import (
     records,
     states,
     steps_recorded,
-    wait_until,
 )
 from tests.sweep.helpers import begin as begin_quickly
 
@@ -105,18 +105,6 @@ def test_every_option_of_a_job_reaches_it(tmp_path: Path):
         again = train.config_of(train.parser().parse_args(words[words.index("domainbed.scripts.train") + 1 :]))
         assert again == job.config
         assert {name: getattr(again, name) for name in given} == given
-
-
-def children_of(pid: int) -> list[int]:
-    finished = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(word) for word in finished.stdout.split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def begin(words: list[str]) -> subprocess.Popen:

@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from domainbed.engine.train import train as train_job
 from domainbed.scripts import train
 from tests.engine.test_resume import BESIDE
 from tests.images import write_tree
+from tests.processes import children_of, is_alive, wait_until
 
 SLOW = """
 import os, time
@@ -36,25 +35,6 @@ if "Slow" not in ALGORITHMS:
             time.sleep(float(os.environ.get("SLOW", 0)))
             return super().update(minibatches, unlabeled)
 """
-
-
-def children_of(pid: int) -> list[int]:
-    finished = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(word) for word in finished.stdout.split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

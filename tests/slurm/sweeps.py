@@ -6,8 +6,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from domainbed.scripts import collect_results, sweep
 from domainbed.sweep.job import LOG_FILE, Job
 from domainbed.sweep.queue import read_queue, slurm_folder
 from domainbed.sweep.states import JobState, survey
+from tests.processes import wait_until
 from tests.slurm.gated import GATE
 
 ROOT = Path(__file__).parents[2]
@@ -150,13 +150,6 @@ def slurm_states() -> dict[str, tuple[str, str]]:
     """The state and the node of each task, also of those that have ended."""
     lines = slurm("squeue", "--noheader", "--all", "--array", "--states", "all", "--format", "%i|%T|%N").splitlines()
     return {task: (state, node) for task, state, node in (line.split("|") for line in lines)}
-
-
-def wait_until(condition: Callable[[], object], told: Callable[[], object] = str, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited too long; {told()}"
-        time.sleep(0.1)
 
 
 def trains(job: Job) -> bool:

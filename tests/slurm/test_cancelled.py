@@ -6,7 +6,8 @@ import pytest
 
 from domainbed.sweep.queue import read_queue
 from domainbed.sweep.states import JobState
-from tests.slurm.sweeps import Sweep, check_done_once, log_of, slurm, trains, undisturbed, wait_until, went_on_after
+from tests.processes import wait_until
+from tests.slurm.sweeps import Sweep, check_done_once, log_of, slurm, trains, undisturbed, went_on_after
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -16,6 +16,7 @@ import pytest
 
 from domainbed.engine.lock import Holder, holder_of
 from domainbed.sweep.job import Job
+from tests.processes import wait_until
 from tests.slurm.conftest import mend
 from tests.slurm.sweeps import (
     Finished,
@@ -26,7 +27,6 @@ from tests.slurm.sweeps import (
     slurm_states,
     trains,
     undisturbed,
-    wait_until,
     went_on_after,
 )
 

@@ -8,6 +8,7 @@ import pytest
 
 from domainbed.sweep.queue import read_queue, slurm_folder
 from domainbed.sweep.states import JobState
+from tests.processes import wait_until
 from tests.slurm.conftest import mend
 from tests.slurm.sweeps import (
     Sweep,
@@ -18,7 +19,6 @@ from tests.slurm.sweeps import (
     slurm_states,
     start,
     undisturbed,
-    wait_until,
     went_on_after,
 )
 

@@ -15,6 +15,7 @@ from domainbed.sweep.cancel import delete_jobs
 from domainbed.sweep.queue import keep_tasks
 from domainbed.sweep.remembered import remember
 from domainbed.sweep.states import JobState, status_of
+from tests.processes import wait_until
 from tests.sweep.helpers import (
     FOREIGN,
     begin,
@@ -28,7 +29,6 @@ from tests.sweep.helpers import (
     records,
     states,
     steps_recorded,
-    wait_until,
 )
 
 YES = "--skip_confirmation"

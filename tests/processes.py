@@ -1,0 +1,26 @@
+"""Looking at real processes, and waiting for what they do."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def children_of(pid: int) -> list[int]:
+    finished = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in finished.stdout.split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], object], told: Callable[[], object] = str, seconds: float = 240) -> None:
+    """Wait for it to be so; where it takes too long, the failure shows what `told` tells."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited too long; {told()}"
+        time.sleep(0.05)
