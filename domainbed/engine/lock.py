@@ -64,6 +64,10 @@ class Holder:
     first_step: int = 0
     seconds: float = 0.0
 
+    def rate(self) -> float:
+        """Updates a second since it took the job on, evaluations and loading included."""
+        return (self.step - self.first_step) / self.seconds if self.seconds else 0.0
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" + (f", SLURM job {self.slurm_job}" if self.slurm_job else "")
 

@@ -49,8 +49,7 @@ def sums(statuses: Mapping[Job, Status]) -> tuple[int, int, float]:
             done += job.config.steps
         elif status.holder:
             done += status.holder.step
-            if status.holder.seconds:
-                rate += (status.holder.step - status.holder.first_step) / status.holder.seconds
+            rate += status.holder.rate()
         elif status.state != JobState.NOT_LAUNCHED:
             record = last_record(job.folder)
             done += record["step"] + 1 if record else 0
@@ -83,8 +82,7 @@ def running(statuses: Mapping[Job, Status]) -> list[str]:
         if (holder := status.holder) is None:
             continue
         steps = job.config.steps
-        rate = (holder.step - holder.first_step) / holder.seconds if holder.seconds else 0
-        left = f", {duration((steps - holder.step) / rate)} left" if rate else ""
+        left = f", {duration((steps - holder.step) / holder.rate())} left" if holder.rate() else ""
         lines.append(f"{job}: {holder.step:,} of {steps:,} updates{left} ({holder})")
     return lines
 
