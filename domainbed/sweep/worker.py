@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TypeAlias
 
@@ -53,12 +53,16 @@ def serve(connection: Connection, environ: Mapping[str, str]) -> None:
 
 @contextmanager
 def deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started here never hear Ctrl-C: it reaches the whole process group, but is the launcher's to answer."""
-    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes started here never hear Ctrl-C: it reaches the whole process group, but is the launcher's to answer.
+
+    Which it does as soon as they are started: blocked, unlike ignored, the signal waits.
+    """
+    resource_tracker.ensure_running()  # where multiprocessing starts that, it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, answer)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent() -> None:

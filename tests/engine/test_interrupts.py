@@ -2,10 +2,20 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from domainbed.engine.interrupts import FROM_ANYONE, FROM_OUTSIDE, stop_on_signals
+
+
+@pytest.fixture(autouse=True)
+def as_from_a_terminal() -> Iterator[None]:
+    """Whatever the tests were started with (nohup ignores SIGHUP)."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in FROM_OUTSIDE}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize("signum", FROM_ANYONE, ids=lambda s: s.name)
@@ -38,6 +48,15 @@ def test_other_signals_twice_are_no_haste():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
         assert asked_to_stop()
+
+
+def test_what_was_ignored_is_ignored_still():
+    """As by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_on_signals() as asked_to_stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not asked_to_stop()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_ctrl_c_can_be_left_to_another():

@@ -1,6 +1,7 @@
 """`sweep status`, `cancel` and `delete_incomplete`, beside launches that run."""
 
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -78,17 +79,18 @@ def test_watched_to_the_end_and_a_launch_beside_another(tmp_path: Path, capsys: 
     """A second launch of jobs of which some are running trains the others, once each."""
     (slow := tmp_path / "slow").touch()
     given = {"how": "slow", "cause": str(slow)}
-    words = launch_words(tmp_path / "sweep", "--n_trials", 2, "--workers", 1, "--steps", 30, launcher="local", **given)
+    words = launch_words(tmp_path / "sweep", "--n_trials", 2, "--workers", 1, "--steps", 99, launcher="local", **given)
     jobs = jobs_of(words)
     first = begin(words, tmp_path / "first.log")
     try:
         wait_until(lambda: any(job.folder.joinpath("results.jsonl").exists() for job in jobs))
         second = begin(words, tmp_path / "second.log")
         wait_until(lambda: states(jobs).count(JobState.RUNNING) == 2)
+        threading.Timer(2, slow.unlink).start()
         assert main(["status", "--watch", "0.2", "--output_dir", tmp_path / "sweep"]) in (0, 3)
         shown = capsys.readouterr().out
         assert shown.count("Dataset") > 2
-        assert " of 30 updates" in shown
+        assert " of 99 updates" in shown
         for process in (first, second):
             process.join(60)
         codes = {first.exitcode, second.exitcode}
@@ -97,9 +99,9 @@ def test_watched_to_the_end_and_a_launch_beside_another(tmp_path: Path, capsys: 
     finally:
         first.kill()
     assert main(["status", "--watch", "--output_dir", tmp_path / "sweep"]) == 0, "nothing moves: it ends at once"
-    assert "6 of 6 jobs done; 180 of 180 updates\n" in capsys.readouterr().out
+    assert "6 of 6 jobs done; 594 of 594 updates\n" in capsys.readouterr().out
     assert states(jobs) == [JobState.DONE] * 6
-    assert [steps_recorded(job) for job in jobs] == [[0, 29]] * 6
+    assert [steps_recorded(job) for job in jobs] == [[0, 98]] * 6
 
 
 # --- cancel

@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from domainbed.engine.interrupts import stop_on_signals
 from domainbed.engine.lock import holder_of, locked
 from domainbed.errors import UsageError
 from domainbed.sweep.failures import Failure
@@ -15,6 +18,7 @@ from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.launchers.base import passed_over
 from domainbed.sweep.launchers.local import LocalLauncher, MultiGpuLauncher, worker_environments
 from domainbed.sweep.states import JobState, status_of
+from domainbed.sweep.worker import deaf_to_ctrl_c
 from tests.sweep.helpers import fill_folder, make_job, steps_recorded
 
 SIGKILLED = "its process was ended by SIGKILL (the kernel does so when memory runs out)"
@@ -199,3 +203,13 @@ def test_what_failed_in_another_launch_is_not_tried_again_by_this_one(tmp_path: 
     fill_folder(job, JobState.FAILED)
     update = passed_over(job)
     assert (update.state, update.reason) == (JobState.FAILED, "it has failed in another launch")
+
+
+def test_a_ctrl_c_while_a_worker_starts_is_the_launchers_and_not_lost():
+    program = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with stop_on_signals() as asked_to_stop:
+        with deaf_to_ctrl_c():
+            os.kill(os.getpid(), signal.SIGINT)
+            child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert asked_to_stop.signals == [signal.SIGINT]
+    assert child.stdout == "True\n"
