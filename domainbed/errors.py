@@ -11,6 +11,11 @@ class UsageError(ValueError):
     """
 
 
+def one_line(error: object) -> str:
+    """What an error tells, in one line."""
+    return " ".join(str(error).split())
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """The hint behind "unknown X": the names most like `name`, or all of them where none is."""
     names = [str(n) for n in names]

@@ -20,7 +20,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.figures import Figures, Told
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, one_line
 from domainbed.files import written_whole
 from domainbed.loading.base import Feed
 from domainbed.records import CHECKPOINT_FILE, RESULTS_FILE, cut_records, read_job, records_length
@@ -114,7 +114,7 @@ class Checkpoints:
             except (RuntimeError, ValueError, KeyError, AttributeError) as error:
                 raise UsageError(
                     f"{self._folder / CHECKPOINT_FILE} does not fit the algorithm as it is now; delete the folder to "
-                    f"begin the job anew ({type(error).__name__}: {' '.join(str(error).split())})"
+                    f"begin the job anew ({type(error).__name__}: {one_line(error)})"
                 ) from error
             self._feed.bad_images.update(saved["bad_images"])
             progress = Progress(saved["step"], saved["is_evaluated"], saved["figures"], saved["seconds"])

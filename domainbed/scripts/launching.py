@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed.errors import UsageError, near
+from domainbed.errors import UsageError, near, one_line
 from domainbed.scripts import cli
 from domainbed.sweep.launchers import LAUNCHERS
 
@@ -141,5 +141,5 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--launcher_config {file}: {error.strerror}") from error
     except Exception as error:  # of either library
-        raise UsageError(f"--launcher_config {file}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"--launcher_config {file}: {one_line(error)}") from error
     raise UsageError(f"--launcher_config {file}: its name must end in .yaml or .toml")

@@ -22,7 +22,7 @@ from domainbed.sweep.expected import longest_first
 from domainbed.sweep.failures import forgive, let_go
 from domainbed.sweep.follow import follow
 from domainbed.sweep.grid import make_jobs
-from domainbed.sweep.job import Job
+from domainbed.sweep.job import Job, absolute_paths
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.queue import Queue, ends_of, read_queue
 from domainbed.sweep.remembered import remember, remembered_jobs
@@ -110,9 +110,7 @@ def grid_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `make_jobs`, but for the sweep's folder. They hold wherever they are read again."""
     names = ("datasets", "algorithms", "n_hparams_from", "n_hparams", "n_trials", "leave_one_out")
     grid = {name: getattr(args, name) for name in (*names, *PASSED_ON, *cli.JOB_OPTIONS)}
-    for name in ("data_dir", "weights_dir", "cache"):
-        grid[name] = str(Path(grid[name]).absolute()) if grid[name] else grid[name]
-    return grid | {"imports": tuple(args.imports)}
+    return grid | absolute_paths(grid) | {"imports": tuple(args.imports)}
 
 
 def launch(args: argparse.Namespace) -> int:

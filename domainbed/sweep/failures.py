@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, one_line
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 
 # Written before a job begins, so that even on a full disk there is room to tell why it failed; it then becomes
@@ -98,7 +98,7 @@ def in_words(error: BaseException, folder: Path) -> str:
         where = error.filename or folder
         hints = {errno.ENOSPC: " (the disk is full)", errno.EDQUOT: " (your quota is used up)"}
         return f"{where}: {os.strerror(error.errno)}{hints.get(error.errno, '')}"
-    told = " ".join(str(error).split())
+    told = one_line(error)
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 

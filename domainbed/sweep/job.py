@@ -1,13 +1,21 @@
 """One job of a sweep: its folder, and its command line."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from domainbed.engine.config import JobConfig
 
 LOG_FILE = "log.txt"
 SWEEP_FOLDER = ".sweep"  # in the sweep's folder, beside the jobs': what concerns them together
+
+
+def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a job's arguments that are paths to what it reads, as they hold wherever they are read."""
+    given = {name: arguments[name] for name in ("data_dir", "weights_dir", "cache")}
+    return {name: str(Path(path).absolute()) for name, path in given.items() if path}
 
 
 @dataclass(frozen=True)
@@ -23,18 +31,8 @@ class Job:
         Its paths are absolute: it may run from another folder.
         """
 
-        def absolute(path: str | None) -> str | None:
-            return str(Path(path).absolute()) if path else path
-
-        return cls(
-            replace(
-                config,
-                data_dir=absolute(config.data_dir),
-                weights_dir=absolute(config.weights_dir),
-                cache=absolute(config.cache),
-                output_dir=str(sweep_dir.absolute() / config.name()),
-            )
-        )
+        folder = str(sweep_dir.absolute() / config.name())
+        return cls(replace(config, output_dir=folder, **absolute_paths(vars(config))))
 
     @property
     def folder(self) -> Path:

@@ -83,7 +83,7 @@ def read_queue(sweep_dir: Path) -> Queue | None:
     # Believed by name, too, for a copied sweep has the numbers of another, and a cluster may begin them anew.
     words = ["squeue", "--noheader", "--all", "--array", "--user", ",".join(sorted(owners))]
     words += ["--name", job_name(sweep_dir), "--format", "%i|%T"]
-    states = dict(line.split("|") for line in answer(words).splitlines() if "|" in line)
+    states = _states(words)
     return Queue(jobs, {task: states[task] for task in jobs if task in states})
 
 
@@ -102,12 +102,17 @@ def ends_of(sweep_dir: Path, names: Sequence[str]) -> dict[str, str]:
         ["squeue", "--noheader", "--all", "--array", "--states", "all", "--format", "%i|%T", "--jobs", submissions],
     ):
         try:
-            lines = [line.split("|") for line in answer(words).splitlines() if "|" in line]
+            states = _states(words)
         except UsageError:
             continue  # no slurmdbd; or SLURM has forgotten these tasks
-        states = {task: state.split()[0] for task, state in lines}  # "CANCELLED by 1000"
         return {name: f"{task} {states[task]}" for name, task in wanted.items() if task in states}
     return {}
+
+
+def _states(words: Sequence[str]) -> dict[str, str]:
+    """SLURM's state of each task, from a command that prints lines of the form task|state."""
+    lines = [line.split("|") for line in answer(words).splitlines() if "|" in line]
+    return {task: state.split()[0] for task, state in lines}  # "CANCELLED by 1000"
 
 
 def answer(words: Sequence[str]) -> str:

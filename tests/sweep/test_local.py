@@ -199,9 +199,9 @@ def test_a_worker_that_was_sent_home_harms_no_other_job(tmp_path: Path, quick_wo
 
 def test_what_failed_in_another_launch_is_not_tried_again_by_this_one(tmp_path: Path):
     job = make_job(tmp_path)
-    assert passed_over(job) is None
+    assert passed_over(job, status_of(job).state) is None
     fill_folder(job, JobState.FAILED)
-    update = passed_over(job)
+    update = passed_over(job, status_of(job).state)
     assert (update.state, update.reason) == (JobState.FAILED, "it has failed in another launch")
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from domainbed.sweep.failures import ALIKE, held_back
 from domainbed.sweep.job import Job
-from domainbed.sweep.states import JobState, status_of
+from domainbed.sweep.states import JobState
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Update:
     reason: str = ""
 
 
-def passed_over(job: Job, state: JobState | None = None) -> Update | None:
+def passed_over(job: Job, state: JobState, held_back: Callable[[Job], str] = held_back) -> Update | None:
     """What is told of a job that need not or must not be begun; None for one that may.
 
     Args:
         job: the job.
-        state: its state, where the caller knows it (None: look).
+        state: its state.
+        held_back: tells why no more of its kind are begun.
     """
-    state = state or status_of(job).state
     if state not in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE):
         reason = "it has failed in another launch" if state == JobState.FAILED else ""
         return Update(job, state, job.config.steps if state == JobState.DONE else 0, reason)

@@ -24,7 +24,7 @@ LOG_LINES = 8
 PATIENCE = 5  # seconds for a process to end by itself
 
 # A job that these end is not to blame, and can go on.
-FROM_OUTSIDE = {getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)}
+BLAMELESS = {getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)}
 
 
 class LocalLauncher(Launcher):
@@ -68,7 +68,7 @@ class LocalLauncher(Launcher):
 
         Jobs that another launch has taken on since are passed over and told of, and so are those of a kind that fails.
         """
-        while waiting and (update := passed_over(waiting[0])):
+        while waiting and (update := passed_over(waiting[0], status_of(waiting[0]).state)):
             waiting.popleft()
             yield update
         if not waiting or not worker.usable:
@@ -140,7 +140,8 @@ class _Worker:
         self.usable = word.end not in (End.FAILED, End.STOPPED)  # after which it ends
         if word.end == End.FAILED:
             return Update(self.job, JobState.FAILED, reason=_with_log(self.job, word.reason))
-        return passed_over(self.job) or Update(self.job, status_of(self.job).state)
+        state = status_of(self.job).state
+        return passed_over(self.job, state) or Update(self.job, state)
 
     def _died(self, exitcode: int | None) -> Update:
         """What is told of a job whose process ended without a word."""
@@ -148,7 +149,7 @@ class _Worker:
         as_asked = exitcode == 0 or (self.is_stopping and exitcode == -signal.SIGTERM)  # before it had begun the job
         if as_asked or is_done(self.job.folder):
             return Update(self.job, status_of(self.job).state)
-        if exitcode is not None and -exitcode in FROM_OUTSIDE:
+        if exitcode is not None and -exitcode in BLAMELESS:
             return Update(self.job, JobState.INCOMPLETE, reason=_with_log(self.job, reason))
         note_failure(self.job.folder, reason)
         note_outcome(self.job, reason)

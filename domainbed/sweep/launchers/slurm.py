@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed.errors import UsageError
 from domainbed.files import held
+from domainbed.sweep.failures import held_back
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.base import Launcher, Update, passed_over
 from domainbed.sweep.queue import answer, job_name, keep_tasks, read_queue, slurm_folder
@@ -53,9 +54,10 @@ class SlurmLauncher(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder / "lock", f"Another launch submits jobs of {sweep_dir}; waiting for it."):
             statuses = survey(jobs, read_queue(sweep_dir))  # what another launch submitted, need not be submitted again
+            reasons = {kind: held_back(job) for kind, job in {job.kind: job for job in jobs}.items()}
             to_submit = []
             for job in jobs:
-                if update := passed_over(job, statuses[job].state):
+                if update := passed_over(job, statuses[job].state, lambda job: reasons[job.kind]):
                     yield update
                 else:
                     to_submit.append(job)
