@@ -95,6 +95,6 @@ def import_modules(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except UsageError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             hint = "; give its name without .py" if name.endswith(".py") else ""
             raise UsageError(f"can't import your module {name}: {type(error).__name__}: {error}{hint}") from error

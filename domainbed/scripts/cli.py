@@ -113,6 +113,11 @@ def add_job_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def add_import_option(p: argparse.ArgumentParser) -> None:
+    """Add --import."""
+    p.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules to import")
+
+
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run a command line. A UsageError ends it with one line and status 2, Ctrl-C with status 130."""
     try:

@@ -24,7 +24,7 @@ from domainbed.sweep.follow import follow
 from domainbed.sweep.grid import make_jobs
 from domainbed.sweep.job import Job, absolute_paths
 from domainbed.sweep.launchers import LAUNCHERS
-from domainbed.sweep.queue import Queue, ends_of, read_queue
+from domainbed.sweep.queue import ends_of, queue_if_it_answers, read_queue
 from domainbed.sweep.remembered import remember, remembered_jobs
 from domainbed.sweep.states import JobState, Status, survey, tally
 
@@ -88,9 +88,7 @@ def add_launch_options(launch: cli.Parser) -> None:
     launch.add_argument("--skip_model_save", action="store_true", help="let the jobs leave no model.pkl")
     cli.add_job_options(launch)
     launch.add_argument("--skip_confirmation", action="store_true", help="don't ask before starting")
-    launch.add_argument(
-        "--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules to import"
-    )
+    cli.add_import_option(launch)
     add_launcher_options(launch)
 
 
@@ -230,15 +228,6 @@ def exit_status(statuses: Mapping[Job, Status]) -> int:
     """As STATUS tells."""
     states = {s.state for s in statuses.values()}
     return 0 if states == {JobState.DONE} else 1 if JobState.FAILED in states else 3
-
-
-def queue_if_it_answers(sweep_dir: Path) -> Queue | None:
-    """To look, without the queue is better than not at all."""
-    try:
-        return read_queue(sweep_dir)
-    except UsageError as error:
-        print(f"warning: {error}; what is queued can't be told", file=sys.stderr)
-        return None
 
 
 def remove_leftovers(statuses: Mapping[Job, Status]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def read_queue(sweep_dir: Path) -> Queue | None:
     words += ["--name", job_name(sweep_dir), "--format", "%i|%T"]
     states = _states(words)
     return Queue(jobs, {task: states[task] for task in jobs if task in states})
+
+
+def queue_if_it_answers(sweep_dir: Path) -> Queue | None:
+    """To look, without the queue is better than not at all."""
+    try:
+        return read_queue(sweep_dir)
+    except UsageError as error:
+        print(f"warning: {error}; what is queued can't be told", file=sys.stderr)
+        return None
 
 
 def ends_of(sweep_dir: Path, names: Sequence[str]) -> dict[str, str]:

@@ -5,13 +5,13 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UsageError
 from domainbed.registry import import_modules
-from domainbed.sweep.grid import make_jobs
+from domainbed.sweep.grid import Run, make_job, make_runs
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 
 
@@ -26,25 +26,44 @@ def remember(sweep_dir: Path, arguments: Mapping[str, Any]) -> None:
         os.replace(mine, path)
 
 
+def warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
+def remembered_launches(
+    sweep_dir: Path, tell: Callable[[str], object] = warn
+) -> list[tuple[dict[str, Any], list[Run]]]:
+    """The arguments of each launch into this folder, the first one first, and the runs that it asked for.
+
+    Its `imports` are imported. A launch that can't be made any more is left out, and `tell` is called with a line.
+    """
+    launches = []
+    for path in sorted(_folder(sweep_dir).glob("*.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            arguments = json.loads(path.read_text(encoding="utf-8"))
+            arguments["imports"] = tuple(arguments["imports"])
+            import_modules(arguments["imports"])
+            runs = list(make_runs(**arguments))
+            for run in {(run.dataset, run.algorithm): run for run in runs}.values():
+                make_job(run, str(sweep_dir), arguments)  # of each kind one, to see that it can be made
+        except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:  # UsageError is a ValueError
+            tell(f"the launch that {path} tells of is left out: {error}")
+            continue
+        launches.append((arguments, runs))
+    return launches
+
+
 def remembered_jobs(sweep_dir: Path) -> list[Job]:
     """The jobs of all launches into this folder.
 
     Raises:
         UsageError: there was none.
     """
-    launches = sorted(_folder(sweep_dir).glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not launches:
+    if not _folder(sweep_dir).is_dir():
         raise UsageError(f"--output_dir {sweep_dir} holds no sweep: nothing was launched there")
     jobs: dict[Path, Job] = {}
-    for launch in launches:
-        try:
-            arguments = json.loads(launch.read_text(encoding="utf-8"))
-            arguments["imports"] = tuple(arguments["imports"])
-            import_modules(arguments["imports"])
-            of_launch = make_jobs(output_dir=str(sweep_dir), **arguments)
-        except (ValueError, KeyError, TypeError) as error:  # UsageError is a ValueError
-            print(f"warning: the launch that {launch} tells of is left out: {error}", file=sys.stderr)
-            continue
+    for arguments, runs in remembered_launches(sweep_dir):
+        of_launch = [make_job(run, str(sweep_dir), arguments) for run in runs]
         jobs |= {job.folder: job for job in of_launch}
     if not jobs:
         raise UsageError(f"no launch into {sweep_dir} can be read any more")

@@ -81,6 +81,8 @@ def _names(folder: Path) -> set[str]:
     """What is in a folder, by one listing."""
     try:
         return set(os.listdir(folder))
+    except PermissionError:
+        return {folder.name}  # something, if we can't know what
     except (FileNotFoundError, NotADirectoryError):
         return set()
 
