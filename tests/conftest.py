@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from domainbed.datasets.mnist import FILES, missing_files
+from domainbed.reporting.load import load_sweep
 
 torch.set_num_threads(2)
 # Started in the background, a shell's commands ignore Ctrl-C, and so would the processes that tests start and stop.
@@ -102,6 +104,12 @@ def make_record(
     hparams = {"batch_size": 64, "lr": 0.001}
     figures = {"step": step, "epoch": step / 7, "loss": 0.7, "step_time": 0.01, "mem_gb": 0.0}
     return {**accuracies, **figures, "args": args, "hparams": hparams}
+
+
+def read_sweep(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The records in a sweep's folder, and what was told of them."""
+    sweep = load_sweep(str(folder))
+    return sweep.records, sweep.problems
 
 
 def write_sweep(folder: Path, records: list[dict], done: bool = True) -> Path:

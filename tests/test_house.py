@@ -20,8 +20,8 @@ FROM_THE_GROUND_UP = [
     "model_selection",
     "records",
     "engine",
-    "reporting",
     "sweep",
+    "reporting",
     "scripts",
 ]
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domainbed.model_selection import SELECTION_METHODS, TRIAL, best_hparams
-from domainbed.records import load_records
-from domainbed.reporting.tables import AVERAGE, averages, summarise
-from tests.conftest import make_record, write_sweep
+from domainbed.model_selection import SELECTION_METHODS, TRIAL, WITH_PAIRS, best_hparams
+from domainbed.reporting.load import load_sweep
+from domainbed.reporting.tables import AVERAGE, algorithms_of, averages, datasets_of, environment_names, summarise
+from tests.conftest import make_record, read_sweep, write_sweep
 from tests.reference import METHODS, dataset_table, trial_accuracy
 
 N_ENVIRONMENTS = {"ColoredDigits": 3, "Elsewhere": 4}
@@ -50,13 +50,18 @@ def test_every_choice_and_every_cell(records: list[dict], shuffle):
         return
     with tempfile.TemporaryDirectory() as folder:
         written = list(records)
-        shuffle.shuffle(written)  # neither the order of jobs nor that of lines may matter
-        frame, problems = load_records(str(write_sweep(Path(folder), written)))
-    assert problems == []
+        shuffle.shuffle(written)  # the order of jobs may not matter
+        written.sort(key=lambda record: record["step"])
+        sweep = load_sweep(str(write_sweep(Path(folder), written)))
+    frame = sweep.records
+    assert sweep.problems == []
     datasets = {r["args"]["dataset"] for r in records}
     for method in METHODS:
-        best = best_hparams(SELECTION_METHODS[method](frame))
-        cells = summarise(frame, best).set_index(["dataset", "algorithm", "environment"])
+        all_chosen = SELECTION_METHODS[method](frame)
+        best = best_hparams(all_chosen)
+        named = {dataset: environment_names(frame, dataset) for dataset in datasets_of(sweep.runs)}
+        cells = summarise(sweep.runs, all_chosen, named, algorithms_of(sweep.runs), method in WITH_PAIRS)
+        cells = cells.set_index(["dataset", "algorithm", "environment"])
         means: dict[str, list] = {}
         for dataset, algorithm in itertools.product(datasets, sorted({r["args"]["algorithm"] for r in records})):
             n = N_ENVIRONMENTS[dataset]
@@ -88,7 +93,7 @@ def test_every_choice_and_every_cell(records: list[dict], shuffle):
 
 def frame_of(*records: dict) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
-        return load_records(str(write_sweep(Path(folder), list(records))))[0]
+        return read_sweep(write_sweep(Path(folder), list(records)))[0]
 
 
 def test_training_domain_by_hand():

@@ -7,8 +7,8 @@ import pytest
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.errors import UsageError, near
-from domainbed.records import load_records
 from domainbed.registry import Registry, import_modules
+from tests.conftest import read_sweep
 
 
 def test_lists_builtin_names_first_and_imports_late():
@@ -122,7 +122,7 @@ def test_an_installed_package_brings_an_algorithm(installed: Path, run_module):
     launched = run_module("sweep", "launch", *args, "--n_hparams", 2, "--n_trials", 1, "--skip_confirmation", env=env)
     assert launched.returncode == 0, launched.stderr
     assert "6 done" in launched.stdout
-    records, _ = load_records(str(installed / "cwd" / "s"))
+    records, _ = read_sweep(installed / "cwd" / "s")
     assert set(records["algorithm"]) == {"HalfERM"}
     trained = run_module("train", "--dataset", "ColoredDigits", "--algorithm", "HalfERM", "--steps", 2, env=env)
     assert trained.returncode == 0, trained.stderr

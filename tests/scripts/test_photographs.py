@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.records import RESULTS_FILE, load_records
+from domainbed.records import RESULTS_FILE
+from tests.conftest import read_sweep
 from tests.images import write_tree
 from tests.processes import children_of, wait_until
 
@@ -37,7 +38,7 @@ def test_resnets_on_real_pacs_images(run_module, tmp_path: Path, pacs_dir: str):
     assert finished.returncode == 0, finished.stderr
     assert "8 done after" in finished.stdout
     assert len(list((tmp_path / "cache").glob("PACS-*.pack"))) == 4
-    records, problems = load_records(str(tmp_path / "sweep"))
+    records, problems = read_sweep(tmp_path / "sweep")
     assert not problems
     assert set(records["environments"]) == {("A", "C", "P", "S")}
     tables = run_module("collect_results", "--input_dir", tmp_path / "sweep").stdout

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from domainbed.records import append_record, load_records, mark_done, read_job
+from domainbed.records import append_record, mark_done, read_job
 from domainbed.scripts import cli, sweep, train
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.states import JobState, survey
+from tests.conftest import read_sweep
 from tests.processes import children_of, is_alive, wait_until
 from tests.sweep.helpers import (
     LauncherHere,
@@ -239,7 +240,7 @@ def test_records_without_a_checkpoint_are_replaced(tmp_path: Path, here: None, c
     (jobs[0].folder / "results.jsonl").write_text(torn)
     assert main(words) == 0
     assert "2 not launched, 1 incomplete" in capsys.readouterr().out
-    frame, problems = load_records(str(folder))
+    frame, problems = read_sweep(folder)
     assert problems == []
     assert frame.groupby("folder")["step"].apply(list).tolist() == [[0, 2]] * 3
 
