@@ -1,77 +1,79 @@
-"""The tables as text, in DomainBed's form: `mean +/- error`, one decimal."""
+"""The tables as text, in DomainBed's form (`mean +/- error`), and as markdown."""
 
-import pandas as pd
+from collections.abc import Sequence
+
 from tabulate import tabulate
 
-from domainbed.model_selection import SELECTION_METHODS, best_hparams
-from domainbed.reporting.tables import AVERAGE, averages, summarise
-
-MISSING = "X"
-FEWER = "*"
-UNFINISHED = "~"
+from domainbed.reporting.layout import Cell, Table
+from domainbed.reporting.report import Report, versus_rows
 
 
-def report(records: pd.DataFrame) -> str:
-    """All tables of a sweep: for each selection method the datasets' and the averages."""
-    sections = [_progress(records)]
-    for name in SELECTION_METHODS:
-        best = best_hparams(SELECTION_METHODS[name](records))
-        sections.append(f"==== Model selection: {name} ====")
-        if best.empty:
-            sections.append(_why_empty(name))
-            continue
-        cells = summarise(records, best)
-        for dataset, of_dataset in cells.groupby("dataset", sort=False):
-            sections.append(f"{dataset}\n{_table(of_dataset, 'environment')}")
-        sections.append(f"Averages\n{_table(averages(cells), 'dataset')}")
-    return "\n\n".join(sections)
+def text(report: Report) -> str:
+    """For people who read a terminal."""
+    sections = [report.progress]
+    for section in report.sections:
+        sections.append(f"==== Model selection: {section.selection} ====")
+        sections += [section.why_empty] if section.why_empty else []
+        for table in section.tables:
+            rows = _rows(table, "+/-", indent="  ")
+            sections.append("\n".join([table.name, _tabulated(["Algorithm", *table.columns], rows), *table.notes]))
+        if section.versus is not None:
+            title, headers, rows, note = versus_rows(report, section)
+            sections.append("\n".join([title, _tabulated(headers, rows), note]))
+    sections += ["\n".join(lines) for lines in (report.notes, _problems(report)) if lines]
+    return "\n\n".join(sections) + "\n"
 
 
-def _progress(records: pd.DataFrame) -> str:
-    """How many jobs the tables rest on."""
-    done = records.groupby("folder")["done"].first()
-    line = f"{len(done)} jobs with records, {done.sum()} of them done"
-    if not done.all():
-        line += f", {(~done).sum()} unfinished"
-    return line
+def markdown(report: Report) -> str:
+    """For a page of GitHub's kind."""
+    sections = [report.progress]
+    for section in report.sections:
+        sections.append(f"## Model selection: {section.selection}")
+        sections += [section.why_empty] if section.why_empty else []
+        for table in section.tables:
+            rows = [[_escaped(word) for word in row] for row in _rows(table, "±", indent="")]
+            headers = ["Algorithm", *map(_escaped, table.columns)]
+            sections += [f"### {_escaped(table.name)}", _tabulated(headers, rows, "github"), *_listed(table.notes)]
+        if section.versus is not None:
+            title, headers, rows, note = versus_rows(report, section)
+            sections += [f"### {_escaped(title)}", _tabulated(headers, rows, "github"), note]
+    sections += ["\n".join(_listed(lines)) for lines in (report.notes, _problems(report)) if lines]
+    return "\n\n".join(sections) + "\n"
 
 
-def _why_empty(method: str) -> str:
-    if method == "leave-one-domain-out":
-        return "No table: it needs the runs with each pair of test environments (sweep launch --leave_one_out)."
-    return "No table: there is no run with a single test environment."
+def _rows(table: Table, plus_minus: str, indent: str) -> list[list[str]]:
+    """The table's rows as texts; beneath each algorithm, where it is compared, the published row and the difference."""
+
+    def number(cell: Cell) -> str:
+        return table.number(cell, plus_minus) + cell.mark
+
+    rows = []
+    for algorithm, cells in table.rows.items():
+        rows.append([algorithm, *map(number, cells)])
+        if table.is_compared(cells):
+            rows.append([f"{indent}published", *(table.published(cell, plus_minus) for cell in cells)])
+            rows.append([f"{indent}difference", *map(table.difference, cells)])
+    return rows
 
 
-def _table(cells: pd.DataFrame, columns: str) -> str:
-    """A row an algorithm, a column each value of `columns`, and below it what the marks mean."""
-    texts = cells.assign(text=[_cell(cell) for cell in cells.to_dict("records")])
-    order = [c for c in texts[columns].unique() if c != AVERAGE] + [AVERAGE]
-    wide = texts.pivot(index="algorithm", columns=columns, values="text")
-    wide = wide.reindex(index=texts["algorithm"].unique(), columns=order)
-    table = tabulate(
-        [[name, *row] for name, row in zip(wide.index, wide.to_numpy(), strict=True)],
-        headers=["Algorithm", *order],
-        colalign=["left", *["right"] * len(order)],
-        disable_numparse=True,
+def _tabulated(headers: Sequence[str], rows: list[list[str]], tablefmt: str = "simple") -> str:
+    alignment = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(
+        rows, headers, tablefmt, colalign=alignment, disable_numparse=True, preserve_whitespace=tablefmt == "simple"
     )
-    notes = []
-    if cells["mean"].isna().any():
-        notes.append(f"{MISSING}: no run to choose from, or an average over such a cell")
-    fewer = cells[cells["mean"].notna() & (cells["trials"] < cells["of_trials"])]
-    if len(fewer):
-        which = [f"{c['algorithm']} {c[columns]} {c['trials']} of {c['of_trials']}" for c in fewer.to_dict("records")]
-        notes.append(f"{FEWER}: from fewer trials than there are: {', '.join(which)}")
-    if (cells["mean"].notna() & (cells["unfinished"] > 0)).any():
-        notes.append(f"{UNFINISHED}: from runs that are not finished; what they have recorded so far counts")
-    if (cells["error"].notna() & (cells["trials"] == 1)).any():
-        notes.append("A single trial has no spread: its +/- 0.0 says nothing.")
-    return "\n".join([table, *notes])
 
 
-def _cell(cell: dict) -> str:
-    if pd.isna(cell["mean"]):
-        return MISSING
-    text = f"{cell['mean']:.1f}"
-    if not pd.isna(cell["error"]):
-        text += f" +/- {cell['error']:.1f}"
-    return text + (FEWER if cell["trials"] < cell["of_trials"] else "") + (UNFINISHED if cell["unfinished"] else "")
+def _problems(report: Report) -> list[str]:
+    problems = report.sweep.problems
+    return ["Left out, or odd:", *problems] if problems else []
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    return ["\n".join(f"* {_escaped(line)}" for line in lines)] if lines else []
+
+
+def _escaped(text: str) -> str:
+    """Markdown's own signs, as they are."""
+    for sign in "\\*_~|<":
+        text = text.replace(sign, f"\\{sign}")
+    return text

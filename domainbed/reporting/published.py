@@ -1,0 +1,42 @@
+"""What papers printed: DomainBed's tables of 2020, Fishr's and Fish's averages. Accuracies in percent."""
+
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from domainbed.datasets import BENCHMARK
+from domainbed.reporting.tables import AVERAGE
+
+DRAWS, TRIALS = 20, 3  # with which they were made; and each dataset's own number of steps
+
+
+class Published(NamedTuple):
+    """A printed accuracy, its standard error (NaN where none was printed), and where it was printed."""
+
+    accuracy: float
+    error: float
+    source: str
+
+
+def published(selection: str, dataset: str, environment: str, algorithm: str) -> Published | None:
+    """What was printed in a dataset's table (`environment` may be AVERAGE), if anything was."""
+    return _cells().get((selection, dataset, environment, algorithm))
+
+
+def published_average(selection: str, datasets: list[str], algorithm: str) -> Published | None:
+    """What was printed as the average over datasets; it is over the benchmark's seven."""
+    return published(selection, AVERAGE, AVERAGE, algorithm) if set(datasets) == set(BENCHMARK) else None
+
+
+@cache
+def _cells() -> dict[tuple[str, str, str, str], Published]:
+    file = resources.files("domainbed") / "reporting" / "published" / "results.csv"
+    with file.open(encoding="utf-8") as text:
+        # Algorithms and environments are names, whatever they look like ("0" is one of RotatedMNIST).
+        cells = pd.read_csv(text, dtype={"environment": str})
+    keys = cells[["selection", "dataset", "environment", "algorithm"]].itertuples(index=False, name=None)
+    values = cells[["accuracy", "stderr", "source"]].astype({"stderr": np.float64}).itertuples(index=False, name=None)
+    return {key: Published(*value) for key, value in zip(keys, values, strict=True)}

@@ -1,0 +1,302 @@
+"""Each format of a small sweep with holes, against kept files, the slow reference, and a real TeX."""
+
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from domainbed.errors import UsageError
+from domainbed.model_selection import SELECTION_METHODS
+from domainbed.reporting.latex import escaped
+from domainbed.reporting.layout import AVERAGES, Wanted
+from domainbed.reporting.load import load_sweep
+from domainbed.reporting.published import published
+from domainbed.reporting.report import Report, make_report
+from domainbed.reporting.statistics import bootstrap_interval
+from domainbed.scripts import sweep as sweep_script
+from domainbed.scripts.collect_results import FORMATS, main
+from domainbed.sweep.remembered import remember
+from tests.conftest import make_record, write_sweep
+from tests.reference import dataset_table
+from tests.reporting.sweeps import ENDINGS, GOLDEN, TWO, golden_records, golden_report, in_format, write_golden_sweep
+
+ENVIRONMENTS = {"ColoredMNIST": ["+90%", "+80%", "-90%"], "PACS": ["A", "C", "P", "S"]}
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    return golden_report(write_golden_sweep(tmp_path / "a_sweep"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_as_kept(report: Report, name: str):
+    """`python -m tests.reporting.sweeps` makes these files anew."""
+    assert in_format(report, name) == (GOLDEN / f"report.{ENDINGS[name]}").read_text()
+
+
+def test_every_figure_is_the_slow_references(tmp_path: Path):
+    records = golden_records()
+    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted())
+    cells = pd.read_csv(io.StringIO(FORMATS["csv"](report)), dtype={"column": str})
+    cells = cells.set_index(["selection", "table", "algorithm", "column"])
+    compared = 0
+    for method, (dataset, names), algorithm in itertools.product(SELECTION_METHODS, ENVIRONMENTS.items(), TWO):
+        of_kind = [r for r in records if (r["args"]["dataset"], r["args"]["algorithm"]) == (dataset, algorithm)]
+        reference = dataset_table(method, of_kind, dataset, algorithm, len(names))
+        for column, expected in reference.items():
+            name = "Avg" if column == "Avg" else names[column]
+            if (method, dataset, algorithm, name) not in cells.index:
+                assert method == "leave-one-domain-out"
+                continue
+            cell = cells.loc[(method, dataset, algorithm, name)]
+            if expected is None:
+                assert np.isnan(cell["mean"])
+            else:
+                assert (cell["mean"], cell["standard_error"]) == pytest.approx(expected, abs=1e-9)
+                compared += 1
+    assert compared == 2 * 2 * (4 + 5) + 2 * 4  # two methods on both, leave-one-domain-out on ColoredMNIST
+
+
+def test_ranks_are_means_over_datasets_of_places(tmp_path: Path):
+    """Two share the first place of one dataset; one that lacks a dataset has no rank, and costs nobody a place."""
+    accuracies = {"ERM": (0.5, 0.9), "CORAL": (0.5, 0.8), "IRM": (0.4, 0.7), "Half": (0.6, None)}
+    records = [
+        make_record(dataset, algorithm, (env,), in_acc=(accuracy,) * 3)
+        for algorithm, of_algorithm in accuracies.items()
+        for dataset, accuracy in zip(("ColoredMNIST", "ColoredDigits"), of_algorithm, strict=True)
+        for env in range(3 if accuracy is not None else 0)
+    ]
+    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted(["training-domain"]))
+    (averages,) = [table for table in report.sections[0].tables if table.name == AVERAGES]
+    assert averages.columns[-2:] == ["Avg", "Rank"]
+    ranks = {algorithm: cells[-1].mean for algorithm, cells in averages.rows.items()}
+    assert ranks.pop("Half") != ranks["ERM"]  # NaN
+    assert ranks == {"ERM": (1.5 + 1) / 2, "CORAL": (1.5 + 2) / 2, "IRM": 3.0}
+    assert [cells[-1].place for cells in averages.rows.values()] == [1, 2, 0, 0], "the lowest rank is the best"
+
+
+def test_what_is_printed_alike_is_equally_good(tmp_path: Path):
+    accuracies = {"A": 0.70001, "B": 0.70004, "C": 0.69, "D": 0.68}
+    records = [
+        make_record("ColoredDigits", a, (env,), in_acc=(x,) * 3) for a, x in accuracies.items() for env in range(3)
+    ]
+    sweep = load_sweep(str(write_sweep(tmp_path, records)))
+
+    def places(decimals: int) -> list[int]:
+        table = make_report(sweep, Wanted(["training-domain"], decimals=decimals)).sections[0].tables[0]
+        return [cells[0].place for cells in table.rows.values()]
+
+    assert places(1) == [1, 1, 2, 0]
+    assert places(3) == [2, 1, 0, 0]
+    assert places(0) == [1, 1, 2, 0]
+
+
+def test_published_figures_stand_beside_ours(report: Report):
+    (table,) = [t for t in report.sections[0].tables if t.name == "PACS"]
+    photo = table.rows["ERM"][2]
+    assert (photo.column, photo.reference) == ("P", published("training-domain", "PACS", "P", "ERM"))
+    assert photo.reference == (97.2, 0.3, "DomainBed 7df6f06 (2020)")
+    assert photo.difference == pytest.approx(photo.mean - 97.2)
+    assert [cell.reference is None for cell in table.rows["Fishr"]] == [True] * 4 + [False], (
+        "its paper has averages only"
+    )
+    assert published("test-domain", "PACS", "Avg", "Fish").source == "Fishr talk slides (ICML 2022)"
+    assert np.isnan(published("test-domain", "PACS", "Avg", "Fish").error)
+    rotated = [published("training-domain", "RotatedMNIST", str(angle), "ERM") for angle in range(0, 90, 15)]
+    assert all(rotated), "environments that look like numbers are names"
+
+
+def test_the_published_average_is_for_the_whole_benchmark_only(tmp_path: Path):
+    datasets = {"ColoredMNIST": 3, "RotatedMNIST": 6, "VLCS": 4, "PACS": 4, "OfficeHome": 4, "TerraIncognita": 4}
+    datasets["DomainNet"] = 6
+    for n in (7, 6):
+        records = [
+            make_record(dataset, "ERM", (env,), in_acc=(0.5,) * of, out_acc=(0.5,) * of)
+            for dataset, of in list(datasets.items())[:n]
+            for env in range(of)
+        ]
+        folder = write_sweep(tmp_path / str(n), records)
+        report = make_report(load_sweep(str(folder)), Wanted(["training-domain"], compare_published=True))
+        average = report.sections[0].tables[-1].rows["ERM"][-2]
+        assert average.column == "Avg"
+        assert (average.reference is not None) == (n == 7)
+    assert published("training-domain", "Avg", "Avg", "ERM").accuracy == 66.6
+
+
+def test_bootstrap_intervals_of_a_cell_and_of_the_averages(tmp_path: Path):
+    rng = np.random.RandomState(1)
+    accuracies = rng.rand(2, 3, 4)  # [datasets, environments, trials]
+    records = [
+        make_record(dataset, "ERM", (env,), trial, in_acc=(accuracies[d, env, trial],) * 3)
+        for d, dataset in enumerate(("ColoredMNIST", "ColoredDigits"))
+        for env, trial in itertools.product(range(3), range(4))
+    ]
+    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted(["training-domain"], bootstrap=True))
+    digits, mnist, averages = report.sections[0].tables
+    assert (digits.name, mnist.name) == ("ColoredDigits", "ColoredMNIST")
+    first, average = mnist.rows["ERM"][0], mnist.rows["ERM"][-1]
+    assert (first.low, first.high) == pytest.approx(bootstrap_interval(100 * accuracies[0, :1].T))
+    assert (average.low, average.high) == pytest.approx(bootstrap_interval(100 * accuracies[0].T))
+    over_all = averages.rows["ERM"][-2]
+    scores = 100 * np.concatenate([accuracies[1], accuracies[0]]).T
+    assert (over_all.low, over_all.high) == pytest.approx(bootstrap_interval(scores))
+    assert mnist.number(first) == f"{first.mean:.1f} [{first.low:.1f}, {first.high:.1f}]"
+
+
+def test_json_holds_everything(report: Report):
+    told = json.loads(FORMATS["json"](report))
+    assert {cell["table"] for cell in told["cells"]} == {*ENVIRONMENTS, AVERAGES}
+    missing = [c for c in told["cells"] if (c["algorithm"], c["column"]) == ("50%_off & more", "A")]
+    assert [cell["mean"] for cell in missing] == [None] * 3
+    assert [cell["runs_asked"] for cell in missing] == [0] * 3
+    (fishr,) = [
+        c
+        for c in told["cells"]
+        if (c["selection"], c["table"], c["algorithm"], c["column"])
+        == ("training-domain", "ColoredMNIST", "Fishr", "+80%")
+    ]
+    assert (fishr["runs_asked"], fishr["runs_done"], fishr["runs_incomplete"]) == (4, 3, 1)
+    of_cell = [
+        r for r in told["best"] if (r["selection"], r["algorithm"], r["test_env"]) == ("training-domain", "Fishr", 1)
+    ]
+    mean = np.mean([100 * r["test_acc"] for r in of_cell if r["dataset"] == "ColoredMNIST"])
+    assert mean == pytest.approx(fishr["mean"])
+    assert len(told["versus"]) == 3 * (2 + 1)
+    assert len(told["problems"]) == 4
+
+
+# --- LaTeX
+
+
+@pytest.mark.parametrize("name", ["latex", "latex-fragment"])
+def test_tex_compiles_it(report: Report, tmp_path: Path, name: str):
+    if shutil.which("pdflatex") is None:
+        assert not os.environ.get("DOMAINBED_TEST_TEX"), "DOMAINBED_TEST_TEX is set, and there is no pdflatex"
+        pytest.skip("there is no pdflatex")
+    told = FORMATS[name](report)
+    if name == "latex-fragment":
+        (tmp_path / "tables.tex").write_text(told)
+        told = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{tables}\end{document}"
+    (tmp_path / "report.tex").write_text(told)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=200)
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    assert "Missing character" not in finished.stdout
+    assert "Overfull" not in finished.stdout
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_each_column_has_its_best_in_bold_and_its_second_underlined(report: Report):
+    (table,) = [table for table in report.sections[0].tables if table.name == "PACS"]
+    tex = FORMATS["latex-fragment"](report)
+    rows = tex[tex.index(r"\label{tab:training-domain-PACS}") :].split("\n")
+    rows = {
+        line.split(" & ")[0]: line.removesuffix(r" \\").split(" & ")[1:] for line in rows[: rows.index(r"\end{table}")]
+    }
+    for i, column in enumerate(table.columns):
+        means = sorted({round(table.rows[a][i].mean, 1) for a in TWO}, reverse=True)
+        for algorithm in TWO:
+            is_best = round(table.rows[algorithm][i].mean, 1) == means[0]
+            sign = r"\textbf{" if is_best else r"\underline{"
+            assert rows[algorithm][i].startswith(sign), (column, algorithm)
+
+
+def test_names_are_escaped():
+    assert escaped(r"a_b%c&d#e$f{g}h~i^j\k<l>m|n") == (
+        r"a\_b\%c\&d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k\textless{}l\textgreater{}m"
+        r"\textbar{}n"
+    )
+
+
+# --- the command line
+
+
+def test_only_what_is_asked_for_in_the_order_of_the_asking(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_sweep(tmp_path, golden_records())
+    words = ["--input_dir", str(tmp_path), "--datasets", "PACS", "ColoredMNIST", "--algorithms", "Fishr", "ERM"]
+    main([*words, "--selection", "OracleSelectionMethod", "--decimals", "3"])
+    out = capsys.readouterr().out
+    assert re.findall(r"==== Model selection: (.*) ====", out) == ["test-domain"]
+    assert out.index("\nPACS\n") < out.index("\nColoredMNIST\n") < out.index("\nAverages\n")
+    assert re.findall(r"^(Fishr|ERM|50)", out, flags=re.MULTILINE) == ["Fishr", "ERM"] * 3
+    assert re.search(r"\d\.\d{3} \+/- \d\.\d{3}", out)
+    main([*words, "--selection", "training-domain", "IIDAccuracySelectionMethod", "--versus", "Fishr", "ERM"])
+    assert capsys.readouterr().out.count("Fishr against ERM") == 1
+
+
+def test_a_file_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    sweep, output = write_sweep(tmp_path / "sweep", golden_records()), tmp_path / "report.md"
+    words = ["--input_dir", str(sweep), "--format", "markdown", "--output", str(output)]
+    main(words)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.endswith(f"written to {output}\n")
+    whole = output.read_text()
+    assert "| Fishr" in whole
+
+    def fail(_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(FORMATS, "markdown", fail)
+    with pytest.raises(OSError, match="No space"):
+        main(words)
+    assert output.read_text() == whole
+
+
+def test_what_is_no_file_is_written_into_not_replaced(tmp_path: Path):
+    sweep = write_sweep(tmp_path / "sweep", golden_records())
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    main(["--input_dir", str(sweep), "--output", str(pipe)])
+    assert "==== Model selection" in reader.communicate(timeout=60)[0]
+    assert pipe.is_fifo()
+    target.write_text("before")
+    link.symlink_to(target)
+    main(["--input_dir", str(sweep), "--output", str(link)])
+    assert link.is_symlink()
+    assert "==== Model selection" in target.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--versus", "ERM", "ERM"], "--versus ERM ERM: name two different algorithms"),
+        (["--versus", "ERM", "VREx"], "--versus VREx: this sweep has no such runs"),
+        (["--versus", "ERM", "Fishr", "--algorithms", "ERM"], "--versus Fishr: --algorithms leaves it out"),
+        (["--versus", "ERM", "Fishr", "--format", "csv"], "--versus has no place among the cells of --format csv"),
+        (["--datasets", "PCAS"], "--datasets PCAS: this sweep has no such runs; did you mean PACS?"),
+        (["--algorithms", "Fisher"], "--algorithms Fisher: this sweep has no such runs; did you mean Fishr?"),
+        (["--selection", "all", "bogus"], "unknown selection method 'bogus'"),
+    ],
+)
+def test_mistakes_that_only_the_sweep_shows(tmp_path: Path, words: list[str], told: str):
+    write_sweep(tmp_path, golden_records())
+    with pytest.raises(UsageError, match=re.escape(told)):
+        main(["--input_dir", str(tmp_path), *words])
+
+
+def test_a_dataset_without_a_record_has_its_columns(tmp_path: Path):
+    """Folder's environments are then known by number only; intervals and comparisons go without it."""
+    args = sweep_script.parser().parse_args(
+        ["launch", "--datasets", "Folder", "--data_dir", str(tmp_path / "tree"), "--algorithms", "ERM", "Fishr",
+         "--n_trials", "1", "--n_hparams", "1", "--output_dir", str(tmp_path / "sweep")]
+    )  # fmt: skip
+    for environment in ("a", "b"):
+        (tmp_path / "tree" / environment / "dog").mkdir(parents=True)
+        (tmp_path / "tree" / environment / "dog" / "1.png").write_bytes(b"")
+    remember(write_sweep(tmp_path / "sweep", golden_records()), sweep_script.grid_of(args))
+    wanted = Wanted(["training-domain"], bootstrap=True, versus=("Fishr", "ERM"))
+    report = make_report(load_sweep(str(tmp_path / "sweep")), wanted)
+    (folder,) = [table for table in report.sections[0].tables if table.name == "Folder"]
+    assert folder.columns == ["env0", "env1", "Avg"]
+    assert all(cell.is_missing for cell in folder.cells)
+    assert folder.rows["ERM"][0].counts == "0 of 1 trials, 0 of 1 runs done (1 not launched)"
