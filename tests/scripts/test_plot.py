@@ -1,0 +1,132 @@
+"""The command that draws a sweep: what it writes, what it says, and when it refuses."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from domainbed.errors import UsageError
+from domainbed.reporting import plots
+from domainbed.reporting.load import load_sweep
+from domainbed.scripts.plot import main
+from tests.conftest import make_record, write_sweep
+
+
+@pytest.fixture
+def sweep_dir(tmp_path: Path) -> Path:
+    """Two algorithms, three test environments, two draws, two records each."""
+    r = np.random.RandomState(0)
+    records = []
+    for algorithm, env, seed, step in itertools.product(("ERM", "Fishr"), range(3), range(2), (0, 100)):
+        in_acc, out_acc = tuple(r.uniform(size=3)), tuple(r.uniform(size=3))
+        record = make_record("ColoredDigits", algorithm, (env,), 0, seed, step, in_acc, out_acc)
+        record["hparams"]["lr"] = 10.0 ** -(3 + seed)
+        records.append(record)
+    return write_sweep(tmp_path / "sweep", records)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_every_picture_as_png_and_pdf(sweep_dir: Path, capsys: pytest.CaptureFixture):
+    main(["--input_dir", str(sweep_dir), "--dpi", "50"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    written = files(sweep_dir / "plots")
+    stems = ["bars-training-domain", "in_out-ColoredDigits", "figures-ColoredDigits-training-domain"]
+    for algorithm in ("ERM", "Fishr"):
+        stems += [f"{kind}-ColoredDigits-{algorithm}-training-domain" for kind in ("curves", "hparams")]
+    assert set(written) == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    for name, content in written.items():
+        assert str(sweep_dir / "plots" / name) in out
+        if name.endswith(".pdf"):
+            assert content.startswith(b"%PDF")
+            assert content.rstrip().endswith(b"%%EOF")
+        else:
+            with Image.open(sweep_dir / "plots" / name) as image:
+                image.load()
+                assert image.width == 275
+                assert image.info["Title"].endswith(".")
+    assert out.endswith(f"7 pictures in {sweep_dir / 'plots'}, as PNG and PDF\n")
+
+
+def test_the_same_data_give_the_same_bytes_and_the_pictures_do_no_harm(sweep_dir: Path, tmp_path: Path):
+    before = load_sweep(str(sweep_dir))
+    for folder in ("one", "two/deep"):
+        main(["--input_dir", str(sweep_dir), "--algorithms", "Fishr", "--output_dir", str(tmp_path / folder)])
+    assert files(tmp_path / "one") == files(tmp_path / "two" / "deep")
+    main(["--input_dir", str(sweep_dir), "--algorithms", "Fishr"])
+    after = load_sweep(str(sweep_dir))  # with the folder plots among the jobs'
+    assert after.problems == before.problems
+    assert len(after.records) == len(before.records)
+
+
+def test_one_algorithm_by_domainbeds_name_of_the_oracle(sweep_dir: Path):
+    main(["--input_dir", str(sweep_dir), "--selection", "OracleSelectionMethod", "--algorithms", "Fishr", "Fishr"])
+    assert {path.stem for path in (sweep_dir / "plots").iterdir()} == {
+        "bars-test-domain",
+        "in_out-ColoredDigits",
+        "figures-ColoredDigits-test-domain",
+        "curves-ColoredDigits-Fishr-test-domain",
+        "hparams-ColoredDigits-Fishr-test-domain",
+    }
+
+
+def test_what_is_left_out_is_told_and_is_no_failure(sweep_dir: Path, capsys: pytest.CaptureFixture):
+    main(["--input_dir", str(sweep_dir), "--selection", "leave-one-domain-out"])
+    out, err = capsys.readouterr()
+    assert {path.name for path in (sweep_dir / "plots").iterdir()} == {
+        "in_out-ColoredDigits.png",
+        "in_out-ColoredDigits.pdf",
+    }
+    assert "1 picture in" in out
+    assert all(line.startswith("no ") and "--leave_one_out" in line for line in err.splitlines())
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--datasets", "ColoredDigit"], "--datasets ColoredDigit: this sweep has no such runs; did you mean ColoredD"),
+        (["--algorithms", "ERM", "Fishy"], "--algorithms Fishy: this sweep has no such runs; did you mean Fishr"),
+        (["--selection", "test_domain"], "unknown selection method 'test_domain'; did you mean test-domain"),
+        (["--dpi", "0"], r"--dpi must lie in \[10, 2400\], not 0"),
+    ],
+)
+def test_mistakes(sweep_dir: Path, args: list[str], message: str):
+    with pytest.raises(UsageError, match=message):
+        main(["--input_dir", str(sweep_dir), *args])
+    assert not (sweep_dir / "plots").exists()
+
+
+def test_nothing_to_draw(tmp_path: Path):
+    write_sweep(tmp_path, [make_record(test_envs=(0, 1))])
+    with pytest.raises(UsageError, match="has nothing to draw"):
+        main(["--input_dir", str(tmp_path)])
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_picture_that_can_not_be_written_leaves_the_one_before(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    main(["--input_dir", str(sweep_dir), "--dpi", "40"])
+    before = files(sweep_dir / "plots")
+
+    def write(figure, file, kind, dpi, caption):
+        file.write(b"half a picture")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(plots, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        main(["--input_dir", str(sweep_dir), "--dpi", "80"])
+    assert files(sweep_dir / "plots") == before
+
+
+def test_in_a_process_of_its_own(sweep_dir: Path, run_module):
+    """Without a display."""
+    finished = run_module(
+        "plot", "--input_dir", sweep_dir, env={"MPLBACKEND": "TkAgg", "PATH": "", "HOME": str(sweep_dir)}
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert len(list((sweep_dir / "plots").iterdir())) == 14
