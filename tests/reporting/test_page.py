@@ -1,0 +1,340 @@
+"""The page of small sweeps, read by a parser: sound HTML that needs nothing else, and says what the report says."""
+
+import base64
+import json
+import os
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import unquote, unquote_to_bytes
+from xml.etree.ElementTree import Element, TreeBuilder
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from domainbed.model_selection import SELECTION_METHODS
+from domainbed.reporting import plots
+from domainbed.reporting.layout import AVERAGES, Wanted
+from domainbed.reporting.load import load_sweep
+from domainbed.reporting.page import anchor, page
+from domainbed.reporting.report import Report, make_report
+from domainbed.reporting.tables import AVERAGE, RANK
+from tests.conftest import make_record, write_sweep
+
+VOID = {"meta", "link", "img", "input", "br"}
+
+
+@pytest.fixture(autouse=True)
+def few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Two small plots in place of the many: one a selection's own, the other the same for all."""
+    if "slow" in request.keywords:
+        return
+
+    def all_figures(sweep, selection, datasets, algorithms, tell) -> Iterator[tuple[str, str, Figure]]:
+        for stem, caption in ((f"bars-{selection}", f"Bars of <{selection}>"), ("all", "Of all runs")):
+            yield stem, caption, Figure(figsize=(1, 1))
+        tell("no picture of the rest")
+
+    monkeypatch.setattr(plots, "all_figures", all_figures)
+
+
+class Sound(HTMLParser):
+    """HTML as a tree. Every element must be closed where it belongs, and have an attribute once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tree, self.open = TreeBuilder(), []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"<{tag}> has an attribute twice: {attrs}"
+        self.tree.start(tag, {name: value or "" for name, value in attrs})
+        self.open.append(tag)
+        if tag in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+        self.tree.end(tag)
+
+    def handle_data(self, data):
+        if self.open:
+            self.tree.data(data)
+
+
+def parsed(html: str) -> Element:
+    """The page's tree, once it is sound and refers to nothing outside."""
+    assert html.startswith("<!DOCTYPE html>\n")
+    reader = Sound()
+    reader.feed(html)
+    reader.close()
+    assert not reader.open
+    root = reader.tree.close()
+    ids = [e.get("id") for e in root.iter() if "id" in e.attrib]
+    assert len(set(ids)) == len(ids)
+    for element in root.iter():
+        assert not {name for name in element.attrib if name.startswith("on")}
+        assert not element.get("src", "data:").removeprefix("data:").startswith("http")
+        assert element.get("src", "data:").startswith("data:")
+        href = element.get("href", "")
+        assert element.tag == "a" or href in ("", "data:,")
+        assert "//" not in href.partition("#")[0], href
+        assert not href.startswith("#") or href[1:] in ids, href
+        if element.tag == "th":
+            assert element.get("scope") in ("col", "row", "rowgroup")
+        if element.tag == "table":
+            assert text_of(element.find("caption"))
+    assert not re.search(r"url\(|@import|https?:", html.replace("'none'", ""))
+    assert [e.tag for e in root.iter() if e.tag in ("script", "style", "link")] == ["link", "style", "script"]
+    return root
+
+
+def text_of(element: Element | None) -> str:
+    assert element is not None
+    return " ".join("".join(element.itertext()).split())
+
+
+def of_class(element: Element, name: str) -> list[Element]:
+    return [e for e in element.iter() if name in e.get("class", "").split()]
+
+
+def by_id(root: Element, *names: str) -> Element:
+    (found,) = (e for e in root.iter() if e.get("id") == anchor(*names))
+    return found
+
+
+def reported(folder: Path, **wanted) -> Report:
+    return make_report(load_sweep(str(folder)), Wanted(list(SELECTION_METHODS), **wanted))
+
+
+def with_holes(folder: Path) -> Path:
+    """Two datasets, two algorithms; a run that is not done, a cell without runs, a trial too few."""
+    records, unfinished = [], []
+    for dataset in ("ColoredDigits", "ColoredMNIST"):
+        for i, algorithm in enumerate(("ERM", "Fishr")):
+            for env, trial in ((e, t) for e in range(3) for t in range(2)):
+                inside = (0.3 + trial / 100, 0.5 + i / 20 + env / 10, 0.8 - i / 30)
+                record = make_record(dataset, algorithm, (env,), trial, 1, 300, inside, inside)
+                record["hparams"] |= {"lr": 1e-3 + trial / 7, "words": ["a", trial], "resnet18": False}
+                if (dataset, algorithm, env) == ("ColoredMNIST", "Fishr", 1):
+                    continue
+                if (algorithm, env, trial) == ("ERM", 2, 1):
+                    continue
+                (unfinished if (algorithm, env) == ("Fishr", 2) else records).append(record)
+    write_sweep(folder, records)
+    return write_sweep(folder, unfinished, done=False)
+
+
+@pytest.mark.parametrize(
+    "wanted", [{}, {"bootstrap": True, "decimals": 3}, {"compare_published": True, "versus": ("Fishr", "ERM")}]
+)
+def test_every_cell_says_what_the_report_says(tmp_path: Path, wanted: dict):
+    report = reported(with_holes(tmp_path), **wanted)
+    root = parsed(page(report, tmp_path))
+    compared = marked = 0
+    for section in report.sections:
+        for table in section.tables:
+            printed = by_id(root, section.selection, table.name).find(".//table")
+            assert printed is not None
+            headers = [text_of(th) for th in printed.findall("thead/tr/th")]
+            assert headers == ["Algorithm", *table.columns]
+            rows = printed.findall("tbody/tr")
+            for row, (algorithm, cells) in zip(rows, table.rows.items(), strict=True):
+                header, *printed_cells = row
+                assert (header.text or "").strip() == algorithm
+                for td, cell in zip(printed_cells, cells, strict=True):
+                    (figure,) = of_class(td, "figure")
+                    assert text_of(figure) == table.number(cell, "±") + cell.mark
+                    assert [e.tag for e in figure if e.tag in "bu"] == [["b"], ["u"]][cell.place - 1] * (cell.place > 0)
+                    assert ("data-value" in td.attrib) != cell.is_missing
+                    marked += cell.is_missing + bool(cell.mark)
+                    if below := td.findall("small"):
+                        assert [text_of(e) for e in below] == [table.published(cell, "±"), table.difference(cell)]
+                        compared += cell.reference is not None
+            told = text_of(by_id(root, section.selection, table.name))
+            for note in table.notes:
+                for word in note.split(" ("):
+                    assert word.removesuffix(")") in told
+    assert marked > 10
+    assert (compared > 10) == ("compare_published" in wanted)
+    assert ("Paired comparison" in text_of(root)) == ("versus" in wanted)
+    empty = by_id(root, "leave-one-domain-out")
+    assert "No table: it needs the runs with each pair" in text_of(empty)
+    assert not list(empty.iter("table"))
+
+
+def test_each_figure_leads_to_its_runs(tmp_path: Path):
+    sweep, here = with_holes(tmp_path / "a sweep, 100 % #1?"), tmp_path / "pages" / "of mine"
+    here.mkdir(parents=True)
+    report = reported(sweep)
+    root = parsed(page(report, here))
+    parents = {child: parent for parent in root.iter() for child in parent}
+    for section in report.sections:
+        for table in section.tables:
+            for td in by_id(root, section.selection, table.name).findall(".//table")[0].findall("tbody/tr/td"):
+                row = list(parents[td])
+                column, algorithm = table.columns[row.index(td) - 1], text_of(row[0])
+                (cell,) = (c for c in table.rows[algorithm] if c.column == column)
+                link = td.find("a")
+                assert (link is None) == (column == RANK)
+                if link is None:
+                    continue
+                target = by_id(root, *(unquote(name) for name in link.get("href", "")[1:].split("/")))
+                assert link.get("title") == cell.counts
+                if table.name == AVERAGES:
+                    datasets = list(report.names) if column == AVERAGE else [column]
+                    if column == AVERAGE:
+                        leads_to = [a.get("href") for a in target.iter("a")]
+                        assert leads_to == ["#" + anchor(section.selection, d, algorithm) for d in datasets]
+                    continue
+                assert cell.counts in text_of(target)
+                told_once = text_of(by_id(root, section.selection, table.name, algorithm).find("p"))
+                best = section.best
+                best = best[(best["dataset"] == table.name) & (best["algorithm"] == algorithm)]
+                if column != AVERAGE:
+                    best = best[best["test_env"] == table.columns.index(column)]
+                links = [a for a in target.iter("a") if a.get("href", "").endswith("/")]
+                folders = [Path(os.path.normpath(here / unquote(a.get("href", "")))) for a in links]
+                assert folders == [sweep / f for f in best["folder"]]
+                assert all((f / "results.jsonl").is_file() for f in folders)
+                for a, run in zip(links, best.itertuples(), strict=True):
+                    told = [text_of(e) for e in parents[parents[a]]]
+                    assert told[0] == str(run.trial_seed)
+                    assert told[1:4] == [f"{100 * run.val_acc:.1f}", f"{100 * run.test_acc:.1f}", "300"]
+                    assert told[4] == ("incomplete" if (algorithm, run.test_env) == ("Fishr", 2) else "done")
+                    assert told[6] == "1"
+                    assert f"{1e-3 + run.trial_seed / 7:.4g}" in told or "lr" in told_once
+                assert links or cell.is_missing
+
+
+def test_hyperparameters_that_differ_have_columns_and_the_others_are_told_once(tmp_path: Path):
+    root = parsed(page(reported(with_holes(tmp_path)), tmp_path))
+    row = by_id(root, "training-domain", "ColoredDigits", "Fishr")
+    assert "In all of the chosen ones: batch_size 64, resnet18 False." in text_of(row.find("p"))
+    assert [text_of(th) for th in row.findall(".//thead/tr/th")][7:] == ["lr", "words"]
+    (_, first, second, *_) = row.findall(".//tbody/tr")
+    assert [text_of(e) for e in first][7:] == ["0.001", '["a", 0]']
+    assert [text_of(e) for e in second][7:] == ["0.1439", '["a", 1]']
+
+
+EVIL = [
+    "</script><script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "{{ 7 * 7 }} %41 &amp; 数 ü",
+    "a b#c/d",
+]
+
+
+def test_names_are_only_names(tmp_path: Path):
+    folder = tmp_path / "<b>sweep</b> & 'co' %41 #1"
+    for i, (dataset, algorithm, env) in enumerate((d, a, e) for d in EVIL for a in EVIL for e in range(3)):
+        record = make_record(dataset, algorithm, (env,), 0, 0, 0, (i / 99, 0.5, 0.2), (0.5, 0.5, 0.5))
+        record["environments"] = EVIL[:3]
+        record["hparams"] |= {EVIL[0]: EVIL[1]}
+        job = folder / f"job {i} javascript:alert(1) <&'\"%41#?"
+        job.mkdir(parents=True)
+        (job / "results.jsonl").write_text(json.dumps(record) + "\n")
+    html = page(reported(folder), tmp_path)
+    root = parsed(html)
+    assert "<script>alert" not in html
+    assert text_of(root.find(".//h1")) == folder.name
+    for dataset in EVIL:
+        for algorithm in EVIL:
+            assert text_of(by_id(root, "test-domain", dataset, algorithm).find("h4")).startswith(algorithm)
+            for env in EVIL[:3]:
+                (link,) = (
+                    a.get("href", "")
+                    for a in by_id(root, "test-domain", dataset, algorithm, env).iter("a")
+                    if not a.get("href", "").startswith("#")
+                )
+                assert (tmp_path / unquote(link) / "results.jsonl").is_file()
+    assert f"{EVIL[0]} {EVIL[1]}" in text_of(root)
+
+
+def test_a_folder_that_is_not_utf8(tmp_path: Path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/sweep\xff"))
+    html = page(reported(write_sweep(folder, [make_record(test_envs=(e,)) for e in range(3)])), tmp_path)
+    links = {a.get("href", "") for a in parsed(html).iter("a") if a.get("href", "").startswith("sweep")}
+    assert len(links) == 3
+    assert all(os.path.isdir(os.fsencode(tmp_path) + b"/" + unquote_to_bytes(link)) for link in links)
+    html.encode()
+
+
+def test_what_is_missing(tmp_path: Path):
+    report = reported(with_holes(tmp_path))
+    (section,) = (e for e in parsed(page(report, tmp_path)).iter("section") if e.get("id") == "/missing")
+    headers, *rows = [[text_of(cell) for cell in row] for row in section.iter("tr")]
+    assert headers == ["Dataset", "Algorithm", "Environment", "asked for", "done", "incomplete", "not launched"]
+    assert rows == [
+        ["ColoredDigits", "ERM", "-90%", "2", "1", "0", "1"],
+        ["ColoredDigits", "Fishr", "-90%", "2", "0", "2", "0"],
+        ["ColoredMNIST", "ERM", "-90%", "2", "1", "0", "1"],
+        ["ColoredMNIST", "Fishr", "+80%", "2", "0", "0", "2"],
+        ["ColoredMNIST", "Fishr", "-90%", "2", "0", "2", "0"],
+    ]
+
+
+def test_missing_pairs_are_told_by_the_selection_that_needs_them(tmp_path: Path):
+    sets = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
+    accuracies = (0.5, 0.6, 0.7)
+    records = [make_record("ColoredDigits", a, s, 0, 0, 0, accuracies) for a in ("ERM", "IRM") for s in sets]
+    sweep = write_sweep(tmp_path, records[:-1])
+    (section,) = (e for e in parsed(page(reported(sweep), tmp_path)).iter("section") if e.get("id") == "/missing")
+    _, *rows = section.iter("tr")
+    assert [[text_of(cell) for cell in row] for row in rows] == [
+        ["ColoredDigits", "IRM", "+80%", "3", "2", "1"],
+        ["ColoredDigits", "IRM", "-90%", "3", "2", "1"],
+    ]
+    assert all(a.get("href", "").startswith("#leave-one-domain-out/ColoredDigits/IRM/") for a in section.iter("a"))
+
+
+def test_nothing_is_missing(tmp_path: Path):
+    sweep = write_sweep(tmp_path, [make_record(test_envs=(e,)) for e in range(3)])
+    (section,) = (e for e in parsed(page(reported(sweep), tmp_path)).iter("section") if e.get("id") == "/missing")
+    assert text_of(section) == "What is missing Nothing is missing."
+
+
+def test_only_pairs_are_no_table_and_not_all_there_is(tmp_path: Path):
+    report = reported(write_sweep(tmp_path, [make_record(test_envs=(0, 1))]))
+    told = text_of(parsed(page(report, tmp_path)))
+    assert told.count("No table: it needs") == 3
+    assert f"Nothing is missing from these tables, but not all is done: {report.progress}." in told
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_all_problems_are_told_and_many_are_folded_away(tmp_path: Path, n: int):
+    write_sweep(tmp_path, [make_record(test_envs=(e,), trial_seed=t) for e in range(3) for t in range(n // 3)])
+    for results in tmp_path.glob("*/results.jsonl"):
+        results.write_text(results.read_text() + "<torn")
+    report = reported(tmp_path)
+    assert len(report.sweep.problems) == n
+    root = parsed(page(report, tmp_path))
+    (notes,) = (e for e in root.iter("section") if e.get("id") == "/notes")
+    told = [text_of(e) for e in notes.iter("li")]
+    assert set(report.notes + report.sweep.problems) < set(told)
+    assert len(notes.findall("details")) == (n > 20)
+
+
+def test_plots_that_all_methods_share_are_there_once(tmp_path: Path):
+    root = parsed(page(reported(with_holes(tmp_path)), tmp_path))
+    captions = [img.get("alt") for img in root.iter("img")]
+    assert captions == ["Bars of <training-domain>", "Bars of <test-domain>", "Of all runs"]
+    assert all(img.get("src", "").startswith("data:image/png;base64,iVBOR") for img in root.iter("img"))
+    assert text_of(root).count("no picture of the rest") == 1
+
+
+@pytest.mark.slow
+def test_the_real_plots_are_in_the_page(tmp_path: Path):
+    records = [make_record(test_envs=(e,), trial_seed=t, step=s) for e in range(3) for t in range(2) for s in (0, 100)]
+    root = parsed(page(reported(write_sweep(tmp_path, records)), tmp_path))
+    images = list(root.iter("img"))
+    assert len(images) > 5
+    for img in images:
+        content = base64.b64decode(img.get("src", "").removeprefix("data:image/png;base64,"))
+        with Image.open(BytesIO(content)) as image:
+            assert image.size == (int(img.get("width", "")), int(img.get("height", "")))
+    captions = [img.get("alt") for img in images]
+    assert all(captions)
+    assert len(set(captions)) == len(captions)
