@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.records import load_records
-from domainbed.reporting.text import report
-from domainbed.scripts import collect_results, colored_mnist, download, sweep
+from domainbed.reporting.layout import Wanted
+from domainbed.reporting.load import load_sweep
+from domainbed.reporting.report import make_report
+from domainbed.reporting.text import text
+from domainbed.scripts import collect_results, colored_mnist, download, list_top_hparams, plot, sweep
 from domainbed.scripts.launching import with_config_file
 from domainbed.sweep.launchers.slurm import sbatch_parameters
 from tests.conftest import make_record, write_sweep
@@ -48,12 +50,14 @@ def test_every_command_line_parses():
     scripts = {
         "sweep": sweep,
         "collect_results": collect_results,
+        "list_top_hparams": list_top_hparams,
+        "plot": plot,
         "colored_mnist": colored_mnist,
         "download": download,
     }
     modules = {f"domainbed.scripts.{name}": module for name, module in scripts.items()}
     parsed = [modules[words[2]].parser().parse_args(words[3:]) for words in commands() if words[0] == "python"]
-    assert len(parsed) == 14
+    assert len(parsed) == 20
     for words in commands():
         if words[0].startswith("scripts/"):
             assert (ROOT / words[0]).is_file()
@@ -80,10 +84,10 @@ def test_the_quoted_tables_look_like_the_real_ones(tmp_path: Path):
         for algorithm in algorithms.split()
         for env, trial, hparams_seed in itertools.product(range(3), range(2), range(2))
     ]
-    frame, _ = load_records(str(write_sweep(tmp_path, records)))
     (quoted,) = [block for block in blocks("text") if "Model selection" in block]
-    quoted = quoted[quoted.index("84 jobs with records") : quoted.index("\nThese tables lie in")]
-    assert masked(quoted) == masked(report(frame))
+    quoted = quoted[quoted.index("84 runs asked for") : quoted.index("\n84 runs asked for: 84 done; written to")]
+    told = text(make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted()))
+    assert masked(quoted) == masked(told.partition("\n\nWhat was asked for is not kept here")[0])
 
 
 def masked(text: str) -> str:
