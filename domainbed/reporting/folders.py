@@ -62,6 +62,7 @@ def _look_at(folder: Path, names: Sequence[str]) -> Looked:
     looked = Looked({}, set(), [])
     for name in names:
         path = f"{folder}/{name}"  # pathlib would take as long as all the rest of this loop
+        is_done = os.path.exists(f"{path}/{DONE_FILE}")  # first: if it is, nothing is written after this
         try:
             stat = os.stat(f"{path}/{RESULTS_FILE}")
             looked.signatures[name] = stat.st_size, stat.st_mtime_ns
@@ -71,7 +72,7 @@ def _look_at(folder: Path, names: Sequence[str]) -> Looked:
         except OSError as error:
             looked.problems.append(f"{path}: {error.strerror}; left out")
             continue
-        if os.path.exists(f"{path}/{DONE_FILE}"):
+        if is_done:
             looked.done.add(name)
     return looked
 
