@@ -202,21 +202,21 @@ def _pictures(report: Report) -> tuple[dict[str, list[Picture]], list[Picture], 
         address = f"data:image/png;base64,{base64.b64encode(smaller.getvalue()).decode()}"
         return Picture(caption, address, *image.size)
 
-    drawn: dict[str, Picture] = {}
-    stems: dict[str, list[str]] = {}
+    drawn: dict[tuple[str, str], Picture] = {}  # by stem and caption, which together are of one plot alone
+    names: dict[str, list[tuple[str, str]]] = {}
     not_drawn: list[str] = []
     for section in report.sections:
-        stems[section.selection] = []
+        names[section.selection] = []
         if section.why_empty:
             continue
         figures = plots.all_figures(
             report.sweep, section.selection, list(report.names), report.algorithms, tell=not_drawn.append
         )
         for stem, caption, figure in tqdm(figures, f"plots, {section.selection}", unit=" plots", disable=None):
-            stems[section.selection].append(stem)
-            if stem not in drawn:  # the same stem is the same plot
-                drawn[stem] = picture(caption, figure)
-    counts = Counter(stem for of_section in stems.values() for stem in of_section)
-    common = [drawn[stem] for stem, n in counts.items() if n > 1]
-    own = {selection: [drawn[stem] for stem in names if counts[stem] == 1] for selection, names in stems.items()}
+            names[section.selection].append((stem, caption))
+            if (stem, caption) not in drawn:
+                drawn[stem, caption] = picture(caption, figure)
+    counts = Counter(name for of_section in names.values() for name in of_section)
+    common = [drawn[name] for name, n in counts.items() if n > 1]
+    own = {selection: [drawn[name] for name in those if counts[name] == 1] for selection, those in names.items()}
     return own, common, list(dict.fromkeys(not_drawn))
