@@ -32,6 +32,9 @@ CLASS_NAMES = {
 TRIAL = ["dataset", "algorithm", "test_env", "trial_seed"]
 RUN = [*TRIAL, "hparams_seed"]
 COLUMNS = [*RUN, "step", "folder", "val_acc", "test_acc"]
+PLAIN = dict.fromkeys(
+    ("dataset", "algorithm", "folder"), object
+)  # in what is chosen: no codes of a whole sweep's names
 
 
 @SELECTION_METHODS.register("training-domain")
@@ -174,8 +177,7 @@ def _best_of_each_run(records: pd.DataFrame, validate: Callable[[_Runs], np.ndar
             .assign(test_env=runs.test_env[best], val_acc=val_acc.to_numpy()[best], test_acc=test_acc[best])
         )
         chosen.append(of_best.sort_values("step").drop_duplicates("folder")[COLUMNS])
-    plain = dict.fromkeys(("dataset", "algorithm", "folder"), object)  # not codes of the whole sweep's names
-    chosen = [frame.astype(plain) for frame in chosen if len(frame)] or chosen
+    chosen = [frame.astype(PLAIN) for frame in chosen if len(frame)] or chosen
     return pd.concat(chosen).sort_values(RUN).reset_index(drop=True)
 
 

@@ -59,7 +59,7 @@ def test_every_choice_and_every_cell(records: list[dict], shuffle):
     for method in METHODS:
         all_chosen = SELECTION_METHODS[method](frame)
         best = best_hparams(all_chosen)
-        named = {dataset: environment_names(frame, dataset) for dataset in datasets_of(sweep.runs)}
+        named = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets_of(sweep.runs)}
         cells = summarise(sweep.runs, all_chosen, named, algorithms_of(sweep.runs), method in WITH_PAIRS)
         cells = cells.set_index(["dataset", "algorithm", "environment"])
         means: dict[str, list] = {}

@@ -2,13 +2,15 @@
 
 It may be deleted at any time. A file holds the jobs and the records of a part, two Arrow streams one after the other.
 It is never changed: jobs that have gone on since are read anew, into files of their own once they are MANY, and a file
-fewer than half of whose jobs are as they were is deleted.
+fewer than half of whose jobs are as they were is deleted. Of a sweep in which nothing at all has changed since, its
+jobs and what each method chose are kept, too, so that no record need be looked at again.
 """
 
+import hashlib
 import time
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +25,9 @@ from domainbed.reporting.reading import Part
 from domainbed.sweep.job import SWEEP_FOLDER
 
 MANY = 500  # fewer jobs are as quickly parsed again
-VERSION = f"1 of schema {SCHEMA_VERSION}".encode()  # of what reading.py makes of a job's folder
+# Of what reading.py makes of a job's folder, and model_selection.py of records.
+VERSION = f"1 of schema {SCHEMA_VERSION}".encode()
+WHOLE = "whole"  # the folder for what concerns a whole sweep
 STALE = 3600  # seconds after which what a killed process has left half-written is removed
 
 Signature = tuple[int, int]  # of a job's records: how many bytes, and when they were written, in nanoseconds
@@ -36,20 +40,7 @@ def cache_folder(sweep_dir: Path) -> Path:
 
 def keep(sweep_dir: Path, part: Part) -> Path | None:
     """Keep a part, in the file that is returned; None where the folder does not let us, which does no harm."""
-    buffer = pa.BufferOutputStream()
-    for table in part:
-        table = table.replace_schema_metadata({"version": VERSION})
-        with pa.ipc.new_stream(buffer, table.schema) as stream:
-            stream.write_table(table)
-    content = buffer.getvalue()
-    path = cache_folder(sweep_dir) / f"{uuid.uuid4().hex}-{_checksum(content)}.arrow"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            file.write(content)
-    except OSError:
-        return None
-    return path
+    return _write(cache_folder(sweep_dir), uuid.uuid4().hex, part)
 
 
 def kept(sweep_dir: Path, signatures: Mapping[str, Signature]) -> list[Part]:
@@ -87,6 +78,53 @@ def _remove(path: Path) -> None:
 
 def read(path: Path) -> Part | None:
     """A kept part; None for a file of another version, and for one that is damaged."""
+    tables = _tables(path, len(Part._fields))
+    return Part(*tables) if tables else None
+
+
+def state_of(signatures: Mapping[str, Signature], done: Container[str]) -> str:
+    """A name for how the jobs of a sweep are: where any has changed, it is another."""
+    told = "\n".join(f"{name} {signature} {name in done}" for name, signature in sorted(signatures.items()))
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def memorise(sweep_dir: Path, state: str, what: str, table: pa.Table) -> None:
+    """Keep what was found out of a whole sweep in this state; what was, of others, is removed."""
+    folder = cache_folder(sweep_dir) / WHOLE
+    for path in folder.glob("*.arrow"):
+        if not path.name.startswith(state):
+            _remove(path)
+    _write(folder, f"{state}-{what}", [table])
+
+
+def recall(sweep_dir: Path, state: str, what: str) -> pa.Table | None:
+    """What was found out of a whole sweep in this state, if it was kept."""
+    for path in (cache_folder(sweep_dir) / WHOLE).glob(f"{state}-{what}-*.arrow"):
+        if tables := _tables(path, 1):
+            return tables[0]
+    return None
+
+
+def _write(folder: Path, stem: str, tables: Iterable[pa.Table]) -> Path | None:
+    """Write tables into a file whose name ends with its checksum; None where the folder does not let us."""
+    buffer = pa.BufferOutputStream()
+    for table in tables:
+        table = table.replace_schema_metadata({"version": VERSION})
+        with pa.ipc.new_stream(buffer, table.schema) as stream:
+            stream.write_table(table)
+    content = buffer.getvalue()
+    path = folder / f"{stem}-{_checksum(content)}.arrow"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            file.write(content)
+    except OSError:
+        return None
+    return path
+
+
+def _tables(path: Path, n: int) -> list[pa.Table] | None:
+    """The `n` tables in a file; None for one of another version, and for one that is damaged."""
     try:
         # Not mapped into memory: a mapped file that a network file system takes away ends this process.
         content = path.read_bytes()
@@ -96,12 +134,12 @@ def read(path: Path) -> Part | None:
         return None
     file = pa.BufferReader(content)
     tables = []
-    for _ in Part._fields:
+    for _ in range(n):
         with pa.ipc.open_stream(file) as stream:
             if stream.schema.metadata != {b"version": VERSION}:
                 return None
             tables.append(stream.read_all())
-    return Part(*tables)
+    return tables
 
 
 def _checksum(content: bytes | pa.Buffer) -> str:

@@ -1,22 +1,24 @@
 """A sweep's folder -> its records and its jobs, as tables."""
 
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError
+from domainbed.model_selection import CLASS_NAMES, PLAIN, choose
 from domainbed.records import RESULTS_FILE, RUN, read_job
-from domainbed.reporting.cache import MANY, keep, kept, read
+from domainbed.reporting.cache import MANY, Signature, keep, kept, memorise, read, recall, state_of
 from domainbed.reporting.folders import look
 from domainbed.reporting.reading import Part, read_part
 from domainbed.reporting.runs import runs_of
@@ -32,24 +34,45 @@ class Sweep:
 
     Attributes:
         folder: the sweep's.
-        records: a row a record: `folder`, `done`, the columns of records.RUN (`test_envs` as a tuple), `step`,
-            `environments` (their names, a tuple; empty where the record has none), and every `env…_acc`.
         jobs: a row a folder with records, which is its index: the columns of records.RUN, `done`, `environments`,
-            `steps` (how many updates it was asked for; NaN where it does not tell), `settings` (other arguments on
-            which the result depends, as text) and `hparams` (JSON).
+            `n_environments`, `steps` (how many updates it was asked for; NaN where it does not tell), `settings`
+            (other arguments on which the result depends, as text) and `hparams` (JSON).
         runs: a row a run that was asked for, or is there: the columns of records.RUN, `state` (a JobState) and `folder`
             (None where there are no records).
         is_remembered: whether the folder tells what was asked for. Otherwise taken for it are, for each dataset, all
             test environments, trials and draws that any algorithm has (and all pairs for one that has a pair).
         problems: what was left out or is odd, a line each.
+        state: names how the jobs' folders were (`cache.state_of`).
+        load_records: makes `records`, which a large sweep does without where nothing has changed.
     """
 
     folder: Path
-    records: pd.DataFrame
     jobs: pd.DataFrame
     runs: pd.DataFrame
     is_remembered: bool
     problems: list[str]
+    state: str
+    load_records: Callable[[], pd.DataFrame] = field(repr=False)
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """A row a record: `folder`, `done`, the columns of records.RUN (`test_envs` as a tuple), `step`, `environments`
+        (their names, a tuple; empty where the record has none), and every `env…_acc`."""
+        return self.load_records()
+
+    def chosen(self, selection: str) -> pd.DataFrame:
+        """The record that a selection method chooses from each run (`model_selection.choose`).
+
+        What our own methods choose is kept with a large sweep: in the same state, they choose the same.
+        """
+        is_kept = selection in CLASS_NAMES.values() and len(self.jobs) >= MANY
+        table = recall(self.folder, self.state, selection) if is_kept else None
+        if table is not None:
+            return table.to_pandas().astype(PLAIN)
+        chosen = choose(selection, self.records)
+        if is_kept:
+            memorise(self.folder, self.state, selection, pa.Table.from_pandas(chosen, preserve_index=False))
+        return chosen
 
     def hparams(self, folders: Iterable[str]) -> pd.DataFrame:
         """The hyperparameters of these jobs: a row a folder, which is the index, a column a hyperparameter."""
@@ -78,21 +101,24 @@ def load_sweep(input_dir: str) -> Sweep:
     if not folder.is_dir():
         raise UsageError(f"--input_dir {input_dir!r} is not a folder")
     signatures, done, problems = look(folder)
-    parts = kept(folder, signatures)
-    known = {name for part in parts for name in part.jobs["folder"].to_pylist()}
-    parts += _read_new(folder, [name for name in signatures if name not in known])
-    if not parts:
+    if not signatures:
         raise _no_records(input_dir, problems)
-    jobs, records = _joined(parts, done)
-    problems += [
+    state = state_of(signatures, done)
+    parts: list[Part] = []
+    table = recall(folder, state, "jobs")
+    if table is None:
+        parts = _parts(folder, signatures)
+        table = pa.concat_tables([part.jobs for part in parts])
+        if table.num_rows >= MANY:
+            memorise(folder, state, "jobs", table)
+    jobs = _categorical(table.to_pandas(), done)
+    problems += sorted(
         f"{folder / name / RESULTS_FILE}: {problem}"
         for name, told in zip(jobs["folder"], jobs["problems"], strict=True)
         if told != "[]"
         for problem in json.loads(told)
-    ]
+    )
     jobs = jobs[jobs["n_records"] > 0]
-    if jobs.empty:
-        raise _no_records(input_dir, problems)
     misfits = _misfits(jobs)
     problems += [f"{folder / name / RESULTS_FILE}: {why}; left out" for name, why in misfits.items()]
     jobs = jobs[~jobs["folder"].isin(list(misfits))]
@@ -100,12 +126,24 @@ def load_sweep(input_dir: str) -> Sweep:
     problems += _oddities(jobs, folder, stale)
     if jobs.empty:
         raise _no_records(input_dir, problems)
-    if stale or misfits:
-        records = records[~records["folder"].isin([*stale, *misfits])].reset_index(drop=True)
-        jobs = jobs[~jobs["folder"].isin(stale)]
-    jobs = jobs.set_index("folder")[[*RUN, "done", "environments", "steps", "settings", "hparams"]]
-    runs, is_remembered = runs_of(folder, jobs, records, problems.append)
-    return Sweep(folder, records, jobs, runs, is_remembered, problems)
+    jobs = jobs[~jobs["folder"].isin(stale)]
+    jobs = jobs.set_index("folder")[[*RUN, "done", "environments", "n_environments", "steps", "settings", "hparams"]]
+    runs, is_remembered = runs_of(folder, jobs, problems.append)
+
+    def load_records() -> pd.DataFrame:
+        records = _joined(parts or _parts(folder, signatures), done)
+        parts.clear()  # which are as large
+        left_out = [*stale, *misfits]
+        return records[~records["folder"].isin(left_out)].reset_index(drop=True) if left_out else records
+
+    return Sweep(folder, jobs, runs, is_remembered, problems, state, load_records)
+
+
+def _parts(folder: Path, signatures: Mapping[str, Signature]) -> list[Part]:
+    """All jobs in parts, those that were kept and those that are read anew."""
+    parts = kept(folder, signatures)
+    known = {name for part in parts for name in part.jobs["folder"].to_pylist()}
+    return parts + _read_new(folder, [name for name in signatures if name not in known])
 
 
 def _no_records(input_dir: str, problems: Sequence[str]) -> UsageError:
@@ -135,11 +173,22 @@ def _read_and_keep(folder: Path, names: Sequence[str], shall_be_kept: bool) -> P
     return (shall_be_kept and keep(folder, part)) or part
 
 
-def _joined(parts: Sequence[Part], done: Container[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All parts' jobs, with `done`, and their records, both as in Sweep.
+def _categorical(jobs: pd.DataFrame, done: Container[str]) -> pd.DataFrame:
+    """The jobs of parts, with `done`; what many have in common is categorical, environments are in tuples."""
+    for name in ("test_envs", "environments"):
+        texts = pd.Categorical(jobs[name])
+        values = pd.Index([tuple(json.loads(text)) for text in texts.categories], tupleize_cols=False)
+        jobs[name] = pd.Categorical.from_codes(texts.codes, values)
+    for name in ("dataset", "algorithm"):
+        jobs[name] = pd.Categorical(jobs[name])
+    return jobs.assign(done=[name in done for name in jobs["folder"]])
 
-    The records of a dataset's runs, with one test environment and with two, lie together, so that a selection method
-    needs no copy of them. What is the same for all of a job's records is categorical: a code a record.
+
+def _joined(parts: Sequence[Part], done: Container[str]) -> pd.DataFrame:
+    """All parts' records, as in Sweep.
+
+    Those of a dataset's runs, with one test environment and with two, lie together, so that a selection method needs no
+    copy of them. What is the same for all of a job's records is categorical: a code a record.
     """
     jobs = pd.concat(
         [
@@ -150,23 +199,17 @@ def _joined(parts: Sequence[Part], done: Container[str]) -> tuple[pd.DataFrame, 
     )
     jobs["n_test_envs"] = jobs["test_envs"].str.count(",")
     jobs = jobs.sort_values(["dataset", "n_test_envs", "part", "start"], ignore_index=True)
-    for name in ("test_envs", "environments"):
-        texts = pd.Categorical(jobs[name])
-        values = pd.Index([tuple(json.loads(text)) for text in texts.categories], tupleize_cols=False)
-        jobs[name] = pd.Categorical.from_codes(texts.codes, values)
-    for name in ("dataset", "algorithm"):
-        jobs[name] = pd.Categorical(jobs[name])
-    jobs["done"] = [name in done for name in jobs["folder"]]
+    jobs = _categorical(jobs, done)
     of_record = np.repeat(np.arange(len(jobs)), jobs["n_records"])
-    columns: dict[str, Any] = {"folder": pd.Categorical.from_codes(of_record, jobs["folder"])}
+    columns: dict[str, Any] = {"folder": pd.Categorical.from_codes(of_record, pd.Index(jobs["folder"]))}
     for name in ("done", *RUN, "environments"):
         columns[name] = jobs[name].take(of_record).array
     stretches = _stretches(jobs)
-    names = {name for part in parts for name in part.records.column_names}
-    order = ["step", *sorted(names - {"step"})]
+    figures = {name for part in parts for name in part.records.column_names}
+    order = ["step", *sorted(figures - {"step"})]
     with ThreadPoolExecutor(cpu_count()) as pool:  # NumPy copies without holding Python's lock
         filled = pool.map(partial(_column, parts, stretches, len(of_record)), order)
-    return jobs, pd.DataFrame(columns | dict(zip(order, filled, strict=True)), copy=False)
+    return pd.DataFrame(columns | dict(zip(order, filled, strict=True)), copy=False)
 
 
 def _column(

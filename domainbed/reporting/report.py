@@ -8,7 +8,7 @@ import pandas as pd
 
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, near
-from domainbed.model_selection import SELECTION_METHODS, WITH_PAIRS, best_hparams, choose
+from domainbed.model_selection import SELECTION_METHODS, WITH_PAIRS, best_hparams
 from domainbed.reporting.layout import AVERAGES, MISSING, Table, Wanted, make_table, printed
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.published import DRAWS, TRIALS
@@ -79,7 +79,7 @@ def make_report(sweep: Sweep, wanted: Wanted) -> Report:
     datasets = those(wanted.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = those(wanted.algorithms, algorithms_of(sweep.runs), "--algorithms")
     _check_versus(wanted.versus, algorithms, algorithms_of(sweep.runs))
-    names = {dataset: environment_names(sweep.records, dataset) for dataset in datasets}
+    names = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
     for dataset in (dataset for dataset in datasets if not names[dataset]):  # without records, what was asked for tells
         test_envs = sweep.runs.loc[sweep.runs["dataset"] == dataset, "test_envs"]
         names[dataset] = [f"env{i}" for i in range(1 + max(map(max, test_envs)))]
@@ -122,7 +122,7 @@ def _check_versus(versus: Sequence[str] | None, shown: Sequence[str], there: lis
 def _section(
     sweep: Sweep, wanted: Wanted, selection: str, names: Mapping[str, Sequence[str]], algorithms: Sequence[str]
 ) -> Section:
-    chosen = choose(selection, sweep.records)
+    chosen = sweep.chosen(selection)
     chosen = chosen[chosen["dataset"].isin(list(names))]
     chosen = chosen[chosen["algorithm"].isin(algorithms)]
     best = best_hparams(chosen)

@@ -14,10 +14,8 @@ from domainbed.sweep.grid import Run, all_test_envs
 from domainbed.sweep.states import JobState
 
 
-def runs_of(
-    folder: Path, jobs: pd.DataFrame, records: pd.DataFrame, tell: Callable[[str], object]
-) -> tuple[pd.DataFrame, bool]:
-    """`runs` and `is_remembered` of a load.Sweep, given its other parts; `tell` as in `runs_asked_for`."""
+def runs_of(folder: Path, jobs: pd.DataFrame, tell: Callable[[str], object]) -> tuple[pd.DataFrame, bool]:
+    """`runs` and `is_remembered` of a load.Sweep, given its jobs; `tell` as in `runs_asked_for`."""
     # Python's own objects, which are quicker to walk through one by one.
     runs = list(map(Run._make, zip(*(jobs[name].astype(object).tolist() for name in RUN), strict=True)))
     there = dict(zip(runs, jobs.index.tolist(), strict=True))
@@ -28,7 +26,7 @@ def runs_of(
     asked = runs_asked_for(folder, {run for run, state in seen.items() if state == JobState.DONE}, tell)
     is_remembered = bool(asked)
     if not asked:
-        asked = dict.fromkeys(_implied(jobs, records), JobState.NOT_LAUNCHED) | seen
+        asked = dict.fromkeys(_implied(jobs), JobState.NOT_LAUNCHED) | seen
     states = seen | asked  # runs that nobody remembers having asked for as well
     told: dict[str, Any] = dict(zip(RUN, map(list, zip(*states, strict=True)), strict=True))
     told |= {"state": list(states.values()), "folder": list(map(there.get, states))}
@@ -37,10 +35,10 @@ def runs_of(
     return pd.DataFrame(told), is_remembered
 
 
-def _implied(jobs: pd.DataFrame, records: pd.DataFrame) -> Iterator[Run]:
+def _implied(jobs: pd.DataFrame) -> Iterator[Run]:
     """The runs that there should be, going by those that there are."""
     for dataset, of_dataset in jobs.groupby("dataset", observed=True):
-        n = len(environment_names(records, str(dataset)))
+        n = len(environment_names(jobs, str(dataset)))
         for algorithm, of_algorithm in of_dataset.groupby("algorithm", observed=True):
             with_pairs = bool((of_algorithm["test_envs"].map(len) == 2).any())
             for test_envs, trial_seed, hparams_seed in itertools.product(

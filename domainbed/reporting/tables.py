@@ -19,19 +19,18 @@ RANK = "Rank"
 COUNTS = [state.name.lower() for state in JobState]  # how many of a cell's runs are in which state
 
 
-def environment_names(records: pd.DataFrame, dataset: str) -> list[str]:
+def environment_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
     """The names of a dataset's environments: the dataset's own, or the records', or else env0, env1, …
 
-    Each is another, and none is AVERAGE.
+    Each is another, and none is AVERAGE. `jobs` is that of a load.Sweep.
     """
     if dataset in DATASETS and DATASETS[dataset].ENVIRONMENTS:
         return DATASETS[dataset].ENVIRONMENTS
-    of_dataset = records["dataset"] == dataset
-    if told := [names for names in records.loc[of_dataset, "environments"].unique() if names]:
+    of_dataset = jobs[jobs["dataset"] == dataset]
+    if told := [names for names in of_dataset["environments"].unique() if names]:
         names = list(told[-1])
         return [f"{n} ({i})" if names.count(n) > 1 or n == AVERAGE else n for i, n in enumerate(names)]
-    accuracies = [c for c in map(str, records) if c.endswith("_out_acc") and records.loc[of_dataset, c].notna().any()]
-    return [f"env{i}" for i in range(len(accuracies))]
+    return [f"env{i}" for i in range(of_dataset["n_environments"].max() if len(of_dataset) else 0)]
 
 
 def in_order(names: pd.Series, known: Sequence[str]) -> list[str]:

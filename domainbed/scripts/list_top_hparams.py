@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from domainbed.errors import UsageError, near
-from domainbed.model_selection import SELECTION_METHODS, choose, method_named
+from domainbed.model_selection import SELECTION_METHODS, method_named
 from domainbed.registry import import_modules
 from domainbed.reporting.load import Sweep, load_sweep
 from domainbed.reporting.tables import environment_names
@@ -55,7 +55,7 @@ def cell_of(sweep: Sweep, args: argparse.Namespace) -> Cell:
             where = f"{args.input_dir} has no such runs" + (f" on {args.dataset}" if column == "algorithm" else "")
             raise UsageError(f"--{column} {wanted}: {where}; {near(wanted, runs[column].unique())}")
         runs = runs[runs[column] == wanted]
-    names = dict(enumerate(environment_names(sweep.records, args.dataset)))
+    names = dict(enumerate(environment_names(sweep.jobs, args.dataset)))
     left_out = {env: names.get(env, f"env{env}") for (env, *others) in sorted(runs["test_envs"]) if not others}
     # A number comes before a name that looks like one.
     numbers = {name: env for env, name in names.items()} | {str(env): env for env in names | left_out}
@@ -66,7 +66,7 @@ def cell_of(sweep: Sweep, args: argparse.Namespace) -> Cell:
             f"--test_env {args.test_env}: {args.algorithm} has no records on {args.dataset} with this test environment "
             f"alone; {hint}"
         )
-    chosen = choose(args.selection, sweep.records[sweep.records["dataset"] == args.dataset])
+    chosen = sweep.chosen(args.selection)
     ranked = ranked_runs(sweep.runs, chosen, args.dataset, args.algorithm, test_env)
     hparams = hparams_of(sweep.jobs, ranked)
     return Cell(args.dataset, args.algorithm, left_out[test_env], test_env, args.selection, ranked, hparams)

@@ -15,9 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from domainbed.model_selection import SELECTION_METHODS, choose
 from domainbed.records import RESULTS_FILE, read_job
 from domainbed.reporting import cache, folders, load, reading
+from domainbed.reporting.layout import Wanted
 from domainbed.reporting.load import load_sweep
+from domainbed.reporting.report import make_report
+from domainbed.reporting.text import text
 from tests.conftest import make_record, read_sweep, write_sweep
 
 
@@ -51,7 +55,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def files(sweep: Path) -> list[Path]:
-    return sorted(cache.cache_folder(sweep).iterdir())
+    return sorted(cache.cache_folder(sweep).glob("*.arrow"))
 
 
 def assert_same(first: load.Sweep, second: load.Sweep) -> None:
@@ -74,6 +78,55 @@ def test_the_second_call_parses_nothing(many: Path, parsed: list[str]):
     assert len(files(many)) == 7
     shutil.rmtree(cache.cache_folder(many))
     assert_same(first, load_sweep(str(many)))
+
+
+def test_of_a_sweep_that_is_as_it_was_no_record_is_looked_at(many: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted = Wanted(bootstrap=True)
+    first = text(make_report(load_sweep(str(many)), wanted))
+    chosen = {method: load_sweep(str(many)).chosen(method) for method in SELECTION_METHODS}
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("records were loaded")
+
+    parts = load._parts
+    monkeypatch.setattr(load, "_parts", refuse)
+    second = load_sweep(str(many))
+    assert text(make_report(second, wanted)) == first
+    for method in ("training-domain", "test-domain"):
+        pd.testing.assert_frame_equal(second.chosen(method), chosen[method])
+        pd.testing.assert_frame_equal(second.chosen(method), choose(method, first_records(many, parts, monkeypatch)))
+        monkeypatch.setattr(load, "_parts", refuse)
+    for path in cache.cache_folder(many).glob("whole/*.arrow"):
+        path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(AssertionError, match="records were loaded"):
+        load_sweep(str(many))
+
+
+def first_records(sweep: Path, parts, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    """The records, after all."""
+    monkeypatch.setattr(load, "_parts", parts)
+    return load_sweep(str(sweep)).records
+
+
+@pytest.mark.parametrize("change", ["a record", "done", "a time", "a folder"])
+def test_whatever_changes_makes_the_choice_anew(many: Path, change: str):
+    before = load_sweep(str(many))
+    before.chosen("training-domain")
+    job = many / "ColoredDigits-ERM-0-0-0"
+    if change == "a record":
+        write_sweep(many, [make_record(step=200, in_acc=(0.123, 0, 0), out_acc=(1, 1, 1))])
+    elif change == "done":
+        (job / "done").unlink()
+    elif change == "a time":
+        os.utime(job / RESULTS_FILE, (1, 1))
+    else:
+        shutil.rmtree(job)
+    after = load_sweep(str(many))
+    assert after.state != before.state
+    pd.testing.assert_frame_equal(after.chosen("training-domain"), choose("training-domain", after.records))
+    assert (0.123 in after.chosen("training-domain")["test_acc"].tolist()) == (change == "a record")
+    kept = {path.name.partition("-")[0] for path in cache.cache_folder(many).glob("whole/*.arrow")}
+    assert kept == {after.state}, "what was found of other states is gone"
 
 
 def test_new_changed_and_deleted_jobs(many: Path, parsed: list[str]):

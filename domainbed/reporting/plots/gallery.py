@@ -7,7 +7,7 @@ from typing import TypeAlias
 import pandas as pd
 from matplotlib.figure import Figure
 
-from domainbed.model_selection import WITH_PAIRS, best_hparams, choose, method_named
+from domainbed.model_selection import WITH_PAIRS, best_hparams, method_named
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.plots.bars import bars
 from domainbed.reporting.plots.courses import figure_courses, training_curves
@@ -69,16 +69,18 @@ class _Gallery:
         self.sweep, self.selection = sweep, selection
         self.datasets, self.algorithms = datasets, algorithms
         self.tell = tell
-        records = sweep.records
-        is_wanted = records["dataset"].isin(datasets) & records["algorithm"].isin(algorithms)
-        self.records = records if is_wanted.all() else records[is_wanted]  # of a large sweep, a copy is large
-        self.by_training_domain = choose("training-domain", self.records)
-        self.chosen = choose(selection, self.records)
+        self.by_training_domain = self.chosen_by("training-domain")
+        self.chosen = self.chosen_by(selection)
         self.best = best_hparams(self.chosen)
-        self.names = {dataset: environment_names(sweep.records, dataset) for dataset in datasets}
+        self.names = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
         # The looks are those among all algorithms of the sweep, so that each looks alike in all its pictures.
         of_all = {name: look(i) for i, name in enumerate(algorithms_of(sweep.runs))}
         self.looks = {name: of_all[name] for name in algorithms}
+
+    def chosen_by(self, selection: str) -> pd.DataFrame:
+        """What a method chooses from these datasets' and algorithms' runs."""
+        chosen = self.sweep.chosen(selection)
+        return chosen[chosen["dataset"].isin(self.datasets) & chosen["algorithm"].isin(self.algorithms)]
 
     def pictures(self) -> Iterator[Picture]:
         """All of them."""
@@ -152,7 +154,7 @@ class _Gallery:
             f"Accuracies of the runs of {what} that {self.selection} chose, a line a trial; a ring marks the step that "
             f"was chosen.{self.unfinished(best)}"
         )
-        figure = training_curves(self.records, best, self.environments(dataset), what)
+        figure = training_curves(self.sweep.records, best, self.environments(dataset), what)
         return ("curves", dataset, algorithm, self.selection), caption, figure
 
     def hparams(self, dataset: str, algorithm: str) -> Iterator[Picture]:
