@@ -78,7 +78,7 @@ def test_from_command_to_table(run_module, tmp_path: Path):
 
     tables = run_module("collect_results", "--input_dir", folder)
     assert tables.returncode == 0, tables.stderr
-    assert tables.stdout.startswith("12 jobs with records, 12 of them done\n\n==== Model selection: training-domain")
+    assert tables.stdout.startswith("12 runs asked for: 12 done\n\n==== Model selection: training-domain")
     rows = [line for line in tables.stdout.splitlines() if line.startswith("ERM ")]
     assert len(rows) == 6, "for each of three methods the dataset's table and the averages"
     assert all(re.search(r"\d+\.\d \+/- 0\.0", row) for row in rows)

@@ -207,7 +207,7 @@ def check_done_once(its: Sweep, expected: Mapping[str, list[str]]) -> None:
     with redirect_stdout(stdout), redirect_stderr(stderr):
         collect_results.main(["--input_dir", str(its.folder)])
     tables = stdout.getvalue()
-    assert tables.startswith(f"{len(its.jobs)} jobs with records, {len(its.jobs)} of them done\n")
+    assert tables.startswith(f"{len(its.jobs)} runs asked for: {len(its.jobs)} done\n")
     assert re.search(r"\d+\.\d \+/- \d", tables)
     assert "X" not in tables, "no table lacks a job"
     assert stderr.getvalue() == ""
