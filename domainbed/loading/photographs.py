@@ -4,6 +4,7 @@ Worker processes, shared by all environments, prepare whole requests ahead of th
 """
 
 import signal
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,12 +194,19 @@ def dead_worker_told() -> Iterator[None]:
     It stands around all that is done while a feed works: torch hears of a death by a signal, whatever runs then.
     """
     try:
-        yield
+        try:
+            yield
+        except (ConnectionError, EOFError):  # it may have died as it handed images over; then the signal ends this
+            time.sleep(5)
+            raise
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        death: BaseException | None = error
+        while death is not None and "DataLoader worker" not in str(death):
+            death = death.__context__  # what it interrupts may fail in turn, as writing a checkpoint does
+        if death is None:
             raise
         raise UsageError(
-            f"a process that reads photographs died ({error}); memory or /dev/shm (docker run --shm-size) may be too "
+            f"a process that reads photographs died ({death}); memory or /dev/shm (docker run --shm-size) may be too "
             "small: give fewer --loader_workers, or 0 to read in the job's own process"
         ) from error
 

@@ -1,6 +1,8 @@
 """A feed of photographs: its images against sums done here, with and without workers, and broken ones."""
 
 import itertools
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from domainbed.errors import UsageError
 from domainbed.loading.augmentation import COLUMNS, Augmentation, augmented, normalised, resized_crop
 from domainbed.loading.base import Request
 from domainbed.loading.cache import open_cached
-from domainbed.loading.photographs import Environment, Files, PhotographFeed, replacements
+from domainbed.loading.photographs import Environment, Files, PhotographFeed, dead_worker_told, replacements
 from domainbed.loading.sampling import uniforms
 from tests.images import write_image
 
@@ -160,3 +162,22 @@ def test_a_gpu_gets_what_a_cpu_gets_without_waiting(environments: list[Environme
             assert x2.device.type == y2.device.type == "cuda"
             torch.testing.assert_close(x2.cpu(), x, atol=2.5 / 255 / 0.224, rtol=0)
             assert torch.equal(y2.cpu(), y)
+
+
+def test_a_worker_that_dies_as_it_hands_images_over_is_told(monkeypatch: pytest.MonkeyPatch):
+    """The connection breaks before torch hears of the death, which it does by a signal."""
+
+    def hear(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGALRM, hear)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(UsageError, match="a process that reads photographs died"), dead_worker_told():
+            raise ConnectionResetError(104, "Connection reset by peer")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(ConnectionResetError), dead_worker_told():  # of something else
+        raise ConnectionResetError(104, "Connection reset by peer")
