@@ -86,7 +86,7 @@ def write_records(job: Job, n_records: int) -> int:
     # What json.dumps gives for a record, with places for the figures, is filled in much faster than made anew.
     record = json.dumps(common | dict.fromkeys([*figures, "step"], "\0"), sort_keys=True) + "\n"
     template = record.replace("%", "%%").replace(json.dumps("\0"), "%r")
-    order = [name for name in sorted([*figures, "step"])]
+    order = sorted([*figures, "step"])
     draws = np.random.default_rng(int(job.folder.name[:8], 16))
     columns = {name: draws.random(n_records).tolist() for name in order}
     rise = 0.5 + 0.4 * np.sqrt(np.arange(n_records) / n_records)
