@@ -32,9 +32,8 @@ CLASS_NAMES = {
 TRIAL = ["dataset", "algorithm", "test_env", "trial_seed"]
 RUN = [*TRIAL, "hparams_seed"]
 COLUMNS = [*RUN, "step", "folder", "val_acc", "test_acc"]
-PLAIN = dict.fromkeys(
-    ("dataset", "algorithm", "folder"), object
-)  # in what is chosen: no codes of a whole sweep's names
+# In what is chosen there are no codes of a whole sweep's names.
+PLAIN = dict.fromkeys(("dataset", "algorithm", "folder"), object)
 
 
 @SELECTION_METHODS.register("training-domain")

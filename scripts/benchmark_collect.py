@@ -42,10 +42,11 @@ def main() -> None:
         words = ["--input_dir", folder]
         show("the first time", *words)
         show("again, nothing has changed", *words)
-        for job in jobs[:: max(1, len(jobs) // 100)]:
+        changed = jobs[:: max(1, len(jobs) // 100)]
+        for job in changed:
             (job.folder / DONE_FILE).unlink()
             write_records(job, args.records + 1)
-        show(f"again, {len(jobs[:: max(1, len(jobs) // 100)])} jobs have changed", *words)
+        show(f"again, {len(changed)} jobs have changed", *words)
         show("again, one method, as LaTeX", *words, "--selection", "training-domain", "--format", "latex")
 
 

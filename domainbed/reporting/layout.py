@@ -113,18 +113,15 @@ class Table:
         """A cell as text: "70.5 +/- 0.4", or "70.5 [69.1, 71.9]"; MISSING where there is none. Without its mark."""
         if cell.is_missing:
             return MISSING
-        text = self._rounded(cell.mean)
         if not np.isnan(cell.low):
-            return f"{text} [{self._rounded(cell.low)}, {self._rounded(cell.high)}]"
-        return text if np.isnan(cell.error) else f"{text} {plus_minus} {self._rounded(cell.error)}"
+            return f"{self._rounded(cell.mean)} [{self._rounded(cell.low)}, {self._rounded(cell.high)}]"
+        return self._with_error(cell.mean, cell.error, plus_minus)
 
     def published(self, cell: Cell, plus_minus: str = "+/-") -> str:
         """What was published for a cell, as text; "-" where nothing was."""
         if cell.reference is None:
             return "-"
-        text = self._rounded(cell.reference.accuracy)
-        error = cell.reference.error
-        return text if np.isnan(error) else f"{text} {plus_minus} {self._rounded(error)}"
+        return self._with_error(cell.reference.accuracy, cell.reference.error, plus_minus)
 
     def difference(self, cell: Cell) -> str:
         """Ours minus published, signed; "-" where either is missing."""
@@ -133,6 +130,10 @@ class Table:
     def is_compared(self, cells: Sequence[Cell]) -> bool:
         """Whether a row of cells has published figures to stand beside, which are wanted."""
         return self.wanted.compare_published and any(cell.reference for cell in cells)
+
+    def _with_error(self, mean: float, error: float, plus_minus: str) -> str:
+        text = self._rounded(mean)
+        return text if np.isnan(error) else f"{text} {plus_minus} {self._rounded(error)}"
 
     def _rounded(self, figure: float) -> str:
         return printed(figure, self.wanted.decimals)

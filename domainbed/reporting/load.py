@@ -20,12 +20,13 @@ from domainbed.model_selection import CLASS_NAMES, PLAIN, choose
 from domainbed.records import RESULTS_FILE, RUN, read_job
 from domainbed.reporting.cache import MANY, Signature, keep, kept, memorise, read, recall, state_of
 from domainbed.reporting.folders import look
+from domainbed.reporting.layout import AVERAGES
 from domainbed.reporting.reading import Part, read_part
 from domainbed.reporting.runs import runs_of
 from domainbed.reporting.tables import AVERAGE, RANK
 
 LOT = 1000  # folders that are parsed, and kept, together
-RESERVED = {AVERAGE, RANK, "Averages"}
+RESERVED = {AVERAGE, RANK, AVERAGES}  # what the tables call their own
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,7 @@ def summarise(
         where missing), `low` and `high` (the interval), `trials` (how many it comes from), `of_trials` (how many were
         asked for), `unfinished` (how many of the best runs are not done), `useless` (from how many that are done the
         method could not choose), and how many of the runs that it should be chosen from were `asked` for, and are in
-        each state (COUNTS). AVERAGE is first taken over environments within
-        each trial that has them all.
+        each state (COUNTS). AVERAGE is first taken over environments within each trial that has them all.
     """
     cells = []
     asked: dict[tuple[str, str], Counter[tuple[tuple[int, ...], JobState]]] = defaultdict(Counter)
