@@ -115,7 +115,14 @@ def add_job_options(p: argparse.ArgumentParser) -> None:
 
 def add_import_option(p: argparse.ArgumentParser) -> None:
     """Add --import."""
-    p.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="your modules to import")
+    p.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="your modules to import, such as my_algorithms",
+    )
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:

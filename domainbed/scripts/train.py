@@ -45,14 +45,7 @@ def parser() -> cli.Parser:
     p.add_argument("--skip_model_save", action="store_true", help="leave no model.pkl")
     p.add_argument("--save_model_every_checkpoint", action="store_true", help="leave a model at every evaluation, too")
     cli.add_job_options(p)
-    p.add_argument(
-        "--import",
-        dest="imports",
-        nargs="+",
-        default=[],
-        metavar="MODULE",
-        help="your modules to import, such as my_algorithms",
-    )
+    cli.add_import_option(p)
     return p
 
 
