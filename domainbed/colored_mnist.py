@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.fishr import STATISTICS, squared_distances
 from domainbed.algorithms.irm import scale_derivative
 from domainbed.algorithms.vrex import variance_of_risks
-from domainbed.datasets.mnist import MNIST
+from domainbed.datasets.mnist import MNIST, warn_if_incomplete
 from domainbed.errors import UsageError
 from domainbed.gradients import gradient_factors
 from domainbed.seeding import seed_everything
@@ -124,6 +124,7 @@ def load_mnist(data_dir: str) -> tuple[torch.Tensor, torch.Tensor]:
     """
     MNIST.prepare(data_dir)
     images, digits = MNIST.load_images(data_dir)
+    warn_if_incomplete(data_dir, len(images))
     n = N_TRAIN + N_TEST
     if len(images) < n:
         raise UsageError(f"--data_dir {data_dir} holds {len(images)} images of MNIST; {n} are needed")

@@ -6,12 +6,14 @@ import os
 import socket
 import tempfile
 import warnings
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from domainbed.datasets.shifts import Colored, Digits, Rotated
 from domainbed.errors import UsageError
+from domainbed.hparams_registry import Hparams
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -34,6 +36,15 @@ class MNIST(Digits):
         if missing_files(root):
             download(root)
 
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
+        super().__init__(root, test_envs, hparams, trial_seed)
+        warn_if_incomplete(root, sum(map(len, self.environments)))
+
+    @staticmethod
+    def version(root: str | None) -> Hashable:
+        files = [raw_folder(root) / name for name in FILES]
+        return tuple(file.stat().st_mtime_ns for file in files if file.exists())
+
     @staticmethod
     def load_images(root: str | None) -> tuple[np.ndarray, np.ndarray]:
         from torchvision import datasets  # imports torch
@@ -49,12 +60,6 @@ class MNIST(Digits):
                 f"cannot read MNIST in {raw_folder(root)}: {type(error).__name__}: {error}; "
                 "delete the folder to have it downloaded again"
             ) from error
-        if len(images) != COMPLETE:
-            warnings.warn(
-                f"{raw_folder(root)} holds {len(images)} images, not MNIST's {COMPLETE}: "
-                "the results won't compare with published ones",
-                stacklevel=2,
-            )
         return images, digits
 
 
@@ -73,6 +78,16 @@ class RotatedMNIST(Rotated, MNIST):
 def raw_folder(root: str | None) -> Path:
     """Where torchvision looks for MNIST under `root`."""
     return Path(str(root)) / "MNIST" / "raw"
+
+
+def warn_if_incomplete(root: str | None, n: int) -> None:
+    """Say so where `n`, the number of images, is not that of MNIST."""
+    if n != COMPLETE:
+        warnings.warn(
+            f"{raw_folder(root)} holds {n} images, not MNIST's {COMPLETE}: "
+            "the results won't compare with published ones",
+            stacklevel=3,
+        )
 
 
 def missing_files(root: str) -> list[str]:

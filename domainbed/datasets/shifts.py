@@ -4,7 +4,9 @@ The colours follow Arjovsky et al. 2019, the rotations Ghifary et al. 2015, both
 thing: which image lands in which environment depends on the trial alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.random import RandomState
@@ -17,13 +19,35 @@ from domainbed.seeding import seed_hash
 LABEL_NOISE = 0.25
 
 
+Share: TypeAlias = tuple[np.ndarray, np.ndarray]  # images, uint8 [n, height, width] in 0..255, and digits [n] in 0..9
+
+
 class Digits(MultipleDomainDataset):
-    """A set of digits to be dealt out to environments."""
+    """A set of digits, dealt out to environments."""
+
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
+        self.environments = list(self._dealt_out(root, self.version(root), trial_seed))
+
+    @classmethod
+    @lru_cache(maxsize=2)  # a process that trains job after job makes a trial's environments once
+    def _dealt_out(cls, root: str | None, version: Hashable, trial_seed: int) -> list[ArrayEnvironment]:
+        rng = RandomState(seed_hash(trial_seed))
+        return cls.shifted(deal(*cls.load_images(root), len(cls.ENVIRONMENTS), rng), rng)
 
     @staticmethod
-    def load_images(root: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """The images, uint8 [n, height, width] in 0..255, and the digits, [n] in 0..9."""
+    def load_images(root: str | None) -> Share:
+        """All images and digits. They are taken to stay what they are as long as `version` does."""
         raise NotImplementedError("a set of digits says how it is loaded")
+
+    @staticmethod
+    def version(root: str | None) -> Hashable:
+        """Something that changes when what `load_images` reads does."""
+        return None
+
+    @classmethod
+    def shifted(cls, shares: Sequence[Share], rng: RandomState) -> list[ArrayEnvironment]:
+        """The environments, made of their shares of the digits."""
+        raise NotImplementedError("it says how environments differ")
 
 
 class Colored(Digits):
@@ -36,10 +60,9 @@ class Colored(Digits):
     DISAGREEMENT = (0.1, 0.2, 0.9)
     num_classes = 2
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
-        rng = RandomState(seed_hash(trial_seed))
-        shares = deal(*self.load_images(root), len(self.ENVIRONMENTS), rng)
-        self.environments = [color(*share, d, rng) for share, d in zip(shares, self.DISAGREEMENT, strict=True)]
+    @classmethod
+    def shifted(cls, shares: Sequence[Share], rng: RandomState) -> list[ArrayEnvironment]:
+        return [color(*share, d, rng) for share, d in zip(shares, cls.DISAGREEMENT, strict=True)]
 
 
 class Rotated(Digits):
@@ -48,13 +71,12 @@ class Rotated(Digits):
     ENVIRONMENTS = ["0", "15", "30", "45", "60", "75"]
     num_classes = 10
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
-        rng = RandomState(seed_hash(trial_seed))
-        shares = deal(*self.load_images(root), len(self.ENVIRONMENTS), rng)
-        self.environments = [rotate(*share, int(e)) for share, e in zip(shares, self.ENVIRONMENTS, strict=True)]
+    @classmethod
+    def shifted(cls, shares: Sequence[Share], rng: RandomState) -> list[ArrayEnvironment]:
+        return [rotate(*share, int(e)) for share, e in zip(shares, cls.ENVIRONMENTS, strict=True)]
 
 
-def deal(images: np.ndarray, digits: np.ndarray, n: int, rng: RandomState) -> list[tuple[np.ndarray, np.ndarray]]:
+def deal(images: np.ndarray, digits: np.ndarray, n: int, rng: RandomState) -> list[Share]:
     """Shuffle, and deal the images out: environment i of `n` takes every n-th, from the i-th on."""
     order = rng.permutation(len(images))
     return [(images[order[i::n]], digits[order[i::n]]) for i in range(n)]

@@ -98,12 +98,24 @@ def test_rotation_is_torchvisions_of_pil_images(images_and_digits):
 
 
 def test_training_and_test_images_are_taken_together(small_mnist_dir):
-    with pytest.warns(UserWarning, match="holds 120 images, not MNIST's 70000"):
-        images, digits = ColoredMNIST.load_images(small_mnist_dir)
+    images, digits = ColoredMNIST.load_images(small_mnist_dir)
     assert images.shape == (120, 28, 28)
     assert digits.shape == (120,)
-    with pytest.warns(UserWarning, match="won't compare with published ones"):
-        assert [len(e) for e in ColoredMNIST(small_mnist_dir, [0], {}, 0)] == [40, 40, 40]
+    for _ in range(2):  # also where the environments are made already
+        with pytest.warns(UserWarning, match="holds 120 images, not MNIST's 70000: the results won't compare"):
+            assert [len(e) for e in ColoredMNIST(small_mnist_dir, [0], {}, 0)] == [40, 40, 40]
+
+
+def test_other_files_in_their_place_are_read_anew(small_mnist_dir: str):
+    with pytest.warns(UserWarning, match="120 images"):
+        first, again, other = (ColoredMNIST(small_mnist_dir, [0], {}, trial).environments for trial in (0, 0, 1))
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    assert not np.array_equal(other[0].images, first[0].images)
+    file = mnist.raw_folder(small_mnist_dir) / "train-images-idx3-ubyte"
+    images = file.read_bytes()
+    file.write_bytes(images[:16] + bytes(255 - value for value in images[16:]))
+    with pytest.warns(UserWarning, match="120 images"):
+        assert not np.array_equal(ColoredMNIST(small_mnist_dir, [0], {}, 0)[0].images, first[0].images)
 
 
 def test_no_data_dir():
