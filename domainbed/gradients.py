@@ -89,7 +89,9 @@ def network_gradient_variance(
         return loss(torch.func.functional_call(network, parameters, (x[None],)), y[None])
 
     of_each = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0, 0), randomness="different")
-    return flat(g.var(0, correction=0) for g in of_each(parameters, x, y).values())
+    with torch.compiler.set_stance("force_eager"):  # torch.compile knows nothing of single samples
+        gradients = of_each(parameters, x, y)
+    return flat(g.var(0, correction=0) for g in gradients.values())
 
 
 def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -96,7 +96,8 @@ def test_the_default_is_resnet50_v1(weights: Path):
     with weights_in(weights):
         backbone = Backbone(3, {})
     x = images()
-    torch.testing.assert_close(backbone(x), features_of(network, x))  # no dropout, and batch norm frozen
+    expected = features_of(network, x)  # no dropout, and batch norm frozen
+    torch.testing.assert_close(backbone(x), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
     assert backbone.n_outputs == 2048
 
 

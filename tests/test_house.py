@@ -10,6 +10,7 @@ FROM_THE_GROUND_UP = [
     "seeding",
     "registry",
     "hparams_registry",
+    "compute",
     "backbones",
     "networks",
     "gradients",

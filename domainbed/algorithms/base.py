@@ -39,7 +39,10 @@ class Algorithm(nn.Module):
     def phase(self) -> str:
         """The branch of Python control flow that the next update takes ("warm-up", "discriminator", …).
 
-        Two updates of one phase do the same operations on other numbers; but the first may find its optimizer new.
+        Two updates of one phase do the same operations on other tensors; but the first may find its optimizer new. On a
+        GPU a phase's third update is recorded, and replayed in place of all that follow. So nothing in them may depend
+        on numbers of the host that change within the phase, such as a count of updates. (An update that changes such
+        numbers is replayed only if its class defines `phase` itself.)
         """
         return "update"
 

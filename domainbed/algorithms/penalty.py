@@ -37,6 +37,8 @@ class PenaltyERM(ERM):
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:
+        if self.update_count == self.hparams[self.ANNEAL_ITERS]:
+            self.optimizer.state.clear()  # Adam as it was made
         risk, penalty = self.risk_and_penalty(minibatches)
         weight = self.WARM_UP_WEIGHT if self.phase == "warm-up" else self.hparams[self.WEIGHT]
         loss = risk + weight * penalty
@@ -44,6 +46,4 @@ class PenaltyERM(ERM):
         loss.backward()
         self.optimizer.step()
         self.update_count += 1
-        if self.update_count == self.hparams[self.ANNEAL_ITERS]:
-            self.optimizer.state.clear()  # Adam as it was made
         return {"loss": loss.detach(), "nll": risk.detach(), "penalty": penalty.detach()}

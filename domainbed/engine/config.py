@@ -13,6 +13,9 @@ from domainbed.hparams_registry import Hparams, resolve_hparams
 TASKS = ("domain_generalization", "domain_adaptation")
 EVALUATIONS = ("all", "splits")
 BAD_IMAGES = ("error", "skip")
+ENGINES = ("auto", "eager", "captured")
+COMPILES = ("auto", "on", "off")
+PRECISIONS = ("tf32", "fp32", "bf16")  # see compute.set_precision
 
 
 def _beside(default: Any) -> Any:
@@ -46,6 +49,9 @@ class JobConfig:
         loader_workers: processes that read photographs ahead; None for what suits the machine.
         save_every: minutes after which a training checkpoint is due, besides the one at every evaluation.
         deterministic: only operations that always give the same bits, also on a GPU.
+        precision: one of PRECISIONS.
+        engine: one of ENGINES: whether updates are captured. (They are the same within rounding.)
+        compile: one of COMPILES: whether featurizers are compiled. (Likewise.)
         skip_model_save, save_model_every_checkpoint: which models to leave there.
         imports: the user's modules to import first.
 
@@ -67,6 +73,7 @@ class JobConfig:
     uda_holdout_fraction: float = 0.0
     eval: str = EVALUATIONS[0]
     clean_evaluation: bool = False
+    precision: str = PRECISIONS[0]
     data_dir: str | None = _beside(None)
     output_dir: str = _beside("train_output")
     skip_model_save: bool = _beside(False)
@@ -80,13 +87,15 @@ class JobConfig:
     loader_workers: int | None = _beside(None)
     save_every: float = _beside(10.0)
     deterministic: bool = _beside(False)
+    engine: str = _beside(ENGINES[0])
+    compile: str = _beside(COMPILES[0])
 
     def __post_init__(self) -> None:
         dataset = get_dataset_class(self.dataset)
         if self.algorithm not in ALGORITHMS:
             raise UsageError(f"unknown algorithm {self.algorithm!r}; {near(self.algorithm, ALGORITHMS)}")
         ALGORITHMS.import_plugin(self.algorithm)  # which registers its hyperparameters
-        for name, known in (("task", TASKS), ("eval", EVALUATIONS), ("on_bad_image", BAD_IMAGES)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}; {near(getattr(self, name), known)}")
         names = dataset.environment_names(self.data_dir)
@@ -152,6 +161,14 @@ class JobConfig:
         return json.loads(json.dumps(asdict(self)))
 
 
+_CHOICES = {
+    "task": TASKS,
+    "eval": EVALUATIONS,
+    "on_bad_image": BAD_IMAGES,
+    "precision": PRECISIONS,
+    "engine": ENGINES,
+    "compile": COMPILES,
+}
 _ALWAYS_NAMED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
 
 

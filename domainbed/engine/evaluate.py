@@ -31,7 +31,10 @@ def accuracies(
         correct.setdefault(name, []).append((predicted == y).sum())
         images[name] = images.get(name, 0) + len(request.indices)
     algorithm.train()
-    return {name: torch.stack(counts).sum().item() / images[name] for name, counts in correct.items()}
+    if not correct:
+        return {}
+    counts = torch.stack([torch.stack(of_batches).sum() for of_batches in correct.values()]).tolist()  # waits once
+    return {name: count / images[name] for name, count in zip(correct, counts, strict=True)}
 
 
 def classes(logits: torch.Tensor) -> torch.Tensor:

@@ -4,15 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from domainbed.algorithms import get_algorithm_class
 from domainbed.algorithms.base import Algorithm
 from domainbed.backbones import untrained, weights_in
+from domainbed.compute import featurizers_of, set_compiled, set_precision
 from domainbed.datasets import MultipleDomainDataset
+from domainbed.engine.capturable import is_ours
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.files import written_whole
 from domainbed.registry import import_modules
+
+# Steps; an estimate. To compile takes up to a minute, to load what another job compiled some seconds.
+WORTH_COMPILING = 1000
 
 
 def make_algorithm(config: JobConfig, dataset: MultipleDomainDataset) -> Algorithm:
@@ -36,6 +42,30 @@ def make_algorithm(config: JobConfig, dataset: MultipleDomainDataset) -> Algorit
         raise
     except ValueError as error:
         raise UsageError(f"{config.algorithm} can't be made with these hyperparameters: {error}") from error
+
+
+def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> Algorithm:
+    """Bring the algorithm to its device, where it will compute as the job asks.
+
+    Raises:
+        UsageError: it can't compute like that.
+    """
+    set_precision(config.precision, algorithm)
+    if config.compile == "on" and config.deterministic and device.type == "cuda":
+        raise UsageError("--compile on chooses kernels by their speed, so that it can't be --deterministic on a GPU")
+    is_compiled = config.compile == "on" or (
+        config.compile == "auto"
+        and device.type == "cuda"
+        and not config.deterministic
+        and config.steps >= WORTH_COMPILING
+        and is_ours(type(algorithm))  # another might differentiate a featurizer twice, which compiled ones can't
+    )
+    reason = set_compiled(featurizers_of(algorithm), device) if is_compiled else ""
+    if reason and config.compile == "on":
+        raise UsageError(f"--compile on: {reason}")
+    if reason:
+        tqdm.write(f"featurizers are not compiled: {reason}")
+    return algorithm.to(device)
 
 
 def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, algorithm: Algorithm) -> None:

@@ -1,5 +1,6 @@
 """The training of one job, from its first step to its last."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from domainbed.compute import featurizers_of
 from domainbed.engine.checkpoint import Checkpoints, remove_checkpoints, versions
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, evaluation_requests, load_data
@@ -18,7 +20,8 @@ from domainbed.engine.evaluate import accuracies
 from domainbed.engine.feed import open_feed
 from domainbed.engine.figures import check_weights
 from domainbed.engine.lock import Lock, TakenError, holder_of, is_locked, locked
-from domainbed.engine.model import make_algorithm, save_model
+from domainbed.engine.model import make_algorithm, save_model, to_device
+from domainbed.engine.steps import are_captured, make_steps
 from domainbed.errors import UsageError
 from domainbed.loading.photographs import dead_worker_told
 from domainbed.loading.residence import full_device_told
@@ -57,13 +60,18 @@ def train(
         refuse_locked(folder)
     dataset, splits = load_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    captured = are_captured(config.engine, device)
     set_determinism(config.deterministic)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # of the job before this one in the same process
+        gc.collect()  # of the job before this one in the same process
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     seed_everything(config.seed)
     with full_device_told():
-        algorithm = make_algorithm(config, dataset).to(device)
+        algorithm = to_device(make_algorithm(config, dataset), config, device)
         feed = open_feed(config, dataset, splits, device)
+    ways = ["updates to be captured"] * captured
+    ways += ["featurizers compiled"] * any(featurizer.is_compiled for featurizer in featurizers_of(algorithm))
     names = config.environment_names()
     steps_per_epoch = min(len(split.in_) for split in splits) / algorithm.hparams["batch_size"]
 
@@ -78,7 +86,8 @@ def train(
         refuse_finished(folder)  # another process may have been faster
         checkpoints = Checkpoints(config, algorithm, feed, lock, should_stop)
         progress = checkpoints.resume()
-        tqdm.write(f"{versions()}, {device}")
+        steps = make_steps(algorithm, device, captured)
+        tqdm.write(", ".join([versions(), str(device), *ways]))
         tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
         tqdm.write("accuracies in percent: trained on / held out, [test environment]")
         bar.update(progress.step)
@@ -88,7 +97,7 @@ def train(
                 continue
             progress.begin()
             for minibatches, unlabeled in islice(batches, stop - progress.step):
-                progress.add(algorithm.update(minibatches, unlabeled))
+                progress.add(steps.update(minibatches, unlabeled))
                 bar.update()
                 checkpoints.after_update(progress)
             figures = progress.told.read()  # waits for the device, so that the time is right

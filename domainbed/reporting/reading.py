@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from domainbed.engine.config import PRECISIONS
 from domainbed.records import RESULTS_FILE, RUN, SCHEMA_VERSION, read_job
 
 # What a part tells of each job; test_envs, environments, hparams and problems are JSON.
@@ -177,6 +178,10 @@ def _job_of(record: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{name} is {args[name]!r}")
         args[name].encode()  # raises where it is no text
     settings = ", ".join(f"{name} {args.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task"))
+    if args.get("clean_evaluation"):
+        settings += ", clean_evaluation"
+    if (precision := args.get("precision", PRECISIONS[0])) != PRECISIONS[0]:
+        settings += f", precision {precision}"
     settings.encode()
     return {
         "dataset": args["dataset"],
@@ -185,7 +190,7 @@ def _job_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "trial_seed": _in_64_bits(args["trial_seed"]),
         "hparams_seed": _in_64_bits(args["hparams_seed"]),
         "steps": float(steps) if isinstance(steps := args.get("steps"), int) else np.nan,
-        "settings": settings + (", clean_evaluation" if args.get("clean_evaluation") else ""),
+        "settings": settings,
         "environments": json.dumps([str(name) for name in names] if isinstance(names, list) else []),
         "hparams": json.dumps(hparams if isinstance(hparams, dict) else {}),
     }

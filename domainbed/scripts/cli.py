@@ -61,6 +61,9 @@ JOB_OPTIONS = (
     "loader_workers",
     "save_every",
     "deterministic",
+    "precision",
+    "engine",
+    "compile",
 )
 
 
@@ -110,6 +113,25 @@ def add_job_options(p: argparse.ArgumentParser) -> None:
         "--deterministic",
         action="store_true",
         help="on a GPU, too, the same arguments give the same bits (slower; refuses operations that can't)",
+    )
+    p.add_argument(
+        "--precision",
+        default=JobConfig.precision,
+        help="tf32: float32, where a GPU's convolutions round their inputs to TF32, as in published results; fp32: "
+        "nothing is rounded; bf16: featurizers in bfloat16 from float32 weights, heads and penalties in float32. It is "
+        "part of what names a job, for it determines results",
+    )
+    p.add_argument(
+        "--engine",
+        default=JobConfig.engine,
+        help="auto: on a GPU, updates are captured, one CUDA graph for each of the algorithm's phases, if it allows; "
+        "captured: the same, but an error without a GPU; eager: updates as they are written",
+    )
+    p.add_argument(
+        "--compile",
+        default=JobConfig.compile,
+        help="on, off: whether featurizers are compiled by torch.compile; auto: on a GPU, in jobs of 1,000 steps and "
+        "more, for the algorithms that come with this package",
     )
 
 

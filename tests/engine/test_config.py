@@ -35,6 +35,8 @@ def test_the_name_is_a_hash_of_what_determines_the_result():
         "loader_workers": 3,
         "save_every": 1.0,
         "deterministic": True,
+        "engine": "eager",
+        "compile": "off",
     }
     assert make(**beside).name() in names
     assert make(hparams="{}").name() in names
@@ -52,6 +54,7 @@ def test_the_name_is_a_hash_of_what_determines_the_result():
         "uda_holdout_fraction": 0.5,
         "eval": "splits",
         "clean_evaluation": True,
+        "precision": "bf16",
     }
     for name, value in determining.items():
         adapts = name in ("task", "uda_holdout_fraction")

@@ -187,6 +187,17 @@ def test_clean_and_published_evaluation_are_not_mixed_silently(tmp_path: Path):
     assert "1 jobs met broken images" in problems[1]
 
 
+def test_precisions_are_not_mixed_silently(tmp_path: Path):
+    """Records from before there was a choice are in the default."""
+    records = [make_record(hparams_seed=seed) for seed in range(3)]
+    records[1]["args"]["precision"] = "tf32"
+    assert read_sweep(write_sweep(tmp_path / "fine", records))[1] == []
+    records[2]["args"]["precision"] = "bf16"
+    (problem,) = read_sweep(write_sweep(tmp_path / "mixed", records))[1]
+    assert "different arguments" in problem
+    assert "precision bf16" in problem
+
+
 def test_trees_of_ones_own_are_not_mixed_silently(tmp_path: Path):
     records = [make_record(dataset="Folder", hparams_seed=seed) | {"environments": [seed, "b", "c"]} for seed in (0, 1)]
     (problem,) = read_sweep(write_sweep(tmp_path, records))[1]
