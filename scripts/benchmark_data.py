@@ -3,13 +3,12 @@
 scripts/benchmark data --data_dir data
 """
 
-import argparse
 import itertools
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import joblib
@@ -19,13 +18,17 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+
+import timing
+
 from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD
 from domainbed.datasets import get_dataset_class
-from domainbed.errors import UsageError
 from domainbed.loading.base import Request
 from domainbed.loading.cache import open_cached
 from domainbed.loading.photographs import Environment, Files, Images, PhotographFeed
 from domainbed.loading.sampling import BatchSampler
+from domainbed.scripts import cli
 
 PUBLISHED = transforms.Compose(
     [
@@ -87,17 +90,16 @@ def rate(batches: Iterable, seconds: float, batch: int, device: str) -> float:
     return n * batch / (time.perf_counter() - began)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="scripts/benchmark data", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(prog="scripts/benchmark data", description=__doc__)
     parser.add_argument("--data_dir", required=True, help="folder that holds PACS/, or any of it")
     parser.add_argument("--workers", type=int, default=joblib.cpu_count(), help="loader processes of each pipeline")
     parser.add_argument("--batch", type=int, default=32, help="images a batch")
     parser.add_argument("--seconds", type=float, default=5, help="that each measurement takes")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, whose median is printed")
-    args = parser.parse_args()
+    timing.add_options(parser, repeats=3)
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    report = timing.Report(args)
     dataset = get_dataset_class("PACS")(args.data_dir, [], {"data_augmentation": True}, 0)
     files = [str(e.folder / file) for e in dataset for file in e.files]
     labels = np.concatenate([e.labels for e in dataset])
@@ -116,19 +118,18 @@ def main() -> None:
             sides["resident: pack on the GPU"] = lambda: ours(*of, resident, args.batch, 0, device)
         print(f"{len(files)} PACS images, {args.workers} workers, batches of {args.batch} to {device}, ", end="")
         print(f"torch {torch.__version__}, median of {args.repeats} rounds of {args.seconds:g} s", flush=True)
-        rates: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(args.repeats):
-            for name, batches in sides.items():
-                rates[name].append(rate(batches(), args.seconds, args.batch, device))
+        measures = {
+            name: lambda batches=batches: rate(batches(), args.seconds, args.batch, device)
+            for name, batches in sides.items()
+        }
+        rates = timing.interleaved(measures, args.repeats, warm_up=False)  # each warms up by itself
+        report.record("loading", "images/s", rates)
         first = statistics.median(next(iter(rates.values())))
-        for name, measured in rates.items():
-            median = statistics.median(measured)
-            print(f"{name:36s} {median:8.0f} images/s  {median / first:5.1f}x")
+        for name, samples in rates.items():
+            median, spread = statistics.median(samples), f"({min(samples):.0f} to {max(samples):.0f})"
+            print(f"{name:36s} {median:8.0f} images/s  {median / first:5.1f}x  {spread}")
+    return report.end()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    cli.run(main)

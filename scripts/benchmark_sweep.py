@@ -5,7 +5,6 @@ The sweep is made first: job folders as ColoredMNIST and RotatedMNIST give them 
 that a model selection can read. `scripts/benchmark sweep --help` tells the sizes.
 """
 
-import argparse
 import json
 import os
 import random
@@ -14,27 +13,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
 
+import timing
+
 from domainbed.records import mark_done
-from domainbed.scripts import sweep
+from domainbed.scripts import cli, sweep
 from domainbed.sweep.job import Job
 from domainbed.sweep.remembered import remember
 
 JOBS_A_DRAW = 63  # 7 algorithms x (3 + 6) test environments
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(prog="scripts/benchmark sweep", description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs in the sweep, at least")
     parser.add_argument("--records", type=int, default=18, help="records a job; PACS has 18, ColoredMNIST 51")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each command, whose median is told")
     parser.add_argument(
         "--dir", help="where to make the sweep, which is deleted afterwards (default: the temporary folder)"
     )
-    args = parser.parse_args()
+    timing.add_options(parser, repeats=3)
+    args = parser.parse_args(argv)
+    report = timing.Report(args)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         words = ["--datasets", "ColoredMNIST", "RotatedMNIST", "--n_trials", "1", "--output_dir", folder]
         words += ["--n_hparams", str(-(-args.jobs // JOBS_A_DRAW))]
@@ -45,12 +48,13 @@ def main() -> None:
         remember(Path(folder), sweep.grid_of(launched))
         print(f"{len(jobs):,} done jobs of {args.records} records, {size / 2**20:,.0f} MiB, made in ", end="")
         print(f"{time.perf_counter() - began:.0f} s; {len(os.sched_getaffinity(0))} cores, median of {args.repeats}")
-        show("launch, all done", args.repeats, 0, "sweep", "launch", *words)
-        show("status, all done", args.repeats, 0, "sweep", "status", "--output_dir", folder)
-        show("collect_results", args.repeats, 0, "collect_results", "--input_dir", folder)
+        show(report, "launch, all done", args.repeats, 0, "sweep", "launch", *words)
+        show(report, "status, all done", args.repeats, 0, "sweep", "status", "--output_dir", folder)
+        show(report, "collect_results", args.repeats, 0, "collect_results", "--input_dir", folder)
         for job in jobs[::2]:
             (job.folder / "done").unlink()
-        show("status, half incomplete", args.repeats, 3, "sweep", "status", "--output_dir", folder)
+        show(report, "status, half incomplete", args.repeats, 3, "sweep", "status", "--output_dir", folder)
+    return report.end()
 
 
 def make_folder(job: Job, n_records: int) -> int:
@@ -76,19 +80,20 @@ def make_folder(job: Job, n_records: int) -> int:
     return len(text)
 
 
-def show(name: str, repeats: int, status: int, module: str, *words: str) -> None:
+def show(report: timing.Report, name: str, repeats: int, status: int, module: str, *words: str) -> None:
     """Run a command some times, see that it ends as it must, and print how long it took."""
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        command = [sys.executable, "-m", f"domainbed.scripts.{module}", *words]
+    command = [sys.executable, "-m", f"domainbed.scripts.{module}", *words]
+
+    def run() -> None:
         finished = subprocess.run(command, capture_output=True, text=True)
-        seconds.append(time.perf_counter() - began)
         if finished.returncode != status:
             raise SystemExit(f"{' '.join(command)} ended with status {finished.returncode}:\n{finished.stderr}")
+
+    seconds = [timing.seconds(run) for _ in range(repeats)]
+    report.record("command", "s", {name: seconds})
     spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
     print(f"{name:32} {statistics.median(seconds):6.2f} s  ({spread})", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
