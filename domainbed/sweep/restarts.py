@@ -76,9 +76,9 @@ def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, re
         tqdm(total=sum(run["steps"] for run in todo), unit="step", disable=None) as bar,
         ProcessPoolExecutor(workers, context, begin_worker, (data_dir, threads, steps)) as pool,
     ):
-        with deaf_to_ctrl_c():  # this starts the processes
-            pending = {pool.submit(train_one, run): run for run in todo}
         try:
+            with deaf_to_ctrl_c():  # this starts the processes
+                pending = {pool.submit(train_one, run): run for run in todo}
             while pending:
                 finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
                 bar.update(steps.value - bar.n)

@@ -97,6 +97,9 @@ def test_every_option_of_a_job_reaches_it(tmp_path: Path):
         "loader_workers": 3,
         "save_every": 2.5,
         "deterministic": True,
+        "precision": "bf16",
+        "engine": "eager",
+        "compile": "off",
     }
     assert set(given) == set(cli.JOB_OPTIONS)
     flags = [word for name, v in given.items() for word in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]
