@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
 
 import timing
+from benchmark_job import accuracy
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.datasets import ArrayEnvironment, MultipleDomainDataset, get_dataset_class
@@ -47,19 +48,10 @@ PLAIN_BATCH = 64
 Accuracies = dict[str, float]
 
 
-@torch.no_grad()
 def evaluated_plainly(network: Algorithm, loaders: Mapping[str, DataLoader], device: torch.device) -> Accuracies:
     """The accuracy on each split, as it is usually computed."""
     network.eval()
-    result = {}
-    for name, loader in loaders.items():
-        correct = total = 0
-        for x, y in loader:
-            predicted = network.predict(x.to(device)).argmax(1)
-            correct += (predicted == y.to(device)).sum().item()
-            total += len(y)
-        result[name] = correct / total
-    return result
+    return {name: accuracy(network.predict, loader, device) for name, loader in loaders.items()}
 
 
 def plain_loaders(dataset: MultipleDomainDataset, splits: Sequence[Split], workers: int) -> dict[str, DataLoader]:

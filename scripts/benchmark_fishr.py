@@ -8,7 +8,6 @@ the peak memory beyond what was there before. `scripts/benchmark fishr --help` l
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from backpack.extensions import BatchGrad, SumGradSquared
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+
+import timing
 
 from domainbed.algorithms.fishr import squared_distances
 from domainbed.gradients import flat, gradient_factors, gradient_variance, split_factors
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes, metavar="NAME", help="; ".join(sizes))
     parser.add_argument("--repeats", type=int, default=20, help="runs of which the median is told (default: 20)")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = timing.device().type
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {name}\n{'':32}" + "".join(f"{way:>26}" for way in WAYS))
     for size in args.sizes:
@@ -87,20 +88,14 @@ def main() -> None:
                 z = features * 1.0
                 torch.autograd.grad(way(head, z, y, domains), [features, *head.parameters()])
 
-            cells.append(f"{1000 * median_time(once, args.repeats, device):9.2f} ms {peak(once, device) / 1e6:9.1f} MB")
+            cells.append(f"{1000 * median_time(once, args.repeats):9.2f} ms {peak(once, device) / 1e6:9.1f} MB")
         print(f"{size:32}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
 
 
-def median_time(once, repeats: int, device: str) -> float:
-    times = []
-    for repeat in range(repeats + 3):  # the first three warm up
-        began = time.perf_counter()
+def median_time(once, repeats: int) -> float:
+    for _ in range(3):  # to warm up
         once()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if repeat >= 3:
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return statistics.median(timing.seconds(once) for _ in range(repeats))
 
 
 def peak(once, device: str) -> float:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def plain(config: JobConfig, workers: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, loader: DataLoader, device: str) -> float:
+def accuracy(model: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader, device: str | torch.device) -> float:
     correct = total = 0
     for x, y in loader:
         correct += (model(x.to(device)).argmax(1) == y.to(device)).sum().item()

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from domainbed.errors import UsageError
 from domainbed.files import written_whole
+from domainbed.scripts import cli
 
 Samples = Mapping[str, Sequence[float]]  # of each side
 
@@ -97,9 +98,8 @@ class Report:
     def __init__(self, args: argparse.Namespace) -> None:
         if args.repeats < 1:
             raise UsageError(f"--repeats must be at least 1, not {args.repeats}")
+        cli.check_output(args.output)
         self._output = Path(args.output) if args.output else None
-        if self._output and not self._output.parent.is_dir():
-            raise UsageError(f"--output {args.output}: there is no folder {self._output.parent}")
         self._found: dict[str, Any] = {"header": header(), "arguments": vars(args), "results": [], "checks": []}
 
     def headline(self) -> str:

@@ -30,13 +30,15 @@ class _Recorded(NamedTuple):
     """The updates of one phase.
 
     Attributes:
-        inputs: the tensors that the recorded work reads the batches from.
+        inputs: the tensors that the recorded work reads the batches from, images and labels.
+        shapes: theirs.
         again: does it once more.
         told: what it tells, in tensors that the next update overwrites.
         counts: by how much it raises each counter of the algorithm's.
     """
 
-    inputs: list[torch.Tensor]
+    inputs: tuple[list[torch.Tensor], list[torch.Tensor]]
+    shapes: list[list[torch.Size]]
     again: Callable[[], None]
     told: Told
     counts: dict[str, int]
@@ -79,10 +81,10 @@ class CapturedSteps(EagerSteps):
     def _replayed(
         self, recorded: _Recorded, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
     ) -> Told:
-        given = _flat(minibatches, unlabeled)
-        if [tensor.shape for tensor in given] != [tensor.shape for tensor in recorded.inputs]:
+        given = _inputs(minibatches, unlabeled)
+        if [[tensor.shape for tensor in of_type] for of_type in given] != recorded.shapes:
             return super().update(minibatches, unlabeled)
-        for ours, theirs in zip(_by_type(recorded.inputs), _by_type(given), strict=True):
+        for ours, theirs in zip(recorded.inputs, given, strict=True):
             torch._foreach_copy_(ours, theirs)
         recorded.again()
         for name, count in recorded.counts.items():
@@ -129,7 +131,9 @@ class CapturedSteps(EagerSteps):
             self._go_on_as_written(reason)
             return super().update(minibatches, unlabeled)
         again()  # what was recorded has not been done yet
-        self._recorded[phase] = _Recorded(_flat(labeled, others), again, told, counts)
+        inputs = _inputs(labeled, others)
+        shapes = [[tensor.shape for tensor in of_type] for of_type in inputs]
+        self._recorded[phase] = _Recorded(inputs, shapes, again, told, counts)
         return told
 
     def _miscount(self, before: Mapping[str, int], counts: Mapping[str, int]) -> str:
@@ -148,13 +152,11 @@ class CapturedSteps(EagerSteps):
         tqdm.write(f"{type(self.algorithm).__name__}'s updates are not captured, but run as they are written: {reason}")
 
 
-def _flat(minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
-    return [*(tensor for batch in minibatches for tensor in batch), *(unlabeled or ())]
-
-
-def _by_type(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Images and labels: tensors of one type are copied by one call."""
-    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
+def _inputs(
+    minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Images and labels apart: tensors of one type are copied by one call."""
+    return [*(x for x, _ in minibatches), *(unlabeled or ())], [y for _, y in minibatches]
 
 
 def are_captured(engine: str, device: torch.device) -> bool:

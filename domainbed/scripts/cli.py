@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from domainbed.engine.config import JobConfig
@@ -145,6 +146,14 @@ def add_import_option(p: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="your modules to import, such as my_algorithms",
     )
+
+
+def check_output(file: str | None) -> None:
+    """See that --output, if given, can be written. Raises UsageError."""
+    if file and not Path(file).absolute().parent.is_dir():
+        raise UsageError(f"--output {file}: there is no folder {Path(file).absolute().parent}")
+    if file and Path(file).is_dir():
+        raise UsageError(f"--output {file} is a folder; name a file in it")
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:

@@ -113,10 +113,7 @@ def check(args: argparse.Namespace) -> None:
             raise UsageError(f"--{option} {name!r} is unknown; {near(name, names)}")
     if args.versus and args.format == "csv":
         raise UsageError("--versus has no place among the cells of --format csv; json has it")
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        raise UsageError(f"--output {args.output}: there is no folder {Path(args.output).absolute().parent}")
-    if args.output and Path(args.output).is_dir():
-        raise UsageError(f"--output {args.output} is a folder; name a file in it")
+    cli.check_output(args.output)
 
 
 if __name__ == "__main__":
