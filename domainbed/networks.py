@@ -30,8 +30,8 @@ class SmallCNN(Featurizing):
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in widths)
         self.n_outputs = widths[-1]
-        # On a CPU the convolutions predict 1.4 times as many images a second with their channels last.
-        self.to(memory_format=torch.channels_last)
+        if min(widths) >= 64:  # On a CPU: 1.05 to 1.4 times as fast with their channels last; narrow ones, 0.8 times.
+            self.to(memory_format=torch.channels_last)
 
     @as_set
     def forward(self, x: torch.Tensor) -> torch.Tensor:
