@@ -55,14 +55,21 @@ def serve(connection: Connection, environ: Mapping[str, str]) -> None:
 def deaf_to_ctrl_c() -> Iterator[None]:
     """Processes started here never hear Ctrl-C: it reaches the whole process group, but is the launcher's to answer.
 
-    Which it does as soon as they are started: blocked, unlike ignored, the signal waits.
+    Which it does as soon as they are started: the signal is noted, and raised again then. Only a process's main thread
+    may enter this.
     """
     resource_tracker.ensure_running()  # where multiprocessing starts that, it unblocks the signal
+    came: list[int] = []
+    answer = signal.signal(signal.SIGINT, lambda signum, frame: came.append(signum))
+    # The processes inherit the mask. To this one it is no help: a thread of a library's may hear the signal, too.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, answer)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def end_with_parent() -> None:
