@@ -5,6 +5,7 @@ colour tells the (noisy) label better than the shape does; in the test environme
 training set is one batch. The hyperparameters are those that IRM's authors tuned, for every algorithm.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ from domainbed.algorithms.vrex import variance_of_risks
 from domainbed.datasets.mnist import MNIST, warn_if_incomplete
 from domainbed.errors import UsageError
 from domainbed.gradients import gradient_factors
+from domainbed.landscape.distances import recorded_distances
+from domainbed.landscape.domain import Domain, statistics
+from domainbed.landscape.hessian import full_hessian
+from domainbed.landscape.inconsistency import diagonal_ratios, exact_ratios, inconsistency
 from domainbed.seeding import seed_everything
 
 STEPS = 501
@@ -30,6 +35,8 @@ N_TRAIN, N_TEST = 50_000, 10_000
 COLOR_FLIPS = (0.2, 0.1)  # of the training environments
 TEST_COLOR_FLIP = 0.9
 WIDTH = 390
+TRACK_EVERY = 10  # steps between two looks at the landscape
+EPSILON = 0.1  # of its inconsistency score
 
 # Of each training environment its features [n, WIDTH], logits [n, 1] and labels [n, 1] -> the penalty.
 Outputs = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -161,6 +168,7 @@ def train(
     grayscale: bool = False,
     steps: int = STEPS,
     seed: int = 0,
+    track: bool = False,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """One restart: yields each step's loss, nll and penalty, 0-dim tensors, as they were before its update.
 
@@ -173,6 +181,7 @@ def train(
         label_flip: the part of the labels that are wrong, in training and in test.
         grayscale: let the model see no colour.
         seed: decides environments and initial weights.
+        track: every TRACK_EVERY steps, and at the last, yield `landscape`'s distances, then also its scores.
     """
     seed_everything(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -195,7 +204,10 @@ def train(
         loss = nll + L2 * torch.stack([(w**2).sum() for w in model.parameters()]).sum() + weight * penalty
         loss = loss / max(weight, 1.0)  # keeps the gradients, and so Adam's steps, as large as before
         figures = {"loss": loss.detach(), "nll": nll.detach(), "penalty": penalty.detach()}
-        if step == steps - 1:
+        is_last = step == steps - 1
+        if track and (step % TRACK_EVERY == 0 or is_last):
+            figures |= landscape(model, environments, is_last)
+        if is_last:
             yield {**figures, **accuracies(model, environments)}
             return
         optimizer.zero_grad()
@@ -210,3 +222,27 @@ def accuracies(model: MLP, environments: list[Environment]) -> dict[str, torch.T
     correct = [((model.classifier(model.features(e.images)) > 0) == (e.labels > 0)).float() for e in environments]
     training, (test, gray) = correct[: len(COLOR_FLIPS)], correct[len(COLOR_FLIPS) :]
     return {"train_acc": torch.cat(training).mean(), "test_acc": test.mean(), "gray_acc": gray.mean()}
+
+
+def landscape(model: MLP, environments: list[Environment], with_scores: bool) -> dict[str, torch.Tensor]:
+    """How far apart the classifier's risks, gradients and Hessians are in the two training environments, on all images.
+
+    Args:
+        with_scores: the inconsistency scores as well, between these and with the test environment.
+    """
+    with torch.no_grad():
+        domains = [Domain(model.features(e.images).double(), e.labels[:, 0].long()) for e in environments[:3]]
+    n = len(COLOR_FLIPS)
+    classifier = copy.deepcopy(model.classifier).double()
+    found = [statistics(classifier, domain) for domain in domains[: None if with_scores else n]]
+    figures = recorded_distances(found[:n])
+    if with_scores:
+        ways = {
+            "exact": exact_ratios([full_hessian(classifier, domain) for domain in domains]),
+            "diagonal": diagonal_ratios([s.hessian_diagonal for s in found]),
+        }
+        for way, found_ratios in ways.items():
+            for of, m in (("training", n), ("all", n + 1)):
+                score = inconsistency([s.risk for s in found[:m]], found_ratios.ratios[:m, :m], EPSILON)
+                figures[f"inconsistency_{of}_{way}"] = score.score
+    return {name: torch.tensor(value) for name, value in figures.items()}

@@ -17,6 +17,7 @@ FROM_THE_GROUND_UP = [
     "loading",
     "datasets",
     "algorithms",
+    "landscape",
     "colored_mnist",
     "model_selection",
     "records",

@@ -130,6 +130,11 @@ def _restored(current: Any, saved: Any) -> Any:
     return saved
 
 
+def classes(logits: torch.Tensor) -> torch.Tensor:
+    """The class that each image's logits [n, classes] say, [n]; a single logit says class 1 where it is positive."""
+    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
+
+
 def all_domains(minibatches: Sequence[Minibatch]) -> Minibatch:
     """The domains' batches as one: images and labels."""
     return torch.cat([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])

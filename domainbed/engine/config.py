@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -15,6 +16,7 @@ EVALUATIONS = ("all", "splits")
 BAD_IMAGES = ("error", "skip")
 ENGINES = ("auto", "eager", "captured")
 COMPILES = ("auto", "on", "off")
+TRACKS = ("nothing", "landscape")
 PRECISIONS = ("tf32", "fp32", "bf16")  # see compute.set_precision
 
 
@@ -52,6 +54,7 @@ class JobConfig:
         precision: one of PRECISIONS.
         engine: one of ENGINES: whether updates are captured. (They are the same within rounding.)
         compile: one of COMPILES: whether featurizers are compiled. (Likewise.)
+        track: one of TRACKS: what else each record tells; see engine/landscape.py.
         skip_model_save, save_model_every_checkpoint: which models to leave there.
         imports: the user's modules to import first.
 
@@ -89,6 +92,7 @@ class JobConfig:
     deterministic: bool = _beside(False)
     engine: str = _beside(ENGINES[0])
     compile: str = _beside(COMPILES[0])
+    track: str = _beside(TRACKS[0])
 
     def __post_init__(self) -> None:
         dataset = get_dataset_class(self.dataset)
@@ -160,6 +164,17 @@ class JobConfig:
         """All arguments as JSON knows them, as they stand in each record."""
         return json.loads(json.dumps(asdict(self)))
 
+    @classmethod
+    def of_args(cls, args: Mapping[str, Any]) -> "JobConfig":
+        """The job of these arguments from `args`, which may be another version's.
+
+        Raises:
+            UsageError: it can't be.
+        """
+        known: dict[str, Any] = {f.name: args[f.name] for f in fields(cls) if f.name in args}
+        known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**known)
+
 
 _CHOICES = {
     "task": TASKS,
@@ -168,6 +183,7 @@ _CHOICES = {
     "precision": PRECISIONS,
     "engine": ENGINES,
     "compile": COMPILES,
+    "track": TRACKS,
 }
 _ALWAYS_NAMED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
 

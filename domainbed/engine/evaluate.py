@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.base import Algorithm, classes
 from domainbed.loading.base import Feed, Request
 
 
@@ -35,11 +35,6 @@ def accuracies(
         return {}
     counts = torch.stack([torch.stack(of_batches).sum() for of_batches in correct.values()]).tolist()  # waits once
     return {name: count / images[name] for name, count in zip(correct, counts, strict=True)}
-
-
-def classes(logits: torch.Tensor) -> torch.Tensor:
-    """The predicted class of each image, [n]."""
-    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
 
 
 def logits(algorithm: Algorithm, x: torch.Tensor) -> torch.Tensor:

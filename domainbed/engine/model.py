@@ -92,6 +92,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Algorith
     Raises:
         UsageError: there is no such file, or it holds no model of ours.
     """
+    return load_job(path, device)[1]
+
+
+def load_job(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], Algorithm]:
+    """The arguments of the job that left a model, as they stand in its records, and that model; see `load_model`."""
     try:
         saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         args = saved["args"]
@@ -108,4 +113,4 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Algorith
         raise
     except Exception as error:
         raise UsageError(f"cannot load a model from {path}: {type(error).__name__}: {error}") from error
-    return algorithm.to(device).eval()
+    return args, algorithm.to(device).eval()

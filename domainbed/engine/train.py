@@ -19,6 +19,7 @@ from domainbed.engine.data import Batches, evaluation_requests, load_data
 from domainbed.engine.evaluate import accuracies
 from domainbed.engine.feed import open_feed
 from domainbed.engine.figures import check_weights
+from domainbed.engine.landscape import begin_tracking, tracked
 from domainbed.engine.lock import Lock, TakenError, holder_of, is_locked, locked
 from domainbed.engine.model import make_algorithm, save_model, to_device
 from domainbed.engine.steps import are_captured, make_steps
@@ -70,6 +71,7 @@ def train(
     with full_device_told():
         algorithm = to_device(make_algorithm(config, dataset), config, device)
         feed = open_feed(config, dataset, splits, device)
+    is_tracked = begin_tracking(config, algorithm)
     ways = ["updates to be captured"] * captured
     ways += ["featurizers compiled"] * any(featurizer.is_compiled for featurizer in featurizers_of(algorithm))
     names = config.environment_names()
@@ -112,6 +114,7 @@ def train(
                 "epoch": step / steps_per_epoch,
                 **figures,
                 **accuracies(algorithm, feed, requests, checkpoints.stopper(progress)),
+                **(tracked(config, algorithm, splits, feed) if is_tracked else {}),
                 "bad_images": len(feed.bad_images),
                 "step_time": step_time,
                 "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,

@@ -1,9 +1,12 @@
-"""The table of the Colored MNIST proof of concept, beside the published one."""
+"""The Colored MNIST proof of concept: its table, beside the published one, and its landscape."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
+from typing import Any
 
 import pandas as pd
+
+from domainbed.landscape import PREFIX, QUANTITIES
 
 COLUMNS = ("train", "test", "gray")
 
@@ -43,3 +46,37 @@ def table(runs: Sequence[dict], algorithms: Sequence[str], restarts: int, label_
             row[f"{column}, difference"] = f"{difference:+.1f}" if len(mine) else "X"
         rows.append(row)
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, tablefmt="github")
+
+
+def landscape_table(runs: Sequence[Mapping[str, Any]], algorithms: Sequence[str]) -> str:
+    """The landscape at the last step: distances and inconsistency scores, mean ± standard deviation over restarts.
+
+    Args:
+        runs: the restarts, tracked.
+        algorithms: the columns.
+    """
+    scores = {
+        f"inconsistency_{of}_{way}": f"inconsistency, {of} environments, {way} Hessians"
+        for of in ("training", "all")
+        for way in ("exact", "diagonal")
+    }
+    distances = {PREFIX + name: f"{words}, squared distance" for name, words in QUANTITIES.items()}
+    rows = []
+    for name, words in (distances | scores).items():
+        row = {"": words}
+        for algorithm in algorithms:
+            values = pd.Series([run[name] for run in runs if run["algorithm"] == algorithm], dtype=float)
+            row[algorithm] = f"{values.mean():.3g} ± {values.std(ddof=0):.1g}" if len(values) else "X"
+        rows.append(row)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, tablefmt="github")
+
+
+def landscape_courses(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row a look: `algorithm`, `folder` (the restart's number), `step`, and the distances."""
+    return pd.DataFrame(
+        [
+            {"algorithm": run["algorithm"], "folder": i, **of_step}
+            for i, run in enumerate(runs)
+            for of_step in run["course"]
+        ]
+    )

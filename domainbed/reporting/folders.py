@@ -18,7 +18,8 @@ LOT = 1000  # folders that are looked at together
 SLOW = 50e-6  # seconds to look at a folder; one whose inode is in memory takes a tenth
 THREADS = 8  # that look at slow folders
 PLOTS_FOLDER = "plots"
-OURS = {SWEEP_FOLDER, PLOTS_FOLDER}  # what our own commands put beside the jobs
+LANDSCAPE_FOLDER = "landscape"
+OURS = {SWEEP_FOLDER, PLOTS_FOLDER, LANDSCAPE_FOLDER}  # what our own commands put beside the jobs
 # What tells the folder of a job without records yet, DomainBed's included.
 JOBS_FILES = {DONE_FILE, LOG_FILE, LOCK_FILE, ATTEMPT_FILE, FAILURE_FILE, CHECKPOINT_FILE, "out.txt", "err.txt"}
 

@@ -65,6 +65,8 @@ JOB_OPTIONS = (
     "precision",
     "engine",
     "compile",
+    "track",
+    "save_model_every_checkpoint",
 )
 
 
@@ -134,6 +136,13 @@ def add_job_options(p: argparse.ArgumentParser) -> None:
         help="on, off: whether featurizers are compiled by torch.compile; auto: on a GPU, in jobs of 1,000 steps and "
         "more, for the algorithms that come with this package",
     )
+    p.add_argument(
+        "--track",
+        default=JobConfig.track,
+        help="landscape: at each evaluation, also record how far apart the training domains' risks, gradients and "
+        "Hessians are (of the classifier, on one batch of each); plot draws them",
+    )
+    p.add_argument("--save_model_every_checkpoint", action="store_true", help="leave a model at every evaluation, too")
 
 
 def add_import_option(p: argparse.ArgumentParser) -> None:

@@ -1,11 +1,12 @@
 """The Colored MNIST proof of concept: `python -m domainbed.scripts.colored_mnist --data_dir data --restarts 10`."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UsageError, near
+from domainbed.files import written_whole
 from domainbed.scripts import cli
 
 # As in domainbed.colored_mnist, from where they would cost --help an import of torch; a test holds them together.
@@ -32,6 +33,13 @@ def parser() -> cli.Parser:
     p.add_argument("--label_flip", type=float, default=0.25, help="part of the labels that are wrong")
     p.add_argument("--grayscale_model", action="store_true", help="let the model see no colour")
     p.add_argument("--steps", type=int, default=PUBLISHED_STEPS, help="the last of which only measures")
+    p.add_argument(
+        "--track",
+        choices=("nothing", "landscape"),
+        default="nothing",
+        help="landscape: keep how far apart the training environments' risks, gradients and Hessians are, every ten "
+        "steps; print the last and draw all. Restarts that have not kept it are trained again",
+    )
     p.add_argument("--output_dir", default="runs/colored_mnist", help="folder of records.jsonl, a line a restart")
     p.add_argument("--workers", type=int, help="restarts at once (default: 1 with a GPU, else one a CPU core)")
     return p
@@ -47,20 +55,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     from domainbed.sweep.restarts import key, read, train_all
 
     records = Path(args.output_dir) / "records.jsonl"
-    done = {key(run) for run in read(records)}
+    track = args.track == "landscape"
+    done = {key(run) for run in read(records) if "course" in run or not track}
     wanted = [run for r in range(args.restarts) for run in settings(args, args.seed + r)]
     todo = [run for run in wanted if key(run) not in done]
     failed = 0
     if todo:
         load_mnist(args.data_dir)  # told before anything is started, if it is not there
         records.parent.mkdir(parents=True, exist_ok=True)
-        failed = train_all(todo, args.data_dir, args.workers, records)
+        failed = train_all(todo, args.data_dir, args.workers, records, track)
     of_each = {key(run): run for run in read(records)}
     runs = [of_each[key(run)] for run in wanted if key(run) in of_each]
     comparable = not args.grayscale_model and args.steps == PUBLISHED_STEPS
     print(table(runs, args.algorithm, args.restarts, args.label_flip, comparable))
     print(f"\nAccuracies in percent, mean ± standard deviation over {args.restarts} restarts; runs in {records}")
+    if track:
+        tell_landscape(runs, args.algorithm, records.parent)
     return 1 if failed else 0
+
+
+def tell_landscape(runs: Sequence[Mapping[str, Any]], algorithms: Sequence[str], output_dir: Path) -> None:
+    """Print how the landscape was at the end, and draw its course."""
+    from domainbed.reporting.colored_mnist import landscape_courses, landscape_table
+    from domainbed.reporting.plots import write
+    from domainbed.reporting.plots.courses import distance_courses
+    from domainbed.reporting.plots.style import look
+
+    print(f"\n{landscape_table(runs, algorithms)}")
+    looks = {name: look(i) for i, name in enumerate(algorithms)}
+    figure = distance_courses(landscape_courses(runs), looks, "Colored MNIST, IRM's setting")
+    if figure is None:
+        return
+    caption = "Squared distances between the two training environments, of the classifier on all images."
+    for kind in ("png", "pdf"):
+        with written_whole(output_dir / f"landscape.{kind}") as file:
+            write(figure, file, kind, 150, caption)
+    print(
+        f"\nAt the last step, mean ± standard deviation over restarts; its course: {output_dir / 'landscape.png'}, .pdf"
+    )
 
 
 def check(args: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     algorithms = those(args.algorithms, algorithms_of(sweep.runs), "--algorithms")
     output_dir = Path(args.output_dir or Path(args.input_dir, PLOTS_FOLDER))
     n = 0
-    at_most = 1 + len(datasets) * (2 + 2 * len(algorithms))
+    at_most = 1 + len(datasets) * (3 + 2 * len(algorithms))
     from domainbed.reporting.plots import all_figures, write  # matplotlib takes a second, which a mistake should not
 
     with tqdm(total=at_most, desc="drawing", unit="picture", disable=None, leave=False) as bar:

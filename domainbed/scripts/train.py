@@ -43,7 +43,6 @@ def parser() -> cli.Parser:
         help="domain adaptation: part of the test environments that is seen in training, without labels",
     )
     p.add_argument("--skip_model_save", action="store_true", help="leave no model.pkl")
-    p.add_argument("--save_model_every_checkpoint", action="store_true", help="leave a model at every evaluation, too")
     cli.add_job_options(p)
     cli.add_import_option(p)
     return p

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from domainbed.colored_mnist import load_mnist, train
 from domainbed.errors import UsageError
+from domainbed.landscape import PREFIX
 from domainbed.sweep.worker import deaf_to_ctrl_c, end_with_parent
 
 # What tells one run from another.
@@ -52,13 +53,16 @@ def append(records: Path, run: dict[str, Any]) -> None:
         file.write(b"\n" * cut_off + json.dumps(run).encode() + b"\n")
 
 
-def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, records: Path) -> int:
+def train_all(
+    todo: list[dict[str, Any]], data_dir: str, workers: int | None, records: Path, track: bool = False
+) -> int:
     """Train each run in a pool of processes and append it to `records`.
 
     Args:
         todo: what determines each run, by the names in RUN.
         data_dir: where MNIST is.
         workers: runs at once; None for one a CPU core or, with a GPU, one.
+        track: keep the course of the landscape, too.
 
     Returns:
         How many runs failed; why is told on stderr.
@@ -78,7 +82,7 @@ def train_all(todo: list[dict[str, Any]], data_dir: str, workers: int | None, re
     ):
         try:
             with deaf_to_ctrl_c():  # this starts the processes
-                pending = {pool.submit(train_one, run): run for run in todo}
+                pending = {pool.submit(train_one, run, track): run for run in todo}
             while pending:
                 finished, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
                 bar.update(steps.value - bar.n)
@@ -116,8 +120,10 @@ def begin_worker(data_dir: str, threads: int, steps: "Synchronized[int]") -> Non
     _worker.update(mnist=load_mnist(data_dir), steps=steps)
 
 
-def train_one(run: dict[str, Any]) -> dict[str, Any]:
+def train_one(run: dict[str, Any], track: bool = False) -> dict[str, Any]:
     """Train one run in a worker process. Returns it with its accuracies, last figures, time and versions.
+
+    If `track`, also with the landscape's course, a list of what each look at it tells.
 
     Raises:
         ArithmeticError: a figure is not finite in the end.
@@ -125,8 +131,10 @@ def train_one(run: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     options = {name: value for name, value in run.items() if name != "algorithm"}
     figures: dict[str, torch.Tensor] = {}
-    for step_figures in train(run["algorithm"], *_worker["mnist"], **options):
-        figures = step_figures
+    course = []
+    for step, figures in enumerate(train(run["algorithm"], *_worker["mnist"], **options, track=track)):
+        distances = {name: value.item() for name, value in figures.items() if name.startswith(PREFIX)}
+        course += [{"step": step, **distances}] if distances else []
         with _worker["steps"].get_lock():
             _worker["steps"].value += 1
     last = {name: value.item() for name, value in figures.items()}
@@ -134,7 +142,8 @@ def train_one(run: dict[str, Any]) -> dict[str, Any]:
     if bad:
         raise ArithmeticError(f"{' and '.join(bad)} at the last step, {run['steps'] - 1}")
     where = {"torch": torch.__version__, "device": device_name(), "python": platform.python_version()}
-    return {**run, **last, "seconds": time.perf_counter() - began, **where}
+    tracked = {"course": course} if track else {}
+    return {**run, **last, **tracked, "seconds": time.perf_counter() - began, **where}
 
 
 def device_name() -> str:

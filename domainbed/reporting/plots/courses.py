@@ -1,4 +1,4 @@
-"""What the chosen runs did over their training: accuracies, and the figures that their updates recorded."""
+"""What the chosen runs did over their training: accuracies, what their updates recorded, how far apart domains were."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from domainbed.landscape import PREFIX, QUANTITIES
 from domainbed.reporting.plots.scales import logarithmic, spans_decades
-from domainbed.reporting.plots.style import legend, line_of, look, note, on_paper, panels, steps_axis, text
+from domainbed.reporting.plots.style import Look, legend, line_of, look, note, on_paper, panels, steps_axis, text
 
 # What records hold besides the update's figures.
 NOT_OF_THE_UPDATE = ("folder", "step", "epoch", "step_time", "mem_gb", "bad_images", "schema_version")
@@ -86,7 +87,8 @@ def figure_courses(
     """
     figures = figures.drop(columns=["algorithm", "test_env"], errors="ignore")  # numbers that happen to be called so
     merged = figures.merge(best[["folder", "algorithm", "test_env"]], on="folder").sort_values("step")
-    names = [c for c in map(str, figures) if c not in NOT_OF_THE_UPDATE and not re.fullmatch(r"env.*_acc", c)]
+    others = re.compile(rf"env.*_acc|{PREFIX}.*")
+    names = [c for c in map(str, figures) if c not in NOT_OF_THE_UPDATE and not others.fullmatch(c)]
     wanted = []
     for algorithm in algorithms:
         of_algorithm = merged[merged["algorithm"] == algorithm]
@@ -111,4 +113,41 @@ def figure_courses(
     figure.supylabel("Mean since the last record")
     test_envs = sorted(best["test_env"].unique())
     legend(figure, [(text(environments[env]), line_of(look(env))) for env in test_envs], "test environment")
+    return figure
+
+
+@on_paper
+def distance_courses(records: pd.DataFrame, looks: Mapping[str, Look], title: str = "") -> Figure | None:
+    """The distances that were recorded along training: a panel a quantity, a line an algorithm.
+
+    The strong line is the geometric mean over runs, the faint ones are the runs'.
+
+    Args:
+        records: `algorithm`, `folder` (or whatever tells runs apart), `step`, and what records tell of the landscape.
+        looks: of the algorithms.
+
+    Returns:
+        The figure, or None where nothing was recorded.
+    """
+    names = {PREFIX + name: title for name, title in QUANTITIES.items() if PREFIX + name in records}
+    positive = records.reindex(columns=[*names]).astype(float)
+    positive = positive.where(np.isfinite(positive) & (positive > 0))
+    records = records[["algorithm", "folder", "step"]].join(positive).dropna(subset=[*names], how="all")
+    if not names or records.empty:
+        return None
+    figure, axes = panels(len(names), title, 1.5, "Training step")
+    there = [algorithm for algorithm in looks if (records["algorithm"] == algorithm).any()]
+    for (name, words), ax in zip(names.items(), axes, strict=True):
+        for algorithm in there:
+            its = looks[algorithm]
+            runs = records[records["algorithm"] == algorithm].pivot(index="step", columns="folder", values=name)
+            ax.plot(runs.index, runs, color=its.color, linewidth=0.5, alpha=0.3)
+            mean = np.exp(np.log(runs).mean(axis=1))
+            ax.plot(runs.index, mean, color=its.color, linestyle=its.line, linewidth=1.3)
+        ax.set_title(words.capitalize())
+        steps_axis(ax)
+        if spans_decades(records[name].dropna()):
+            logarithmic(ax.yaxis, records[name].dropna())
+    figure.supylabel("|a - b|², mean over pairs")
+    legend(figure, [(text(algorithm), line_of(looks[algorithm])) for algorithm in there])
     return figure

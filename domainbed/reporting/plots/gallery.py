@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from domainbed.model_selection import WITH_PAIRS, best_hparams, method_named
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.plots.bars import bars
-from domainbed.reporting.plots.courses import figure_courses, training_curves
+from domainbed.reporting.plots.courses import distance_courses, figure_courses, training_curves
 from domainbed.reporting.plots.runs import RHO, draws, hparams_scatter, in_and_out
 from domainbed.reporting.plots.style import look
 from domainbed.reporting.tables import AVERAGE, algorithms_of, averages, environment_names, summarise
@@ -134,17 +134,26 @@ class _Gallery:
         return ("in_out", dataset), caption, in_and_out(runs, self.environments(dataset), self.looks, dataset)
 
     def figures(self, dataset: str, best: pd.DataFrame) -> Iterator[Picture]:
-        """The figures that the updates recorded."""
+        """The figures that the updates recorded, and how far apart the domains were, where that was tracked."""
         recorded = self.sweep.figures(best["folder"])
         figure = figure_courses(recorded, best, self.environments(dataset), self.algorithms, dataset)
         if figure is None:
             self.tell(f"no figures of {dataset}: the chosen runs recorded none")
-            return
-        caption = (
-            f"The figures that updates recorded in the runs on {dataset} that {self.selection} chose, a line a trial, "
-            f"with a gap where a value is not finite.{self.unfinished(best)}"
-        )
-        yield ("figures", dataset, self.selection), caption, figure
+        else:
+            caption = (
+                f"The figures that updates recorded in the runs on {dataset} that {self.selection} chose, a line a "
+                f"trial, with a gap where a value is not finite.{self.unfinished(best)}"
+            )
+            yield ("figures", dataset, self.selection), caption, figure
+        of_algorithms = recorded.drop(columns="algorithm", errors="ignore").merge(best[["folder", "algorithm"]])
+        figure = distance_courses(of_algorithms, self.looks, dataset)
+        if figure is not None:
+            caption = (
+                f"Squared distances between the training domains' risks, gradients and Hessians in the runs on "
+                f"{dataset} that {self.selection} chose, one faint line each; strong lines are their geometric means."
+                f"{self.unfinished(best)}"
+            )
+            yield ("landscape", dataset, self.selection), caption, figure
 
     def curves(self, dataset: str, algorithm: str) -> Picture:
         """The accuracies of the chosen runs."""

@@ -1,0 +1,178 @@
+"""The landscape of a trained model, measured; and all of it as JSON."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed.engine.config import JobConfig
+from domainbed.engine.data import load_data
+from domainbed.engine.feed import open_feed
+from domainbed.engine.landscape import classifier_view, network_view, requests_for
+from domainbed.engine.model import load_job
+from domainbed.landscape.distances import mean_over_pairs, pair_distances, relative_distances
+from domainbed.landscape.domain import Statistics, statistics
+from domainbed.landscape.hessian import HESSIAN_LIMIT, full_hessian
+from domainbed.landscape.inconsistency import Inconsistency, Ratios, diagonal_ratios, exact_ratios, inconsistency
+from domainbed.landscape.slices import Slices, n_risks, slices
+
+LAYERS = ("classifier", "all")
+IMAGES = {"classifier": 2000, "all": 256}  # of each environment, unless another number is asked for
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What the loss is like around one model, in each environment. Training environments come first.
+
+    Attributes:
+        model: the file.
+        config: the job's.
+        layers: of LAYERS, which weights are meant; `n_weights` says how many.
+        part: which split the images are of.
+        environments: the names.
+        images: how many of each.
+        n_training: how many of the environments were trained on.
+        statistics: of each.
+        ratios: by the name of the way, "exact" (where there are at most HESSIAN_LIMIT weights) and "diagonal", those of
+            all environments.
+        epsilon: of the inconsistency scores.
+        slices: or None, where they were not wanted.
+    """
+
+    model: Path
+    config: JobConfig
+    layers: str
+    n_weights: int
+    part: str
+    environments: list[str]
+    images: list[int]
+    n_training: int
+    statistics: list[Statistics]
+    ratios: dict[str, Ratios]
+    epsilon: float
+    slices: Slices | None
+
+    @property
+    def labels(self) -> list[str]:
+        """The environments as tables call them: in brackets those that were not trained on."""
+        names = self.environments
+        return [name if i < self.n_training else f"[{name}]" for i, name in enumerate(names)]
+
+    def scores(self) -> dict[tuple[str, str], Inconsistency]:
+        """The inconsistency among the training domains and among all, by ("training domains" or "all", way)."""
+        found = {}
+        for of, n in (("training domains", self.n_training), ("all domains", len(self.environments))):
+            risks = [s.risk for s in self.statistics[:n]]
+            for way, ratios in self.ratios.items() if n > 1 else ():
+                found[of, way] = inconsistency(risks, ratios.ratios[:n, :n], self.epsilon)
+        return found
+
+    def summary(self) -> dict[str, float]:
+        """The figures by which models are compared, of the training domains: mean squared distances between these, by
+        the names in QUANTITIES; the same as a part of the squared norm; the mean cosine; and the scores."""
+        training = self.statistics[: self.n_training]
+        figures = {name: mean_over_pairs(distances) for name, distances in pair_distances(training).items()}
+        figures |= {f"{name}, relative": value for name, value in relative_distances(training).items()}
+        figures["cosine"] = sum(s.cosine for s in training) / len(training)
+        return figures | {f"inconsistency, {of}, {way}": score.score for (of, way), score in self.scores().items()}
+
+
+def measure(
+    model: Path,
+    *,
+    data_dir: str | None = None,
+    layers: str = LAYERS[0],
+    part: str = "in",
+    images: int | None = None,
+    epsilon: float = 0.1,
+    with_slices: bool = True,
+    progress: Callable[[int], Callable[[], object]] = lambda n: lambda: None,
+) -> Landscape:
+    """Look at the landscape around a model that a job left.
+
+    Args:
+        model: the file, such as model.pkl in a job's folder.
+        data_dir: where the images are, if no longer where the job found them.
+        layers: the classifier alone (in float64), or the whole network.
+        part: the split that is looked at, "in" or "out".
+        images: the most of each environment; 0 for all, None for what IMAGES says.
+        epsilon: how much risk a domain may lose, in the inconsistency score.
+        with_slices: whether risks along lines and planes are computed as well.
+        progress: called with the number of risks to compute, gives what is called after each.
+
+    Raises:
+        UsageError: the file holds no model of ours, its images can't be read, or it has no classifier.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args, algorithm = load_job(model, device)
+    config = JobConfig.of_args(args if data_dir is None else {**args, "data_dir": data_dir})
+    dataset, splits = load_data(config)
+    feed = open_feed(config, dataset, splits, device)
+    training = [env for env in range(len(dataset)) if env not in config.test_envs]
+    order = [*training, *config.test_envs]
+    most = IMAGES[layers] if images is None else images
+    requests = requests_for(splits, part, most, feed.batch_size)
+    view = classifier_view if layers == "classifier" else network_view
+    network, domains = view(algorithm, feed, [requests[env] for env in order])
+    names = [config.environment_names()[env] for env in order]
+    n_weights = sum(p.numel() for p in network.parameters())
+    found = [statistics(network, domain) for domain in domains]
+    ratios = {"diagonal": diagonal_ratios([s.hessian_diagonal for s in found])}
+    if n_weights <= HESSIAN_LIMIT:
+        ratios = {"exact": exact_ratios([full_hessian(network, domain) for domain in domains])} | ratios
+    cut = None
+    if with_slices:
+        tick = progress(n_risks(len(domains), len(training)))
+        cut = slices(network, domains, names, len(training), tick=tick)
+    images_of = [len(domain.y) for domain in domains]
+    return Landscape(
+        model, config, layers, n_weights, part, names, images_of, len(training), found, ratios, epsilon, cut
+    )
+
+
+def as_json(landscape: Landscape) -> dict[str, Any]:
+    """All that is known of one model, but for vectors of the weights' length, of which there are the norms."""
+    found: dict[str, Any] = {
+        "model": str(landscape.model),
+        "args": landscape.config.args(),
+        "layers": landscape.layers,
+        "n_weights": landscape.n_weights,
+        "part": landscape.part,
+        "epsilon": landscape.epsilon,
+        "environments": landscape.environments,
+        "n_training": landscape.n_training,
+        "images": landscape.images,
+        "domains": [
+            {
+                "risk": s.risk,
+                "accuracy": s.accuracy,
+                "gradient_norm": s.gradient_mean.norm().item(),
+                "gradient_variance_sum": s.gradient_variance.sum().item(),
+                "gradient_variance_norm": s.gradient_variance.norm().item(),
+                "hessian_trace": s.hessian_diagonal.sum().item(),
+                "hessian_diagonal_norm": s.hessian_diagonal.norm().item(),
+                "curvature": s.curvature,
+                "cosine": s.cosine,
+            }
+            for s in landscape.statistics
+        ],
+        "squared_distances": {name: m.tolist() for name, m in pair_distances(landscape.statistics).items()},
+        "ratios": {
+            way: {"ratios": r.ratios.tolist(), "damping": r.damping.tolist()} for way, r in landscape.ratios.items()
+        },
+        "inconsistency": [
+            {"of": of, "hessians": way, "score": s.score, "pair": s.pair, "risk_gap": s.risk_gap, "ratio": s.ratio}
+            for (of, way), s in landscape.scores().items()
+        ],
+        "summary": landscape.summary(),
+    }
+    if cut := landscape.slices:
+        found["slices"] = {
+            "at": cut.at.tolist(),
+            "lines": {name: risks.tolist() for name, risks in cut.lines.items()},
+            "plane_at": cut.plane_at.tolist(),
+            "planes": {name: risks.tolist() for name, risks in cut.planes.items()},
+        }
+    return found

@@ -1,0 +1,220 @@
+"""Loss landscapes, domain by domain: `python -m domainbed.scripts.landscape --run FOLDER`, or `--sweep my_sweep`."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from domainbed.errors import UsageError, near
+from domainbed.files import written_whole
+from domainbed.model_selection import best_hparams, method_named
+from domainbed.registry import import_modules
+from domainbed.reporting.folders import LANDSCAPE_FOLDER
+from domainbed.reporting.load import load_sweep
+from domainbed.reporting.report import those
+from domainbed.reporting.tables import algorithms_of, environment_names
+from domainbed.scripts import cli
+
+if TYPE_CHECKING:  # what imports torch is imported only once it is needed
+    from domainbed.reporting.landscape import Landscape
+
+FORMATS = ("png", "pdf")
+DPI = 150
+MODEL = "model.pkl"
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser(
+        prog="python -m domainbed.scripts.landscape",
+        description="Look at the loss around trained weights, domain by domain: risks, gradients, Hessians, how far "
+        "apart they are between domains, and the inconsistency score.",
+    )
+    p._negative_number_matcher = re.compile(r"-\d")  # -90%, an environment, is no flag
+    which = p.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="FOLDER", help="a job's folder, or one of the models in it (model.pkl)")
+    which.add_argument("--sweep", metavar="DIR", help="a sweep's folder: the chosen run of each algorithm")
+    p.add_argument("--select", default="training-domain", metavar="METHOD", help="of a sweep: how runs are chosen")
+    p.add_argument("--dataset", metavar="NAME", help="of a sweep: which dataset (needed where it has several)")
+    p.add_argument("--test_env", metavar="ENV", help="of a sweep: the number or name (default: all, one by one)")
+    p.add_argument("--algorithms", nargs="+", metavar="NAME", help="of a sweep: which (default: all)")
+    p.add_argument("--layers", default="classifier", help="which weights: classifier, or all of the network")
+    p.add_argument("--split", default="in", help="which images: in (trained on) or out (held out)")
+    p.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="at most so many of each environment; 0: all (default: 2,000 or, with --layers all, 256)",
+    )
+    p.add_argument("--epsilon", type=float, default=0.1, help="of the inconsistency score: risk that may be lost")
+    p.add_argument("--data_dir", help="where the images are, if no longer where the jobs found them")
+    p.add_argument("--output_dir", help="for landscape.json and pictures (default: the folder landscape beside)")
+    p.add_argument("--no_slices", action="store_true", help="leave out the risks along lines and planes")
+    cli.add_import_option(p)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    check(args)
+    import_modules(args.imports)
+    if args.run:
+        one_run(args)
+    else:
+        side_by_side(args)
+
+
+def check(args: argparse.Namespace) -> None:
+    for name, known in (("layers", ("classifier", "all")), ("split", ("in", "out"))):
+        if getattr(args, name) not in known:
+            raise UsageError(f"unknown --{name} {getattr(args, name)!r}; {near(getattr(args, name), known)}")
+    if args.images is not None and args.images < 0:
+        raise UsageError(f"--images must be at least 0, not {args.images}")
+    if not 0 <= args.epsilon < float("inf"):
+        raise UsageError(f"--epsilon must be at least 0, not {args.epsilon}")
+    if args.run and not Path(args.run).exists():
+        raise UsageError(f"--run {args.run}: there is no such file or folder")
+    if args.run and (args.dataset or args.test_env or args.algorithms):
+        raise UsageError("--dataset, --test_env and --algorithms choose from a --sweep; --run names one job")
+
+
+def one_run(args: argparse.Namespace) -> None:
+    """The landscape of one job's model."""
+    model = Path(args.run)
+    if model.is_dir():
+        model = model / MODEL
+        if not model.exists():
+            raise UsageError(f"--run {args.run} holds no {MODEL}: the job is not done, or ran with --skip_model_save")
+    output_dir = Path(args.output_dir or model.parent / LANDSCAPE_FOLDER)
+    from domainbed.reporting.landscape import as_json
+    from domainbed.reporting.landscape_text import as_text
+
+    landscape = look_at(args, model, with_slices=not args.no_slices)
+    print(as_text(landscape))
+    write(output_dir, "landscape", as_json(landscape), {"": [landscape]})
+
+
+def side_by_side(args: argparse.Namespace) -> None:
+    """The landscapes of a sweep's chosen runs, algorithm by algorithm, for each test environment."""
+    selection = method_named(args.select)
+    sweep = load_sweep(args.sweep)
+    for problem in sweep.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    best = best_hparams(sweep.chosen(selection))
+    datasets = list(dict.fromkeys(best["dataset"]))
+    if not datasets:
+        raise UsageError(f"--select {selection} can choose no run of --sweep {args.sweep}")
+    if args.dataset is None and len(datasets) > 1:
+        raise UsageError(f"--sweep {args.sweep} has several datasets; name a --dataset of {', '.join(datasets)}")
+    (dataset,) = those([args.dataset] if args.dataset else None, datasets, "--dataset")
+    best = best[best["dataset"] == dataset]
+    algorithms = those(args.algorithms, algorithms_of(best), "--algorithms")
+    names = environment_names(sweep.jobs, dataset)
+    test_envs = sorted(best["test_env"].unique())
+    if args.test_env is not None:
+        numbers = {str(env): env for env in test_envs} | {names[env]: env for env in test_envs}
+        if args.test_env not in numbers:
+            raise UsageError(f"unknown --test_env {args.test_env!r}; {near(args.test_env, numbers)}")
+        test_envs = [numbers[args.test_env]]
+
+    from domainbed.reporting.landscape import as_json
+    from domainbed.reporting.landscape_text import side_by_side as compared
+    from domainbed.reporting.landscape_text import side_by_side_text
+    from domainbed.reporting.plots.gallery import stem_of
+
+    output_dir = Path(args.output_dir or Path(args.sweep, LANDSCAPE_FOLDER))
+    for test_env in test_envs:
+        landscapes = {}
+        notes: list[str] = []
+        for algorithm in algorithms:
+            runs = best[(best["algorithm"] == algorithm) & (best["test_env"] == test_env)]
+            models = list(models_of(Path(args.sweep), sweep.records, runs, notes.append))
+            if models:
+                cut = [not args.no_slices, *[False] * len(models)]
+                landscapes[algorithm] = [look_at(args, model, c) for model, c in zip(models, cut, strict=False)]
+        if not landscapes:
+            raise UsageError(
+                f"--sweep {args.sweep} holds no models of {dataset}, test {names[test_env]}: it was launched with "
+                "--skip_model_save, or no job is done"
+            )
+        frame = compared(landscapes)
+        print(f"{dataset}, test {names[test_env]}, runs that {selection} chose; {args.split} splits\n")
+        print(side_by_side_text(frame))
+        print("mean +/- standard error over trials, of pairs of training domains unless it says all", *notes, sep="\n")
+        found = {
+            "selection": selection,
+            "side_by_side": frame.to_dict("records"),
+            "runs": {algorithm: [as_json(each) for each in of_trials] for algorithm, of_trials in landscapes.items()},
+        }
+        write(output_dir, stem_of(["landscape", dataset, names[test_env]]), found, landscapes)
+
+
+def models_of(
+    sweep_dir: Path, records: pd.DataFrame, runs: pd.DataFrame, tell: Callable[[str], object]
+) -> Iterator[Path]:
+    """The models of the chosen runs: of the chosen step where it was kept, else the last, which is told."""
+    for run in runs.itertuples():
+        folder = sweep_dir / str(run.folder)
+        last = records["step"][records["folder"] == run.folder].max()
+        if (model := folder / f"model_step{run.step}.pkl").exists():
+            yield model
+        elif (model := folder / MODEL).exists():
+            if last != run.step:
+                tell(
+                    f"{run.algorithm}, trial {run.trial_seed}: the weights of the last step, {last}, for those of the "
+                    f"chosen one, {run.step}, were not kept (launch --save_model_every_checkpoint keeps them)"
+                )
+            yield model
+        else:
+            tell(f"{run.algorithm}, trial {run.trial_seed}: {folder} holds no model; left out")
+
+
+def look_at(args: argparse.Namespace, model: Path, with_slices: bool) -> "Landscape":
+    """Measure, with a bar."""
+    from domainbed.reporting.landscape import measure
+
+    with tqdm(desc="slices", unit="risk", disable=None, leave=False) as bar:
+
+        def progress(n: int) -> Callable[[], object]:
+            bar.reset(n)
+            return bar.update
+
+        return measure(
+            model,
+            data_dir=args.data_dir,
+            layers=args.layers,
+            part=args.split,
+            images=args.images,
+            epsilon=args.epsilon,
+            with_slices=with_slices,
+            progress=progress,
+        )
+
+
+def write(
+    output_dir: Path, stem: str, found: Mapping[str, Any], landscapes: Mapping[str, Sequence["Landscape"]]
+) -> None:
+    """Write the JSON and the pictures, and say where."""
+    from domainbed.reporting.plots import write as draw
+    from domainbed.reporting.plots.landscape import landscape_figures
+
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{output_dir}: {error.strerror}; --output_dir names another folder") from error
+    with written_whole(output_dir / f"{stem}.json") as file:
+        file.write(json.dumps(found, indent=1).encode())
+    for name, caption, figure in landscape_figures(landscapes):
+        for kind in FORMATS:
+            with written_whole(output_dir / f"{stem}-{name}.{kind}") as file:
+                draw(figure, file, kind, DPI, caption)
+    print(f"\n{output_dir / stem}.json, and pictures beside it as PNG and PDF\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

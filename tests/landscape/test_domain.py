@@ -1,0 +1,175 @@
+"""The statistics of a domain against those of single samples and against autograd's Hessian, in float64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from domainbed.gradients import flat
+from domainbed.landscape import domain as module
+from domainbed.landscape.distances import QUANTITIES, mean_over_pairs, pair_distances, relative_distances
+from domainbed.landscape.domain import Domain, Statistics, statistics
+from domainbed.landscape.hessian import Flat
+from domainbed.networks import Classifier, SmallCNN
+
+
+def make_domain(n: int, shape: tuple[int, ...], classes: int, seed: int = 0) -> Domain:
+    torch.manual_seed(seed)
+    return Domain(torch.randn(n, *shape, dtype=torch.float64), torch.randint(max(classes, 2), (n,)))
+
+
+def risk(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], y.double())
+    return F.cross_entropy(logits, y)
+
+
+def gradients_of_samples(network: nn.Module, domain: Domain) -> torch.Tensor:
+    rows = []
+    for x, y in zip(domain.x, domain.y, strict=True):
+        rows.append(flat(torch.autograd.grad(risk(network(x[None]), y[None]), list(network.parameters()))))
+    return torch.stack(rows)
+
+
+def hessian(network: nn.Module, domain: Domain) -> torch.Tensor:
+    of_weights = Flat(network)
+
+    def at(weights: torch.Tensor) -> torch.Tensor:
+        return risk(torch.func.functional_call(network, of_weights.named(weights), (domain.x,)), domain.y)
+
+    return torch.autograd.functional.hessian(at, of_weights.weights)
+
+
+def gauss_newton(network: nn.Module, domain: Domain) -> torch.Tensor:
+    of_weights = Flat(network)
+
+    def logits(weights: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(network, of_weights.named(weights), (domain.x,))
+
+    jacobians = torch.autograd.functional.jacobian(logits, of_weights.weights)  # [n, classes, coordinates]
+    total = torch.zeros(jacobians.shape[2], jacobians.shape[2], dtype=torch.float64)
+    for j, outputs, y in zip(jacobians, logits(of_weights.weights), domain.y, strict=True):
+        h = torch.autograd.functional.hessian(lambda z, y=y: risk(z[None], y[None]), outputs)
+        total += j.T @ h @ j
+    return total / len(domain.y)
+
+
+HEADS = {
+    "linear": lambda classes: Classifier(6, classes),
+    "nonlinear": lambda classes: Classifier(16, classes, is_nonlinear=True),
+    "without bias": lambda classes: nn.Linear(6, classes, bias=False),
+    "with tanh, twice nested": lambda classes: nn.Sequential(
+        nn.Linear(6, 4), nn.Sequential(nn.Tanh(), nn.Linear(4, 3), nn.Tanh()), nn.Linear(3, classes)
+    ),
+}
+
+
+@pytest.mark.parametrize("chunk", [7, 1024])
+@pytest.mark.parametrize("classes", [1, 2, 5])
+@pytest.mark.parametrize("head", list(HEADS))
+def test_a_head_against_autograd(head: str, classes: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    torch.manual_seed(classes)
+    network = HEADS[head](classes).double()
+    domain = make_domain(23, (16 if head == "nonlinear" else 6,), classes)
+    found = statistics(network, domain)
+    g = gradients_of_samples(network, domain)
+    assert found.curvature == "Hessian"
+    assert found.risk == pytest.approx(risk(network(domain.x), domain.y).item(), abs=1e-14)
+    logits = network(domain.x)
+    right = [int(z.argmax() if classes > 1 else z > 0) == y for z, y in zip(logits, domain.y, strict=True)]
+    assert found.accuracy == sum(right) / 23
+    torch.testing.assert_close(found.gradient_mean, g.mean(0), rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.gradient_variance, g.var(0, correction=0), rtol=0, atol=1e-14)
+    h = hessian(network, domain)
+    torch.testing.assert_close(found.hessian_diagonal, h.diagonal(), rtol=0, atol=1e-13)
+    expected = F.cosine_similarity(g.var(0, correction=0), h.diagonal(), dim=0).item()
+    assert found.cosine == pytest.approx(expected, abs=1e-12)
+    assert all(p.grad is None and not hasattr(p, "diag_h") for p in network.parameters())  # left as it was
+
+
+class ByHand(nn.Module):
+    """What no chain is: its activation is no module."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 4), nn.Linear(4, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(torch.tanh(self.inner(x)))
+
+
+NETWORKS = {
+    "functions": (lambda classes: ByHand(classes), (6,)),
+    "a layer that BackPACK does not know": (
+        lambda classes: nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, classes)),
+        (6,),
+    ),
+    "featurizer and head": (
+        lambda classes: nn.Sequential(SmallCNN(1, (8, 8, 8)), Classifier(8, classes)),
+        (1, 8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize(("held", "classes"), [(1, 3), (700, 2), (2**26, 3), (2**26, 1)])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_other_networks_have_the_gauss_newton_matrix(
+    name: str, classes: int, held: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "HELD", held)
+    make, shape = NETWORKS[name]
+    torch.manual_seed(classes)
+    network = make(classes).double().eval()
+    domain = make_domain(5, shape, classes)
+    found = statistics(network, domain)
+    g = gradients_of_samples(network, domain)
+    assert found.curvature == "GGN"
+    torch.testing.assert_close(found.gradient_mean, g.mean(0), rtol=0, atol=1e-13)
+    torch.testing.assert_close(found.gradient_variance, g.var(0, correction=0), rtol=0, atol=1e-13)
+    torch.testing.assert_close(found.hessian_diagonal, gauss_newton(network, domain).diagonal(), rtol=0, atol=1e-12)
+
+
+def test_no_random_generator_is_moved():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    domain = Domain(torch.ones(4, 6, dtype=torch.float64), torch.tensor([0, 1, 0, 1]))
+    statistics(HEADS["linear"](2).double(), domain)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    HEADS["linear"](2)
+    assert torch.equal(after, torch.get_rng_state())
+    assert not torch.equal(before, after)  # by the head's weights
+
+
+def test_distances_against_loops_and_permuted():
+    domains = [statistics(HEADS["linear"](3).double(), make_domain(9, (6,), 3, seed)) for seed in (1, 2, 3)]
+    found = pair_distances(domains)
+    assert list(found) == list(QUANTITIES)
+    for name, matrix in found.items():
+        for i, a in enumerate(domains):
+            for j, b in enumerate(domains):
+                difference = getattr(a, name) - getattr(b, name)
+                expected = torch.as_tensor(difference, dtype=torch.float64).square().sum().item()
+                assert matrix[i, j].item() == pytest.approx(expected, rel=1e-12)
+        assert mean_over_pairs(matrix) == pytest.approx(((matrix[0, 1] + matrix[0, 2] + matrix[1, 2]) / 3).item())
+    order = [2, 0, 1]
+    for name, matrix in pair_distances([domains[i] for i in order]).items():
+        torch.testing.assert_close(matrix, found[name][order][:, order], rtol=0, atol=0)
+
+
+def test_of_identical_domains_all_distances_are_zero():
+    network, domain = HEADS["linear"](3).double(), make_domain(9, (6,), 3)
+    domains = [statistics(network, domain)] * 2
+    assert all(not matrix.any() for matrix in pair_distances(domains).values())
+    assert list(relative_distances(domains).values()) == [0.0] * 4
+
+
+def test_relative_distances_do_not_know_the_scale():
+    def scaled(factor: float) -> list[Statistics]:
+        values = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64) * factor
+        return [Statistics(v.sum().item(), 0.5, v, v, v, "Hessian") for v in values]
+
+    small, large = relative_distances(scaled(1e-3)), relative_distances(scaled(10.0))
+    assert small == pytest.approx(large)
+    assert large["gradient_mean"] == pytest.approx(13 / ((5 + 10) / 2))
