@@ -1,5 +1,6 @@
 """The landscape of a trained model, measured; and all of it as JSON."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +72,14 @@ class Landscape:
 
     def summary(self) -> dict[str, float]:
         """The figures by which models are compared, of the training domains: mean squared distances between these, by
-        the names in QUANTITIES; the same as a part of the squared norm; the mean cosine; and the scores."""
+        the names in QUANTITIES; the same as a part of the squared norm; the mean cosine; and the scores. Those that
+        there are: of a single training domain, and of gradients that are all zero, some are not."""
         training = self.statistics[: self.n_training]
         figures = {name: mean_over_pairs(distances) for name, distances in pair_distances(training).items()}
         figures |= {f"{name}, relative": value for name, value in relative_distances(training).items()}
         figures["cosine"] = sum(s.cosine for s in training) / len(training)
-        return figures | {f"inconsistency, {of}, {way}": score.score for (of, way), score in self.scores().items()}
+        figures |= {f"inconsistency, {of}, {way}": score.score for (of, way), score in self.scores().items()}
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def measure(
@@ -154,7 +157,7 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
                 "hessian_trace": s.hessian_diagonal.sum().item(),
                 "hessian_diagonal_norm": s.hessian_diagonal.norm().item(),
                 "curvature": s.curvature,
-                "cosine": s.cosine,
+                "cosine": s.cosine if math.isfinite(s.cosine) else None,
             }
             for s in landscape.statistics
         ],
