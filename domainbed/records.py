@@ -69,9 +69,14 @@ def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     A line that is no record is left out (a job that was killed may have torn its last). Where a job was run again in
     the same folder, the last run counts: a record takes the place of all earlier ones of its step and of later steps.
     """
+    return parse_records((folder / RESULTS_FILE).read_bytes())
+
+
+def parse_records(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
+    """As `read_job`, of what stands in the file."""
     records: list[dict[str, Any]] = []
     torn, versions, replaced = [], set(), 0
-    for number, line in enumerate((folder / RESULTS_FILE).read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -57,7 +57,7 @@ def test_every_command_line_parses():
     }
     modules = {f"domainbed.scripts.{name}": module for name, module in scripts.items()}
     parsed = [modules[words[2]].parser().parse_args(words[3:]) for words in commands() if words[0] == "python"]
-    assert len(parsed) == 20
+    assert len(parsed) == 22
     for words in commands():
         if words[0].startswith("scripts/"):
             assert (ROOT / words[0]).is_file()

@@ -157,12 +157,12 @@ def add_import_option(p: argparse.ArgumentParser) -> None:
     )
 
 
-def check_output(file: str | None) -> None:
-    """See that --output, if given, can be written. Raises UsageError."""
+def check_output(file: str | None, flag: str = "--output") -> None:
+    """See that the file of a flag, if given, can be written. Raises UsageError."""
     if file and not Path(file).absolute().parent.is_dir():
-        raise UsageError(f"--output {file}: there is no folder {Path(file).absolute().parent}")
+        raise UsageError(f"{flag} {file}: there is no folder {Path(file).absolute().parent}")
     if file and Path(file).is_dir():
-        raise UsageError(f"--output {file} is a folder; name a file in it")
+        raise UsageError(f"{flag} {file} is a folder; name a file in it")
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:

@@ -17,6 +17,7 @@ from domainbed.registry import import_modules
 from domainbed.scripts import cli
 from domainbed.scripts.launching import add_launcher_options, with_config_file
 from domainbed.sweep import progress
+from domainbed.sweep.archive import export_jobs, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
 from domainbed.sweep.expected import longest_first
 from domainbed.sweep.failures import forgive, let_go
@@ -60,6 +61,8 @@ def parser() -> cli.Parser:
     cancel = command("cancel", "stop what is running or queued; what is running saves its state first")
     delete = command("delete_incomplete", "delete the folders of incomplete jobs, never of running or queued ones")
     delete.add_argument("--failed", action="store_true", help="those of failed jobs as well")
+    export = command("export", "keep the records of all jobs that are done in one archive")
+    export.add_argument("--archive", required=True, metavar="FILE", help="the file to write, a .tar.xz")
     for c in (cancel, delete):
         c.add_argument("--skip_confirmation", action="store_true", help="don't ask before")
     return p
@@ -84,6 +87,11 @@ def add_launch_options(launch: cli.Parser) -> None:
         action="store_true",
         help="each pair of test environments as well, for leave-one-domain-out selection",
     )
+    launch.add_argument(
+        "--import_results",
+        metavar="ARCHIVE",
+        help="take the jobs of which nothing is there yet from here (see export), as far as it has them",
+    )
     launch.add_argument("--retry_failed", action="store_true", help="give failed jobs another try")
     launch.add_argument("--skip_model_save", action="store_true", help="let the jobs leave no model.pkl")
     cli.add_job_options(launch)
@@ -95,7 +103,13 @@ def add_launch_options(launch: cli.Parser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(with_config_file(argv, p.command("launch")))
-    commands = {"launch": launch, "status": status, "cancel": cancel, "delete_incomplete": delete_incomplete}
+    commands = {
+        "launch": launch,
+        "status": status,
+        "cancel": cancel,
+        "delete_incomplete": delete_incomplete,
+        "export": export,
+    }
     return commands[args.command](args)
 
 
@@ -118,6 +132,18 @@ def launch(args: argparse.Namespace) -> int:
     jobs = jobs_of(args)
     launcher = LAUNCHERS[args.command_launcher](vars(args))
     sweep_dir = Path(args.output_dir)
+    if args.import_results:
+        if not launcher.RUNS_JOBS:
+            raise UsageError(
+                "--import_results is for launches that run their jobs: not for launcher dummy, or --dry_run"
+            )
+        imported = import_jobs(Path(args.import_results), survey(jobs, read_queue(sweep_dir)))
+        if imported.jobs:
+            remember(sweep_dir, grid_of(args))  # whatever the answer to what is asked below
+        print(
+            f"{imported.jobs} jobs imported from {args.import_results}; of others that it holds, "
+            f"{imported.not_asked_for} are not asked for and {imported.there_already} there already"
+        )
     statuses = survey(jobs, read_queue(sweep_dir))
     # Commands that are only printed shall stand alone on stdout, and need no leave.
     chatter = sys.stdout if launcher.RUNS_JOBS else sys.stderr
@@ -221,6 +247,21 @@ def delete_incomplete(args: argparse.Namespace) -> int:
             let_go(job)
     statuses = survey(jobs, read_queue(sweep_dir))
     print(f"Now: {tally(statuses)}")
+    return exit_status(statuses)
+
+
+def export(args: argparse.Namespace) -> int:
+    cli.check_output(args.archive, "--archive")
+    if not args.archive.endswith(".tar.xz"):
+        raise UsageError(f"--archive {args.archive}: its name must end in .tar.xz")
+    sweep_dir, archive = Path(args.output_dir), Path(args.archive)
+    statuses = survey(remembered_jobs(sweep_dir), queue_if_it_answers(sweep_dir))
+    done = [job for job, s in statuses.items() if s.state == JobState.DONE]
+    export_jobs(done, sweep_dir, archive)
+    print(
+        f"{len(done)} jobs in {archive}, {archive.stat().st_size:,} bytes; "
+        f"{len(statuses) - len(done)} of those asked for are not done, and so left out"
+    )
     return exit_status(statuses)
 
 

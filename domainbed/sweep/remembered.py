@@ -26,6 +26,11 @@ def remember(sweep_dir: Path, arguments: Mapping[str, Any]) -> None:
         os.replace(mine, path)
 
 
+def launch_files(sweep_dir: Path) -> list[Path]:
+    """The file of each launch into this folder, the first one first."""
+    return sorted(_folder(sweep_dir).glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+
+
 def warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
 
@@ -38,7 +43,7 @@ def remembered_launches(
     Its `imports` are imported. A launch that can't be made any more is left out, and `tell` is called with a line.
     """
     launches = []
-    for path in sorted(_folder(sweep_dir).glob("*.json"), key=lambda path: path.stat().st_mtime):
+    for path in launch_files(sweep_dir):
         try:
             arguments = json.loads(path.read_text(encoding="utf-8"))
             arguments["imports"] = tuple(arguments["imports"])

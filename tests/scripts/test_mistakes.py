@@ -56,6 +56,18 @@ MISTAKES = [
     ("sweep", ["cancel", "--output_dir", "."], "--output_dir . holds no sweep: nothing was launched there"),
     ("sweep", ["cancel", "--workers", "2", "--output_dir", "."], "unknown argument --workers"),
     ("sweep", ["delete_incomplete", "--output_dir", "."], "--output_dir . holds no sweep: nothing was launched there"),
+    ("sweep", ["export", "--output_dir", "."], "the following arguments are required: --archive"),
+    (
+        "sweep",
+        ["export", "--output_dir", ".", "--archive", "a.tar.xz"],
+        "--output_dir . holds no sweep: nothing was launched there",
+    ),
+    ("sweep", ["export", "--output_dir", ".", "--archive", "a.zip"], "--archive a.zip: its name must end in .tar.xz"),
+    (
+        "sweep",
+        ["launch", "--output_dir", "s", "--datasets", "ColoredDigits", "--import_results", "no.tar.xz"],
+        "--import_results no.tar.xz: No such file",
+    ),
     ("collect_results", ["--input_dir", "no/such"], "--input_dir 'no/such' is not a folder"),
     ("collect_results", ["--input_dir", "."], "--input_dir '.' holds no records in folder/results.jsonl"),
     ("collect_results", ["--input_dir", ".", "--format", "latx"], "--format 'latx' is unknown; did you mean latex"),

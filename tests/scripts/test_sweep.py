@@ -85,6 +85,27 @@ def test_from_command_to_table(run_module, tmp_path: Path):
     assert "X" not in tables.stdout
 
 
+@pytest.mark.slow
+def test_a_sweep_goes_on_from_an_archive_of_another(run_module, tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    archive = tmp_path / "records.tar.xz"
+    launch = ["sweep", "launch", *SMALL, "--steps", 3, "--skip_confirmation", "--workers", 2]
+    assert run_module(*launch, "--output_dir", first).returncode == 0
+    exported = run_module("sweep", "export", "--output_dir", first, "--archive", archive)
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stdout.startswith(f"6 jobs in {archive}, ")
+    more = ["--n_trials", 2]
+    finished = run_module(*launch, *more, "--output_dir", second, "--import_results", archive)
+    assert finished.returncode == 0, finished.stderr
+    told = finished.stdout.splitlines()
+    assert told[0].startswith(f"6 jobs imported from {archive}; ")
+    assert told[1] == f"12 jobs in {second}: 6 not launched, 6 done"
+    assert run_module(*launch, *more, "--output_dir", first).returncode == 0
+    tables = [run_module("collect_results", "--input_dir", folder) for folder in (first, second)]
+    assert tables[0].stdout == tables[1].stdout
+    assert tables[0].stdout.startswith("12 runs asked for: 12 done")
+
+
 def test_every_option_of_a_job_reaches_it(tmp_path: Path):
     given = {
         "eval": "splits",
