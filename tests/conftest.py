@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from joblib import cpu_count
 
 from domainbed.datasets.mnist import FILES, missing_files
 from domainbed.reporting.load import load_sweep
 
-torch.set_num_threads(2)
+# Two processes that share the cores and each take all of them wait for one another.
+torch.set_num_threads(max(1, cpu_count() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
 # Started in the background, a shell's commands ignore Ctrl-C, and so would the processes that tests start and stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -13,7 +13,16 @@ from domainbed.reporting.layout import Wanted
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
 from domainbed.reporting.text import text
-from domainbed.scripts import collect_results, colored_mnist, download, list_top_hparams, plot, sweep
+from domainbed.scripts import (
+    collect_results,
+    colored_mnist,
+    download,
+    landscape,
+    list_top_hparams,
+    plot,
+    sweep,
+    train,
+)
 from domainbed.scripts.launching import with_config_file
 from domainbed.sweep.launchers.slurm import sbatch_parameters
 from tests.conftest import make_record, write_sweep
@@ -54,10 +63,12 @@ def test_every_command_line_parses():
         "plot": plot,
         "colored_mnist": colored_mnist,
         "download": download,
+        "landscape": landscape,
+        "train": train,
     }
     modules = {f"domainbed.scripts.{name}": module for name, module in scripts.items()}
     parsed = [modules[words[2]].parser().parse_args(words[3:]) for words in commands() if words[0] == "python"]
-    assert len(parsed) == 22
+    assert len(parsed) == 25
     for words in commands():
         if words[0].startswith("scripts/"):
             assert (ROOT / words[0]).is_file()
