@@ -3,7 +3,8 @@
 
     plain           the loop in this file
     default         python -m domainbed.scripts.train
-    bf16            the same with --precision bf16
+    splits          the same with --eval splits
+    bf16            as default, with --precision bf16
     bf16, compiled  and with --compile on
     warm            as default, in a process that has done such a job before (as a launcher's workers have)
 
@@ -39,8 +40,13 @@ from domainbed.errors import UsageError
 from domainbed.records import last_record
 from domainbed.scripts import cli
 
-SIDES = ("plain", "default", "bf16", "bf16, compiled", "warm")
-OPTIONS = {"default": [], "bf16": ["--precision", "bf16"], "bf16, compiled": ["--precision", "bf16", "--compile", "on"]}
+SIDES = ("plain", "default", "splits", "bf16", "bf16, compiled", "warm")
+OPTIONS = {
+    "default": [],
+    "splits": ["--eval", "splits"],
+    "bf16": ["--precision", "bf16"],
+    "bf16, compiled": ["--precision", "bf16", "--compile", "on"],
+}
 AS_A_SIDE = "side"  # the first word of the command lines that this file has for itself
 WIDTHS = {(28, 28): (64, 128, 128, 128), (8, 8): (16, 32, 32)}  # of the network for images of this size
 LIMIT = 0.05  # how far apart the accuracies on the training environments may be, between runs that went well
@@ -125,7 +131,7 @@ def run_side(words: Sequence[str]) -> None:
     """Be the process of a side of this file, and leave what it found in the job's folder."""
     name, as_json = words
     given = json.loads(as_json)
-    config = JobConfig(**{**given["config"], "test_envs": tuple(given["config"]["test_envs"])})
+    config = JobConfig.of_args(given["config"])
     found = plain(config, given["workers"]) if name == "plain" else warm(config)
     Path(config.output_dir, "found.json").write_text(json.dumps(found))
 
