@@ -23,7 +23,7 @@ from domainbed.gradients import gradient_factors
 from domainbed.landscape.distances import recorded_distances
 from domainbed.landscape.domain import Domain, statistics
 from domainbed.landscape.hessian import full_hessian
-from domainbed.landscape.inconsistency import diagonal_ratios, exact_ratios, inconsistency
+from domainbed.landscape.inconsistency import inconsistencies
 from domainbed.seeding import seed_everything
 
 STEPS = 501
@@ -230,19 +230,16 @@ def landscape(model: MLP, environments: list[Environment], with_scores: bool) ->
     Args:
         with_scores: the inconsistency scores as well, between these and with the test environment.
     """
-    with torch.no_grad():
-        domains = [Domain(model.features(e.images).double(), e.labels[:, 0].long()) for e in environments[:3]]
     n = len(COLOR_FLIPS)
+    looked_at = environments[: n + 1 if with_scores else n]
+    with torch.no_grad():
+        domains = [Domain(model.features(e.images).double(), e.labels[:, 0].long()) for e in looked_at]
     classifier = copy.deepcopy(model.classifier).double()
-    found = [statistics(classifier, domain) for domain in domains[: None if with_scores else n]]
+    found = [statistics(classifier, domain) for domain in domains]
     figures = recorded_distances(found[:n])
     if with_scores:
-        ways = {
-            "exact": exact_ratios([full_hessian(classifier, domain) for domain in domains]),
-            "diagonal": diagonal_ratios([s.hessian_diagonal for s in found]),
-        }
-        for way, found_ratios in ways.items():
-            for of, m in (("training", n), ("all", n + 1)):
-                score = inconsistency([s.risk for s in found[:m]], found_ratios.ratios[:m, :m], EPSILON)
-                figures[f"inconsistency_{of}_{way}"] = score.score
-    return {name: torch.tensor(value) for name, value in figures.items()}
+        hessians = [full_hessian(classifier, domain) for domain in domains]
+        diagonals = [s.hessian_diagonal for s in found]
+        for (of, way), score in inconsistencies([s.risk for s in found], hessians, diagonals, n, EPSILON).items():
+            figures |= {f"inconsistency_{of}_{way}": score.score, f"damping_{of}_{way}": score.damping}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}

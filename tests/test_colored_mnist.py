@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from domainbed import colored_mnist
 from domainbed.colored_mnist import ANNEAL_STEP, L2, LR, MLP, PENALTIES, PENALTY_WEIGHT, STEPS, make_environments, train
+from domainbed.landscape import PREFIX, QUANTITIES
+from domainbed.landscape.inconsistency import inconsistencies
 from tests.algorithms.formulas import Adam
 
 N_TRAIN, N_TEST = 40, 16
@@ -153,3 +155,49 @@ def test_the_zeros_that_make_matrices_multiply_faster_leave_no_trace():
     x = torch.rand(5, 2, 14, 14)
     plain = nn.Sequential(nn.Flatten(), model.hidden1, nn.ReLU(), model.hidden2, nn.ReLU())
     torch.testing.assert_close(model.features(x), plain(x))
+
+
+def test_the_landscape_is_told_along_the_way_and_scored_at_the_end(small, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(colored_mnist, "TRACK_EVERY", 2)
+    quiet = list(train("Fishr", *small, steps=4, seed=1))
+    telling = list(train("Fishr", *small, steps=4, seed=1, track=True))
+    names = {PREFIX + name for name in QUANTITIES}
+    scores = {
+        f"{kind}_{of}_{way}"
+        for kind in ("inconsistency", "damping")
+        for of in ("training", "all")
+        for way in ("exact", "diagonal")
+    }
+    assert [set(b) - set(a) for a, b in zip(quiet, telling, strict=True)] == [names, set(), names, names | scores]
+    for a, b in zip(quiet, telling, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_landscape_against_single_samples(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(colored_mnist, "EPSILON", 0.5)
+    torch.manual_seed(2)
+    environments = [
+        colored_mnist.Environment(torch.rand(n, 2, 14, 14), torch.randint(2, (n, 1)).float()) for n in (30, 40, 50, 60)
+    ]
+    model = MLP(grayscale=False)
+    told = colored_mnist.landscape(model, environments, with_scores=True)
+    weights = torch.cat([model.classifier.weight[0], model.classifier.bias]).double().detach()
+    of_each = []
+    for e in environments[:3]:
+        with torch.no_grad():
+            z = model.features(e.images).double()
+        a = torch.cat([z, torch.ones(len(z), 1)], 1)
+        p, y = (a @ weights).sigmoid(), e.labels[:, 0].double()
+        g = (p - y)[:, None] * a
+        risk = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+        hessian = (a * (p * (1 - p))[:, None]).T @ a / len(a)
+        of_each.append((risk, g.mean(0), g.var(0, correction=0), hessian))
+    first, second, _ = of_each
+    for name, u, v in zip(QUANTITIES, first, second, strict=True):
+        u, v = (x.diagonal() if name == "hessian_diagonal" else x for x in (u, v))
+        assert told[PREFIX + name].item() == pytest.approx((u - v).square().sum().item(), rel=1e-9)
+    risks, *_, hessians = zip(*of_each, strict=True)
+    scores = inconsistencies([r.item() for r in risks], hessians, [h.diagonal() for h in hessians], 2, 0.5)
+    for (of, way), score in scores.items():
+        assert told[f"inconsistency_{of}_{way}"].item() == pytest.approx(score.score, rel=1e-4)
+        assert told[f"damping_{of}_{way}"].item() == pytest.approx(score.damping, rel=1e-4)

@@ -27,7 +27,7 @@ def accuracies(
     batches = feed.batches([request] for _, request in named)
     for (name, request), [(x, y)] in zip(named, batches, strict=True):
         before_batch()
-        predicted = classes(logits(algorithm, x))
+        predicted = classes(in_halves(algorithm.predict, x))
         correct.setdefault(name, []).append((predicted == y).sum())
         images[name] = images.get(name, 0) + len(request.indices)
     algorithm.train()
@@ -37,13 +37,13 @@ def accuracies(
     return {name: count / images[name] for name, count in zip(correct, counts, strict=True)}
 
 
-def logits(algorithm: Algorithm, x: torch.Tensor) -> torch.Tensor:
-    """What the algorithm predicts for images x, in halves where the device's memory does not hold all at once."""
+def in_halves(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """What a network gives for images x, in halves where the device's memory does not hold all at once."""
     try:
-        return algorithm.predict(x)
+        return network(x)
     except torch.OutOfMemoryError:
         if len(x) == 1:
             raise
     if x.device.type == "cuda":
         torch.cuda.empty_cache()
-    return torch.cat([logits(algorithm, half) for half in x.split(-(-len(x) // 2))])
+    return torch.cat([in_halves(network, half) for half in x.split(-(-len(x) // 2))])

@@ -2,7 +2,8 @@
 at them, and what `--track landscape` adds to each record."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.config import JobConfig
+from domainbed.engine.evaluate import in_halves
 from domainbed.errors import UsageError
 from domainbed.landscape.distances import recorded_distances
 from domainbed.landscape.domain import Domain, statistics
@@ -27,7 +29,6 @@ class View(NamedTuple):
     domains: list[Domain]
 
 
-@torch.no_grad()
 def classifier_view(algorithm: Algorithm, feed: Feed, requests: Sequence[Sequence[Request]]) -> View:
     """The classifier and the features of these images, in float64; `requests` are those of each environment.
 
@@ -37,22 +38,41 @@ def classifier_view(algorithm: Algorithm, feed: Feed, requests: Sequence[Sequenc
     featurizer, classifier = _parts(algorithm)
     was_training = algorithm.training
     algorithm.eval()
-    domains = []
-    for of_environment in requests:
-        batches = [(featurizer(x).double(), y) for [(x, y)] in feed.batches([r] for r in of_environment)]
-        domains.append(Domain(torch.cat([z for z, _ in batches]), torch.cat([y for _, y in batches])))
+    with torch.no_grad():
+        domains = _domains(feed, requests, lambda x: in_halves(featurizer, x).double())
     algorithm.train(was_training)
-    return View(copy.deepcopy(classifier).double().eval(), domains)
+    return View(_copied(classifier).double().eval(), domains)
 
 
 def network_view(algorithm: Algorithm, feed: Feed, requests: Sequence[Sequence[Request]]) -> View:
     """The whole network and these images; see `classifier_view`."""
-    network = copy.deepcopy(nn.Sequential(*_parts(algorithm))).eval()
-    domains = []
-    for of_environment in requests:
-        batches = [batch for [batch] in feed.batches([r] for r in of_environment)]
-        domains.append(Domain(torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])))
-    return View(network, domains)
+    network = _copied(nn.Sequential(*_parts(algorithm))).eval()
+    return View(network, _domains(feed, requests, lambda x: x))
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy without what BackPACK, to which DomainBed's Fishr gave its classifier, leaves in a module as it trains."""
+    kept = [value for module in network.modules() for value in vars(module).values()]
+    results = {id(t): t.detach() for t in kept if isinstance(t, torch.Tensor) and not t.is_leaf}  # can't be copied
+    network = copy.deepcopy(network, results)
+    for module in network.modules():
+        module._backward_hooks.clear()
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", "").startswith("backpack."):
+                del module._forward_hooks[key]
+    return network
+
+
+def _domains(
+    feed: Feed, requests: Sequence[Sequence[Request]], seen: Callable[[torch.Tensor], torch.Tensor]
+) -> list[Domain]:
+    """Of each environment what is `seen` of the images, and the labels; all from one pass of the feed."""
+    batches = feed.batches([request] for of_environment in requests for request in of_environment)
+    of_requests = iter([(seen(x), y) for [(x, y)] in batches])
+    return [
+        Domain(*map(torch.cat, zip(*islice(of_requests, len(of_environment)), strict=True)))
+        for of_environment in requests
+    ]
 
 
 def requests_for(splits: Sequence[Split], part: str, most: int, batch_size: int) -> list[list[Request]]:

@@ -17,6 +17,8 @@ from domainbed.errors import UsageError
 from domainbed.files import written_whole
 from domainbed.registry import import_modules
 
+MODEL = "model.pkl"  # in a job's folder; after an evaluation, model_step{step}.pkl
+
 # Steps; an estimate. To compile takes up to a minute, to load what another job compiled some seconds.
 WORTH_COMPILING = 1000
 

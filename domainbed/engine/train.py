@@ -21,7 +21,7 @@ from domainbed.engine.feed import open_feed
 from domainbed.engine.figures import check_weights
 from domainbed.engine.landscape import begin_tracking, tracked
 from domainbed.engine.lock import Lock, TakenError, holder_of, is_locked, locked
-from domainbed.engine.model import make_algorithm, save_model, to_device
+from domainbed.engine.model import MODEL, make_algorithm, save_model, to_device
 from domainbed.engine.steps import are_captured, make_steps
 from domainbed.errors import UsageError
 from domainbed.loading.photographs import dead_worker_told
@@ -114,10 +114,10 @@ def train(
                 "epoch": step / steps_per_epoch,
                 **figures,
                 **accuracies(algorithm, feed, requests, checkpoints.stopper(progress)),
-                **(tracked(config, algorithm, splits, feed) if is_tracked else {}),
                 "bad_images": len(feed.bad_images),
                 "step_time": step_time,
                 "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
+                **(tracked(config, algorithm, splits, feed) if is_tracked else {}),  # after memory is read
                 "environments": names,
                 "args": config.args(),
                 "hparams": algorithm.hparams,
@@ -132,7 +132,7 @@ def train(
             on_record(step)
         lock.check()
         if not config.skip_model_save:
-            save_model(folder / "model.pkl", config, dataset, algorithm)
+            save_model(folder / MODEL, config, dataset, algorithm)
         mark_done(folder)
         remove_checkpoints(folder)
 

@@ -12,3 +12,6 @@ QUANTITIES = {
     "hessian_diagonal": "Hessian diagonals",
 }
 PREFIX = "landscape_"  # of what a record tells of them
+
+LAYERS = ("classifier", "all")  # whose weights are looked at
+IMAGES = {"classifier": 2000, "all": 256}  # of each environment, unless another number is asked for

@@ -9,16 +9,17 @@ import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from backpack import backpack, extend
-from backpack.extensions import DiagGGNExact, DiagHessian, SumGradSquared
 from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms.base import classes
 from domainbed.gradients import flat
+
+if TYPE_CHECKING:
+    from backpack.extensions import DiagGGNExact, DiagHessian
 
 CHUNK = 1024  # samples that go through a classifier at once
 HELD = 2**26  # numbers of single samples' gradients that are held at once
@@ -42,11 +43,11 @@ class Statistics:
     Attributes:
         risk: the mean loss of its samples.
         accuracy: the part of them that is classified right.
-        gradient_mean: of the samples' gradients, [coordinates].
+        gradient_mean: of the samples' gradients, [coordinates]; like the following, on the CPU.
         gradient_variance: their biased variance (divided by n), [coordinates].
         hessian_diagonal: that of the risk's Hessian, [coordinates].
-        curvature: what that is: "Hessian" or, where a layer allows no better, "GGN", the generalised Gauss-Newton
-            matrix, which leaves the network's own curvature out.
+        curvature: what that is: "Hessian" or, where BackPACK can't tell it, "GGN", the generalised Gauss-Newton matrix,
+            which leaves the network's own curvature out.
     """
 
     risk: float
@@ -79,7 +80,7 @@ def statistics(network: nn.Module, domain: Domain) -> Statistics:
         risk = sum(summed_loss(of_chunk, y).double() for of_chunk, y in logits)
         right = sum((classes(of_chunk) == y).sum() for of_chunk, y in logits)
     sums, curvature = _sums(network, domain)
-    gradient, squared, diagonal = (each / len(domain.y) for each in sums)
+    gradient, squared, diagonal = (each.cpu() / len(domain.y) for each in sums)
     return Statistics(
         float(risk) / len(domain.y), int(right) / len(domain.y), gradient, squared - gradient**2, diagonal, curvature
     )
@@ -95,6 +96,8 @@ class _Sums(NamedTuple):
 
 def _sums(network: nn.Module, domain: Domain) -> tuple[_Sums, str]:
     if _is_chain(network):
+        from backpack.extensions import DiagGGNExact, DiagHessian  # a tenth of a second that most jobs need not wait
+
         for extension, curvature in ((DiagHessian, "Hessian"), (DiagGGNExact, "GGN")):
             try:
                 with warnings.catch_warnings():
@@ -106,18 +109,36 @@ def _sums(network: nn.Module, domain: Domain) -> tuple[_Sums, str]:
 
 
 def _is_chain(network: nn.Module) -> bool:
-    """Whether it is one layer, or layers one after another: nothing happens that no module stands for."""
-    if isinstance(network, nn.Sequential):
-        return all(map(_is_chain, network))
-    return type(network).__module__.startswith("torch.nn.modules.") and not list(network.children())
+    """Whether it is one of torch's layers, or such layers one after another, as BackPACK can see through them.
+
+    Nothing may happen that no module stands for, none may be there twice, overwrite what it is given or have hooks, and
+    all parameters must take gradients.
+    """
+    layers = [module for _, module in network.named_modules(remove_duplicate=False)]
+    return len(set(layers)) == len(layers) and all(
+        (type(layer) is nn.Sequential or (_is_torchs(layer) and not list(layer.children())))
+        and not getattr(layer, "inplace", False)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and all(p.requires_grad for p in layer.parameters())
+        for layer in layers
+    )
 
 
-def _by_backpack(network: nn.Module, domain: Domain, curvature: DiagHessian | DiagGGNExact) -> _Sums:
+def _is_torchs(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("torch.nn.modules.")
+
+
+def _by_backpack(network: nn.Module, domain: Domain, curvature: "DiagHessian | DiagGGNExact") -> _Sums:
+    from backpack import backpack, extend
+    from backpack.extensions import SumGradSquared
+
+    # It says so of inputs that need no gradient. (If they did, it would go on into them, at some cost.)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     network = extend(copy.deepcopy(network))
     sums: list[list[torch.Tensor]] = [[torch.zeros_like(p) for p in network.parameters()] for _ in _Sums._fields]
     for x, y in domain.chunks(CHUNK):
         network.zero_grad()
-        logits = network(x.detach().requires_grad_())  # without which its hooks complain
+        logits = network(x)
         with backpack(SumGradSquared(), curvature):
             extend(_criterion(logits.shape[1]))(logits, _targets(logits, y)).backward()
         for name, of_parameters in zip(("grad", "sum_grad_squared", curvature.savefield), sums, strict=True):

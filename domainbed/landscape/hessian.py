@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 from domainbed.landscape.domain import Domain, summed_loss
 
-HESSIAN_LIMIT = 3000  # coordinates: 72 MB, and some seconds for its eigenvalues
+HESSIAN_LIMIT = 3000  # coordinates: 72 MB a domain, and minutes for the ratios of several
 CHUNK = 256  # samples
 TOLERANCE = 1e-3  # relative, of the eigenvalues of larger ones
 
@@ -49,17 +48,23 @@ def full_hessian(network: nn.Module, domain: Domain) -> torch.Tensor:
     return (hessian + hessian.T) / 2
 
 
-def leading_directions(network: nn.Module, domains: Sequence[Domain], k: int) -> torch.Tensor:
+def leading_directions(
+    network: nn.Module, domains: Sequence[Domain], k: int, hessians: Sequence[torch.Tensor] | None = None
+) -> torch.Tensor:
     """The k orthogonal directions along which the mean of the domains' risks curves most, [coordinates, k].
 
-    They are unit vectors, the first one first; the largest entry of each is positive.
+    They are unit vectors, the first one first; the largest entry of each is positive. `hessians` are the domains' whole
+    ones, where they are known already.
     """
     of_weights = Flat(network)
     n = len(of_weights.weights)
     if n <= HESSIAN_LIMIT:
-        mean = torch.stack([full_hessian(network, domain) for domain in domains]).double().mean(0)
+        hessians = hessians or [full_hessian(network, domain) for domain in domains]
+        mean = torch.stack(list(hessians)).double().mean(0)
         vectors = torch.linalg.eigh(mean).eigenvectors[:, -k:]
     else:
+        from scipy.sparse.linalg import LinearOperator, eigsh  # a third of a second, only where it is needed
+
         hessian = LinearOperator((n, n), matvec=_product_with_mean(of_weights, domains), dtype=np.float64)
         start = np.random.RandomState(0).randn(n)  # or it would begin with another each time
         vectors = torch.from_numpy(eigsh(hessian, k, which="LA", v0=start, tol=TOLERANCE)[1])

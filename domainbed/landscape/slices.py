@@ -36,6 +36,7 @@ def slices(
     domains: Sequence[Domain],
     names: Sequence[str],
     n_training: int,
+    hessians: Sequence[torch.Tensor] | None = None,
     seed: int = 0,
     tick: Callable[[], object] = lambda: None,
 ) -> Slices:
@@ -47,6 +48,7 @@ def slices(
 
     Args:
         domains, names: all of which risks are wanted, and what they are called; the first `n_training` were trained on.
+        hessians: the training domains' whole ones, where they are known already.
         seed: of the random directions.
         tick: called after each risk; there are as many as `n_risks` says.
     """
@@ -56,18 +58,19 @@ def slices(
     one, other = (filter_normalised(network, generator) for _ in range(2))
     training = domains[:n_training]
     curved = {
-        f"leading curvature of {name}": length * leading_directions(network, [domain], 1)[:, 0]
-        for name, domain in zip(names, training, strict=False)
+        f"leading curvature of {names[i]}": length
+        * leading_directions(network, [domain], 1, hessians and hessians[i : i + 1])[:, 0]
+        for i, domain in enumerate(training)
     }
-    leading = (length * leading_directions(network, training, 2)).unbind(1)
-    at = torch.linspace(-REACH, REACH, LINE_POINTS)
-    plane_at = torch.linspace(-REACH, REACH, PLANE_POINTS)
+    leading = (length * leading_directions(network, training, 2, hessians)).unbind(1)
+    at = torch.linspace(-REACH, REACH, LINE_POINTS, dtype=torch.float64)
+    plane_at = torch.linspace(-REACH, REACH, PLANE_POINTS, dtype=torch.float64)
 
     def risks(shifts: Sequence[torch.Tensor]) -> torch.Tensor:
         rows = []
         for domain in domains:
             rows.append([_risk(of_weights, of_weights.weights + shift, domain, tick) for shift in shifts])
-        return torch.tensor(rows)
+        return torch.tensor(rows, dtype=torch.float64)
 
     def plane(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return risks([a * u + b * v for a in plane_at for b in plane_at]).view(-1, PLANE_POINTS, PLANE_POINTS)

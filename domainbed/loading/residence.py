@@ -43,12 +43,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def full_device_told() -> Iterator[None]:
+def full_device_told(way_out: str = "a smaller batch_size needs less") -> Iterator[None]:
     """Within it, a device whose memory is full is the user's to answer."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UsageError(
-            "the device's memory is full: --resident_gb 0 keeps images off it, a smaller batch_size needs less"
-            f" ({error})"
+            f"the device's memory is full: --resident_gb 0 keeps images off it, {way_out} ({error})"
         ) from error

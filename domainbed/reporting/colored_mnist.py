@@ -51,6 +51,8 @@ def table(runs: Sequence[dict], algorithms: Sequence[str], restarts: int, label_
 def landscape_table(runs: Sequence[Mapping[str, Any]], algorithms: Sequence[str]) -> str:
     """The landscape at the last step: distances and inconsistency scores, mean ± standard deviation over restarts.
 
+    A star marks a score for which some restart's Hessian was damped.
+
     Args:
         runs: the restarts, tracked.
         algorithms: the columns.
@@ -65,8 +67,10 @@ def landscape_table(runs: Sequence[Mapping[str, Any]], algorithms: Sequence[str]
     for name, words in (distances | scores).items():
         row = {"": words}
         for algorithm in algorithms:
-            values = pd.Series([run[name] for run in runs if run["algorithm"] == algorithm], dtype=float)
-            row[algorithm] = f"{values.mean():.3g} ± {values.std(ddof=0):.1g}" if len(values) else "X"
+            of_algorithm = [run for run in runs if run["algorithm"] == algorithm]
+            values = pd.Series([run[name] for run in of_algorithm], dtype=float)
+            damped = any(run.get(name.replace("inconsistency", "damping")) for run in of_algorithm if name in scores)
+            row[algorithm] = f"{values.mean():.3g} ± {values.std(ddof=0):.1g}{'*' * damped}" if len(values) else "X"
         rows.append(row)
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, tablefmt="github")
 

@@ -1,26 +1,27 @@
 """The landscape of a trained model, measured; and all of it as JSON."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
 from domainbed.engine.feed import open_feed
 from domainbed.engine.landscape import classifier_view, network_view, requests_for
-from domainbed.engine.model import load_job
+from domainbed.engine.model import MODEL, load_job
+from domainbed.landscape import IMAGES, LAYERS
 from domainbed.landscape.distances import mean_over_pairs, pair_distances, relative_distances
 from domainbed.landscape.domain import Statistics, statistics
 from domainbed.landscape.hessian import HESSIAN_LIMIT, full_hessian
-from domainbed.landscape.inconsistency import Inconsistency, Ratios, diagonal_ratios, exact_ratios, inconsistency
+from domainbed.landscape.inconsistency import Inconsistency, inconsistencies
 from domainbed.landscape.slices import Slices, n_risks, slices
-
-LAYERS = ("classifier", "all")
-IMAGES = {"classifier": 2000, "all": 256}  # of each environment, unless another number is asked for
+from domainbed.loading.photographs import dead_worker_told
+from domainbed.loading.residence import full_device_told
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Landscape:
         images: how many of each.
         n_training: how many of the environments were trained on.
         statistics: of each.
-        ratios: by the name of the way, "exact" (where there are at most HESSIAN_LIMIT weights) and "diagonal", those of
-            all environments.
-        epsilon: of the inconsistency scores.
+        scores: the inconsistency, by ("training" or "all" domains, "exact" or "diagonal" Hessians); exact where there
+            are at most HESSIAN_LIMIT weights.
+        epsilon: of these scores.
         slices: or None, where they were not wanted.
     """
 
@@ -51,7 +52,7 @@ class Landscape:
     images: list[int]
     n_training: int
     statistics: list[Statistics]
-    ratios: dict[str, Ratios]
+    scores: dict[tuple[str, str], Inconsistency]
     epsilon: float
     slices: Slices | None
 
@@ -61,15 +62,6 @@ class Landscape:
         names = self.environments
         return [name if i < self.n_training else f"[{name}]" for i, name in enumerate(names)]
 
-    def scores(self) -> dict[tuple[str, str], Inconsistency]:
-        """The inconsistency among the training domains and among all, by ("training domains" or "all", way)."""
-        found = {}
-        for of, n in (("training domains", self.n_training), ("all domains", len(self.environments))):
-            risks = [s.risk for s in self.statistics[:n]]
-            for way, ratios in self.ratios.items() if n > 1 else ():
-                found[of, way] = inconsistency(risks, ratios.ratios[:n, :n], self.epsilon)
-        return found
-
     def summary(self) -> dict[str, float]:
         """The figures by which models are compared, of the training domains: mean squared distances between these, by
         the names in QUANTITIES; the same as a part of the squared norm; the mean cosine; and the scores. Those that
@@ -78,8 +70,13 @@ class Landscape:
         figures = {name: mean_over_pairs(distances) for name, distances in pair_distances(training).items()}
         figures |= {f"{name}, relative": value for name, value in relative_distances(training).items()}
         figures["cosine"] = sum(s.cosine for s in training) / len(training)
-        figures |= {f"inconsistency, {of}, {way}": score.score for (of, way), score in self.scores().items()}
+        figures |= {score_name(of, way): score.score for (of, way), score in self.scores.items()}
         return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def score_name(of: str, way: str) -> str:
+    """What the summary calls a score."""
+    return f"inconsistency, {of} domains, {way}"
 
 
 def measure(
@@ -112,27 +109,56 @@ def measure(
     args, algorithm = load_job(model, device)
     config = JobConfig.of_args(args if data_dir is None else {**args, "data_dir": data_dir})
     dataset, splits = load_data(config)
-    feed = open_feed(config, dataset, splits, device)
     training = [env for env in range(len(dataset)) if env not in config.test_envs]
     order = [*training, *config.test_envs]
-    most = IMAGES[layers] if images is None else images
-    requests = requests_for(splits, part, most, feed.batch_size)
-    view = classifier_view if layers == "classifier" else network_view
-    network, domains = view(algorithm, feed, [requests[env] for env in order])
     names = [config.environment_names()[env] for env in order]
-    n_weights = sum(p.numel() for p in network.parameters())
-    found = [statistics(network, domain) for domain in domains]
-    ratios = {"diagonal": diagonal_ratios([s.hessian_diagonal for s in found])}
-    if n_weights <= HESSIAN_LIMIT:
-        ratios = {"exact": exact_ratios([full_hessian(network, domain) for domain in domains])} | ratios
-    cut = None
-    if with_slices:
-        tick = progress(n_risks(len(domains), len(training)))
-        cut = slices(network, domains, names, len(training), tick=tick)
+    most = IMAGES[layers] if images is None else images
+    view = classifier_view if layers == "classifier" else network_view
+    with full_device_told("fewer --images need less"), dead_worker_told():
+        feed = open_feed(config, dataset, splits, device)
+        requests = requests_for(splits, part, most, feed.batch_size)
+        network, domains = view(algorithm, feed, [requests[env] for env in order])
+        n_weights = sum(p.numel() for p in network.parameters())
+        found = [statistics(network, domain) for domain in domains]
+        hessians = [full_hessian(network, domain) for domain in domains] if n_weights <= HESSIAN_LIMIT else None
+        scores = inconsistencies(
+            [s.risk for s in found], hessians, [s.hessian_diagonal for s in found], len(training), epsilon
+        )
+        cut = None
+        if with_slices:
+            tick = progress(n_risks(len(domains), len(training)))
+            of_training = hessians and hessians[: len(training)]
+            cut = slices(network, domains, names, len(training), of_training, tick=tick)
     images_of = [len(domain.y) for domain in domains]
     return Landscape(
-        model, config, layers, n_weights, part, names, images_of, len(training), found, ratios, epsilon, cut
+        model, config, layers, n_weights, part, names, images_of, len(training), found, scores, epsilon, cut
     )
+
+
+def models_of(
+    sweep_dir: Path, records: pd.DataFrame, runs: pd.DataFrame, tell: Callable[[str], object]
+) -> Iterator[Path]:
+    """The models that chosen runs left: that of the chosen step where it was kept, else the last.
+
+    Args:
+        records: the sweep's.
+        runs: the chosen ones: `algorithm`, `trial_seed`, `folder`, `step`.
+        tell: is called with a line for each that is not of the chosen step, or not there.
+    """
+    for run in runs.itertuples():
+        folder = sweep_dir / str(run.folder)
+        last = records["step"][records["folder"] == run.folder].max()
+        if (model := folder / f"model_step{run.step}.pkl").exists():
+            yield model
+        elif (model := folder / MODEL).exists():
+            if last != run.step:
+                tell(
+                    f"{run.algorithm}, trial {run.trial_seed}: the weights of the last step, {last}, for those of the "
+                    f"chosen one, {run.step}, were not kept (launch --save_model_every_checkpoint keeps them)"
+                )
+            yield model
+        else:
+            tell(f"{run.algorithm}, trial {run.trial_seed}: {folder} holds no model; left out")
 
 
 def as_json(landscape: Landscape) -> dict[str, Any]:
@@ -162,12 +188,8 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
             for s in landscape.statistics
         ],
         "squared_distances": {name: m.tolist() for name, m in pair_distances(landscape.statistics).items()},
-        "ratios": {
-            way: {"ratios": r.ratios.tolist(), "damping": r.damping.tolist()} for way, r in landscape.ratios.items()
-        },
         "inconsistency": [
-            {"of": of, "hessians": way, "score": s.score, "pair": s.pair, "risk_gap": s.risk_gap, "ratio": s.ratio}
-            for (of, way), s in landscape.scores().items()
+            {"of": of, "hessians": way, **asdict(score)} for (of, way), score in landscape.scores.items()
         ],
         "summary": landscape.summary(),
     }

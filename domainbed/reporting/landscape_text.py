@@ -1,6 +1,7 @@
 """The landscape of one model, and those of several algorithms side by side, as text."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -8,7 +9,7 @@ from tabulate import tabulate
 
 from domainbed.landscape.distances import QUANTITIES, mean_over_pairs, pair_distances, relative_distances
 from domainbed.landscape.hessian import HESSIAN_LIMIT
-from domainbed.reporting.landscape import Landscape
+from domainbed.reporting.landscape import Landscape, score_name
 
 
 def as_text(landscape: Landscape) -> str:
@@ -27,10 +28,8 @@ def as_text(landscape: Landscape) -> str:
     ]
     notes = []
     if curvature != "Hessian":
-        notes.append(
-            "GGN: the generalised Gauss-Newton matrix in the Hessian's place, for some layers allow no better."
-        )
-    if "exact" not in landscape.ratios:
+        notes.append("GGN: the generalised Gauss-Newton matrix; the network is no chain of layers that BackPACK knows.")
+    if ("all", "exact") not in landscape.scores:
         notes.append(f"No exact score: that takes the whole Hessian, of at most {HESSIAN_LIMIT:,} weights.")
     return "\n\n".join([*sections, *notes])
 
@@ -70,12 +69,11 @@ def _distances_table(landscape: Landscape, curvature: str) -> str:
 
 def _scores_table(landscape: Landscape) -> str:
     rows = []
-    for (of, way), score in landscape.scores().items():
+    labels = landscape.labels
+    for (of, way), score in landscape.scores.items():
         a, b = score.pair
-        damping = landscape.ratios[way].damping[a].item()
-        labels = landscape.labels
         numbers = [f"{score.score:.4g}", f"{labels[a]} to {labels[b]}", f"{score.risk_gap:+.4g}", f"{score.ratio:.4g}"]
-        rows.append([of, way, *numbers, f"{damping:.2g}" if damping else "none"])
+        rows.append([f"{of} domains", way, *numbers, f"{score.damping:.2g}" if score.damping else "none"])
     headers = [f"Inconsistency, ε = {landscape.epsilon:g}", "Hessians", "score", "at", "risk gap", "ratio", "damping"]
     return _tabulated(headers, rows) + "\nscore = risk gap + ε x ratio, the largest over pairs of domains"
 
@@ -83,31 +81,41 @@ def _scores_table(landscape: Landscape) -> str:
 def side_by_side(landscapes: Mapping[str, Sequence[Landscape]]) -> pd.DataFrame:
     """The summaries of several algorithms: a row a figure and algorithm, with `mean` and standard `error` over trials.
 
+    `damped` tells in how many trials a score rests on a Hessian that was damped.
+
     Args:
         landscapes: of each algorithm one a trial.
     """
     rows = []
     for algorithm, of_trials in landscapes.items():
         figures = pd.DataFrame([landscape.summary() for landscape in of_trials])
-        for name in figures:
+        damped = Counter(
+            score_name(of, way)
+            for landscape in of_trials
+            for (of, way), score in landscape.scores.items()
+            if score.damping
+        )
+        for name in map(str, figures):
             values = figures[name]
             rows.append(
                 {
                     "algorithm": algorithm,
                     "figure": name,
                     "mean": values.mean(),
-                    "error": values.std(ddof=0) / math.sqrt(len(values)),
-                    "trials": len(values),
+                    "error": values.std(ddof=0) / math.sqrt(values.count()),
+                    "trials": values.count(),
+                    "damped": damped[name],
                 }
             )
     return pd.DataFrame(rows)
 
 
 def side_by_side_text(compared: pd.DataFrame, tablefmt: str = "simple") -> str:
-    """A row a figure, a column an algorithm: mean +/- standard error over trials."""
+    """A row a figure, a column an algorithm: mean +/- standard error over trials; * where a Hessian was damped."""
     plus_minus = "+/-" if tablefmt == "simple" else "±"
+    numbers = zip(compared["mean"], compared["error"], compared["damped"], strict=True)
     cells = compared.assign(
-        cell=[f"{m:.3g} {plus_minus} {e:.1g}" for m, e in zip(compared["mean"], compared["error"], strict=True)]
+        cell=[f"{mean:.3g} {plus_minus} {error:.1g}{'*' * bool(damped)}" for mean, error, damped in numbers]
     )
     wide = cells.pivot(index="figure", columns="algorithm", values="cell")
     wide = wide.loc[list(dict.fromkeys(compared["figure"])), list(dict.fromkeys(compared["algorithm"]))].fillna("X")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UsageError, near
-from domainbed.files import written_whole
 from domainbed.scripts import cli
 
 # As in domainbed.colored_mnist, from where they would cost --help an import of torch; a test holds them together.
@@ -70,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(runs, args.algorithm, args.restarts, args.label_flip, comparable))
     print(f"\nAccuracies in percent, mean ± standard deviation over {args.restarts} restarts; runs in {records}")
     if track:
-        tell_landscape(runs, args.algorithm, records.parent)
+        tell_landscape([run for run in runs if "course" in run], args.algorithm, records.parent)
     return 1 if failed else 0
 
 
 def tell_landscape(runs: Sequence[Mapping[str, Any]], algorithms: Sequence[str], output_dir: Path) -> None:
     """Print how the landscape was at the end, and draw its course."""
     from domainbed.reporting.colored_mnist import landscape_courses, landscape_table
-    from domainbed.reporting.plots import write
+    from domainbed.reporting.plots import write_files
     from domainbed.reporting.plots.courses import distance_courses
     from domainbed.reporting.plots.style import look
 
@@ -87,12 +86,8 @@ def tell_landscape(runs: Sequence[Mapping[str, Any]], algorithms: Sequence[str],
     if figure is None:
         return
     caption = "Squared distances between the two training environments, of the classifier on all images."
-    for kind in ("png", "pdf"):
-        with written_whole(output_dir / f"landscape.{kind}") as file:
-            write(figure, file, kind, 150, caption)
-    print(
-        f"\nAt the last step, mean ± standard deviation over restarts; its course: {output_dir / 'landscape.png'}, .pdf"
-    )
+    png, pdf = write_files(figure, output_dir, "landscape", caption)
+    print(f"\nAt the last step, mean ± standard deviation over restarts; its course: {png}, {pdf}")
 
 
 def check(args: argparse.Namespace) -> None:

@@ -4,15 +4,15 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from tqdm import tqdm
 
 from domainbed.errors import UsageError, near
 from domainbed.files import written_whole
+from domainbed.landscape import IMAGES, LAYERS
 from domainbed.model_selection import best_hparams, method_named
 from domainbed.registry import import_modules
 from domainbed.reporting.folders import LANDSCAPE_FOLDER
@@ -23,10 +23,6 @@ from domainbed.scripts import cli
 
 if TYPE_CHECKING:  # what imports torch is imported only once it is needed
     from domainbed.reporting.landscape import Landscape
-
-FORMATS = ("png", "pdf")
-DPI = 150
-MODEL = "model.pkl"
 
 
 def parser() -> cli.Parser:
@@ -43,13 +39,14 @@ def parser() -> cli.Parser:
     p.add_argument("--dataset", metavar="NAME", help="of a sweep: which dataset (needed where it has several)")
     p.add_argument("--test_env", metavar="ENV", help="of a sweep: the number or name (default: all, one by one)")
     p.add_argument("--algorithms", nargs="+", metavar="NAME", help="of a sweep: which (default: all)")
-    p.add_argument("--layers", default="classifier", help="which weights: classifier, or all of the network")
+    p.add_argument("--layers", default=LAYERS[0], help="which weights: classifier, or all of the network")
     p.add_argument("--split", default="in", help="which images: in (trained on) or out (held out)")
     p.add_argument(
         "--images",
         type=int,
         metavar="N",
-        help="at most so many of each environment; 0: all (default: 2,000 or, with --layers all, 256)",
+        help=f"at most so many of each environment; 0: all (default: {IMAGES['classifier']} or, with --layers all, "
+        f"{IMAGES['all']})",
     )
     p.add_argument("--epsilon", type=float, default=0.1, help="of the inconsistency score: risk that may be lost")
     p.add_argument("--data_dir", help="where the images are, if no longer where the jobs found them")
@@ -70,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name, known in (("layers", ("classifier", "all")), ("split", ("in", "out"))):
+    for name, known in (("layers", LAYERS), ("split", ("in", "out"))):
         if getattr(args, name) not in known:
             raise UsageError(f"unknown --{name} {getattr(args, name)!r}; {near(getattr(args, name), known)}")
     if args.images is not None and args.images < 0:
@@ -85,18 +82,20 @@ def check(args: argparse.Namespace) -> None:
 
 def one_run(args: argparse.Namespace) -> None:
     """The landscape of one job's model."""
+    from domainbed.engine.model import MODEL
+    from domainbed.reporting.landscape import as_json
+    from domainbed.reporting.landscape_text import as_text
+
     model = Path(args.run)
     if model.is_dir():
         model = model / MODEL
         if not model.exists():
             raise UsageError(f"--run {args.run} holds no {MODEL}: the job is not done, or ran with --skip_model_save")
-    output_dir = Path(args.output_dir or model.parent / LANDSCAPE_FOLDER)
-    from domainbed.reporting.landscape import as_json
-    from domainbed.reporting.landscape_text import as_text
-
+    output_dir = made(Path(args.output_dir or model.parent / LANDSCAPE_FOLDER))
     landscape = look_at(args, model, with_slices=not args.no_slices)
     print(as_text(landscape))
-    write(output_dir, "landscape", as_json(landscape), {"": [landscape]})
+    stem = "landscape" if model.name == MODEL else f"landscape-{model.stem}"
+    write(output_dir, stem, as_json(landscape), {"": [landscape]})
 
 
 def side_by_side(args: argparse.Namespace) -> None:
@@ -122,56 +121,45 @@ def side_by_side(args: argparse.Namespace) -> None:
             raise UsageError(f"unknown --test_env {args.test_env!r}; {near(args.test_env, numbers)}")
         test_envs = [numbers[args.test_env]]
 
-    from domainbed.reporting.landscape import as_json
+    from domainbed.reporting.landscape import as_json, models_of
     from domainbed.reporting.landscape_text import side_by_side as compared
     from domainbed.reporting.landscape_text import side_by_side_text
     from domainbed.reporting.plots.gallery import stem_of
 
-    output_dir = Path(args.output_dir or Path(args.sweep, LANDSCAPE_FOLDER))
+    output_dir = made(Path(args.output_dir or Path(args.sweep, LANDSCAPE_FOLDER)))
+    n = 0
     for test_env in test_envs:
-        landscapes = {}
         notes: list[str] = []
+        landscapes: dict[str, list[Landscape]] = {}
         for algorithm in algorithms:
             runs = best[(best["algorithm"] == algorithm) & (best["test_env"] == test_env)]
-            models = list(models_of(Path(args.sweep), sweep.records, runs, notes.append))
-            if models:
-                cut = [not args.no_slices, *[False] * len(models)]
-                landscapes[algorithm] = [look_at(args, model, c) for model, c in zip(models, cut, strict=False)]
-        if not landscapes:
-            raise UsageError(
-                f"--sweep {args.sweep} holds no models of {dataset}, test {names[test_env]}: it was launched with "
-                "--skip_model_save, or no job is done"
-            )
-        frame = compared(landscapes)
+            models = models_of(Path(args.sweep), sweep.records, runs, notes.append)
+            of_trials = [look_at(args, model, not args.no_slices and i == 0) for i, model in enumerate(models)]
+            landscapes |= {algorithm: of_trials} if of_trials else {}
         print(f"{dataset}, test {names[test_env]}, runs that {selection} chose; {args.split} splits\n")
-        print(side_by_side_text(frame))
-        print("mean +/- standard error over trials, of pairs of training domains unless it says all", *notes, sep="\n")
-        found = {
-            "selection": selection,
-            "side_by_side": frame.to_dict("records"),
-            "runs": {algorithm: [as_json(each) for each in of_trials] for algorithm, of_trials in landscapes.items()},
-        }
-        write(output_dir, stem_of(["landscape", dataset, names[test_env]]), found, landscapes)
+        if landscapes:
+            frame = compared(landscapes)
+            print(side_by_side_text(frame))
+            print("mean +/- standard error over trials, of pairs of training domains unless it says all; * damped")
+            found = {
+                "selection": selection,
+                "side_by_side": frame.to_dict("records"),
+                "runs": {name: [as_json(each) for each in of_trials] for name, of_trials in landscapes.items()},
+            }
+            write(output_dir, stem_of(["landscape", dataset, names[test_env]]), found, landscapes)
+        print(*notes, sep="\n")
+        n += len(landscapes)
+    if not n:
+        raise UsageError(f"--sweep {args.sweep} holds no models of these runs: was it launched with --skip_model_save?")
 
 
-def models_of(
-    sweep_dir: Path, records: pd.DataFrame, runs: pd.DataFrame, tell: Callable[[str], object]
-) -> Iterator[Path]:
-    """The models of the chosen runs: of the chosen step where it was kept, else the last, which is told."""
-    for run in runs.itertuples():
-        folder = sweep_dir / str(run.folder)
-        last = records["step"][records["folder"] == run.folder].max()
-        if (model := folder / f"model_step{run.step}.pkl").exists():
-            yield model
-        elif (model := folder / MODEL).exists():
-            if last != run.step:
-                tell(
-                    f"{run.algorithm}, trial {run.trial_seed}: the weights of the last step, {last}, for those of the "
-                    f"chosen one, {run.step}, were not kept (launch --save_model_every_checkpoint keeps them)"
-                )
-            yield model
-        else:
-            tell(f"{run.algorithm}, trial {run.trial_seed}: {folder} holds no model; left out")
+def made(output_dir: Path) -> Path:
+    """The folder, made where it is not there: told before all is measured, if it can't be."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{output_dir}: {error.strerror}; --output_dir names another folder") from error
+    return output_dir
 
 
 def look_at(args: argparse.Namespace, model: Path, with_slices: bool) -> "Landscape":
@@ -200,19 +188,13 @@ def write(
     output_dir: Path, stem: str, found: Mapping[str, Any], landscapes: Mapping[str, Sequence["Landscape"]]
 ) -> None:
     """Write the JSON and the pictures, and say where."""
-    from domainbed.reporting.plots import write as draw
+    from domainbed.reporting.plots import write_files
     from domainbed.reporting.plots.landscape import landscape_figures
 
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{output_dir}: {error.strerror}; --output_dir names another folder") from error
     with written_whole(output_dir / f"{stem}.json") as file:
-        file.write(json.dumps(found, indent=1).encode())
+        file.write(json.dumps(found, indent=1, allow_nan=False).encode())
     for name, caption, figure in landscape_figures(landscapes):
-        for kind in FORMATS:
-            with written_whole(output_dir / f"{stem}-{name}.{kind}") as file:
-                draw(figure, file, kind, DPI, caption)
+        write_files(figure, output_dir, f"{stem}-{name}", caption)
     print(f"\n{output_dir / stem}.json, and pictures beside it as PNG and PDF\n")
 
 

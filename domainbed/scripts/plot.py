@@ -7,7 +7,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
-from domainbed.files import written_whole
 from domainbed.model_selection import method_named
 from domainbed.registry import import_modules
 from domainbed.reporting.folders import PLOTS_FOLDER
@@ -15,8 +14,6 @@ from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import those
 from domainbed.reporting.tables import algorithms_of, datasets_of
 from domainbed.scripts import cli
-
-FORMATS = ("png", "pdf")
 
 
 def parser() -> cli.Parser:
@@ -45,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = Path(args.output_dir or Path(args.input_dir, PLOTS_FOLDER))
     n = 0
     at_most = 1 + len(datasets) * (3 + 2 * len(algorithms))
-    from domainbed.reporting.plots import all_figures, write  # matplotlib takes a second, which a mistake should not
+    from domainbed.reporting.plots import (
+        all_figures,
+        write_files,
+    )  # matplotlib takes a second, which a mistake should not
 
     with tqdm(total=at_most, desc="drawing", unit="picture", disable=None, leave=False) as bar:
         for stem, caption, figure in all_figures(sweep, selection, datasets, algorithms, tell):
@@ -53,11 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 output_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UsageError(f"{output_dir}: {error.strerror}; --output_dir names another folder") from error
-            paths = [output_dir / f"{stem}.{kind}" for kind in FORMATS]
-            for kind, path in zip(FORMATS, paths, strict=True):
-                with written_whole(path) as file:
-                    write(figure, file, kind, args.dpi, caption)
-            tqdm.write(" ".join(map(str, paths)))
+            tqdm.write(" ".join(map(str, write_files(figure, output_dir, stem, caption, args.dpi))))
             n += 1
             bar.update()
     if not n:

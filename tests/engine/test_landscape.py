@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backpack import backpack, extend
+from backpack.extensions import BatchGrad
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +22,8 @@ from domainbed.engine.model import load_job, make_algorithm
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.landscape import PREFIX, QUANTITIES
+from domainbed.landscape.domain import Domain, statistics
+from domainbed.landscape.hessian import full_hessian
 from domainbed.records import read_job
 
 CPU = torch.device("cpu")
@@ -149,3 +153,46 @@ def test_a_job_can_be_told_from_its_records_arguments(tmp_path: Path):
     assert JobConfig.of_args({**older, "of_a_later_version": 1}) == config
     with pytest.raises(UsageError, match="unknown dataset"):
         JobConfig.of_args({**args, "dataset": "Digits"})
+
+
+def test_a_classifier_that_went_through_backpack_as_domainbeds_fishr_has_it(tmp_path: Path):
+    config = make_config(tmp_path)
+    dataset, splits = load_data(config)
+    feed = open_feed(config, dataset, splits, CPU)
+    algorithm = make_algorithm(config, dataset)
+    requests = requests_for(splits, "in", 40, 40)
+    expected = classifier_view(algorithm, feed, requests)
+    algorithm.classifier = extend(algorithm.classifier)
+    x, y = next(iter(feed.batches([requests[0]])))[0]
+    logits = algorithm.classifier(algorithm.featurizer(x))
+    with backpack(BatchGrad()):
+        extend(nn.CrossEntropyLoss(reduction="sum"))(logits, y).backward()
+    found = classifier_view(algorithm, feed, requests)
+    diagonals = [statistics(*pair(view)).hessian_diagonal for view in (found, expected)]
+    torch.testing.assert_close(*diagonals)
+    torch.testing.assert_close(full_hessian(*pair(found)), full_hessian(*pair(expected)))
+    assert not hasattr(found.network.weight, "grad_batch")
+    assert algorithm.classifier._backward_hooks  # its own are left to it
+
+
+def pair(view: landscape.View) -> tuple[nn.Module, Domain]:
+    return view.network, view.domains[0]
+
+
+def test_features_that_do_not_fit_the_device_come_in_halves(tmp_path: Path):
+    config = make_config(tmp_path)
+    dataset, splits = load_data(config)
+    feed = open_feed(config, dataset, splits, CPU)
+    algorithm = make_algorithm(config, dataset)
+    requests = requests_for(splits, "in", 40, 40)
+    expected = classifier_view(algorithm, feed, requests)
+    forward = algorithm.featurizer.forward
+
+    def of_at_most_ten(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(x)
+
+    algorithm.featurizer.forward = of_at_most_ten
+    for a, b in zip(expected.domains, classifier_view(algorithm, feed, requests).domains, strict=True):
+        torch.testing.assert_close(a.x, b.x)

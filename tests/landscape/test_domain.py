@@ -130,6 +130,43 @@ def test_other_networks_have_the_gauss_newton_matrix(
     torch.testing.assert_close(found.hessian_diagonal, gauss_newton(network, domain).diagonal(), rtol=0, atol=1e-12)
 
 
+class Scaled(nn.Sequential):
+    """Looks like a chain, but does something besides."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def frozen() -> nn.Module:
+    head = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    head[0].weight.requires_grad_(False)
+    return head
+
+
+SHARED = nn.Tanh()
+ODD_HEADS = {
+    "in place": lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
+    "one layer twice": lambda: nn.Sequential(nn.Linear(6, 4), SHARED, nn.Linear(4, 4), SHARED, nn.Linear(4, 3)),
+    "frozen": frozen,
+    "spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(6, 3)),
+    "more than a chain": lambda: Scaled(nn.Linear(6, 3)),
+    "GELU": lambda: nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.parametrize("head", list(ODD_HEADS))
+def test_odd_heads_go_sample_by_sample(head: str):
+    torch.manual_seed(0)
+    network = ODD_HEADS[head]().double().eval()
+    domain = make_domain(5, (6,), 3)
+    found = statistics(network, domain)
+    assert found.curvature == "GGN"
+    for p in network.parameters():
+        p.requires_grad_()
+    g = gradients_of_samples(network, domain)
+    torch.testing.assert_close(found.gradient_variance, g.var(0, correction=0), rtol=0, atol=1e-13)
+
+
 def test_no_random_generator_is_moved():
     torch.manual_seed(3)
     before = torch.get_rng_state()

@@ -75,13 +75,18 @@ def test_slices_hold_the_risks_at_the_weights_they_say(monkeypatch: pytest.Monke
     found = slices.slices(head, domains, ["a", "b", "test"], 2, seed=5, tick=lambda: ticks.append(1))
     assert len(ticks) == n_risks(3, 2)
     assert list(found.lines) == ["random direction", "leading curvature of a", "leading curvature of b"]
+    assert found.planes["random directions"].dtype == torch.float64
+    known = [full_hessian(head, domain) for domain in domains[:2]]
+    again = slices.slices(head, domains, ["a", "b", "test"], 2, known, seed=5)
+    for name, line in found.lines.items():
+        torch.testing.assert_close(again.lines[name], line, rtol=1e-9, atol=0)
     risks = [F.cross_entropy(head(x), y).item() for x, y in domains]
     for line in found.lines.values():
         assert line.shape == (3, LINE_POINTS)
-        assert line[:, LINE_POINTS // 2].tolist() == pytest.approx(risks)
+        assert line[:, LINE_POINTS // 2].tolist() == pytest.approx(risks, rel=1e-12)
     for plane in found.planes.values():
         assert plane.shape == (3, PLANE_POINTS, PLANE_POINTS)
-        assert plane[:, PLANE_POINTS // 2, PLANE_POINTS // 2].tolist() == pytest.approx(risks)
+        assert plane[:, PLANE_POINTS // 2, PLANE_POINTS // 2].tolist() == pytest.approx(risks, rel=1e-12)
 
     generator = torch.Generator().manual_seed(5)
     one, other = filter_normalised(head, generator), filter_normalised(head, generator)

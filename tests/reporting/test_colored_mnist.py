@@ -1,4 +1,5 @@
-from domainbed.reporting.colored_mnist import table
+from domainbed.landscape import PREFIX, QUANTITIES
+from domainbed.reporting.colored_mnist import landscape_courses, landscape_table, table
 
 
 def runs(algorithm: str, *accuracies: float) -> list[dict]:
@@ -30,3 +31,25 @@ def test_means_deviations_and_differences_beside_the_published():
 def test_other_settings_stand_beside_nothing():
     for label_flip, comparable in ((0.25, False), (0.0, True)):
         assert cells(table(runs("ERM", 0.5), ["ERM"], 1, label_flip, comparable))["ERM"][:3] == ["50.0 ± 0.0", "-", "-"]
+
+
+def test_the_landscape_at_the_end_and_its_course():
+    names = [*(PREFIX + name for name in QUANTITIES)]
+    names += [f"inconsistency_{of}_{way}" for of in ("training", "all") for way in ("exact", "diagonal")]
+    restarts = [
+        {"algorithm": algorithm, "course": [{"step": s, PREFIX + "risk": v / (1 + s)} for s in (0, 10)]}
+        | {name: v + i for i, name in enumerate(names)}
+        | ({"damping_all_exact": 0.1} if v == 2.0 else {})
+        for algorithm, v in (("ERM", 1.0), ("ERM", 2.0), ("Fishr", 4.0))
+    ]
+    rows = cells(landscape_table(restarts, ["Fishr", "ERM", "IRM"]))
+    assert rows[""] == ["Fishr", "ERM", "IRM"]
+    assert rows["risks, squared distance"] == ["4 ± 0", "1.5 ± 0.5", "X"]
+    assert rows["inconsistency, all environments, exact Hessians"] == ["10 ± 0", "7.5 ± 0.5*", "X"]
+    assert rows["inconsistency, all environments, diagonal Hessians"] == ["11 ± 0", "8.5 ± 0.5", "X"]
+    assert len(rows) == 2 + 8
+    courses = landscape_courses(restarts)
+    assert courses["algorithm"].tolist() == ["ERM"] * 4 + ["Fishr"] * 2
+    assert courses["folder"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert courses["step"].tolist() == [0, 10] * 3
+    assert courses[PREFIX + "risk"].tolist() == [1.0, 1 / 11, 2.0, 2 / 11, 4.0, 4 / 11]

@@ -20,6 +20,7 @@ from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.landscape import PREFIX, QUANTITIES, slices
 from domainbed.landscape.distances import pair_distances
+from domainbed.landscape.inconsistency import diagonal_ratios, inconsistency
 from domainbed.landscape.slices import LINE_POINTS
 from domainbed.reporting.landscape import Landscape, as_json, measure
 from domainbed.reporting.landscape_text import as_text, side_by_side, side_by_side_text
@@ -64,16 +65,16 @@ def test_training_environments_come_first_and_risks_are_the_models(models: dict[
     )
 
 
-def test_scores_of_training_domains_do_not_know_the_others(landscape: Landscape):
-    scores = landscape.scores()
-    assert list(scores) == [(of, way) for of in ("training domains", "all domains") for way in ("exact", "diagonal")]
-    for (of, way), score in scores.items():
+def test_scores_are_of_the_domains_they_name(landscape: Landscape):
+    assert list(landscape.scores) == [(of, way) for of in ("training", "all") for way in ("exact", "diagonal")]
+    for (of, _), score in landscape.scores.items():
         a, b = score.pair
-        assert of == "all domains" or max(a, b) < 2
+        assert of == "all" or max(a, b) < 2
         gap = landscape.statistics[b].risk - landscape.statistics[a].risk
-        assert score.score == pytest.approx(gap + 0.5 * landscape.ratios[way].ratios[a, b].item())
-    for way in ("exact", "diagonal"):
-        assert scores["all domains", way].score >= scores["training domains", way].score
+        assert score.score == pytest.approx(gap + 0.5 * score.ratio)
+    diagonals = [s.hessian_diagonal for s in landscape.statistics]
+    expected = inconsistency([s.risk for s in landscape.statistics[:2]], diagonal_ratios(diagonals[:2]), 0.5)
+    assert landscape.scores["training", "diagonal"] == expected
 
 
 def test_the_summary_is_of_training_domains(landscape: Landscape):
@@ -88,7 +89,6 @@ def test_the_summary_is_of_training_domains(landscape: Landscape):
     assert summary["cosine"] == (first.cosine + second.cosine) / 2
     alone = replace(landscape, n_training=1)
     assert "risk" not in alone.summary()
-    assert list(alone.scores()) == [("all domains", "exact"), ("all domains", "diagonal")]
     json.dumps(as_json(alone), allow_nan=False)
 
 
@@ -103,7 +103,7 @@ def test_other_splits_layers_and_numbers_of_images(models: dict[str, Path], monk
         assert risks[:, 1].tolist() == pytest.approx([s.risk for s in whole.statistics], rel=1e-5)
     assert {s.curvature for s in whole.statistics} == {"GGN"}
     assert (whole.n_weights, whole.images) == (14_418, [7] * 3)
-    assert list(whole.ratios) == ["diagonal"]  # of so many weights there is no whole Hessian
+    assert {way for _, way in whole.scores} == {"diagonal"}  # of so many weights there is no whole Hessian
     text = as_text(whole)
     assert "No exact score" in text
     assert "Gauss-Newton" in text
@@ -130,7 +130,7 @@ def test_the_text_has_every_figure(landscape: Landscape):
     (pair,) = [line for line in text.splitlines() if line.startswith("+90%, [+80%]")]
     matrices = pair_distances(landscape.statistics)
     assert pair.split()[2:] == [f"{m[0, 2].item():.3g}" for m in matrices.values()]
-    for score in landscape.scores().values():
+    for score in landscape.scores.values():
         assert f" {score.score:.4g} " in text
     assert "ε = 0.5" in text
     assert not [line for line in text.splitlines() if len(line) > 120]
@@ -143,7 +143,7 @@ def test_json_has_it_all_and_is_json(landscape: Landscape):
     assert np.array(told["squared_distances"]["hessian_diagonal"]).shape == (3, 3)
     assert np.array(told["slices"]["lines"]["leading curvature of -90%"]).shape == (3, LINE_POINTS)
     assert told["summary"] == landscape.summary()
-    assert told["inconsistency"][0]["score"] == landscape.scores()["training domains", "exact"].score
+    assert told["inconsistency"][0]["score"] == landscape.scores["training", "exact"].score
 
 
 def test_side_by_side_is_the_mean_over_trials_with_its_error(landscape: Landscape, models: dict[str, Path]):
@@ -157,6 +157,12 @@ def test_side_by_side_is_the_mean_over_trials_with_its_error(landscape: Landscap
     text = side_by_side_text(compared)
     assert text.splitlines()[0].split() == ["ERM", "Fishr"]
     assert [line for line in text.splitlines() if line.startswith("risks, |a - b|² ")]
+    assert "*" not in text
+    damped = {key: replace(score, damping=0.1) for key, score in other.scores.items()}
+    starred = side_by_side_text(side_by_side({"ERM": [landscape], "Fishr": [replace(other, scores=damped)]}))
+    rows = [line for line in starred.splitlines() if line.startswith("inconsistency")]
+    assert [row.count("*") for row in rows] == [1] * 4
+    assert all(row.endswith("*") for row in rows)
     missing = compared[(compared["algorithm"] != "Fishr") | (compared["figure"] != "risk")]
     (row,) = [line for line in side_by_side_text(missing).splitlines() if line.startswith("risks, |a - b|² ")]
     assert row.split()[-1] == "X"
@@ -178,7 +184,12 @@ def test_pictures_of_one_model_and_of_two(landscape: Landscape):
                 file = io.BytesIO()
                 write(figure, file, kind, 50)
                 assert file.tell() > 1000
-    assert list(dict(enumerate(landscape_figures({"": [replace(landscape, slices=None)]})))) == [0]
+    without_slices = replace(landscape, slices=None)
+    assert [stem for stem, _, _ in landscape_figures({"": [without_slices]})] == ["distances"]
+    # Of a single training domain there are no distances between such, but scores of all.
+    alone = replace(without_slices, n_training=1, scores={k: v for k, v in landscape.scores.items() if k[0] == "all"})
+    ((_, _, figure),) = landscape_figures({"ERM": [alone], "Fishr": [alone]})
+    assert [ax.get_title() for ax in figure.axes] == ["Score, all\nexact", "Score, all\ndiagonal"]
 
 
 def test_distances_are_points_one_a_trial():

@@ -81,6 +81,29 @@ def test_trains_what_is_not_there_yet_and_prints_the_table(complete_random_mnist
 
 
 @pytest.mark.slow
+def test_restarts_that_have_not_told_of_the_landscape_are_trained_again(
+    complete_random_mnist: str, run_module, tmp_path: Path
+):
+    out = tmp_path / "out"
+    args = ["--data_dir", complete_random_mnist, "--output_dir", out, "--steps", 1, "--algorithm", "ERM"]
+    quiet = run_module("colored_mnist", *args, "--restarts", 1)
+    assert quiet.returncode == 0, quiet.stderr
+    telling = run_module("colored_mnist", *args, "--restarts", 1, "--track", "landscape")
+    assert telling.returncode == 0, telling.stderr
+    first, second = lines(out)
+    assert second["course"] == [{"step": 0} | {k: v for k, v in second.items() if k.startswith("landscape_")}]
+    assert {k: v for k, v in second.items() if k in first and k != "seconds"} == {
+        k: v for k, v in first.items() if k != "seconds"
+    }
+    assert "| risks, squared distance" in telling.stdout
+    assert (out / "landscape.png").exists()
+    assert (out / "landscape.pdf").exists()
+    again = run_module("colored_mnist", *args, "--restarts", 1, "--track", "landscape")
+    assert again.stdout.endswith(telling.stdout[telling.stdout.index("| Algorithm") :])
+    assert len(lines(out)) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 4], ids=["as they start", "as they train"])
 def test_ctrl_c_leaves_what_is_done_and_no_process(complete_random_mnist: str, tmp_path: Path, seconds: float):
     args = ["--data_dir", complete_random_mnist, "--output_dir", tmp_path / "out", "--workers", 2]

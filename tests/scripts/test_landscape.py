@@ -96,7 +96,7 @@ def test_the_chosen_steps_model_or_the_last_which_is_told(
     assert out.count("the weights of the last step, 2, for those of the chosen one, 0, were not kept") == 2
     for model in sweep_dir.glob("*/model.pkl"):
         model.unlink()
-    with pytest.raises(UsageError, match="holds no models of ColoredDigits, test"):
+    with pytest.raises(UsageError, match="holds no models of these runs"):
         main(["--sweep", str(sweep_dir), "--test_env", "0"])
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from domainbed.errors import UsageError
-from domainbed.reporting import plots
 from domainbed.reporting.load import load_sweep
+from domainbed.reporting.plots import style
 from domainbed.scripts.plot import main
 from tests.conftest import make_record, write_sweep
 
@@ -117,7 +117,7 @@ def test_a_picture_that_can_not_be_written_leaves_the_one_before(sweep_dir: Path
         file.write(b"half a picture")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(plots, "write", write)
+    monkeypatch.setattr(style, "write", write)
     with pytest.raises(OSError, match="No space left"):
         main(["--input_dir", str(sweep_dir), "--dpi", "80"])
     assert files(sweep_dir / "plots") == before

@@ -121,6 +121,8 @@ def test_every_option_of_a_job_reaches_it(tmp_path: Path):
         "precision": "bf16",
         "engine": "eager",
         "compile": "off",
+        "track": "landscape",
+        "save_model_every_checkpoint": True,
     }
     assert set(given) == set(cli.JOB_OPTIONS)
     flags = [word for name, v in given.items() for word in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]

@@ -12,7 +12,7 @@ from domainbed.reporting.landscape import Landscape
 from domainbed.reporting.plots.scales import logarithmic, spans_decades
 from domainbed.reporting.plots.style import Look, legend, line_of, look, on_paper, panels, point_of, text
 
-RISES = (0.1, 0.5, 2.0)  # of the risk, at which a plane's contours are drawn
+RISES = (0.02, 0.1, 0.5, 2.0)  # of the risk, at which a plane's contours are drawn
 
 
 def landscape_figures(landscapes: Mapping[str, Sequence[Landscape]]) -> Iterator[tuple[str, str, Figure]]:
@@ -102,11 +102,13 @@ def planes(landscapes: Mapping[str, Landscape], looks: Mapping[str, Look]) -> Fi
                         [s.risk + rise],
                         colors=its.color,
                         linestyles=[its.line],
-                        linewidths=0.5 * width,
+                        linewidths=0.4 * width,
                     )
         ax.plot([0], [0], marker="+", color="black", markersize=5)
         ax.set_title(_title(model, plane))
         ax.set_aspect("equal")
+        ax.set_xlim(at[0], at[-1])  # also where there is no contour
+        ax.set_ylim(at[0], at[-1])
     figure.supylabel("Second direction")
     legend(figure, [(text(label), line_of(its)) for label, its in looks.items()], "domain, [not trained on]")
     return figure
@@ -121,7 +123,7 @@ def distances(summaries: pd.DataFrame, looks: Mapping[str, Look], title: str = "
         looks: of the algorithms, in order.
     """
     scores = [c for c in map(str, summaries) if c.startswith("inconsistency") and summaries[c].notna().any()]
-    wanted = {name: title.capitalize() for name, title in QUANTITIES.items()} | {
+    wanted = {name: title.capitalize() for name, title in QUANTITIES.items() if name in summaries} | {
         name: name.removeprefix("inconsistency, ").replace(" domains, ", "\n") for name in scores
     }
     figure, axes = panels(len(wanted), title, 1.35)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from matplotlib import style
@@ -12,12 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from domainbed.files import written_whole
+
 LineStyle: TypeAlias = tuple[float, tuple[float, ...]]  # offset; lengths of dashes and gaps, none for a solid line
 
 WIDTH = (
     5.5  # inches: the text's width on a page of one column; halved, into a column of two, the letters are 4.5 points
 )
 FONT = 9  # points
+DPI = 150  # of PNGs
+FORMATS = ("png", "pdf")
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, the pale ones last; black is kept for what stands out.
 # How many there are of these, of markers and of line styles have no common divisor, so that pairs repeat late.
@@ -183,3 +188,12 @@ def write(figure: Figure, file: BinaryIO, kind: str, dpi: int, caption: str = ""
     if kind == "pdf":
         metadata |= {"CreationDate": None}
     figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
+
+
+def write_files(figure: Figure, folder: Path, stem: str, caption: str, dpi: int = DPI) -> list[Path]:
+    """Write a figure as PNG and PDF, each whole or not at all. Returns the files."""
+    paths = [folder / f"{stem}.{kind}" for kind in FORMATS]
+    for kind, path in zip(FORMATS, paths, strict=True):
+        with written_whole(path) as file:
+            write(figure, file, kind, dpi, caption)
+    return paths
