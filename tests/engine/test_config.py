@@ -37,6 +37,7 @@ def test_the_name_is_a_hash_of_what_determines_the_result():
         "deterministic": True,
         "engine": "eager",
         "compile": "off",
+        "track": "landscape",
     }
     assert make(**beside).name() in names
     assert make(hparams="{}").name() in names

@@ -342,19 +342,19 @@ def test_neither_evaluations_nor_what_came_before_count_as_the_updates_time(
 ):
     """By a clock on which an update takes a second, and an evaluation a thousand."""
     now = [0.0]
-    update, logits = Gambler.update, evaluate.logits
+    update, in_halves = Gambler.update, evaluate.in_halves
 
     def slow_update(*args):
         now[0] += 1
         return update(*args)
 
-    def slow_logits(*args):
+    def slow_in_halves(*args):
         now[0] += 1000
-        return logits(*args)
+        return in_halves(*args)
 
     monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(Gambler, "update", slow_update)
-    monkeypatch.setattr(evaluate, "logits", slow_logits)
+    monkeypatch.setattr(evaluate, "in_halves", slow_in_halves)
     ends = [stop_at(n) for n in (4, 9, 1, 3, 8, 1)]
     assert run_to_the_end(make(tmp_path / "stopped"), ends) == 6
     assert run_to_the_end(make(tmp_path / "dead", save_every=1e-9), [crash_at(n) for n in (9, 3, 8, 3)]) == 4
