@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from domainbed.engine.config import JobConfig
+from domainbed.engine.train import train
+from domainbed.records import read_job
 from domainbed.scripts import colored_mnist
 from domainbed.scripts.collect_results import main
 
@@ -36,3 +39,25 @@ def test_the_colored_mnist_table_is_that_of_its_restarts(
     assert printed.out == (RESULTS / "colored_mnist" / "results.md").read_text()
     table = printed.out.split("\n\n")[0]
     assert table in (RESULTS.parent / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["DANN", "Fishr"])
+def test_a_kept_run_trains_again_from_its_arguments(algorithm: str, tmp_path: Path):
+    """Bit for bit where it was made; on another processor or with other versions, alike at its beginning."""
+    with tarfile.open(RESULTS / "digits" / "records.tar.xz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    for folder in sorted(path.parent for path in tmp_path.glob("*/done")):
+        kept, problems = read_job(folder)
+        config = JobConfig.of_args({**kept[0]["args"], "output_dir": str(tmp_path / "again")})
+        if config.algorithm == algorithm and config.hparams_seed > 0:
+            break
+    assert not problems
+    assert config.name() == folder.name
+    train(config)
+    again, _ = read_job(tmp_path / "again")
+    assert [record["step"] for record in again] == [record["step"] for record in kept]
+    for name, value in kept[0].items():
+        if name.endswith("_acc") or "loss" in name:
+            assert again[0][name] == pytest.approx(value, abs=0.01)
+    assert again[0]["hparams"] == kept[0]["hparams"]
