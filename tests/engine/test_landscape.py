@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms import ALGORITHMS, ERM
+from domainbed.algorithms.base import Algorithm
+from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine import landscape
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
@@ -24,6 +26,8 @@ from domainbed.errors import UsageError
 from domainbed.landscape import PREFIX, QUANTITIES
 from domainbed.landscape.domain import Domain, statistics
 from domainbed.landscape.hessian import full_hessian
+from domainbed.loading.base import Feed
+from domainbed.loading.splits import Split
 from domainbed.records import read_job
 
 CPU = torch.device("cpu")
@@ -33,6 +37,11 @@ def make_config(folder: Path, **others) -> JobConfig:
     settings = {"dataset": "ColoredDigits", "algorithm": "ERM", "test_envs": (1,), "steps": 8, "checkpoint_freq": 4}
     hparams = json.dumps({"resnet_dropout": 0.0, **others.pop("hparams", {})})
     return JobConfig(**settings | {"output_dir": str(folder), "hparams": hparams} | others)
+
+
+def prepared(config: JobConfig) -> tuple[MultipleDomainDataset, list[Split], Feed, Algorithm]:
+    dataset, splits = load_data(config)
+    return dataset, splits, open_feed(config, dataset, splits, CPU), make_algorithm(config, dataset)
 
 
 def records_of(config: JobConfig) -> list[dict]:
@@ -120,9 +129,7 @@ def test_an_algorithm_without_a_classifier_is_told_so_before_anything_starts(
 
 def test_views_are_the_classifier_with_features_and_the_network_with_images(tmp_path: Path):
     config = make_config(tmp_path, hparams={"nonlinear_classifier": True})
-    dataset, splits = load_data(config)
-    feed = open_feed(config, dataset, splits, CPU)
-    algorithm = make_algorithm(config, dataset)
+    dataset, splits, feed, algorithm = prepared(config)
     requests = requests_for(splits, "out", 50, 16)
     assert [[len(request.indices) for request in of_env] for of_env in requests] == [[16, 16, 16, 2]] * 3
     head, features = classifier_view(algorithm, feed, requests)
@@ -156,10 +163,7 @@ def test_a_job_can_be_told_from_its_records_arguments(tmp_path: Path):
 
 
 def test_a_classifier_that_went_through_backpack_as_domainbeds_fishr_has_it(tmp_path: Path):
-    config = make_config(tmp_path)
-    dataset, splits = load_data(config)
-    feed = open_feed(config, dataset, splits, CPU)
-    algorithm = make_algorithm(config, dataset)
+    _, splits, feed, algorithm = prepared(make_config(tmp_path))
     requests = requests_for(splits, "in", 40, 40)
     expected = classifier_view(algorithm, feed, requests)
     algorithm.classifier = extend(algorithm.classifier)
@@ -180,10 +184,7 @@ def pair(view: landscape.View) -> tuple[nn.Module, Domain]:
 
 
 def test_features_that_do_not_fit_the_device_come_in_halves(tmp_path: Path):
-    config = make_config(tmp_path)
-    dataset, splits = load_data(config)
-    feed = open_feed(config, dataset, splits, CPU)
-    algorithm = make_algorithm(config, dataset)
+    _, splits, feed, algorithm = prepared(make_config(tmp_path))
     requests = requests_for(splits, "in", 40, 40)
     expected = classifier_view(algorithm, feed, requests)
     forward = algorithm.featurizer.forward
