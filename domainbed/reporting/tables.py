@@ -19,6 +19,11 @@ RANK = "Rank"
 COUNTS = [state.name.lower() for state in JobState]  # how many of a cell's runs are in which state
 
 
+def environment_numbers(names: Mapping[int, str]) -> dict[str, int]:
+    """The number of each environment by what may stand for it: its name or, before a name that looks so, its number."""
+    return {name: env for env, name in names.items()} | {str(env): env for env in names}
+
+
 def environment_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
     """The names of a dataset's environments: the dataset's own, or the records', or else env0, env1, …
 

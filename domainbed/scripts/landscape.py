@@ -18,7 +18,7 @@ from domainbed.registry import import_modules
 from domainbed.reporting.folders import LANDSCAPE_FOLDER
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import those
-from domainbed.reporting.tables import algorithms_of, environment_names
+from domainbed.reporting.tables import algorithms_of, environment_names, environment_numbers
 from domainbed.scripts import cli
 
 if TYPE_CHECKING:  # what imports torch is imported only once it is needed
@@ -116,7 +116,7 @@ def side_by_side(args: argparse.Namespace) -> None:
     names = environment_names(sweep.jobs, dataset)
     test_envs = sorted(best["test_env"].unique())
     if args.test_env is not None:
-        numbers = {str(env): env for env in test_envs} | {names[env]: env for env in test_envs}
+        numbers = environment_numbers({env: names[env] for env in test_envs})
         if args.test_env not in numbers:
             raise UsageError(f"unknown --test_env {args.test_env!r}; {near(args.test_env, numbers)}")
         test_envs = [numbers[args.test_env]]

@@ -12,7 +12,7 @@ from domainbed.errors import UsageError, near
 from domainbed.model_selection import SELECTION_METHODS, method_named
 from domainbed.registry import import_modules
 from domainbed.reporting.load import Sweep, load_sweep
-from domainbed.reporting.tables import environment_names
+from domainbed.reporting.tables import environment_names, environment_numbers
 from domainbed.reporting.top_hparams import Cell, as_csv, as_json, as_text, hparams_of, not_ranked, ranked_runs
 from domainbed.scripts import cli
 
@@ -57,8 +57,7 @@ def cell_of(sweep: Sweep, args: argparse.Namespace) -> Cell:
         runs = runs[runs[column] == wanted]
     names = dict(enumerate(environment_names(sweep.jobs, args.dataset)))
     left_out = {env: names.get(env, f"env{env}") for (env, *others) in sorted(runs["test_envs"]) if not others}
-    # A number comes before a name that looks like one.
-    numbers = {name: env for env, name in names.items()} | {str(env): env for env in names | left_out}
+    numbers = environment_numbers(names) | {str(env): env for env in left_out}
     test_env = numbers.get(args.test_env)
     if test_env is None or test_env not in left_out:
         hint = near(args.test_env, left_out.values())
