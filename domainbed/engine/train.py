@@ -21,6 +21,7 @@ from domainbed.engine.feed import open_feed
 from domainbed.engine.figures import check_weights
 from domainbed.engine.landscape import begin_tracking, tracked
 from domainbed.engine.lock import Lock, TakenError, holder_of, is_locked, locked
+from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.model import MODEL, make_algorithm, save_model, to_device
 from domainbed.engine.steps import are_captured, make_steps
 from domainbed.errors import UsageError
@@ -67,6 +68,8 @@ def train(
         gc.collect()  # of the job before this one in the same process
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    else:
+        keep_freed_memory()
     seed_everything(config.seed)
     with full_device_told():
         algorithm = to_device(make_algorithm(config, dataset), config, device)

@@ -18,6 +18,7 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from domainbed.colored_mnist import load_mnist, train
+from domainbed.engine.memory import keep_freed_memory
 from domainbed.errors import UsageError
 from domainbed.landscape import PREFIX
 from domainbed.sweep.worker import deaf_to_ctrl_c, end_with_parent
@@ -117,6 +118,8 @@ def begin_worker(data_dir: str, threads: int, steps: "Synchronized[int]") -> Non
     """Make a worker process ready: `steps` is the count of all steps, for the progress bar."""
     end_with_parent()
     torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     _worker.update(mnist=load_mnist(data_dir), steps=steps)
 
 
