@@ -20,6 +20,7 @@ from domainbed.scripts import (
     landscape,
     list_top_hparams,
     plot,
+    recompute,
     sweep,
     train,
 )
@@ -61,6 +62,7 @@ def test_every_command_line_parses():
         "collect_results": collect_results,
         "list_top_hparams": list_top_hparams,
         "plot": plot,
+        "recompute": recompute,
         "colored_mnist": colored_mnist,
         "download": download,
         "landscape": landscape,
@@ -68,7 +70,7 @@ def test_every_command_line_parses():
     }
     modules = {f"domainbed.scripts.{name}": module for name, module in scripts.items()}
     parsed = [modules[words[2]].parser().parse_args(words[3:]) for words in commands() if words[0] == "python"]
-    assert len(parsed) == 25
+    assert len(parsed) == 26
     for words in commands():
         if words[0].startswith("scripts/"):
             assert (ROOT / words[0]).is_file()

@@ -1,6 +1,7 @@
 """What the command lines share: one clear line for a mistake, and status 2."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ class Parser(argparse.ArgumentParser):
             prog = " ".join([self.prog, *([parsed.command] if "command" in parsed else [])])
             raise UsageError(f"unknown argument {word}{hint} (see {prog} --help)")
         return parsed
+
+    def take_environments_for_values(self) -> None:
+        """Let -90%, an environment, be a value and no flag."""
+        self._negative_number_matcher = re.compile(r"-\d")
 
     def flags(self, parsed: argparse.Namespace) -> list[str]:
         """All flags, those of the chosen sub-command included."""

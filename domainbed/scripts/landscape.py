@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ def parser() -> cli.Parser:
         description="Look at the loss around trained weights, domain by domain: risks, gradients, Hessians, how far "
         "apart they are between domains, and the inconsistency score.",
     )
-    p._negative_number_matcher = re.compile(r"-\d")  # -90%, an environment, is no flag
+    p.take_environments_for_values()
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", metavar="FOLDER", help="a job's folder, or one of the models in it (model.pkl)")
     which.add_argument("--sweep", metavar="DIR", help="a sweep's folder: the chosen run of each algorithm")

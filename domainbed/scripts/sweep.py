@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.datasets import BENCHMARK, DATASETS, MultipleDomainDataset
-from domainbed.engine.interrupts import stop_on_signals
+from domainbed.datasets import BENCHMARK, DATASETS
 from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.registry import import_modules
@@ -19,9 +18,10 @@ from domainbed.scripts.launching import add_launcher_options, with_config_file
 from domainbed.sweep import progress
 from domainbed.sweep.archive import export_jobs, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
+from domainbed.sweep.check import check_jobs
 from domainbed.sweep.expected import longest_first
 from domainbed.sweep.failures import forgive, let_go
-from domainbed.sweep.follow import follow
+from domainbed.sweep.follow import launch_and_follow
 from domainbed.sweep.grid import make_jobs
 from domainbed.sweep.job import Job, absolute_paths
 from domainbed.sweep.launchers import LAUNCHERS
@@ -159,7 +159,7 @@ def launch(args: argparse.Namespace) -> int:
         if launcher.RUNS_JOBS and sweep_dir.is_dir():
             remember(sweep_dir, grid_of(args))
         return exit_status(statuses)
-    check(to_launch)
+    check_jobs(to_launch)
     if launcher.RUNS_JOBS:
         if not args.skip_confirmation:
             question = f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?"
@@ -169,11 +169,7 @@ def launch(args: argparse.Namespace) -> int:
             forgive(job.folder)
             let_go(job)  # that failed, or whose kind is held back for others that are deleted by now
     began = time.monotonic()
-    with stop_on_signals() as asked_to_stop:
-        try:
-            follow(launcher, to_launch, asked_to_stop)
-        except KeyboardInterrupt:
-            launcher.stop()
+    asked_to_stop = launch_and_follow(launcher, to_launch)
     if not launcher.RUNS_JOBS:
         return 0
     statuses = survey(jobs, read_queue(sweep_dir))
@@ -278,18 +274,6 @@ def remove_leftovers(statuses: Mapping[Job, Status]) -> None:
 
         with suppress(TakenError), locked(job.folder):
             remove_checkpoints(job.folder)
-
-
-def check(jobs: Sequence[Job]) -> None:
-    """See that each dataset can be read and split, and each algorithm be made for it, before anything is started."""
-    from domainbed.engine.data import load_data  # imports torch
-    from domainbed.engine.model import make_algorithm
-
-    loaded: dict[str, MultipleDomainDataset] = {}
-    for config in {job.kind: job.config for job in jobs}.values():
-        if config.dataset not in loaded:
-            loaded[config.dataset], _ = load_data(config)
-        make_algorithm(config, loaded[config.dataset])
 
 
 def confirm(question: str, otherwise: str) -> None:

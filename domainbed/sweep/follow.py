@@ -6,9 +6,24 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
+from domainbed.engine.interrupts import StopRequest, stop_on_signals
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import Launcher
 from domainbed.sweep.states import JobState
+
+
+def launch_and_follow(launcher: Launcher, jobs: Sequence[Job]) -> StopRequest:
+    """As `follow`, until the jobs end or a signal asks to stop; a second Ctrl-C ends them at once.
+
+    Returns:
+        Whether, and by which signals, it was asked to stop.
+    """
+    with stop_on_signals() as asked_to_stop:
+        try:
+            follow(launcher, jobs, asked_to_stop)
+        except KeyboardInterrupt:
+            launcher.stop()
+    return asked_to_stop
 
 
 def follow(launcher: Launcher, jobs: Sequence[Job], should_stop: Callable[[], bool]) -> None:

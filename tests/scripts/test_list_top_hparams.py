@@ -14,7 +14,8 @@ from domainbed.errors import UsageError
 from domainbed.model_selection import SELECTION_METHODS, best_hparams
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.top_hparams import as_json
-from domainbed.scripts.list_top_hparams import cell_of, main, parser
+from domainbed.scripts.cell import cell_of
+from domainbed.scripts.list_top_hparams import main
 from tests.conftest import make_record, write_sweep
 from tests.reference import METHODS, cell, runs_of
 from tests.test_model_selection import N_ENVIRONMENTS, sweeps
@@ -43,8 +44,7 @@ def test_every_ranking_and_every_cell(records: list[dict]):
         for method, env in itertools.product(METHODS, range(n)):
             if not runs_of(records, dataset=dataset, algorithm=algorithm, test_envs=[env]):
                 continue
-            where = ["--dataset", dataset, "--algorithm", algorithm, "--test_env", str(env), "--selection", method]
-            found_cell = cell_of(sweep, parser().parse_args(["--input_dir", folder, *where]))
+            found_cell = cell_of(sweep, dataset, algorithm, str(env), method)
             found = json.loads(as_json(found_cell, 100))
             expected: dict[int, list] = {}
             unranked = []

@@ -1,0 +1,129 @@
+"""A cell whose runs are trained again: are their records the kept ones, bit for bit?"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from domainbed.engine.config import JobConfig
+from domainbed.errors import UsageError
+from domainbed.model_selection import WITH_PAIRS
+from domainbed.records import read_job
+from domainbed.registry import import_modules
+from domainbed.reporting.load import Sweep
+from domainbed.reporting.top_hparams import Cell
+from domainbed.sweep.job import Job
+
+NO_RESULTS = {"step_time", "mem_gb", "args", "schema_version"}  # of a record: they may differ
+WHY = (
+    "Another processor, other versions or another number of threads give other last digits from the first updates on, "
+    "which training magnifies; so do most GPUs without --deterministic."
+)
+
+
+def jobs_of_cell(sweep: Sweep, cell: Cell, output_dir: Path, data_dir: str | None = None) -> dict[str, Job]:
+    """The jobs that train the cell's runs again, by the folder of the kept ones; with their pairs where these choose.
+
+    Their arguments are those in the kept records, but for where they read and write: nothing is cached, and no model
+    left.
+
+    Args:
+        sweep: the kept one, which has the cell. Of its runs only those that are done are trained again.
+        output_dir: the jobs' folders come to lie here.
+        data_dir: the datasets' folder; None for the recorded one.
+
+    Raises:
+        UsageError: the arguments of one can't be, such as an algorithm that is not known here.
+    """
+    of_cell = sweep.jobs[sweep.jobs["done"]]
+    of_cell = of_cell[(of_cell["dataset"] == cell.dataset) & (of_cell["algorithm"] == cell.algorithm)]
+    most = 2 if cell.method in WITH_PAIRS else 1
+    jobs = {}
+    for name, test_envs in of_cell["test_envs"].items():
+        if cell.test_env in test_envs and len(test_envs) <= most:
+            args = read_job(sweep.folder / str(name))[0][-1]["args"]
+            import_modules(args.get("imports", ()))
+            config = JobConfig.of_args({**args, "data_dir": data_dir or args.get("data_dir"), "cache": None})
+            config = replace(config, skip_model_save=True, save_model_every_checkpoint=False)
+            jobs[str(name)] = Job.in_sweep(config, output_dir)
+    if not jobs:
+        raise UsageError(f"none of the cell's runs in {sweep.folder} is done")
+    return jobs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where the records of a run that was trained again leave the kept ones.
+
+    Attributes:
+        step: of the first record that differs.
+        figure: the first of that record's that does, by name; "step" where records are missing.
+        kept, again: its values; None where there is none.
+        accuracy: the most that any accuracy differs in any record, in percent.
+    """
+
+    step: int
+    figure: str
+    kept: Any
+    again: Any
+    accuracy: float
+
+
+def difference(kept: Path, again: Path) -> Difference | None:
+    """How the records in a job's folder differ from the kept ones; None where all that were kept are there, bit for
+    bit."""
+    ours, theirs = ({record["step"]: record for record in read_job(folder)[0]} for folder in (kept, again))
+    first = next(_differing(ours, theirs), None)
+    if first is None:
+        return None
+    of_accuracies = (
+        abs(record[name] - theirs[step][name])
+        for step, record in ours.items()
+        for name in record
+        if name.endswith("_acc") and name in theirs.get(step, {})
+    )
+    return Difference(*first, accuracy=100 * max(of_accuracies, default=0.0))
+
+
+def _differing(kept: Mapping[int, Any], again: Mapping[int, Any]) -> Iterator[tuple[int, str, Any, Any]]:
+    for step in sorted(kept.keys() | again.keys()):
+        if step not in kept or step not in again:
+            yield step, "step", step if step in kept else None, step if step in again else None
+            continue
+        for name in sorted(kept[step].keys() - NO_RESULTS):
+            values = kept[step][name], again[step].get(name)
+            if values[0] != values[1]:
+                yield step, name, *values
+
+
+def as_text(kept: Cell, again: Cell, differences: Mapping[tuple[int, int, tuple[int, ...]], Difference], n: int) -> str:
+    """What is told of a cell whose `n` runs were all trained again.
+
+    Args:
+        kept, again: the cell.
+        differences: of the runs whose records differ, by trial, draw and test environments.
+    """
+    parts = [
+        f"{kept.algorithm} on {kept.dataset}, test environment {kept.environment} (number {kept.test_env}), "
+        f"model selection: {kept.method}"
+    ]
+    alike = f"{n - len(differences)} of {n} runs gave the kept records, bit for bit (all figures but times and memory)"
+    if differences:
+        rows = [
+            [trial, draw, " ".join(map(str, test_envs)), d.step, d.figure, d.kept, d.again, f"{d.accuracy:.2f}"]
+            for (trial, draw, test_envs), d in sorted(differences.items())
+        ]
+        headers = ["trial", "draw", "test", "step", "figure", "kept", "again", "accuracies by up to (%)"]
+        table = tabulate(rows, headers, disable_numparse=True, missingval="-")
+        parts += [f"{alike}. Where the others first differ:", table, WHY]
+    else:
+        parts.append(f"{alike}.")
+    chosen = [cell.best[["trial_seed", "hparams_seed", "step"]].astype(int) for cell in (kept, again)]
+    same = chosen[0].to_numpy().tolist() == chosen[1].to_numpy().tolist()
+    told = "the same run and step in each trial" if same else "other runs or steps; list_top_hparams ranks them"
+    parts.append(
+        f"Kept:  {kept.mean:.1f} +/- {kept.error:.1f}\nAgain: {again.mean:.1f} +/- {again.error:.1f}, from {told}"
+    )
+    return "\n\n".join(parts)
