@@ -13,6 +13,7 @@ from domainbed.scripts.collect_results import main
 
 RESULTS = Path(__file__).parents[1] / "results"
 ARCHIVES = sorted(RESULTS.glob("*/records.tar.xz"))
+FORMATS = {".txt": "text", ".md": "markdown", ".csv": "csv", ".tex": "latex"}
 
 
 def test_there_are_kept_records():
@@ -21,12 +22,16 @@ def test_there_are_kept_records():
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.parent.name)
 def test_kept_records_give_the_kept_tables(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """In every format that is kept beside them."""
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
-    main(["--input_dir", str(tmp_path)])
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    assert printed.out == (archive.parent / "results.txt").read_text()
+    kept = sorted(archive.parent.glob("results.*"))
+    assert archive.parent / "results.txt" in kept
+    for path in kept:
+        main(["--input_dir", str(tmp_path), "--format", FORMATS[path.suffix]])
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert printed.out == path.read_text(), path
 
 
 def test_the_colored_mnist_table_is_that_of_its_restarts(
