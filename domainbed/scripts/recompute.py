@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in kept.problems:
         print(f"warning: {problem}", file=sys.stderr)
     cell = cell_of(kept, *which)
+    if unfinished := (~cell.runs["done"]).sum():
+        print(f"warning: {unfinished} of the cell's {len(cell.runs)} runs are not done, and left out", file=sys.stderr)
     jobs = jobs_of_cell(kept, cell, output_dir, args.data_dir)
     launcher = LAUNCHERS["local"]({"workers": args.workers})
 

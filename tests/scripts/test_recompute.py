@@ -137,6 +137,16 @@ def test_what_failed_is_told_and_tried_again(tmp_path: Path, capsys: pytest.Capt
     assert again(kept, tmp_path / "again") == 0
 
 
+def test_runs_that_are_not_done_are_left_out(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    there = Path(shutil.copytree(kept, tmp_path / "again"))
+    part = Path(shutil.copytree(kept, tmp_path / "part"))
+    (folder_of(part, test_envs=[2], hparams_seed=1, trial_seed=1) / "done").unlink()
+    assert again(part, there) == 0
+    told = capsys.readouterr()
+    assert told.err == "warning: 1 of the cell's 4 runs are not done, and left out\n"
+    assert "3 of 3 runs gave the kept records" in told.out
+
+
 @pytest.mark.parametrize("where", [".", "../sweep", "link"])
 def test_the_kept_folder_is_no_place_for_it(kept: Path, where: str, tmp_path: Path):
     folder = kept / where
