@@ -27,6 +27,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, evaluation_requests, load_data
 from domainbed.engine.evaluate import accuracies
 from domainbed.engine.feed import open_feed
+from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.model import make_algorithm, to_device
 from domainbed.engine.train import set_determinism
 from domainbed.errors import UsageError
@@ -94,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     last = len(get_dataset_class(args.dataset).environment_names(args.data_dir)) - 1
     config = JobConfig(args.dataset, "ERM", (last,), data_dir=args.data_dir, compile="off")
     set_determinism(False)  # as in a job
+    if timing.device().type == "cpu":
+        keep_freed_memory()
     dataset, splits = load_data(config)
     if not all(isinstance(environment, ArrayEnvironment) for environment in dataset):
         raise UsageError(f"--dataset {args.dataset}: its images are files; the plain loop here is for arrays")

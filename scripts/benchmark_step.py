@@ -31,6 +31,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, load_data
 from domainbed.engine.feed import loader_workers, open_feed
 from domainbed.engine.figures import Figures
+from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.model import make_algorithm, to_device
 from domainbed.engine.steps import are_captured, make_steps
 from domainbed.engine.train import set_determinism
@@ -134,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = timing.Report(args)
     configs = [config_of(algorithm, args.dataset, args.data_dir, args.hparams) for algorithm in args.algorithms]
     set_determinism(False)  # as in a job
+    if timing.device().type == "cpu":
+        keep_freed_memory()
     dataset, splits = load_data(configs[0])
     feed = open_feed(configs[0], dataset, splits, timing.device())
     print(f"{report.headline()}\n{args.dataset}, median of {args.repeats} rounds of {args.steps} updates", flush=True)

@@ -12,7 +12,8 @@ from domainbed.errors import UsageError
 from domainbed.model_selection import method_named
 from domainbed.registry import import_modules
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.recomputed import as_text, difference, jobs_of_cell
+from domainbed.reporting.recomputed import among, as_text, difference, jobs_of_cell
+from domainbed.reporting.top_hparams import not_ranked
 from domainbed.scripts import cli
 from domainbed.scripts.cell import add_cell_options, cell_of
 from domainbed.sweep.check import check_jobs
@@ -25,23 +26,22 @@ from domainbed.sweep.states import JobState, survey, tally
 def parser() -> cli.Parser:
     p = cli.Parser(
         prog="python -m domainbed.scripts.recompute",
-        description="Train all runs that compete for one cell of the tables again, from the arguments in their "
-        "records, and tell whether they give the same records, bit for bit, and the same cell.",
+        description="Train the runs that compete for one cell of the tables again, from the arguments in their "
+        "records, and tell whether they give the same records, bit for bit, and the same cell. The same bits can be "
+        "had on the same kind of machine with the same versions and threads, and never of DomainBed's runs, which drew "
+        "other batches.",
         epilog="Exit status: 0 when all records are the same, 1 when some differ or a run failed, 3 when some runs are "
         "yet to be done, 2 for a mistake in the command, 128 + n when signal n stopped it.",
     )
     add_cell_options(p)
-    p.add_argument(
-        "--output_dir",
-        required=True,
-        help="a folder for the runs that are trained again; those that are done there (by a launch, say) are compared",
-    )
+    p.add_argument("--output_dir", required=True, help="an empty folder, or where this very command was stopped")
     p.add_argument("--data_dir", help="where the images are, if not where the runs found them")
+    p.add_argument("--workers", type=int, help="runs at once (default: one a GPU or, without GPU, one a core)")
     p.add_argument(
-        "--workers",
+        "--threads",
         type=int,
-        help="runs at once (default: one a GPU or, without GPU, one a core); they share the cores out as threads, and "
-        "the last digits depend on how many of these a run has",
+        default=1,
+        help="of each run on a CPU: as many as it had in its sweep, where --workers shared the cores out",
     )
     cli.add_import_option(p)
     return p
@@ -53,15 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     which = (args.dataset, args.algorithm, args.test_env, method_named(args.selection))
     output_dir = Path(args.output_dir)
     kept = load_sweep(args.input_dir)
-    if output_dir.resolve() == kept.folder.resolve():
-        raise UsageError(f"--output_dir {output_dir} is --input_dir: the kept records lie there")
+    if kept.folder.resolve() in (output_dir.resolve(), *output_dir.resolve().parents):
+        raise UsageError(f"--output_dir {output_dir} lies in --input_dir, where the kept records are")
     for problem in kept.problems:
         print(f"warning: {problem}", file=sys.stderr)
     cell = cell_of(kept, *which)
-    if unfinished := (~cell.runs["done"]).sum():
-        print(f"warning: {unfinished} of the cell's {len(cell.runs)} runs are not done, and left out", file=sys.stderr)
-    jobs = jobs_of_cell(kept, cell, output_dir, args.data_dir)
-    launcher = LAUNCHERS["local"]({"workers": args.workers})
+    jobs = jobs_of_cell(kept, cell, output_dir, args.data_dir, args.imports)
+    if left_out := (~cell.runs["folder"].isin(jobs)).sum():
+        print(f"warning: {left_out} of the cell's {len(cell.runs)} runs are not done, and left out", file=sys.stderr)
+    if among(cell, jobs).best.empty:
+        raise UsageError("; ".join(not_ranked(among(cell, jobs))))
+    launcher = LAUNCHERS["local"]({"workers": args.workers, "threads": args.threads})
 
     statuses = survey(jobs.values())
     print(f"{len(jobs)} runs, trained again in {output_dir}: {tally(statuses)}", flush=True)
@@ -76,17 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked_to_stop():
             print(f"Stopped ({tally(statuses)}). The same command goes on.", file=sys.stderr)
             return 128 + asked_to_stop.signals[0]
-    if {status.state for status in statuses.values()} != {JobState.DONE}:
-        print(f"Not all runs are done ({tally(statuses)}): nothing is compared yet.", file=sys.stderr)
-        return 1 if JobState.FAILED in {status.state for status in statuses.values()} else 3
 
+    done = {name: job for name, job in jobs.items() if statuses[job].state == JobState.DONE}
     differences = {}
-    for name, job in jobs.items():
+    for name, job in done.items():
         if found := difference(kept.folder / name, job.folder):
-            run = job.config
-            differences[run.trial_seed, run.hparams_seed, run.test_envs] = found
-    print(as_text(cell, cell_of(load_sweep(args.output_dir), *which), differences, len(jobs)))
-    return 1 if differences else 0
+            differences[job.config.trial_seed, job.config.hparams_seed, job.config.test_envs] = found
+    if done:
+        again = cell_of(load_sweep(args.output_dir), *which)
+        folders = [job.folder.name for job in done.values()]
+        print(as_text(among(cell, done), among(again, folders), differences, len(done)))
+    if len(done) < len(jobs):
+        print(f"Not all runs are done: {tally(statuses)}. The same command goes on.", file=sys.stderr)
+    failed = any(status.state == JobState.FAILED for status in statuses.values())
+    return 1 if differences or failed else 3 if len(done) < len(jobs) else 0
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
                 kept = {name: (job.folder / name).read_bytes() for name in KEPT}
             except FileNotFoundError as error:
                 raise UsageError(f"{error.filename} is missing; delete the folder and launch again") from None
-            if problem := _problem(job, kept[RESULTS_FILE]):
+            if problem := problem_of(job, kept[RESULTS_FILE]):
                 raise UsageError(f"{job.folder / RESULTS_FILE}: {problem}; delete the folder and launch again")
             for name, data in kept.items():
                 _add(tar, f"{job.folder.name}/{name}", data)
@@ -100,7 +100,7 @@ def _checked(file: BinaryIO, archive: Path, wanted: Mapping[str, Job]) -> set[st
     found: dict[str, set[str]] = defaultdict(set)
     for name, kept, data in _read(file, archive, wanted):
         found[name].add(kept)
-        if data is not None and kept == RESULTS_FILE and (problem := _problem(wanted[name], data)):
+        if data is not None and kept == RESULTS_FILE and (problem := problem_of(wanted[name], data)):
             raise _refusal(archive, wanted[name], problem)
     if not found:
         raise UsageError(f"--import_results {archive} holds no job: its members must be named as FOLDER/{RESULTS_FILE}")
@@ -118,7 +118,7 @@ def _refusal(archive: Path, job: Job, problem: str) -> UsageError:
     )
 
 
-def _problem(job: Job, data: bytes) -> str:
+def problem_of(job: Job, data: bytes) -> str:
     """Why these can't be all the records of the job, in words; nothing where they can.
 
     What records of older versions do not tell, later arguments and hyperparameters, was as it is by default.

@@ -15,8 +15,9 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     from domainbed.engine.data import load_data  # imports torch
     from domainbed.engine.model import make_algorithm
 
-    loaded: dict[str, MultipleDomainDataset] = {}
-    for config in {job.kind: job.config for job in jobs}.values():
-        if config.dataset not in loaded:
-            loaded[config.dataset], _ = load_data(config)
-        make_algorithm(config, loaded[config.dataset])
+    loaded: dict[tuple[str, str | None], MultipleDomainDataset] = {}
+    for config in {(job.kind, job.config.data_dir): job.config for job in jobs}.values():
+        which = config.dataset, config.data_dir
+        if which not in loaded:
+            loaded[which], _ = load_data(config)
+        make_algorithm(config, loaded[which])

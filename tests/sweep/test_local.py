@@ -111,6 +111,7 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch):
     assert worker_environments(None, 100) == [{"OMP_NUM_THREADS": "1"}] * 8
     assert worker_environments(None, 3) == [{"OMP_NUM_THREADS": "2"}] * 3
     assert worker_environments(2, 100) == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert worker_environments(None, 3, threads=1) == [{"OMP_NUM_THREADS": "1"}] * 3
     assert worker_environments(20, 100) == [{"OMP_NUM_THREADS": "1"}] * 20
 
 

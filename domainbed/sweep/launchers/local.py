@@ -28,13 +28,19 @@ BLAMELESS = {getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", 
 
 
 class LocalLauncher(Launcher):
-    """N worker processes: by default one a GPU or, without a GPU, one a core. They share the cores out as threads."""
+    """N worker processes: by default one a GPU or, without a GPU, one a core.
+
+    They share the cores out as threads, unless the option `threads` says how many each has.
+    """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
         self._wanted: int | None = options.get("workers")
         if self._wanted is not None and self._wanted < 1:
             raise UsageError(f"--workers must be at least 1, not {self._wanted}")
+        self._threads: int | None = options.get("threads")
+        if self._threads is not None and self._threads < 1:
+            raise UsageError(f"--threads must be at least 1, not {self._threads}")
         self._running: list[_Worker] = []
 
     def launch(self, jobs: Sequence[Job], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
@@ -61,7 +67,7 @@ class LocalLauncher(Launcher):
 
     def environments(self, n_jobs: int) -> list[dict[str, str]]:
         """The environment variables of each worker process that `n_jobs` jobs are worth."""
-        return worker_environments(self._wanted, n_jobs)
+        return worker_environments(self._wanted, n_jobs, self._threads)
 
     def _go_on(self, worker: "_Worker", waiting: deque[Job]) -> Iterator[Update]:
         """Give a free worker the next job; a new process takes the place of one that is spent.
@@ -164,19 +170,20 @@ class _Worker:
             self.process.join(PATIENCE)
 
 
-def worker_environments(workers: int | None, n_jobs: int) -> list[dict[str, str]]:
+def worker_environments(workers: int | None, n_jobs: int, threads: int | None = None) -> list[dict[str, str]]:
     """The environment variables of each worker: which GPU it has, or how many threads.
 
     Args:
         workers: how many workers are asked for; None for one a GPU or, without GPU, one a core.
         n_jobs: more workers than jobs are of no use.
+        threads: of each worker; None for its share of the cores.
     """
     import torch  # only where jobs are about to run
 
     gpus = torch.cuda.device_count()
     cores = joblib.cpu_count()  # knows of CPU affinity and of containers' limits
     n = min(workers or gpus or cores, n_jobs)
-    environments = [{"OMP_NUM_THREADS": str(max(1, cores // n))} for _ in range(n)]
+    environments = [{"OMP_NUM_THREADS": str(threads or max(1, cores // n))} for _ in range(n)]
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         for i, environ in enumerate(environments):
