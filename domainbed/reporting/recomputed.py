@@ -139,10 +139,7 @@ def as_text(kept: Cell, again: Cell, differences: Mapping[tuple[int, int, tuple[
         kept, again: the cell, of these runs.
         differences: of the runs whose records differ, by trial, draw and test environments.
     """
-    parts = [
-        f"{kept.algorithm} on {kept.dataset}, test environment {kept.environment} (number {kept.test_env}), "
-        f"model selection: {kept.method}"
-    ]
+    parts = [str(kept)]
     alike = f"{n - len(differences)} of {n} runs gave the kept records, bit for bit (all figures but times and memory)"
     if differences:
         rows = [

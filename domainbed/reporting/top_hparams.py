@@ -34,6 +34,12 @@ class Cell:
     runs: pd.DataFrame
     hparams: pd.DataFrame
 
+    def __str__(self) -> str:
+        return (
+            f"{self.algorithm} on {self.dataset}, test environment {self.environment} (number {self.test_env}), "
+            f"model selection: {self.method}"
+        )
+
     @property
     def best(self) -> pd.DataFrame:
         """The runs that the cell takes, one a trial."""
@@ -104,10 +110,7 @@ def as_text(cell: Cell, n: int) -> str:
     hparams = cell.hparams[cell.runs["folder"].notna()]
     same = [name for name in hparams if hparams[name].map(json.dumps).nunique() == 1]  # 1 is not true, nor [1] hashable
     texts = hparams.map(_shown)
-    parts = [
-        f"{cell.algorithm} on {cell.dataset}, test environment {cell.environment} (number {cell.test_env}), "
-        f"model selection: {cell.method}"
-    ]
+    parts = [str(cell)]
     for trial, runs in cell.runs.groupby("trial_seed"):
         ranked = runs[runs["rank"].notna()]
         if ranked.empty:

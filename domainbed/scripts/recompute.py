@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = jobs_of_cell(kept, cell, output_dir, args.data_dir, args.imports)
     if left_out := (~cell.runs["folder"].isin(jobs)).sum():
         print(f"warning: {left_out} of the cell's {len(cell.runs)} runs are not done, and left out", file=sys.stderr)
-    if among(cell, jobs).best.empty:
-        raise UsageError("; ".join(not_ranked(among(cell, jobs))))
+    competing = among(cell, jobs)
+    if competing.best.empty:
+        raise UsageError("; ".join(not_ranked(competing)))
     launcher = LAUNCHERS["local"]({"workers": args.workers, "threads": args.threads})
 
     statuses = survey(jobs.values())
