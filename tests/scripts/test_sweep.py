@@ -18,7 +18,7 @@ from domainbed.records import append_record, mark_done, read_job
 from domainbed.scripts import cli, sweep, train
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
-from domainbed.sweep.states import JobState, survey
+from domainbed.sweep.states import JobState
 from tests.conftest import read_sweep
 from tests.processes import children_of, is_alive, wait_until
 from tests.sweep.helpers import (
@@ -162,8 +162,10 @@ def test_stopped_midway_and_launched_again(tmp_path: Path, how: signal.Signals, 
     launcher = begin(words)
     try:
         # past their first evaluation, and under way to the next
-        wait_until(lambda: sum((job.folder / "checkpoint.pt").exists() for job in jobs) == 2)
-        wait_until(lambda: sum(s.holder.step > 2 for s in survey(jobs).values() if s.holder) == 2)
+        wait_until(
+            lambda: sum(log_of(job).count("about to do slow") > 2 for job in jobs) == 2,
+            told=lambda: "\n".join(map(log_of, jobs)),
+        )
         workers = [pid for pid in children_of(launcher.pid) if is_alive(pid)]
         assert len(workers) >= 2
         if how == signal.SIGINT:

@@ -63,6 +63,6 @@ class Misbehaving(Algorithm):
                 os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "slow":
-            time.sleep(0.05)
+            time.sleep(0.5)
         if how == "sleep":
             time.sleep(600)
