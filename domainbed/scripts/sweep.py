@@ -19,12 +19,12 @@ from domainbed.sweep import progress
 from domainbed.sweep.archive import export_jobs, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
 from domainbed.sweep.check import check_jobs
-from domainbed.sweep.expected import longest_first
 from domainbed.sweep.failures import forgive, let_go
 from domainbed.sweep.follow import launch_and_follow
 from domainbed.sweep.grid import make_jobs
 from domainbed.sweep.job import Job, absolute_paths
 from domainbed.sweep.launchers import LAUNCHERS
+from domainbed.sweep.order import in_order
 from domainbed.sweep.queue import ends_of, queue_if_it_answers, read_queue
 from domainbed.sweep.remembered import remember, remembered_jobs
 from domainbed.sweep.states import JobState, Status, survey, tally
@@ -152,7 +152,7 @@ def launch(args: argparse.Namespace) -> int:
     if failed and not args.retry_failed:
         print("What failed is left alone: status --failed tells why, --retry_failed tries again.", file=chatter)
     wanted = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE} | ({JobState.FAILED} if args.retry_failed else set())
-    to_launch = longest_first([job for job, status in statuses.items() if status.state in wanted], jobs)
+    to_launch = in_order([job for job, status in statuses.items() if status.state in wanted], jobs)
     if launcher.RUNS_JOBS:
         remove_leftovers(statuses)
     if not to_launch:

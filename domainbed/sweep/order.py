@@ -1,4 +1,4 @@
-"""Which jobs will take longest, as far as those of their kind that are done tell."""
+"""Which jobs shall begin first."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,11 @@ from domainbed.records import is_done, last_record
 from domainbed.sweep.job import Job
 
 
-def longest_first(jobs: Sequence[Job], sweep: Sequence[Job]) -> list[Job]:
-    """`jobs`, those first that will take longest; before them those of which nothing is known, as they were.
+def in_order(jobs: Sequence[Job], sweep: Sequence[Job]) -> list[Job]:
+    """`jobs` trial by trial, so that a sweep that is stopped has whole tables of fewer trials.
+
+    Within a trial those begin first that will take longest, as far as those of their kind that are done tell, so that
+    no worker is left with a long one at the end; before them those of which nothing is known, as they were.
 
     Args:
         jobs: to be ordered.
@@ -20,4 +23,6 @@ def longest_first(jobs: Sequence[Job], sweep: Sequence[Job]) -> list[Job]:
             took = (last_record(job.folder) or {}).get("step_time")
             if isinstance(took, float):
                 seconds[job.kind] = took
-    return sorted(jobs, key=lambda job: -seconds.get(job.kind, float("inf")) * job.config.steps)
+    return sorted(
+        jobs, key=lambda job: (job.config.trial_seed, -seconds.get(job.kind, float("inf")) * job.config.steps)
+    )
