@@ -64,7 +64,7 @@ def set_precision(precision: str, algorithm: nn.Module) -> None:
     """Have the process, and the algorithm's featurizers, compute in this precision.
 
     "fp32"  everything in float32.
-    "tf32"  PyTorch's default, as the published results: a GPU's convolutions round their factors to TF32's 10 bits.
+    "tf32"  PyTorch's default, and so DomainBed's: convolutions on a GPU that has TF32 round their factors to 10 bits.
     "bf16"  featurizers' layers in bfloat16, from float32 weights. Features, heads, losses and penalties (with their
             second derivatives) stay float32.
 

@@ -26,7 +26,7 @@ from domainbed.sweep.job import SWEEP_FOLDER
 
 MANY = 500  # fewer jobs are as quickly parsed again
 # Of what reading.py makes of a job's folder, and model_selection.py of records.
-VERSION = f"1 of schema {SCHEMA_VERSION}".encode()
+VERSION = f"2 of schema {SCHEMA_VERSION}".encode()
 WHOLE = "whole"  # the folder for what concerns a whole sweep
 STALE = 3600  # seconds after which what a killed process has left half-written is removed
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from domainbed.engine.config import PRECISIONS
+from domainbed.engine.config import PRECISIONS, TASKS
 from domainbed.records import RESULTS_FILE, RUN, SCHEMA_VERSION, read_job
 
 # What a part tells of each job; test_envs, environments, hparams and problems are JSON.
@@ -177,7 +177,8 @@ def _job_of(record: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(args[name], str):
             raise TypeError(f"{name} is {args[name]!r}")
         args[name].encode()  # raises where it is no text
-    settings = ", ".join(f"{name} {args.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task"))
+    told = {"task": TASKS[0], **args}  # DomainBed knew no other in 2020, and did not tell
+    settings = ", ".join(f"{name} {told.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task"))
     if args.get("clean_evaluation"):
         settings += ", clean_evaluation"
     if (precision := args.get("precision", PRECISIONS[0])) != PRECISIONS[0]:

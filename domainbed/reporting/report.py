@@ -11,7 +11,7 @@ from domainbed.errors import UsageError, near
 from domainbed.model_selection import SELECTION_METHODS, WITH_PAIRS, best_hparams
 from domainbed.reporting.layout import AVERAGES, MISSING, Table, Wanted, make_table, printed
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.published import DRAWS, TRIALS
+from domainbed.reporting.published import DRAWS, MADE_OTHERWISE, TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
 from domainbed.reporting.tables import (
     AVERAGE,
@@ -26,7 +26,8 @@ from domainbed.sweep.states import JobState
 
 # What the published tables rest on, besides each dataset's number of steps.
 COUNTED = (("hparams_seed", DRAWS, "draws"), ("trial_seed", TRIALS, "trials"))
-PUBLISHED_SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
+_SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
+PUBLISHED_SETTINGS = {_SETTINGS, f"{_SETTINGS}, precision fp32"}  # TF32, the default, or none: it depended on the GPU
 
 VERSUS = ["dataset", "difference", "low", "high", "probability", "p_low", "p_high", "trials"]
 
@@ -207,8 +208,10 @@ def _differences_of_protocol(sweep: Sweep, datasets: Sequence[str], algorithms: 
             if dataset in DATASETS:
                 here += [(int(n), DATASETS[dataset].N_STEPS, "steps") for n in sorted(jobs["steps"].dropna().unique())]
             different |= {f"{n:,} {what} (published: {usual:,})": None for n, usual, what in here if n != usual}
-            others = {settings.partition(", ")[2] for settings in jobs["settings"]} - {PUBLISHED_SETTINGS}
+            others = {settings.partition(", ")[2] for settings in jobs["settings"]} - PUBLISHED_SETTINGS
             different |= dict.fromkeys(sorted(others))
         if different:
             notes.append(f"{dataset} does not compare with what was published: {'; '.join(different)}.")
+        if dataset in MADE_OTHERWISE:
+            notes.append(f"{dataset}: {MADE_OTHERWISE[dataset]}.")
     return notes

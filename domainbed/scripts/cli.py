@@ -125,9 +125,9 @@ def add_job_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--precision",
         default=JobConfig.precision,
-        help="tf32: float32, where a GPU's convolutions round their inputs to TF32, as in published results; fp32: "
-        "nothing is rounded; bf16: featurizers in bfloat16 from float32 weights, heads and penalties in float32. It is "
-        "part of what names a job, for it determines results",
+        help="tf32: float32, where convolutions on a GPU that has TF32 round their inputs to it (PyTorch's default); "
+        "fp32: nothing is rounded; bf16: featurizers in bfloat16 from float32 weights, heads and penalties in float32. "
+        "It is part of what names a job, for it determines results",
     )
     p.add_argument(
         "--engine",

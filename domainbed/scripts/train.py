@@ -29,6 +29,7 @@ def parser() -> cli.Parser:
     p.add_argument("--checkpoint_freq", type=int, help="evaluate every so many updates (default: the dataset's own)")
     p.add_argument(
         "--test_envs",
+        "--test_env",  # as DomainBed's users write it where it is one
         type=int,
         nargs="+",
         default=[0],

@@ -131,6 +131,37 @@ def test_the_published_average_is_for_the_whole_benchmark_only(tmp_path: Path):
     assert published("training-domain", "Avg", "Avg", "ERM").accuracy == 66.6
 
 
+SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
+ROTATION = (
+    "RotatedMNIST: DomainBed's tables of 2020 rest on bicubic rotation, these on bilinear (as DomainBed has it now)."
+)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({}, ""),
+        ({"precision": "fp32"}, ""),
+        ({"precision": "bf16"}, f"{SETTINGS}, precision bf16"),
+        ({"clean_evaluation": True, "precision": "fp32"}, f"{SETTINGS}, clean_evaluation, precision fp32"),
+        ({"task": None}, SETTINGS.replace("domain_generalization", "None")),
+        ({"task": ...}, ""),  # as DomainBed wrote in 2020
+    ],
+    ids=str,
+)
+def test_what_keeps_a_sweep_from_comparing_with_the_published(tmp_path: Path, args: dict, told: str):
+    records = [
+        make_record("RotatedMNIST", "ERM", (env,), trial, draw, in_acc=(0.5,) * 6, out_acc=(0.5,) * 6)
+        for env, trial, draw in itertools.product(range(6), range(3), range(20))
+    ]
+    for record in records:
+        record["args"] = {name: v for name, v in {**record["args"], **args}.items() if v is not ...}
+        record["args"]["steps"] = 5001
+    notes = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted(compare_published=True)).notes
+    expected = [f"RotatedMNIST does not compare with what was published: {told}."] if told else []
+    assert [note for note in notes if note.startswith("RotatedMNIST")] == [*expected, ROTATION]
+
+
 def test_bootstrap_intervals_of_a_cell_and_of_the_averages(tmp_path: Path):
     rng = np.random.RandomState(1)
     accuracies = rng.rand(2, 3, 4)  # [datasets, environments, trials]

@@ -13,6 +13,7 @@ MISTAKES = [
     ("train", ["--dataset", "ColoredDigit"], "unknown dataset 'ColoredDigit'; did you mean ColoredDigits"),
     ("train", ["--algorithm", "EMR"], "unknown algorithm 'EMR'; did you mean ERM?"),
     ("train", ["--dataset", "ColoredDigits", "--test_envs", "3"], "--test_envs 3: ColoredDigits has no such"),
+    ("train", ["--dataset", "ColoredDigits", "--test_env", "3"], "--test_envs 3: ColoredDigits has no such"),
     ("train", ["--steps", "many"], "argument --steps: invalid int value: 'many'"),
     ("train", ["--step", "5"], "unknown argument --step; did you mean --steps"),
     ("train", ["--dataset", "ColoredDigits", "--hparams", "{lr: 1}"], "--hparams '{lr: 1}' is not JSON"),
