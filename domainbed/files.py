@@ -1,6 +1,7 @@
 """Files that several processes share: written whole or not at all, held by one at a time."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,16 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def written_whole(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write into, beside `path` (with .part behind its name), that takes its place once it is on disk.
+    """A file to write into, beside `path` (with .part at its name's end), that takes its place once it is on disk.
 
-    What stood there moves to `kept`, where that is given.
+    What stood there moves to `kept`, where that is given. Of several processes that write it, the last to end has it.
+
+    Raises:
+        OSError: the file can't be written; it names `path`.
     """
-    aside = path.with_name(path.name + ".part")
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -26,10 +30,19 @@ def written_whole(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
         os.replace(aside, path)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):  # torch.save lays an error of its own over a full disk's
-            raise error.__context__ from None
+            raise _naming(path, error.__context__, aside) from None
         raise
+    except OSError as error:
+        raise _naming(path, error, aside) from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _naming(path: Path, error: OSError, aside: Path) -> OSError:
+    """The error, of the file that was asked for, where it names the one aside, or none (a disk that is full)."""
+    if error.errno is None or error.filename not in (None, str(aside)):
+        return error
+    return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -32,6 +33,41 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path):
     with pytest.raises(OSError, match="full"):
         fail()
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_of_two_that_write_it_the_last_to_end_has_it_whole(tmp_path: Path):
+    path = tmp_path / "x.txt"
+    with written_whole(path) as first:
+        first.write(b"the first,")
+        with written_whole(path) as second:
+            second.write(b"2")
+        assert path.read_bytes() == b"2"
+        first.write(b" which takes longer")
+    assert path.read_bytes() == b"the first, which takes longer"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "none" / "x.txt"
+    with pytest.raises(FileNotFoundError) as raised, written_whole(path):
+        pass
+    assert (raised.value.filename, raised.value.filename2) == (str(path), None)
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(IsADirectoryError) as raised, written_whole(tmp_path / "x.txt"):
+        pass
+    assert (raised.value.filename, raised.value.filename2) == (str(tmp_path / "x.txt"), None)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(FileNotFoundError) as raised, written_whole(tmp_path / "z.txt"):
+        (tmp_path / "another").read_bytes()
+    assert raised.value.filename == str(tmp_path / "another")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as raised, written_whole(tmp_path / "y.txt"):
+        pass
+    assert raised.value.filename == str(tmp_path / "y.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
@@ -94,7 +130,11 @@ def test_nothing_moves_before_all_is_on_disk(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "replace", moved)
     with written_whole(path, kept=kept) as file:
         file.write(b"new one")
-    assert done == [7, "x.txt -> before.txt", "x.txt.part -> x.txt"]
+    assert [re.sub("[0-9a-f]{32}", "#", str(each)) for each in done] == [
+        "7",
+        "x.txt -> before.txt",
+        "x.txt.#.part -> x.txt",
+    ]
 
 
 def test_a_full_disk_is_told_as_such_where_torch_hides_it(tmp_path: Path):

@@ -7,7 +7,7 @@ import platform
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from domainbed.engine.lock import Lock
 from domainbed.errors import UsageError, one_line
 from domainbed.files import written_whole
 from domainbed.loading.base import Feed
-from domainbed.records import CHECKPOINT_FILE, RESULTS_FILE, cut_records, read_job, records_length
+from domainbed.records import CHECKPOINT_FILE, RESULTS_FILE, cut_records, last_record, read_job, records_length
 from domainbed.seeding import generators_state, restore_generators
 
 PREVIOUS_FILE = "checkpoint_previous.pt"
@@ -106,6 +106,7 @@ class Checkpoints:
             UsageError: the folder holds another job's unfinished run.
         """
         refuse_another_run(self._folder, self._config)
+        remove_half_written(self._folder)
         progress = Progress()
         if saved := load_checkpoint(self._folder):
             refuse_another(self._folder, saved["args"], self._config)
@@ -222,8 +223,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    for name in (*CHECKPOINT_NAMES, f"{CHECKPOINT_FILE}.part"):
+    """Remove them, and what a process that was killed had half-written. Only who holds the folder's lock may."""
+    for name in CHECKPOINT_NAMES:
         (folder / name).unlink(missing_ok=True)
+    remove_half_written(folder)
+
+
+def remove_half_written(folder: Path) -> None:
+    for path in folder.glob("*.part"):
+        path.unlink(missing_ok=True)
 
 
 def versions() -> str:
@@ -234,8 +242,15 @@ def versions() -> str:
 def refuse_another_run(folder: Path, config: JobConfig) -> None:
     """See that the records in the folder, if there are any, are this job's. Raises UsageError."""
     if records_length(folder):
-        for record in read_job(folder)[0][:1]:
-            refuse_another(folder, record.get("args", {}), config)
+        records, _ = read_job(folder)
+        for record in records[:1]:
+            args = record.get("args")
+            refuse_another(folder, args if isinstance(args, dict) else {}, config)
+        if not records and (other := last_record(folder)):
+            raise UsageError(
+                f"{folder} holds records of schema version {other.get('schema_version')}, of which this domainbed "
+                "knows nothing; choose another --output_dir"
+            )
 
 
 def refuse_another(folder: Path, theirs: Mapping[str, Any], config: JobConfig) -> None:
@@ -243,6 +258,6 @@ def refuse_another(folder: Path, theirs: Mapping[str, Any], config: JobConfig) -
     ours = config.args()
     telling = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.is_own_tree())]
     # An argument that a record does not have was not there yet, and stood at its default.
-    other = [f"{f.name} {theirs.get(f.name, f.default)}" for f in telling]
+    other = [f"{f.name} {theirs.get(f.name, None if f.default is MISSING else f.default)}" for f in telling]
     if other != [f"{f.name} {ours[f.name]}" for f in telling]:
         raise UsageError(f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir")

@@ -139,6 +139,7 @@ def test_a_checkpoint_whose_records_are_lost_is_refused(job: Path, capsys: pytes
 def test_records_without_a_checkpoint_are_begun_anew(job: Path, capsys: pytest.CaptureFixture):
     for name in (LAST, BEFORE):
         (job / name).unlink()
+    (job / "checkpoint.pt.0123.part").write_bytes(b"a process that was killed has left this")
     assert "without a checkpoint; it is begun anew" in goes_on(job, capsys)
 
 

@@ -277,6 +277,28 @@ def test_another_jobs_unfinished_run_is_kept(tmp_path: Path):
     train(make(tmp_path, seed=1, skip_model_save=True))
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"schema_version": 2}, "holds records of schema version 2, of which this domainbed knows nothing"),
+        ({"args": None}, r"holds another, unfinished run \(dataset None, "),
+        ({"args": ...}, r"holds another, unfinished run \(dataset None, "),
+    ],
+    ids=str,
+)
+def test_records_that_tell_nothing_of_their_job_are_kept(tmp_path: Path, change: dict, told: str):
+    """A later version's, say, whose checkpoint is gone."""
+    train(make(tmp_path))
+    (tmp_path / "job" / "done").unlink()
+    path = tmp_path / "job" / "results.jsonl"
+    records = [json.loads(line) | change for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in r.items() if v is not ...}) + "\n" for r in records))
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=told):
+        train(make(tmp_path))
+    assert path.read_bytes() == before
+
+
 def test_one_process_a_job(tmp_path: Path):
     def meanwhile(step: int) -> None:
         assert is_locked(tmp_path / "job")
