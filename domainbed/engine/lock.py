@@ -51,6 +51,7 @@ class Holder:
         step: how many updates are done.
         first_step: how many were done when this process took the job on.
         seconds: how long ago that was.
+        inode: the number of the lock's file. Where the file has another, it is a copy, in which nobody trains.
     """
 
     host: str
@@ -63,6 +64,7 @@ class Holder:
     step: int = 0
     first_step: int = 0
     seconds: float = 0.0
+    inode: int = 0
 
     def rate(self) -> float:
         """Updates a second since it took the job on, evaluations and loading included."""
@@ -182,6 +184,7 @@ class Lock:
             "step": self.step,
             "first_step": self._first_step,
             "seconds": round(time.monotonic() - self._began, 3),
+            "inode": os.fstat(self._descriptor).st_ino,
         }
         os.pwrite(self._descriptor, json.dumps(told).encode().ljust(WIDTH), 0)
         os.fsync(self._descriptor)
@@ -274,13 +277,13 @@ def lives_here(holder: Holder) -> bool | None:
 def seems_alive(folder: Path, now: float | None) -> bool:
     """As `is_locked`; `now` is the time by the clock of the folder's file system (None: look)."""
     try:
-        beat_at = (folder / LOCK_FILE).stat().st_mtime
+        lock = (folder / LOCK_FILE).stat()
     except OSError:
         return False
     holder = holder_of(folder)
     if holder and (lives := lives_here(holder)) is not None:
-        return lives
-    return abs((file_system_time(folder) if now is None else now) - beat_at) <= EXPIRY
+        return lives and holder.inode in (0, lock.st_ino)
+    return abs((file_system_time(folder) if now is None else now) - lock.st_mtime) <= EXPIRY
 
 
 def file_system_time(folder: Path) -> float:

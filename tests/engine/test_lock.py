@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -81,6 +82,22 @@ def test_one_holder(tmp_path: Path):
         lock.check()
     assert not is_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_holds_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a folder in which a live process trains: that one must not be taken for its holder, and stopped."""
+    monkeypatch.setattr(lock_module, "WATCH", 1e6)
+    for name in ("job", "copy"):
+        (tmp_path / name).mkdir()
+    with locked(tmp_path / "job") as lock:
+        shutil.copy2(tmp_path / "job" / "lock", tmp_path / "copy" / "lock")
+        assert is_locked(tmp_path / "job")
+        assert not is_locked(tmp_path / "copy")
+        assert is_taken_by_us(tmp_path / "copy")
+        lock.check()
+        os.rename(tmp_path / "job", tmp_path / "moved")
+        assert is_locked(tmp_path / "moved")
+        os.rename(tmp_path / "moved", tmp_path / "job")
 
 
 def test_it_is_released_when_the_job_fails(tmp_path: Path):
