@@ -18,11 +18,17 @@ def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: str(Path(path).absolute()) for name, path in given.items() if path}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """A job and its place in a sweep."""
+    """A job and its place in a sweep, by which it is known: two jobs are the same if their folders are."""
 
     config: JobConfig
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and self.config.output_dir == other.config.output_dir
+
+    def __hash__(self) -> int:
+        return hash(self.config.output_dir)
 
     @classmethod
     def in_sweep(cls, config: JobConfig, sweep_dir: Path) -> "Job":
