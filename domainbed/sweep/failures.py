@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from domainbed.errors import UsageError, one_line
 from domainbed.sweep.job import SWEEP_FOLDER, Job
@@ -135,8 +136,8 @@ def let_go(job: Job) -> None:
 
 
 def _outcomes(job: Job) -> Path:
-    kind = re.sub(r"[^\w.-]", "_", f"{job.config.dataset}-{job.config.algorithm}")
-    return job.folder.parent / SWEEP_FOLDER / "outcomes" / f"{kind}.jsonl"
+    dataset, algorithm = (quote(name, safe="") for name in job.kind)
+    return job.folder.parent / SWEEP_FOLDER / "outcomes" / dataset / f"{algorithm}.jsonl"
 
 
 def _without_numbers(reason: str) -> str:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -118,6 +119,20 @@ def test_three_that_fail_alike_hold_their_kind_back(tmp_path: Path):
     assert outcomes(tmp_path / "then", "same", "same", "same", "", "other") == "same", "whatever came after"
 
 
+def test_no_kind_is_held_back_for_another_whose_name_is_like_its_own(tmp_path: Path):
+    kinds = [("A", name) for name in ("ERM+", "ERM*", "ERM%2B", "ERM ", "B/C")] + [
+        ("A/B", "C"),
+        ("A-B", "C"),
+        ("A", "B-C"),
+    ]
+    for kind in kinds:
+        jobs = [SimpleNamespace(kind=kind, folder=tmp_path / str(i)) for i in range(3)]
+        assert held_back(jobs[0]) == ""
+        for job in jobs:
+            note_outcome(job, f"{kind} fails")
+        assert held_back(jobs[0]) == f"{kind} fails"
+
+
 def test_another_end_among_the_first_three_does_not(tmp_path: Path):
     for i, reasons in enumerate([("", "a", "a", "a", "a"), ("a", "", "a", "a"), ("a", "a", "", "a"), ("", "", "")]):
         assert outcomes(tmp_path / f"well {i}", *reasons) == ""
@@ -170,7 +185,7 @@ def test_a_kind_is_let_go(tmp_path: Path):
 def test_a_torn_line_counts_for_nothing(tmp_path: Path):
     job = make_job(tmp_path)
     outcomes(tmp_path, "same", "same")
-    (file,) = (tmp_path / ".sweep" / "outcomes").iterdir()
+    (file,) = (tmp_path / ".sweep" / "outcomes").rglob("*.jsonl")
     for torn in ('["x"\n', "7\n", '["a", "b", "c"]\n', "null\n", "[[], 3]\n", "\xff"):
         file.write_text(file.read_text(encoding="latin-1") + torn, encoding="latin-1")
         assert held_back(job) == ""
@@ -381,5 +396,5 @@ def test_a_kind_whose_failed_folders_were_deleted_is_held_back_no_more(tmp_path:
 
 def test_outcomes_are_one_line_each(tmp_path: Path):
     outcomes(tmp_path, "two\nlines", "\u2028", "")
-    (file,) = (tmp_path / ".sweep" / "outcomes").iterdir()
+    (file,) = (tmp_path / ".sweep" / "outcomes").rglob("*.jsonl")
     assert len([json.loads(line) for line in file.read_text().split("\n") if line]) == 3
