@@ -187,7 +187,10 @@ def _parse(overrides: str | None) -> dict[str, Any]:
 def _checked(name: str, value: Any, like: Value) -> Value:
     """`value`, if it is of the type of the hyperparameter's own value `like` (a whole number will do for a float)."""
     if isinstance(value, int) and isinstance(like, float) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise UsageError(f"--hparams: {name} must be a finite number, not one of so many digits") from None
     if type(value) is not type(like):
         raise UsageError(
             f"--hparams: {name} must be of type {type(like).__name__}, like {json.dumps(like)}, not {value!r}"

@@ -1,6 +1,6 @@
 """Which model of a sweep is the result: the three methods of "In Search of Lost Domain Generalization", Section 3.
 
-A method is a function of a DataFrame of records (see `records.load_records`). From each run, which is a dataset,
+A method is a function of a DataFrame of records (`reporting.load.Sweep.records`). From each run, which is a dataset,
 algorithm, test environment, trial and hparams_seed, it chooses one record and returns a row: these five (`test_env` a
 number), the record's `step` and `folder`, `val_acc`, by which runs compete, and `test_acc`, the accuracy on the test
 environment's *in* split, which is what is reported. A run from which the method can't choose has no row.

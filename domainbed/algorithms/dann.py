@@ -20,6 +20,8 @@ class DANN(Algorithm):
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
+        if hparams["d_steps_per_g_step"] < 0:
+            raise ValueError(f"d_steps_per_g_step must be at least 0, not {hparams['d_steps_per_g_step']}")
         self.featurizer = networks.Featurizer(input_shape, hparams)
         self.classifier = networks.Classifier(
             self.featurizer.n_outputs, num_classes, is_nonlinear=hparams["nonlinear_classifier"]

@@ -39,8 +39,10 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
     """Write the records of jobs that are done, and what was asked for, as a .tar.xz; the same give the same bytes.
 
     Raises:
-        UsageError: a job's records are such that no launch would import them. Nothing is written.
+        UsageError: there is no job, or one's records are such that no launch would import them. Nothing is written.
     """
+    if not jobs:
+        raise UsageError(f"{sweep_dir} has no job that is done, and {archive} would hold nothing; it is not written")
     # Launches are read in the order of their times, so those of the members keep it.
     times = {path: time for time, path in enumerate(launch_files(sweep_dir))}
     with (
@@ -56,7 +58,9 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
             except FileNotFoundError as error:
                 raise UsageError(f"{error.filename} is missing; delete the folder and launch again") from None
             if problem := problem_of(job, kept[RESULTS_FILE]):
-                raise UsageError(f"{job.folder / RESULTS_FILE}: {problem}; delete the folder and launch again")
+                is_readable_elsewhere = "schema version" in problem
+                way_out = "export with that version" if is_readable_elsewhere else "delete the folder and launch again"
+                raise UsageError(f"{job.folder / RESULTS_FILE}: {problem}; {way_out}")
             for name, data in kept.items():
                 _add(tar, f"{job.folder.name}/{name}", data)
 

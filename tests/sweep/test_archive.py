@@ -155,7 +155,7 @@ def test_no_archive_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     archive.write_text("the one before")
     monkeypatch.setattr(tarfile.TarFile, "addfile", fail_at(3, OSError(28, "No space left on device")))
     assert export(tmp_path / "sweep", archive) == 2
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == f"error: {archive}: No space left on device\n"
     assert archive.read_text() == "the one before"
     assert {path.name for path in tmp_path.iterdir()} == {"sweep", "a.tar.xz"}
 
