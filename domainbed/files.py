@@ -1,6 +1,7 @@
-"""Files that several processes share: written whole or not at all, held by one at a time."""
+"""Files and folders that several processes share: written whole or not at all, held by one at a time."""
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
+
+from domainbed.errors import UsageError
+
+
+def make_folder(folder: Path) -> None:
+    """Make what --output_dir names where there is none, and see that it can be written to. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--output_dir {folder}: {error.strerror}") from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
@@ -24,7 +23,7 @@ from domainbed.engine.lock import Lock, TakenError, holder_of, is_locked, locked
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.model import MODEL, make_algorithm, save_model, to_device
 from domainbed.engine.steps import are_captured, make_steps
-from domainbed.errors import UsageError
+from domainbed.files import make_folder
 from domainbed.loading.photographs import dead_worker_told
 from domainbed.loading.residence import full_device_told
 from domainbed.records import append_record, is_done, mark_done
@@ -158,16 +157,6 @@ def refuse_locked(folder: Path) -> None:
     """Before the data are loaded for nothing."""
     if is_locked(folder):
         raise TakenError(f"{folder} is being trained by another process ({holder_of(folder)})")
-
-
-def make_folder(folder: Path) -> None:
-    """Make the job's folder where there is none, and see that it can be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"--output_dir {folder}: {error.strerror}") from error
 
 
 def stretches(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:

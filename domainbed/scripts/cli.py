@@ -1,14 +1,16 @@
 """What the command lines share: one clear line for a mistake, and status 2."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from domainbed.engine.config import JobConfig
-from domainbed.errors import UsageError, near
+from domainbed.errors import UsageError, near, one_line
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -16,7 +18,11 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         nothing_to_tell = action.default is None or action.default is False or action.default == []
-        return action.help if nothing_to_tell else super()._get_help_string(action)
+        if nothing_to_tell or action.help is None:
+            return action.help
+        if isinstance(action.default, list | tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -168,12 +174,18 @@ def check_output(file: str | None, flag: str = "--output") -> None:
         raise UsageError(f"{flag} {file}: there is no folder {Path(file).absolute().parent}")
     if file and Path(file).is_dir():
         raise UsageError(f"{flag} {file} is a folder; name a file in it")
+    if file and not os.access(Path(file).absolute().parent, os.W_OK):
+        raise UsageError(f"{flag} {file}: its folder can't be written to")
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run a command line. A UsageError ends it with one line and status 2, Ctrl-C with status 130."""
+    if sys.stdout is None:  # `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        sys.exit(main(None))
+        status = main(None)
+        sys.stdout.flush()  # here, and not as Python ends, where an error would be told in Python's words
+        sys.exit(status)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -181,8 +193,16 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output left (`| head`)
-        sys.stderr.close()
+        _drop_output()
         sys.exit(1)
     except OSError as error:  # a disk that is full, a folder that may not be read
-        print(f"error: {error}", file=sys.stderr)
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _drop_output() -> None:
+    """What is yet to be written to stdout is not wanted, or can't be written; Python would try again as it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed.errors import UsageError
+from domainbed.files import make_folder
 from domainbed.model_selection import method_named
 from domainbed.registry import import_modules
 from domainbed.reporting.load import load_sweep
@@ -69,12 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     statuses = survey(jobs.values())
     print(f"{len(jobs)} runs, trained again in {output_dir}: {tally(statuses)}", flush=True)
     to_launch = [job for job, status in statuses.items() if status.state != JobState.DONE]
+    failures = 0
     if to_launch:
         check_jobs(to_launch)
+        make_folder(output_dir)
         for job in to_launch:  # what failed is tried again
             forgive(job.folder)
             let_go(job)
-        asked_to_stop = launch_and_follow(launcher, to_launch)
+        asked_to_stop, failures = launch_and_follow(launcher, to_launch)
         statuses = survey(jobs.values())
         if asked_to_stop():
             print(f"Stopped ({tally(statuses)}). The same command goes on.", file=sys.stderr)
@@ -91,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(as_text(among(cell, done), among(again, folders), differences, len(done)))
     if len(done) < len(jobs):
         print(f"Not all runs are done: {tally(statuses)}. The same command goes on.", file=sys.stderr)
-    failed = any(status.state == JobState.FAILED for status in statuses.values())
-    return 1 if differences or failed else 3 if len(done) < len(jobs) else 0
+    return 1 if differences or failures else 3 if len(done) < len(jobs) else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import BENCHMARK, DATASETS
 from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
+from domainbed.files import make_folder
 from domainbed.registry import import_modules
 from domainbed.scripts import cli
 from domainbed.scripts.launching import add_launcher_options, with_config_file
@@ -30,6 +31,7 @@ from domainbed.sweep.remembered import remember, remembered_jobs
 from domainbed.sweep.states import JobState, Status, survey, tally
 
 PASSED_ON = ("data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save")
+LONGEST_WATCH = 86_400  # seconds
 STATUS = (
     "Exit status: 0 when every job is done, 1 when some failed (or could not be stopped), 3 when some are yet to be "
     "done, 2 for a mistake in the command, 128 + n when signal n stopped it."
@@ -73,7 +75,9 @@ def add_launch_options(launch: cli.Parser) -> None:
     launch.add_argument(
         "--datasets", nargs="+", default=BENCHMARK, metavar="NAME", help=f"any of {', '.join(DATASETS)}, or your own"
     )
-    launch.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME", help="or your own")
+    launch.add_argument(
+        "--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME", help="any of these, or your own"
+    )
     launch.add_argument("--n_hparams_from", type=int, default=0, help="leave out the draws below this number")
     launch.add_argument("--n_hparams", type=int, default=20, help="number of draws; draw 0 is the defaults")
     launch.add_argument("--n_trials", type=int, default=3, help="repetitions with other splits and seeds")
@@ -160,16 +164,18 @@ def launch(args: argparse.Namespace) -> int:
             remember(sweep_dir, grid_of(args))
         return exit_status(statuses)
     check_jobs(to_launch)
+    launcher.check()
     if launcher.RUNS_JOBS:
         if not args.skip_confirmation:
             question = f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?"
             confirm(question, "nothing was launched")
+        make_folder(sweep_dir)
         remember(sweep_dir, grid_of(args))
         for job in to_launch if args.retry_failed else ():
             forgive(job.folder)
             let_go(job)  # that failed, or whose kind is held back for others that are deleted by now
     began = time.monotonic()
-    asked_to_stop = launch_and_follow(launcher, to_launch)
+    asked_to_stop, failures = launch_and_follow(launcher, to_launch)
     if not launcher.RUNS_JOBS:
         return 0
     statuses = survey(jobs, read_queue(sweep_dir))
@@ -179,12 +185,12 @@ def launch(args: argparse.Namespace) -> int:
         return 128 + asked_to_stop.signals[0]
     if not launcher.RUNS_HERE:
         print(f"{parser().prog} status --output_dir {args.output_dir} --watch  tells how it goes on")
-    return exit_status(statuses)
+    return 1 if failures else exit_status(statuses)  # a failure that could be noted nowhere is one, too
 
 
 def status(args: argparse.Namespace) -> int:
-    if args.watch is not None and not args.watch > 0:
-        raise UsageError(f"--watch must be above 0 seconds, not {args.watch}")
+    if args.watch is not None and not 0 < args.watch <= LONGEST_WATCH:
+        raise UsageError(f"--watch must be above 0 seconds, and at most {LONGEST_WATCH:,}, not {args.watch}")
     sweep_dir = Path(args.output_dir)
     jobs = remembered_jobs(sweep_dir)
     is_moving = False
@@ -280,7 +286,7 @@ def confirm(question: str, otherwise: str) -> None:
     """Ask on the terminal; anything but yes is a no."""
     try:
         answer = input(f"{question} [y/N] ")
-    except EOFError:
+    except (EOFError, RuntimeError):  # of which the second tells that there is no stdin at all
         raise UsageError(
             f"{otherwise}: nobody is there to answer; --skip_confirmation goes on without asking"
         ) from None

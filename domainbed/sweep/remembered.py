@@ -4,26 +4,30 @@ import hashlib
 import json
 import os
 import sys
-import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UsageError
+from domainbed.files import written_whole
 from domainbed.registry import import_modules
 from domainbed.sweep.grid import Run, make_job, make_runs
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 
 
 def remember(sweep_dir: Path, arguments: Mapping[str, Any]) -> None:
-    """Keep what `make_jobs` was called with, but for the folder itself, which may be moved."""
+    """Keep what `make_jobs` was called with, but for the folder itself, which may be moved. The last launch counts."""
     told = json.dumps(arguments, sort_keys=True, indent=1).encode()
     path = _folder(sweep_dir) / f"{hashlib.md5(told).hexdigest()}.json"
-    if not path.exists():
+    if path.exists():
+        if launch_files(sweep_dir)[-1] != path:
+            with suppress(PermissionError):  # another user's
+                os.utime(path)
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mine = path.with_suffix(f".{uuid.uuid4().hex}")  # another launch may write the same at the same moment
-        mine.write_bytes(told)
-        os.replace(mine, path)
+        with written_whole(path) as file:
+            file.write(told)
 
 
 def launch_files(sweep_dir: Path) -> list[Path]:

@@ -17,10 +17,10 @@ from domainbed.sweep.failures import Failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.launchers.base import passed_over
-from domainbed.sweep.launchers.local import LocalLauncher, MultiGpuLauncher, worker_environments
+from domainbed.sweep.launchers.local import LocalLauncher, worker_environments
 from domainbed.sweep.states import JobState, status_of
 from domainbed.sweep.worker import deaf_to_ctrl_c
-from tests.sweep.helpers import fill_folder, make_job, steps_recorded
+from tests.sweep.helpers import fill_folder, launch_words, main, make_job, steps_recorded
 
 SIGKILLED = "its process was ended by SIGKILL (the kernel does so when memory runs out)"
 WAYS = {
@@ -138,16 +138,17 @@ def test_dummy_prints_commands(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert not tmp_path.joinpath("with space").exists()
 
 
-def test_multi_gpu_wants_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_multi_gpu_wants_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    launcher = LAUNCHERS["multi_gpu"]({"workers": 2})
-    assert isinstance(launcher, MultiGpuLauncher)
-    with pytest.raises(UsageError, match="launcher multi_gpu finds no GPU here; --command_launcher local trains on"):
-        list(launcher.launch([make_job(tmp_path)]))
-    assert list(tmp_path.iterdir()) == []
+    assert main(launch_words(tmp_path / "sweep", launcher="multi_gpu")) == 2
+    assert capsys.readouterr().err == (
+        "error: launcher multi_gpu finds no GPU here; --command_launcher local trains on the CPU\n"
+    )
+    assert list(tmp_path.iterdir()) == [], "a launch that is refused asked for nothing"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [e["CUDA_VISIBLE_DEVICES"] for e in MultiGpuLauncher({"workers": 3}).environments(9)] == ["0", "1", "0"]
-    assert [e["CUDA_VISIBLE_DEVICES"] for e in MultiGpuLauncher({}).environments(9)] == ["0", "1"]
+    LAUNCHERS["multi_gpu"]({"workers": 2}).check()
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in worker_environments(3, 9)] == ["0", "1", "0"]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in worker_environments(None, 9)] == ["0", "1"]
 
 
 @pytest.mark.slow

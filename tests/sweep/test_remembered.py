@@ -1,6 +1,7 @@
 """What was launched into a folder, remembered there."""
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.errors import UsageError
-from domainbed.sweep.remembered import remember, remembered_jobs
+from domainbed.sweep.remembered import launch_files, remember, remembered_jobs, remembered_launches
 from domainbed.sweep.states import JobState
 from tests.sweep.helpers import jobs_of, launch_words, main, states
 
@@ -28,6 +29,18 @@ def test_every_launch_counts_once(tmp_path: Path):
     kinds = {job.kind for job in remembered_jobs(tmp_path)}
     assert kinds == {("ColoredDigits", "ERM"), ("RotatedDigits", "ERM")}
     assert len(list((tmp_path / ".sweep" / "launches").iterdir())) == 3
+
+
+def test_the_last_launch_counts_be_it_the_first_once_more(tmp_path: Path):
+    """Of runs that were asked for with other arguments, that is."""
+    for hours, steps in enumerate((3, 5)):
+        before = launch_files(tmp_path)
+        remember(tmp_path, grid(steps=steps))
+        (made,) = set(launch_files(tmp_path)) - set(before)
+        os.utime(made, (1e9 + 3600 * hours,) * 2)
+    assert [launch["steps"] for launch, _ in remembered_launches(tmp_path)] == [3, 5]
+    remember(tmp_path, grid(steps=3))
+    assert [launch["steps"] for launch, _ in remembered_launches(tmp_path)] == [5, 3]
 
 
 def test_many_launches_at_the_same_moment(tmp_path: Path):

@@ -60,6 +60,9 @@ class Launcher:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
 
+    def check(self) -> None:
+        """See that jobs can be launched here at all. Raises UsageError."""
+
     def launch(self, jobs: Sequence[Job], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
         """Have `jobs` run, and tell what becomes of them for as long as this launcher can know.
 

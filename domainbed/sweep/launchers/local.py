@@ -47,7 +47,7 @@ class LocalLauncher(Launcher):
         waiting = deque(jobs)
         is_stopping = False
         try:
-            self._running = [_Worker(environ) for environ in self.environments(len(jobs))]
+            self._running = [_Worker(e) for e in worker_environments(self._wanted, len(jobs), self._threads)]
             for worker in list(self._running):
                 yield from self._go_on(worker, waiting)
             while self._running:
@@ -64,10 +64,6 @@ class LocalLauncher(Launcher):
                         yield from self._go_on(worker, waiting)
         finally:
             self.stop()
-
-    def environments(self, n_jobs: int) -> list[dict[str, str]]:
-        """The environment variables of each worker process that `n_jobs` jobs are worth."""
-        return worker_environments(self._wanted, n_jobs, self._threads)
 
     def _go_on(self, worker: "_Worker", waiting: deque[Job]) -> Iterator[Update]:
         """Give a free worker the next job; a new process takes the place of one that is spent.
@@ -97,11 +93,11 @@ class LocalLauncher(Launcher):
 class MultiGpuLauncher(LocalLauncher):
     """One worker a GPU, or as many as --workers says, shared out over the GPUs. Without a GPU it launches nothing."""
 
-    def environments(self, n_jobs: int) -> list[dict[str, str]]:
-        environments = super().environments(n_jobs)
-        if any("CUDA_VISIBLE_DEVICES" not in environ for environ in environments):
+    def check(self) -> None:
+        import torch
+
+        if not torch.cuda.device_count():
             raise UsageError("launcher multi_gpu finds no GPU here; --command_launcher local trains on the CPU")
-        return environments
 
 
 class _Worker:

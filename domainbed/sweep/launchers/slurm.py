@@ -44,6 +44,10 @@ class SlurmLauncher(Launcher):
         self._minutes = minutes(options["slurm_time"])
         self._parameters = sbatch_parameters(options)
 
+    def check(self) -> None:
+        if self.RUNS_JOBS:
+            max_array_size()  # which SLURM tells, where it is
+
     def launch(self, jobs: Sequence[Job], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
         sweep_dir = jobs[0].folder.parent
         folder = slurm_folder(sweep_dir)
