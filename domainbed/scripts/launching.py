@@ -11,6 +11,8 @@ from domainbed.errors import UsageError, near, one_line
 from domainbed.scripts import cli
 from domainbed.sweep.launchers import LAUNCHERS
 
+WHICH_TEST_ENVS = {"--single_test_envs", "--leave_one_out"}  # of which only one may be given
+
 
 def add_launcher_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--command_launcher", default="local", help=f"who runs the jobs: {', '.join(LAUNCHERS)}")
@@ -19,7 +21,7 @@ def add_launcher_options(p: argparse.ArgumentParser) -> None:
         "--launcher_config",
         metavar="FILE",
         help="a .yaml or .toml file with any of these options, such as slurm_partition: gpu; the command line has "
-        "the last word",
+        "the last word (but takes no flag back)",
     )
     slurm = p.add_argument_group("SLURM (--command_launcher slurm)")
     slurm.add_argument(
@@ -74,7 +76,10 @@ def with_config_file(argv: Sequence[str] | None, p: cli.Parser) -> list[str]:
     file = finder.parse_known_args(words)[0].launcher_config
     if not words or words[0] != "launch" or file is None:
         return words
-    return ["launch", *_words_of(Path(file), p), *words[1:]]
+    ours = list(_words_of(Path(file), p))
+    if WHICH_TEST_ENVS & set(words):  # of two that exclude one another, the command line's
+        ours = [word for word in ours if word not in WHICH_TEST_ENVS]
+    return ["launch", *ours, *words[1:]]
 
 
 def _words_of(file: Path, p: cli.Parser) -> Iterator[str]:
@@ -91,6 +96,8 @@ def _words_of(file: Path, p: cli.Parser) -> Iterator[str]:
             continue
         if isinstance(value, dict):  # slurm_extra, say; or hparams
             value = list(_pairs(value)) if action.nargs else json.dumps({k: _typed(v) for k, v in value.items()})
+        if isinstance(value, list) and not action.nargs:
+            raise UsageError(f"{file}: {name} takes one value, not {value!r}")
         values = value if isinstance(value, list) else [value]
         if values and values != [""]:  # a line without a value says nothing
             yield f"--{name}"

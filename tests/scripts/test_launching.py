@@ -88,6 +88,12 @@ def test_the_command_line_has_the_last_word(tmp_path: Path, suffix: str, text: s
     assert options["slurm_partition"] == "gpu"
 
 
+def test_of_two_flags_that_exclude_one_another_the_command_lines_counts(tmp_path: Path):
+    assert with_file(tmp_path / "a.yaml", "leave_one_out: true", *WORDS)["leave_one_out"]
+    options = with_file(tmp_path / "a.yaml", "leave_one_out: true", *WORDS, "--single_test_envs")
+    assert options == parsed(*WORDS, "--single_test_envs")
+
+
 plain = st.text(st.sampled_from("abcXYZ019_:./=, #'\"é-"), min_size=1, max_size=12).filter(
     lambda word: not word.startswith("-") and word == word.strip()
 )
@@ -153,6 +159,7 @@ MISTAKES = [
     ("a.yaml", "help: true", "'help' is no option of launch"),
     ("a.yaml", "launcher_config: b.yaml", "'launcher_config' is no option of launch"),
     ("a.yaml", "dry_run: perhaps", "dry_run must be true or false, not 'perhaps'"),
+    ("a.yaml", "workers: [1, 2]", "workers takes one value, not ["),
     ("a.toml", "dry_run = 1", "dry_run must be true or false, not 1"),
     ("a.yaml", "slurm_time: [1, 2", "expected ',' or ']'"),
     ("a.yaml", "slurm_gpus: *nothing", "undefined alias"),
