@@ -1,5 +1,6 @@
 """The model that a job leaves, and how to have it back."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from domainbed.compute import featurizers_of, set_compiled, set_precision
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.capturable import is_ours
 from domainbed.engine.config import JobConfig
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, one_line
 from domainbed.files import written_whole
 from domainbed.registry import import_modules
 
@@ -99,9 +100,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Algorith
 
 def load_job(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], Algorithm]:
     """The arguments of the job that left a model, as they stand in its records, and that model; see `load_model`."""
+    saved = _read(path)
+    args = saved["args"]
     try:
-        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        args = saved["args"]
         import_modules(args.get("imports", ()))
         with untrained():
             algorithm = get_algorithm_class(args["algorithm"])(
@@ -114,5 +115,26 @@ def load_job(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"cannot load a model from {path}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"cannot load a model from {path}: {type(error).__name__}: {one_line(error)}") from error
     return args, algorithm.to(device).eval()
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """What `save_model` wrote, its tensors on the CPU.
+
+    Raises:
+        UsageError: the file can't be read, or something else wrote it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are not torch's
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"cannot load a model from {path}: {error.strerror or one_line(error)}") from error
+    except MemoryError:
+        raise  # that says nothing of the file
+    except Exception as error:  # whose words advise to run whatever code is in the file
+        raise UsageError(f"{path} holds no model that train wrote") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("args"), dict) or "model_dict" not in saved:
+        raise UsageError(f"{path} holds no model that train wrote")
+    return saved

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -347,11 +349,31 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path):
 
 
 def test_loading_what_is_no_model(tmp_path: Path):
-    (tmp_path / "text").write_text("hello")
+    """Told in one line, without torch's advice to run whatever code is in the file."""
+    (tmp_path / "text").write_text("# hello\n")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "pickle").write_bytes(pickle.dumps(torch.nn.Linear(1, 1)))
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "module")
     torch.save({"a": 1}, tmp_path / "other")
-    for name in ("text", "other", "missing"):
-        with pytest.raises(UsageError, match=f"cannot load a model from .*{name}"):
-            load_model(tmp_path / name)
+    torch.save([1], tmp_path / "list")
+    (tmp_path / "torn").write_bytes((tmp_path / "other").read_bytes()[:-30])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("text", "empty", "pickle", "module", "other", "list", "torn"):
+            with pytest.raises(UsageError) as raised:
+                load_model(tmp_path / name)
+            assert str(raised.value) == f"{tmp_path / name} holds no model that train wrote"
+    with pytest.raises(UsageError, match=r"cannot load a model from .*missing: No such file or directory"):
+        load_model(tmp_path / "missing")
+
+
+def test_weights_that_are_another_models_are_told_in_one_line(tmp_path: Path):
+    train(make(tmp_path, dataset="RotatedDigits", algorithm="ERM", steps=2))
+    saved = torch.load(tmp_path / "job" / "model.pkl", weights_only=True)
+    torch.save(saved | {"model_dict": {}}, tmp_path / "mixed")
+    with pytest.raises(UsageError, match=r"cannot load a model from .*mixed: RuntimeError: Error\(s\) in") as raised:
+        load_model(tmp_path / "mixed")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_saved_model_predicts_as_it_did(tmp_path: Path):

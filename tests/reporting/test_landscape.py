@@ -112,7 +112,7 @@ def test_other_splits_layers_and_numbers_of_images(models: dict[str, Path], monk
 
 def test_what_can_not_be_measured_is_told(models: dict[str, Path], tmp_path: Path):
     (tmp_path / "model.pkl").write_bytes(b"no model")
-    with pytest.raises(UsageError, match="cannot load a model from"):
+    with pytest.raises(UsageError, match="holds no model that train wrote"):
         measure(tmp_path / "model.pkl")
     saved = torch.load(models["ERM"], weights_only=True)
     saved["args"] |= {"dataset": "ColoredMNIST", "data_dir": "/no/such"}
