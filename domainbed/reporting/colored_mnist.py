@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed.landscape import PREFIX, QUANTITIES
+from domainbed.reporting.layout import printed
 
 COLUMNS = ("train", "test", "gray")
 
@@ -43,7 +44,7 @@ def table(runs: Sequence[dict], algorithms: Sequence[str], restarts: int, label_
             cell = theirs[algorithm]
             row[f"{column}, published"] = f"{cell[f'{column}_acc']:.1f} ± {cell[f'{column}_std']:.1f}"
             difference = accuracy.mean() - cell[f"{column}_acc"]
-            row[f"{column}, difference"] = f"{difference:+.1f}" if len(mine) else "X"
+            row[f"{column}, difference"] = printed(difference, 1, "+") if len(mine) else "X"
         rows.append(row)
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, tablefmt="github")
 

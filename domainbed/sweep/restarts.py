@@ -25,6 +25,7 @@ from domainbed.sweep.worker import deaf_to_ctrl_c, end_with_parent
 
 # What tells one run from another.
 RUN = ("algorithm", "label_flip", "grayscale", "steps", "seed")
+ACCURACIES = ("train_acc", "test_acc", "gray_acc")  # from 0 to 1; what a finished run tells
 
 
 def key(run: dict[str, Any]) -> tuple:
@@ -35,23 +36,28 @@ def key(run: dict[str, Any]) -> tuple:
 def read(records: Path) -> list[dict[str, Any]]:
     """The finished runs; a line that is none (one that was cut off as it was written) counts for nothing."""
     runs = []
-    for line in records.read_text(encoding="utf-8").splitlines() if records.exists() else []:
+    for number, line in enumerate(records.read_bytes().splitlines() if records.exists() else [], start=1):
         try:
-            run = json.loads(line)
-            key(run)
-        except (ValueError, KeyError, TypeError):
-            print(f"warning: {records}: a line is no run; left out", file=sys.stderr)
-            continue
-        runs.append(run)
+            run = json.loads(line.decode())
+            hash(key(run))
+            is_run = all(math.isfinite(run[name]) for name in ACCURACIES)
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            is_run = False
+        if is_run:
+            runs.append(run)
+        else:
+            print(f"warning: {records}: line {number} is no run; left out", file=sys.stderr)
     return runs
 
 
 def append(records: Path, run: dict[str, Any]) -> None:
-    """Add a finished run, on a line of its own also where the last line was cut off."""
+    """Add a finished run, for good, on a line of its own also where the last line was cut off."""
     with open(records, "ab+") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
         cut_off = file.read() not in (b"", b"\n")
         file.write(b"\n" * cut_off + json.dumps(run).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def train_all(

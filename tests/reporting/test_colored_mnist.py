@@ -28,6 +28,11 @@ def test_means_deviations_and_differences_beside_the_published():
     assert rows["Mine (0 of 2 restarts)"][:3] == ["X", "-", "-"]
 
 
+def test_no_minus_stands_before_a_difference_of_zero():
+    rows = cells(table(runs("ERM", 0.8638), ["ERM"], 1, 0.25, comparable=True))
+    assert rows["ERM"][:3] == ["86.4 ± 0.0", "86.4 ± 0.2", "+0.0"]
+
+
 def test_other_settings_stand_beside_nothing():
     for label_flip, comparable in ((0.25, False), (0.0, True)):
         assert cells(table(runs("ERM", 0.5), ["ERM"], 1, label_flip, comparable))["ERM"][:3] == ["50.0 ± 0.0", "-", "-"]
