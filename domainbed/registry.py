@@ -91,6 +91,8 @@ class Registry(Generic[T]):
 def import_modules(names: Iterable[str]) -> None:
     """Import the user's own modules, which register algorithms and datasets as they are imported."""
     for name in names:
+        if not isinstance(name, str):  # out of a file that somebody wrote
+            raise UsageError(f"can't import your module {name!r}: its name must be text")
         try:
             importlib.import_module(name)
         except UsageError:

@@ -46,6 +46,8 @@ def test_a_module_that_cannot_be_imported_is_named():
         import_modules(["no_such_module"])
     with pytest.raises(UsageError, match=r"give its name without \.py"):
         import_modules(["no_such_module.py"])
+    with pytest.raises(UsageError, match="can't import your module 5: its name must be text"):
+        import_modules([5])  # as a damaged file may have it
 
 
 @pytest.mark.parametrize("module", ["sweep", "train", "collect_results", "colored_mnist"])

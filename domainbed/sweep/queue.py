@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from domainbed.errors import UsageError
@@ -75,9 +76,9 @@ def read_queue(sweep_dir: Path) -> Queue | None:
     """
     jobs: dict[str, list[str]] = {}
     owners = set()
-    for tasks in sorted(slurm_folder(sweep_dir).glob(f"*/{TASKS_FILE}")):
-        jobs |= json.loads(tasks.read_text(encoding="utf-8"))
-        owners.add(str(tasks.stat().st_uid))
+    for file, of_submission in _kept_tasks(sweep_dir):
+        jobs |= of_submission
+        owners.add(str(file.stat().st_uid))
     if not jobs or shutil.which("squeue") is None:
         return None
     # Asked by user, not by number: the server answers at once, and numbers that it has forgotten are no error.
@@ -100,8 +101,8 @@ def queue_if_it_answers(sweep_dir: Path) -> Queue | None:
 def ends_of(sweep_dir: Path, names: Sequence[str]) -> dict[str, str]:
     """For each of the jobs (by folder name) how the last task that had it ended ("12_3 TIMEOUT"), where SLURM tells."""
     last: dict[str, str] = {}
-    for tasks in sorted(slurm_folder(sweep_dir).glob(f"*/{TASKS_FILE}"), key=lambda path: int(path.parent.name)):
-        for task, of_task in json.loads(tasks.read_text(encoding="utf-8")).items():
+    for _, of_submission in _kept_tasks(sweep_dir):
+        for task, of_task in of_submission.items():
             last |= dict.fromkeys(of_task, task)
     wanted = {name: last[name] for name in names if name in last}
     if not wanted:
@@ -117,6 +118,28 @@ def ends_of(sweep_dir: Path, names: Sequence[str]) -> dict[str, str]:
             continue  # no slurmdbd; or SLURM has forgotten these tasks
         return {name: f"{task} {states[task]}" for name, task in wanted.items() if task in states}
     return {}
+
+
+def _kept_tasks(sweep_dir: Path) -> Iterator[tuple[Path, dict[str, list[str]]]]:
+    """What `keep_tasks` wrote: each submission's file and tasks, the first submission first.
+
+    A damaged file is told and left out: the submission's tasks are then strangers to this sweep.
+    """
+    files = slurm_folder(sweep_dir).glob(f"*/{TASKS_FILE}")
+    for file in sorted(files, key=lambda file: (len(file.parent.name), file.parent.name)):  # as numbers
+        try:
+            tasks = json.loads(file.read_bytes())
+            kept = {task: [str(name) for name in names] for task, names in tasks.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            _tell_damaged(file)
+            continue
+        yield file, kept
+
+
+@cache  # once, however often the queue is asked
+def _tell_damaged(file: Path) -> None:
+    stop = f"scancel {file.parent.name} stops what SLURM may have of it"
+    print(f"warning: {file} is damaged; that submission is left out ({stop})", file=sys.stderr)
 
 
 def _states(words: Sequence[str]) -> dict[str, str]:

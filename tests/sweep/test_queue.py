@@ -143,6 +143,23 @@ def test_tasks_are_kept_by_submission(tmp_path: Path):
     assert [path.name for path in (slurm_folder(tmp_path) / "9").iterdir()] == ["tasks.json"]
 
 
+@pytest.mark.parametrize("damaged", ["{", '["9_0"]', '{"9_0": 5}', "\xff", "[" * 100_000], ids=range(5))
+def test_a_damaged_list_of_tasks_is_told_once_and_left_out(
+    tmp_path: Path, slurm, capsys: pytest.CaptureFixture, damaged: str
+):
+    names = tasks_of_two_submissions(tmp_path)
+    file = slurm_folder(tmp_path) / "9" / "tasks.json"
+    file.write_bytes(damaged.encode("latin-1"))
+    slurm(squeue='printf "9_2|RUNNING\\n10_0|RUNNING\\n"', sacct='printf "9_2|TIMEOUT\\n10_0|TIMEOUT\\n"')
+    queue = read_queue(tmp_path)
+    assert queue is not None
+    assert queue.tasks == {"10_0": names[:2]}
+    assert ends_of(tmp_path, names) == dict.fromkeys(names[:2], "10_0 TIMEOUT")
+    assert capsys.readouterr().err == (
+        f"warning: {file} is damaged; that submission is left out (scancel 9 stops what SLURM may have of it)\n"
+    )
+
+
 def test_jobs_of_a_kind_that_is_held_back_are_not_submitted(tmp_path: Path, slurm, capsys: pytest.CaptureFixture):
     """There is no sbatch here that they could be submitted with."""
     words = launch_words(tmp_path / "sweep", "--n_trials", 2, launcher="slurm")

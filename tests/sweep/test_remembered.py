@@ -106,6 +106,7 @@ def test_a_launch_that_can_not_be_read_any_more_is_told_and_left_out(tmp_path: P
     (good,) = (tmp_path / "sweep" / ".sweep" / "launches").glob("*.json")
     told = json.loads(good.read_text())
     bad = {"gone": told | {"algorithms": ["Gone"]}, "of_another_version": told | {"no_such_option": 1}, "torn": None}
+    bad["of_a_number"] = told | {"imports": [5]}
     for name, arguments in bad.items():
         good.with_name(f"{name}.json").write_text(json.dumps(arguments) if arguments else "{")
     capsys.readouterr()
