@@ -14,6 +14,7 @@ from domainbed.engine.data import load_data
 from domainbed.engine.feed import open_feed
 from domainbed.engine.landscape import classifier_view, network_view, requests_for
 from domainbed.engine.model import MODEL, load_job
+from domainbed.errors import UsageError
 from domainbed.landscape import IMAGES, LAYERS
 from domainbed.landscape.distances import mean_over_pairs, pair_distances, relative_distances
 from domainbed.landscape.domain import Statistics, statistics
@@ -103,7 +104,7 @@ def measure(
         progress: called with the number of risks to compute, gives what is called after each.
 
     Raises:
-        UsageError: the file holds no model of ours, its images can't be read, or it has no classifier.
+        UsageError: the file holds no model of ours, its images can't be read, it has no classifier, or it has diverged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args, algorithm = load_job(model, device)
@@ -120,6 +121,10 @@ def measure(
         network, domains = view(algorithm, feed, [requests[env] for env in order])
         n_weights = sum(p.numel() for p in network.parameters())
         found = [statistics(network, domain) for domain in domains]
+        for name, s in zip(names, found, strict=True):
+            figures = (torch.tensor(s.risk), s.gradient_mean, s.gradient_variance, s.hessian_diagonal)
+            if not all(figure.isfinite().all() for figure in figures):
+                raise UsageError(f"{model}: in {name} the risk or a derivative is not finite; these weights diverged")
         hessians = [full_hessian(network, domain) for domain in domains] if n_weights <= HESSIAN_LIMIT else None
         scores = inconsistencies(
             [s.risk for s in found], hessians, [s.hessian_diagonal for s in found], len(training), epsilon
@@ -162,7 +167,10 @@ def models_of(
 
 
 def as_json(landscape: Landscape) -> dict[str, Any]:
-    """All that is known of one model, but for vectors of the weights' length, of which there are the norms."""
+    """All that is known of one model, but for vectors of the weights' length, of which there are the norms.
+
+    A figure that is not finite is null.
+    """
     found: dict[str, Any] = {
         "model": str(landscape.model),
         "args": landscape.config.args(),
@@ -183,7 +191,7 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
                 "hessian_trace": s.hessian_diagonal.sum().item(),
                 "hessian_diagonal_norm": s.hessian_diagonal.norm().item(),
                 "curvature": s.curvature,
-                "cosine": s.cosine if math.isfinite(s.cosine) else None,
+                "cosine": s.cosine,
             }
             for s in landscape.statistics
         ],
@@ -200,4 +208,13 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
             "plane_at": cut.plane_at.tolist(),
             "planes": {name: risks.tolist() for name, risks in cut.planes.items()},
         }
-    return found
+    return or_null(found)
+
+
+def or_null(value: Any) -> Any:
+    """What JSON can tell: None for each number in it that is not finite."""
+    if isinstance(value, dict):
+        return {name: or_null(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

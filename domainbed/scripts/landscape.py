@@ -1,6 +1,7 @@
 """Loss landscapes, domain by domain: `python -m domainbed.scripts.landscape --run FOLDER`, or `--sweep my_sweep`."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,12 @@ from domainbed.scripts import cli
 if TYPE_CHECKING:  # what imports torch is imported only once it is needed
     from domainbed.reporting.landscape import Landscape
 
+SELECT = "training-domain"
+OUTPUT_HELP = (
+    "for the JSON and the pictures: of a --run landscape.json and landscape-*, of a --sweep landscape-DATASET-ENV.json "
+    f"and landscape-DATASET-ENV-* (default: the folder {LANDSCAPE_FOLDER} beside the model, or in the sweep)"
+)
+
 
 def parser() -> cli.Parser:
     p = cli.Parser(
@@ -34,7 +41,7 @@ def parser() -> cli.Parser:
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", metavar="FOLDER", help="a job's folder, or one of the models in it (model.pkl)")
     which.add_argument("--sweep", metavar="DIR", help="a sweep's folder: the chosen run of each algorithm")
-    p.add_argument("--select", default="training-domain", metavar="METHOD", help="of a sweep: how runs are chosen")
+    p.add_argument("--select", metavar="METHOD", help=f"of a sweep: how runs are chosen (default: {SELECT})")
     p.add_argument("--dataset", metavar="NAME", help="of a sweep: which dataset (needed where it has several)")
     p.add_argument("--test_env", metavar="ENV", help="of a sweep: the number or name (default: all, one by one)")
     p.add_argument("--algorithms", nargs="+", metavar="NAME", help="of a sweep: which (default: all)")
@@ -49,7 +56,7 @@ def parser() -> cli.Parser:
     )
     p.add_argument("--epsilon", type=float, default=0.1, help="of the inconsistency score: risk that may be lost")
     p.add_argument("--data_dir", help="where the images are, if no longer where the jobs found them")
-    p.add_argument("--output_dir", help="for landscape.json and pictures (default: the folder landscape beside)")
+    p.add_argument("--output_dir", help=OUTPUT_HELP)
     p.add_argument("--no_slices", action="store_true", help="leave out the risks along lines and planes")
     cli.add_import_option(p)
     return p
@@ -58,6 +65,8 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     check(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ε gets a ?
     import_modules(args.imports)
     if args.run:
         one_run(args)
@@ -75,8 +84,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"--epsilon must be at least 0, not {args.epsilon}")
     if args.run and not Path(args.run).exists():
         raise UsageError(f"--run {args.run}: there is no such file or folder")
-    if args.run and (args.dataset or args.test_env or args.algorithms):
-        raise UsageError("--dataset, --test_env and --algorithms choose from a --sweep; --run names one job")
+    if args.run and (args.select or args.dataset or args.test_env or args.algorithms):
+        raise UsageError("--select, --dataset, --test_env and --algorithms choose from a --sweep; --run names one job")
 
 
 def one_run(args: argparse.Namespace) -> None:
@@ -92,14 +101,15 @@ def one_run(args: argparse.Namespace) -> None:
             raise UsageError(f"--run {args.run} holds no {MODEL}: the job is not done, or ran with --skip_model_save")
     output_dir = made(Path(args.output_dir or model.parent / LANDSCAPE_FOLDER))
     landscape = look_at(args, model, with_slices=not args.no_slices)
-    print(as_text(landscape))
     stem = "landscape" if model.name == MODEL else f"landscape-{model.stem}"
-    write(output_dir, stem, as_json(landscape), {"": [landscape]})
+    written = write(output_dir, stem, as_json(landscape), {"": [landscape]})
+    print(as_text(landscape))
+    print(written)
 
 
 def side_by_side(args: argparse.Namespace) -> None:
     """The landscapes of a sweep's chosen runs, algorithm by algorithm, for each test environment."""
-    selection = method_named(args.select)
+    selection = method_named(args.select or SELECT)
     sweep = load_sweep(args.sweep)
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
@@ -120,7 +130,7 @@ def side_by_side(args: argparse.Namespace) -> None:
             raise UsageError(f"unknown --test_env {args.test_env!r}; {near(args.test_env, numbers)}")
         test_envs = [numbers[args.test_env]]
 
-    from domainbed.reporting.landscape import as_json, models_of
+    from domainbed.reporting.landscape import as_json, models_of, or_null
     from domainbed.reporting.landscape_text import side_by_side as compared
     from domainbed.reporting.landscape_text import side_by_side_text
     from domainbed.reporting.plots.gallery import stem_of
@@ -135,17 +145,21 @@ def side_by_side(args: argparse.Namespace) -> None:
             models = models_of(Path(args.sweep), sweep.records, runs, notes.append)
             of_trials = [look_at(args, model, not args.no_slices and i == 0) for i, model in enumerate(models)]
             landscapes |= {algorithm: of_trials} if of_trials else {}
-        print(f"{dataset}, test {names[test_env]}, runs that {selection} chose; {args.split} splits\n")
+        told = [f"{dataset}, test {names[test_env]}, runs that {selection} chose; {args.split} splits\n"]
         if landscapes:
             frame = compared(landscapes)
-            print(side_by_side_text(frame))
-            print("mean +/- standard error over trials, of pairs of training domains unless it says all; * damped")
             found = {
                 "selection": selection,
-                "side_by_side": frame.to_dict("records"),
+                "side_by_side": or_null(frame.to_dict("records")),
                 "runs": {name: [as_json(each) for each in of_trials] for name, of_trials in landscapes.items()},
             }
-            write(output_dir, stem_of(["landscape", dataset, names[test_env]]), found, landscapes)
+            written = write(output_dir, stem_of(["landscape", dataset, names[test_env]]), found, landscapes)
+            told += [
+                side_by_side_text(frame),
+                "mean +/- standard error over trials, of pairs of training domains unless it says all; * damped",
+                written,
+            ]
+        print(*told, sep="\n")
         print(*notes, sep="\n")
         n += len(landscapes)
     if not n:
@@ -185,8 +199,8 @@ def look_at(args: argparse.Namespace, model: Path, with_slices: bool) -> "Landsc
 
 def write(
     output_dir: Path, stem: str, found: Mapping[str, Any], landscapes: Mapping[str, Sequence["Landscape"]]
-) -> None:
-    """Write the JSON and the pictures, and say where."""
+) -> str:
+    """Write the JSON and the pictures. Returns where, in words."""
     from domainbed.reporting.plots import write_files
     from domainbed.reporting.plots.landscape import landscape_figures
 
@@ -194,7 +208,7 @@ def write(
         file.write(json.dumps(found, indent=1, allow_nan=False).encode())
     for name, caption, figure in landscape_figures(landscapes):
         write_files(figure, output_dir, f"{stem}-{name}", caption)
-    print(f"\n{output_dir / stem}.json, and pictures beside it as PNG and PDF\n")
+    return f"\n{output_dir / stem}.json, and pictures beside it as PNG and PDF\n"
 
 
 if __name__ == "__main__":

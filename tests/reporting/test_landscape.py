@@ -119,6 +119,11 @@ def test_what_can_not_be_measured_is_told(models: dict[str, Path], tmp_path: Pat
     torch.save(saved, tmp_path / "moved.pkl")
     with pytest.raises(UsageError, match="/no/where"):
         measure(tmp_path / "moved.pkl", data_dir="/no/where")
+    saved = torch.load(models["ERM"], weights_only=True)
+    saved["model_dict"] = {name: w * 1e30 if w.is_floating_point() else w for name, w in saved["model_dict"].items()}
+    torch.save(saved, tmp_path / "diverged.pkl")
+    with pytest.raises(UsageError, match=r"diverged\.pkl: in \+90% the risk or a derivative is not finite"):
+        measure(tmp_path / "diverged.pkl", images=20)
 
 
 def test_the_text_has_every_figure(landscape: Landscape):
@@ -144,6 +149,14 @@ def test_json_has_it_all_and_is_json(landscape: Landscape):
     assert np.array(told["slices"]["lines"]["leading curvature of -90%"]).shape == (3, LINE_POINTS)
     assert told["summary"] == landscape.summary()
     assert told["inconsistency"][0]["score"] == landscape.scores["training", "exact"].score
+
+
+def test_what_is_not_finite_is_null_in_json(landscape: Landscape):
+    scores = {key: replace(score, score=math.inf) for key, score in landscape.scores.items()}
+    told = json.loads(json.dumps(as_json(replace(landscape, scores=scores)), allow_nan=False))
+    assert [score["score"] for score in told["inconsistency"]] == [None] * 4
+    assert told["inconsistency"][0]["pair"] == list(landscape.scores["training", "exact"].pair)
+    assert not [name for name in told["summary"] if name.startswith("inconsistency")]
 
 
 def test_side_by_side_is_the_mean_over_trials_with_its_error(landscape: Landscape, models: dict[str, Path]):

@@ -1,5 +1,6 @@
 """The command that looks at landscapes: what it prints and writes, and when it refuses."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 from domainbed.errors import UsageError
 from domainbed.reporting.load import load_sweep
 from domainbed.scripts import sweep
-from domainbed.scripts.landscape import main
+from domainbed.scripts.landscape import main, parser
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,42 @@ def test_the_chosen_steps_model_or_the_last_which_is_told(
 
 
 @pytest.mark.slow
+def test_a_terminal_without_greek_loses_nothing_nor_does_a_score_too_large(
+    sweep_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = jobs(sweep_dir)[0]
+    terminal = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(terminal, encoding="latin-1", write_through=True))
+    without_pictures(["--run", str(job), "--images", "20", "--epsilon", "1e308"], monkeypatch)
+    assert b"Inconsistency, ? = 1e+308" in terminal.getvalue()
+    told = json.loads((job / "landscape" / "landscape.json").read_text())
+    assert None in [score["score"] for score in told["inconsistency"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["run", "sweep"])
+def test_all_is_written_before_it_is_printed(sweep_dir: Path, of: str, monkeypatch: pytest.MonkeyPatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    words = ["--run", str(jobs(sweep_dir)[0])] if of == "run" else ["--sweep", str(sweep_dir), "--test_env", "0"]
+    monkeypatch.setattr("sys.stdout", Gone())
+    with pytest.raises(BrokenPipeError):
+        main([*words, "--images", "20", "--no_slices"])
+    folder = Path(words[1]) / "landscape"
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".png", ".pdf"}
+
+
+def test_help_tells_where_files_go(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "500")  # no line is broken
+    told = " ".join(parser().format_help().split())
+    assert "of a --run landscape.json and landscape-*, of a --sweep landscape-DATASET-ENV.json" in told
+    assert "(default: the folder landscape beside the model, or in the sweep)" in told
+    assert "how runs are chosen (default: training-domain)" in told
+
+
+@pytest.mark.slow
 def test_mistakes_are_named(sweep_dir: Path, tmp_path: Path):
     job = jobs(sweep_dir)[0]
     (job / "model.pkl").unlink()
@@ -108,6 +145,7 @@ def test_mistakes_are_named(sweep_dir: Path, tmp_path: Path):
         (["--run", str(job)], "holds no model.pkl"),
         (["--run", str(tmp_path / "none")], "there is no such file or folder"),
         (["--run", str(job), "--dataset", "PACS"], "choose from a --sweep"),
+        (["--run", str(job), "--select", "test-domain"], "choose from a --sweep"),
         (["--sweep", str(sweep_dir), "--dataset", "PACS"], "--dataset PACS: this sweep has no such runs"),
         (["--sweep", str(sweep_dir), "--algorithms", "Fisher"], "did you mean Fishr"),
         (["--sweep", str(sweep_dir), "--test_env", "-9%"], "unknown --test_env '-9%'"),
