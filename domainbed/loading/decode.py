@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from domainbed.errors import UsageError
 
@@ -45,6 +45,9 @@ def decode(data: bytes, name: object) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except MemoryError:
         raise  # that says nothing of the image
+    except UnidentifiedImageError as error:  # whose words name an object of ours
+        reason = "of no form that is known" if data else "the file is empty"
+        raise BadImageError(f"{name} is a broken image ({reason})") from error
     except Exception as error:  # decoders fail in many ways
         raise BadImageError(f"{name} is a broken image ({type(error).__name__}: {error})") from error
 

@@ -84,6 +84,13 @@ def test_what_is_no_whole_image_is_named(data: bytes):
         decode(data, "a/b.jpg")
 
 
+@pytest.mark.parametrize(("data", "told"), [(b"", "the file is empty"), (b"no image", "of no form that is known")])
+def test_what_is_no_image_is_told_in_words_of_the_file(data: bytes, told: str):
+    with pytest.raises(BadImageError) as error:
+        decode(data, "a/b.jpg")
+    assert str(error.value) == f"a/b.jpg is a broken image ({told})"
+
+
 def test_a_file_that_cannot_be_read_is_no_broken_image(tmp_path: Path):
     with pytest.raises(UsageError, match=r"can't read .*gone\.png: No such file") as error:
         read_file(tmp_path / "gone.png")
