@@ -22,23 +22,23 @@ from joblib import Parallel, delayed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
 
+from domainbed.errors import UsageError
 from domainbed.records import DONE_FILE, RESULTS_FILE
-from domainbed.scripts import sweep
+from domainbed.scripts import cli, sweep
 from domainbed.sweep.job import Job
 from domainbed.sweep.remembered import remember
 
 JOBS_A_DRAW = 63  # 7 algorithms x (3 + 6) test environments
-TRIALS = 3
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=100_000, help="jobs in the sweep, at least")
-    parser.add_argument("--records", type=int, default=51, help="records a job; ColoredMNIST has 51, PACS 18")
-    parser.add_argument("--dir", help="where to make the sweep, deleted afterwards (default: the temporary folder)")
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(prog="scripts/benchmark collect", description=__doc__)
+    add_sweep_options(parser, jobs=100_000, records=51)
+    args = parser.parse_args(argv)
+    check_sweep_options(args)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        jobs = make_sweep(Path(folder), args.jobs, args.records)
+        jobs, told = make_sweep(Path(folder), launch_words(folder, args.jobs, n_trials=3), args.records)
+        print(told, flush=True)
         words = ["--input_dir", folder]
         show("the first time", *words)
         show("again, nothing has changed", *words)
@@ -48,21 +48,42 @@ def main() -> None:
             write_records(job, args.records + 1)
         show(f"again, {len(changed)} jobs have changed", *words)
         show("again, one method, as LaTeX", *words, "--selection", "training-domain", "--format", "latex")
+    return 0
 
 
-def make_sweep(folder: Path, n_jobs: int, n_records: int) -> list[Job]:
-    """Make the job folders, all done, and tell how much that is."""
+def add_sweep_options(parser: cli.Parser, jobs: int, records: int) -> None:
+    """Add --jobs and --records, with these defaults, and --dir."""
+    parser.add_argument("--jobs", type=int, default=jobs, help="jobs in the sweep, at least")
+    parser.add_argument("--records", type=int, default=records, help="records a job; PACS has 18, ColoredMNIST 51")
+    parser.add_argument("--dir", help="where to make the sweep, deleted afterwards (default: the temporary folder)")
+
+
+def check_sweep_options(args: argparse.Namespace) -> None:
+    """Raises UsageError: of these options, one can't be."""
+    for name in ("jobs", "records"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.dir is not None and not Path(args.dir).is_dir():
+        raise UsageError(f"--dir {args.dir} is not a folder")
+
+
+def launch_words(folder: str, n_jobs: int, n_trials: int) -> list[str]:
+    """The arguments of the launch, into this folder, that asks for at least so many jobs."""
+    words = ["launch", "--datasets", "ColoredMNIST", "RotatedMNIST", "--output_dir", folder]
+    return [*words, "--n_trials", str(n_trials), "--n_hparams", str(-(-n_jobs // (JOBS_A_DRAW * n_trials)))]
+
+
+def make_sweep(folder: Path, words: Sequence[str], n_records: int) -> tuple[list[Job], str]:
+    """Make the folders of the jobs that this launch asks for, all done. Returns the jobs, and how much that is."""
     began = time.perf_counter()
-    words = ["--datasets", "ColoredMNIST", "RotatedMNIST", "--n_trials", str(TRIALS), "--output_dir", str(folder)]
-    words += ["--n_hparams", str(-(-n_jobs // (JOBS_A_DRAW * TRIALS)))]
-    launched = sweep.parser().parse_args(["launch", *words])
+    launched = sweep.parser().parse_args(words)
     jobs = sweep.jobs_of(launched)
     parts = [jobs[i : i + 1000] for i in range(0, len(jobs), 1000)]
     size = sum(Parallel(os.cpu_count())(delayed(write_jobs)(part, n_records) for part in parts))
     remember(folder, sweep.grid_of(launched))
-    print(f"{len(jobs):,} jobs of {n_records} records, {size / 2**30:.1f} GiB, made in ", end="")
-    print(f"{time.perf_counter() - began:.0f} s; {len(os.sched_getaffinity(0))} cores", flush=True)
-    return jobs
+    told = f"{size / 2**30:.1f} GiB" if size > 2**30 else f"{size / 2**20:.0f} MiB"
+    told = f"{len(jobs):,} jobs of {n_records} records, {told}, made in {time.perf_counter() - began:.0f} s"
+    return jobs, f"{told}; {len(os.sched_getaffinity(0))} cores"
 
 
 def write_jobs(jobs: Sequence[Job], n_records: int) -> int:
@@ -149,4 +170,4 @@ def children_of(pid: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

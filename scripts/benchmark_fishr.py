@@ -5,10 +5,9 @@ For each size: the median time of the penalty's value and of its gradient with r
 the peak memory beyond what was there before. `scripts/benchmark fishr --help` lists the sizes.
 """
 
-import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ import timing
 from domainbed.algorithms.fishr import squared_distances
 from domainbed.gradients import flat, gradient_factors, gradient_variance, split_factors
 from domainbed.networks import Classifier
+from domainbed.scripts import cli
 from tests.memory import PeakMemory
 
 # features, classes, domains, samples a domain, nonlinear head
@@ -64,19 +64,21 @@ def with_backpack(extension: type) -> Callable[[nn.Module, torch.Tensor, torch.T
 WAYS = {"ours": ours, "SumGradSquared": with_backpack(SumGradSquared), "BatchGrad": with_backpack(BatchGrad)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(prog="scripts/benchmark fishr", description=__doc__)
     sizes = list(SIZES)
-    parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes, metavar="NAME", help="; ".join(sizes))
-    parser.add_argument("--repeats", type=int, default=20, help="runs of which the median is told (default: 20)")
-    args = parser.parse_args()
+    told = ", ".join(map(repr, sizes))
+    parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes, metavar="NAME", help=f"of {told}")
+    timing.add_options(parser, repeats=20)
+    args = parser.parse_args(argv)
+    report = timing.Report(args)
     device = timing.device().type
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {name}\n{'':32}" + "".join(f"{way:>26}" for way in WAYS))
     for size in args.sizes:
         d, classes, domains, n, nonlinear = SIZES[size]
-        cells = []
-        for way in WAYS.values():
+        samples, peaks = {}, {}
+        for side, way in WAYS.items():
             torch.manual_seed(0)
             head = Classifier(d, classes, nonlinear).to(device)
             if way is not ours:
@@ -88,14 +90,17 @@ def main() -> None:
                 z = features * 1.0
                 torch.autograd.grad(way(head, z, y, domains), [features, *head.parameters()])
 
-            cells.append(f"{1000 * median_time(once, args.repeats):9.2f} ms {peak(once, device) / 1e6:9.1f} MB")
+            samples[side], peaks[side] = times(once, args.repeats), peak(once, device)
+        report.record(size, "s", samples, peak_bytes=peaks)
+        cells = [f"{1000 * statistics.median(samples[side]):9.2f} ms {peaks[side] / 1e6:9.1f} MB" for side in WAYS]
         print(f"{size:32}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
+    return report.end()
 
 
-def median_time(once, repeats: int) -> float:
+def times(once, repeats: int) -> list[float]:
     for _ in range(3):  # to warm up
         once()
-    return statistics.median(timing.seconds(once) for _ in range(repeats))
+    return [timing.seconds(once) for _ in range(repeats)]
 
 
 def peak(once, device: str) -> float:
@@ -110,4 +115,4 @@ def peak(once, device: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

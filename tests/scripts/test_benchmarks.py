@@ -195,6 +195,28 @@ def test_sweep(tmp_path: Path):
     assert all(len(result["samples"]) == 2 for result in found["results"])
 
 
+@pytest.mark.slow
+def test_collect():
+    finished = run("collect", "--jobs", "189", "--records", "3")
+    assert finished.returncode == 0, finished.stderr
+    made, *rows = finished.stdout.splitlines()
+    assert made.startswith("189 jobs of 3 records, ")
+    assert [row[:32].strip() for row in rows] == [
+        "the first time",
+        "again, nothing has changed",
+        "again, 189 jobs have changed",
+        "again, one method, as LaTeX",
+    ]
+
+
+def test_fishr(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "fishr.json"
+    fishr = benchmark("benchmark_fishr")
+    assert fishr.main(["--sizes", "ColoredMNIST", "--repeats", "2", "--output", str(file)]) == 0
+    assert_holds(file, ["ColoredMNIST"], list(fishr.WAYS), repeats=2, n_checks=0)
+    assert capsys.readouterr().out.splitlines()[-1].count(" MB") == len(fishr.WAYS)
+
+
 @pytest.mark.parametrize(
     ("name", "words", "told"),
     [
@@ -208,10 +230,19 @@ def test_sweep(tmp_path: Path):
         ("eval", ["--workers", "-1"], "--workers must be at least 0"),
         ("job", ["--dataset", "PACS"], "the plain loop here is for the MNISTs and the digits"),
         ("job", ["--dataset", "ColoredMNIST"], "ColoredMNIST needs --data_dir"),
+        ("fishr", ["--repeats", "0"], "--repeats must be at least 1"),
+        ("fishr", ["--repeat", "5"], "unknown argument --repeat; did you mean --repeats"),
+        ("fishr", ["--sizes", "MNIST"], "invalid choice: 'MNIST'"),
+        ("collect", ["--jobs", "0"], "--jobs must be at least 1, not 0"),
+        ("collect", ["--record", "5"], "unknown argument --record; did you mean --records"),
+        ("collect", ["--dir", "/no/such"], "--dir /no/such is not a folder"),
+        ("sweep", ["--jobs", "0"], "--jobs must be at least 1, not 0"),
+        ("sweep", ["--records", "-1"], "--records must be at least 1, not -1"),
+        ("sweep", ["--dir", "/no/such"], "--dir /no/such is not a folder"),
     ],
 )
 def test_mistakes_are_told(name: str, words: list[str], told: str, benchmark):
-    digits = [] if "--dataset" in words else DIGITS
+    digits = DIGITS if name in ("step", "eval", "job") and "--dataset" not in words else []
     with pytest.raises(UsageError, match=told):
         benchmark(f"benchmark_{name}").main([*digits, *words])
 
