@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -193,16 +192,18 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output left (`| head`)
-        _drop_output()
+        _end_output()
         sys.exit(1)
     except OSError as error:  # a disk that is full, a folder that may not be read
-        _drop_output()
+        _end_output()
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _drop_output() -> None:
-    """What is yet to be written to stdout is not wanted, or can't be written; Python would try again as it ends."""
-    with suppress(OSError, ValueError):
+def _end_output() -> None:
+    """Write what is yet to be written to stdout or, where that can't be, drop it: Python would try again as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
