@@ -149,6 +149,14 @@ def test_the_exit_status_of_export(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "1 jobs in " in capsys.readouterr().out
 
 
+def test_an_export_of_nothing_leaves_the_archive_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture):
+    launched(tmp_path / "sweep", n_done=0)
+    (archive := tmp_path / "a.tar.xz").write_text("the one before")
+    assert export(tmp_path / "sweep", archive) == 2
+    assert "has no job that is done" in capsys.readouterr().err
+    assert archive.read_text() == "the one before"
+
+
 def test_no_archive_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     launched(tmp_path / "sweep")
     archive = tmp_path / "a.tar.xz"
