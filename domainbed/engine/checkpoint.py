@@ -7,7 +7,7 @@ import platform
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from domainbed import __version__
 from domainbed.algorithms.base import Algorithm
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, as_told
 from domainbed.engine.figures import Figures, Told
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
@@ -257,7 +257,6 @@ def refuse_another(folder: Path, theirs: Mapping[str, Any], config: JobConfig) -
     """See that the arguments of what is in the folder are this job's, but for those that lie beside the result."""
     ours = config.args()
     telling = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.is_own_tree())]
-    # An argument that a record does not have was not there yet, and stood at its default.
-    other = [f"{f.name} {theirs.get(f.name, None if f.default is MISSING else f.default)}" for f in telling]
+    other = [f"{name} {value}" for name, value in as_told(theirs, telling).items()]
     if other != [f"{f.name} {ours[f.name]}" for f in telling]:
         raise UsageError(f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir")

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 from domainbed.algorithms import ALGORITHMS
@@ -174,6 +174,14 @@ class JobConfig:
         known: dict[str, Any] = {f.name: args[f.name] for f in fields(cls) if f.name in args}
         known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**known)
+
+
+def as_told(args: Mapping[str, Any], which: Sequence[Field]) -> dict[str, Any]:
+    """Arguments as a record's `args` tell them.
+
+    One that they lack was not there yet, and stood at its default; None where it has none.
+    """
+    return {f.name: args.get(f.name, None if f.default is MISSING else f.default) for f in which}
 
 
 _CHOICES = {

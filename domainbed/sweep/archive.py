@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from domainbed.datasets.publishers.unpack import inside
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, as_told
 from domainbed.errors import UsageError, one_line
 from domainbed.files import held, written_whole
 from domainbed.records import DONE_FILE, RESULTS_FILE, parse_records
@@ -137,8 +137,7 @@ def problem_of(job: Job, data: bytes) -> str:
     for record in records:
         if not isinstance(record.get("args"), dict) or not isinstance(record.get("hparams"), dict):
             return f"the record of step {record['step']} does not tell args and hparams"
-        told = {f.name: record["args"].get(f.name, f.default) for f in DETERMINING}
-        for name, value in told.items():
+        for name, value in as_told(record["args"], DETERMINING).items():
             if value != args[name]:
                 return f"the record of step {record['step']} is of {name} {value!r}, not {args[name]!r}"
         for name, value in record["hparams"].items():

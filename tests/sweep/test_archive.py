@@ -471,7 +471,7 @@ def test_records_of_another_job_are_refused(
         (lambda d: spoilt(d, 1, "hparams", irm_lambda=2), "the record of step 2 is of irm_lambda 2, not None"),
         (lambda d: spoilt(d, 1, hparams=[]), "the record of step 2 does not tell args and hparams"),
         (lambda d: spoilt(d, 1, args=None), "the record of step 2 does not tell args and hparams"),
-        (lambda d: spoilt(d, 0, args={}), "the record of step 0 is of dataset "),
+        (lambda d: spoilt(d, 0, args={}), "the record of step 0 is of dataset None, not "),
         (lambda d: spoilt(d, 1, step=1), "the records do not reach step 2, the last one is of step 1"),
         (lambda d: spoilt(d, 1, step=3), "the records do not reach step 2, the last one is of step 3"),
         (lambda d: spoilt(d, 0, step=2), "the job was run again in its folder"),
