@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from domainbed.compute import Featurizing, as_set
-from domainbed.errors import UsageError, near
+from domainbed.compute import Featurizing, runs_as_configured
+from domainbed.errors import UsageError, suggest
 from domainbed.hparams_registry import Hparams
 
 SIZE = (224, 224)  # height and width of the images, in pixels
@@ -105,7 +105,7 @@ class Backbone(Featurizing):
                 module.eval()
         return self
 
-    @as_set
+    @runs_as_configured
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.has_batch_norm and not self.is_frozen and len(x) == 1:
             # Among them Fishr's variant all_layers, which has every sample go through the network on its own.
@@ -157,7 +157,7 @@ def _published(name: str) -> _Published:
             return _from_timm(name)
         names, lists, more = [*names, *of_timm], "torchvision.models.list_models() and timm.list_models()", ""
     # Where none is near, `near` would list them all.
-    hint = near(name, names) if difflib.get_close_matches(str(name).lower(), names) else f"see {lists}"
+    hint = suggest(name, names) if difflib.get_close_matches(str(name).lower(), names) else f"see {lists}"
     raise UsageError(f"unknown backbone {name!r}; {hint}{more}")
 
 

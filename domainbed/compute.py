@@ -23,7 +23,9 @@ class Featurizing(nn.Module):
     is_compiled = False
 
 
-def as_set(forward: Callable[[Any, torch.Tensor], torch.Tensor]) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+def runs_as_configured(
+    forward: Callable[[Any, torch.Tensor], torch.Tensor],
+) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     """A featurizer's `forward`, run as its attributes say.
 
     Compiled code serves every batch size and every featurizer of the class, so that a process compiles once (and once

@@ -16,7 +16,7 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
-def near(name: str, names: Iterable[str]) -> str:
+def suggest(name: str, names: Iterable[str]) -> str:
     """The hint behind "unknown X": the names most like `name`, or all of them where none is."""
     names = [str(n) for n in names]
     by_lower = {n.lower(): n for n in names}

@@ -24,7 +24,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write into, beside `path` (with .part at its name's end), that takes its place once it is on disk.
 
     What stood there moves to `kept`, where that is given. Of several processes that write it, the last to end has it.
@@ -59,7 +59,7 @@ def _naming(path: Path, error: OSError, aside: Path) -> OSError:
 
 
 @contextmanager
-def held(path: Path, waiting: str) -> Iterator[None]:
+def file_lock(path: Path, waiting: str) -> Iterator[None]:
     """Hold the lock `path`, for which `waiting` is printed where another process has it.
 
     The system lets go of it when this process ends, however it ends.

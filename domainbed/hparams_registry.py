@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.random import RandomState
 
-from domainbed.errors import UsageError, near
+from domainbed.errors import UsageError, suggest
 from domainbed.seeding import seed_hash
 
 Value: TypeAlias = Any  # bool, int, float or str
@@ -165,7 +165,7 @@ def resolve_hparams(
         hparams = random_hparams(algorithm, dataset, seed_hash(hparams_seed, trial_seed))
     for name, value in _parse(overrides).items():
         if name not in hparams:
-            raise UsageError(f"--hparams: {algorithm} has no hyperparameter {name!r}; {near(name, hparams)}")
+            raise UsageError(f"--hparams: {algorithm} has no hyperparameter {name!r}; {suggest(name, hparams)}")
         hparams[name] = _checked(name, value, like=hparams[name])
     return hparams
 

@@ -29,9 +29,9 @@ CLASS_NAMES = {
     "OracleSelectionMethod": "test-domain",
 }
 
-TRIAL = ["dataset", "algorithm", "test_env", "trial_seed"]
-RUN = [*TRIAL, "hparams_seed"]
-COLUMNS = [*RUN, "step", "folder", "val_acc", "test_acc"]
+TRIAL_KEYS = ["dataset", "algorithm", "test_env", "trial_seed"]
+RUN_KEYS = [*TRIAL_KEYS, "hparams_seed"]
+SELECTED_COLUMNS = [*RUN_KEYS, "step", "folder", "val_acc", "test_acc"]
 # In what is chosen there are no codes of a whole sweep's names.
 PLAIN = dict.fromkeys(("dataset", "algorithm", "folder"), object)
 
@@ -76,7 +76,7 @@ def leave_one_domain_out(records: pd.DataFrame) -> pd.DataFrame:
         total = np.where(is_there, accuracies, 0.0).sum(axis=1)
         return np.where(is_there.sum(axis=1) == runs.n - 1, total / (runs.n - 1), np.nan)
 
-    return _best_of_each_run(records, validate) if len(pairs) else pd.DataFrame(columns=COLUMNS)
+    return _best_of_each_run(records, validate) if len(pairs) else pd.DataFrame(columns=SELECTED_COLUMNS)
 
 
 @SELECTION_METHODS.register("test-domain")
@@ -110,7 +110,7 @@ def choose(name: str, records: pd.DataFrame) -> pd.DataFrame:
     method = SELECTION_METHODS[name]
     try:
         chosen = method(records)
-        return chosen[COLUMNS].dropna(subset=["val_acc", "test_acc"])
+        return chosen[SELECTED_COLUMNS].dropna(subset=["val_acc", "test_acc"])
     except Exception as error:
         if name in CLASS_NAMES.values():
             raise
@@ -122,7 +122,7 @@ def choose(name: str, records: pd.DataFrame) -> pd.DataFrame:
 def best_hparams(chosen: pd.DataFrame) -> pd.DataFrame:
     """Of each trial's runs the one with the best val_acc; of equals the highest hparams_seed."""
     ranked = chosen.sort_values(["val_acc", "hparams_seed"], ascending=False)
-    return ranked.drop_duplicates(TRIAL).sort_values(TRIAL).reset_index(drop=True)
+    return ranked.drop_duplicates(TRIAL_KEYS).sort_values(TRIAL_KEYS).reset_index(drop=True)
 
 
 class _Runs:
@@ -163,21 +163,21 @@ def _best_of_each_run(records: pd.DataFrame, validate: Callable[[_Runs], np.ndar
     """Of each run's records the one with the best `validate`; of equals the earliest. NaN can't be chosen."""
     is_single = _number_of_test_envs(records) == 1
     folder = pd.Categorical(records["folder"]).codes
-    chosen = [pd.DataFrame(columns=COLUMNS)]
+    chosen = [pd.DataFrame(columns=SELECTED_COLUMNS)]
     for dataset in records["dataset"].unique():
         runs = _Runs(records, dataset, is_single, folder)
         val_acc, test_acc = pd.Series(validate(runs)), runs.on_test_env("in")
         val_acc[np.isnan(test_acc)] = np.nan
         best = np.flatnonzero(val_acc == val_acc.groupby(runs.folder).transform("max"))
         of_best = (
-            records[[c for c in COLUMNS if c in records]]
+            records[[c for c in SELECTED_COLUMNS if c in records]]
             .iloc[runs.rows]
             .iloc[best]
             .assign(test_env=runs.test_env[best], val_acc=val_acc.to_numpy()[best], test_acc=test_acc[best])
         )
-        chosen.append(of_best.sort_values("step").drop_duplicates("folder")[COLUMNS])
+        chosen.append(of_best.sort_values("step").drop_duplicates("folder")[SELECTED_COLUMNS])
     chosen = [frame.astype(PLAIN) for frame in chosen if len(frame)] or chosen
-    return pd.concat(chosen).sort_values(RUN).reset_index(drop=True)
+    return pd.concat(chosen).sort_values(RUN_KEYS).reset_index(drop=True)
 
 
 def _number_of_test_envs(records: pd.DataFrame) -> np.ndarray:

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed import backbones
-from domainbed.compute import Featurizing, as_set
+from domainbed.compute import Featurizing, runs_as_configured
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import Hparams
 
@@ -33,7 +33,7 @@ class SmallCNN(Featurizing):
         if min(widths) >= 64:  # On a CPU: 1.05 to 1.4 times as fast with their channels last; narrow ones, 0.8 times.
             self.to(memory_format=torch.channels_last)
 
-    @as_set
+    @runs_as_configured
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(F.relu(conv(x)))

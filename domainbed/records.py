@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from domainbed.files import written_whole
+from domainbed.files import atomic_write
 
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
@@ -22,7 +22,7 @@ CHECKPOINT_FILE = "checkpoint.pt"  # of training that is not done, written by en
 SCHEMA_VERSION = 1
 
 # What tells one run of a sweep from another.
-RUN = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
+RUN_KEYS = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
 
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ def cut_records(folder: Path, length: int) -> None:
 
 def mark_done(folder: Path) -> None:
     """Say that a job is finished; written last, when everything else is on disk, and whole or not at all."""
-    with written_whole(folder / DONE_FILE) as file:
+    with atomic_write(folder / DONE_FILE) as file:
         file.write(b"done")
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from domainbed.errors import UsageError, near
+from domainbed.errors import UsageError, suggest
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Registry(Generic[T]):
             self._registered[name] = getattr(importlib.import_module(module), attribute)
         self.import_plugin(name)
         if name not in self._registered:
-            raise UsageError(f"unknown {self.kind} {name!r}; {near(name, self)}")
+            raise UsageError(f"unknown {self.kind} {name!r}; {suggest(name, self)}")
         return self._registered[name]
 
     def import_plugin(self, name: str) -> None:

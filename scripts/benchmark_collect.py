@@ -22,11 +22,12 @@ from joblib import Parallel, delayed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
 
+from domainbed import cli
 from domainbed.errors import UsageError
 from domainbed.records import DONE_FILE, RESULTS_FILE
-from domainbed.scripts import cli, sweep
+from domainbed.scripts import sweep
 from domainbed.sweep.job import Job
-from domainbed.sweep.remembered import remember
+from domainbed.sweep.log import log_launch
 
 JOBS_A_DRAW = 63  # 7 algorithms x (3 + 6) test environments
 
@@ -80,7 +81,7 @@ def make_sweep(folder: Path, words: Sequence[str], n_records: int) -> tuple[list
     jobs = sweep.jobs_of(launched)
     parts = [jobs[i : i + 1000] for i in range(0, len(jobs), 1000)]
     size = sum(Parallel(os.cpu_count())(delayed(write_jobs)(part, n_records) for part in parts))
-    remember(folder, sweep.grid_of(launched))
+    log_launch(folder, sweep.grid_of(launched))
     told = f"{size / 2**30:.1f} GiB" if size > 2**30 else f"{size / 2**20:.0f} MiB"
     told = f"{len(jobs):,} jobs of {n_records} records, {told}, made in {time.perf_counter() - began:.0f} s"
     return jobs, f"{told}; {len(os.sched_getaffinity(0))} cores"

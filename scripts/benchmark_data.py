@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, insta
 
 import timing
 
+from domainbed import cli
 from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD
 from domainbed.datasets import get_dataset_class
 from domainbed.loading.base import Request
-from domainbed.loading.cache import open_cached
-from domainbed.loading.photographs import Environment, Files, Images, PhotographFeed
+from domainbed.loading.image_cache import open_cached
+from domainbed.loading.photo_feed import Files, Images, PhotoEnvironment, PhotoFeed
 from domainbed.loading.sampling import BatchSampler
-from domainbed.scripts import cli
 
 PUBLISHED = transforms.Compose(
     [
@@ -65,8 +65,8 @@ def plain(files: list[str], labels: np.ndarray, decoded: Images | None, batch: i
 
 def ours(files: list[str], labels: np.ndarray, images: Images, batch: int, workers: int, device: str) -> Iterable:
     """Batches without end, as a job with three training environments gets them: three a request."""
-    environment = Environment(images, files, labels, np.zeros(len(files)))
-    feed = PhotographFeed([environment], (224, 224), torch.device(device), workers)
+    environment = PhotoEnvironment(images, files, labels, np.zeros(len(files)))
+    feed = PhotoFeed([environment], (224, 224), torch.device(device), workers)
     asked = (Request(0, indices, 1, batch * i) for i, indices in enumerate(tables(len(files), batch)))
     return itertools.chain.from_iterable(feed.batches(zip(asked, asked, asked, strict=False)))
 

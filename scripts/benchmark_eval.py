@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, insta
 import timing
 from benchmark_job import accuracy
 
+from domainbed import cli
 from domainbed.algorithms.base import Algorithm
 from domainbed.datasets import ArrayEnvironment, MultipleDomainDataset, get_dataset_class
 from domainbed.engine.config import JobConfig
@@ -33,7 +34,6 @@ from domainbed.engine.train import set_determinism
 from domainbed.errors import UsageError
 from domainbed.loading.base import Feed
 from domainbed.loading.splits import Split
-from domainbed.scripts import cli
 from domainbed.seeding import seed_everything
 
 # The first is the reference.

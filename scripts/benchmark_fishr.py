@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, insta
 
 import timing
 
+from domainbed import cli
 from domainbed.algorithms.fishr import squared_distances
 from domainbed.gradients import flat, gradient_factors, gradient_variance, split_factors
 from domainbed.networks import Classifier
-from domainbed.scripts import cli
 from tests.memory import PeakMemory
 
 # features, classes, domains, samples a domain, nonlinear head

@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, insta
 
 import timing
 
+from domainbed import cli
 from domainbed.datasets import get_dataset_class
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.records import last_record
-from domainbed.scripts import cli
 
 SIDES = ("plain", "default", "splits", "bf16", "bf16, compiled", "warm")
 OPTIONS = {

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, insta
 
 import timing
 
+from domainbed import cli
 from domainbed.algorithms import ALGORITHMS, get_algorithm_class
 from domainbed.algorithms.base import Minibatch
 from domainbed.algorithms.penalty import PenaltyERM
@@ -30,16 +31,15 @@ from domainbed.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, load_data
 from domainbed.engine.feed import loader_workers, open_feed
-from domainbed.engine.figures import Figures
 from domainbed.engine.memory import keep_freed_memory
+from domainbed.engine.metrics import MetricLog
 from domainbed.engine.model import make_algorithm, to_device
 from domainbed.engine.steps import are_captured, make_steps
 from domainbed.engine.train import set_determinism
 from domainbed.errors import UsageError
 from domainbed.loading.base import Feed
-from domainbed.loading.photographs import PhotographFeed
+from domainbed.loading.photo_feed import PhotoFeed
 from domainbed.loading.splits import Split
-from domainbed.scripts import cli
 from domainbed.seeding import seed_everything
 
 # The first is the reference.
@@ -77,7 +77,7 @@ class Side:
         self._steps = make_steps(self._algorithm, device, are_captured(config.engine, device))
         self._batches: Iterator[Step] = Batches(config, dataset, splits, feed).steps(0, WITHOUT_END)
         # What worker processes have read ahead while other sides were timed must not count.
-        self._ahead = 2 * loader_workers(config.loader_workers, device) if isinstance(feed, PhotographFeed) else 0
+        self._ahead = 2 * loader_workers(config.loader_workers, device) if isinstance(feed, PhotoFeed) else 0
 
     def _weights(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten().double() for p in self._algorithm.parameters()])
@@ -95,7 +95,7 @@ class Side:
         """Milliseconds of an update as a job does it: the batch is fetched, and what the update tells is kept."""
         for step in islice(self._batches, self._ahead):
             self._steps.update(*step)
-        told = Figures(0)
+        told = MetricLog(0)
 
         def work() -> None:
             for step in islice(self._batches, n):

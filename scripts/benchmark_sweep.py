@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, insta
 import timing
 from benchmark_collect import add_sweep_options, check_sweep_options, launch_words, make_sweep
 
+from domainbed import cli
 from domainbed.records import DONE_FILE
-from domainbed.scripts import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:

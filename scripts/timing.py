@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from domainbed import cli
 from domainbed.errors import UsageError
-from domainbed.files import written_whole
-from domainbed.scripts import cli
+from domainbed.files import atomic_write
 
 Samples = Mapping[str, Sequence[float]]  # of each side
 
@@ -128,7 +128,7 @@ class Report:
     def end(self) -> int:
         """Write the JSON. Returns the exit status: 1 if a check failed."""
         if self._output:
-            with written_whole(self._output) as file:
+            with atomic_write(self._output) as file:
                 # A figure that is not finite is no JSON, so it becomes a word.
                 file.write(json.dumps(_finite(self._found), indent=1, allow_nan=False).encode() + b"\n")
         return 0 if all(check["passed"] for check in self._found["checks"]) else 1

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from domainbed import compute
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.erm import ERM
-from domainbed.compute import Featurizing, as_set, featurizers_of, set_compiled, set_precision
+from domainbed.compute import Featurizing, featurizers_of, runs_as_configured, set_compiled, set_precision
 from domainbed.engine.config import JobConfig
 from domainbed.engine.model import to_device
 from domainbed.errors import UsageError
@@ -155,7 +155,7 @@ def test_a_featurizer_that_torch_cannot_compile_runs_as_it_is_written(
         return run
 
     class Odd(Featurizing):
-        @as_set
+        @runs_as_configured
         def forward(self, x):
             return 2 * x
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from domainbed.files import held, written_whole
+from domainbed.files import atomic_write, file_lock
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path):
     path = tmp_path / "x.txt"
     path.write_bytes(b"old")
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -26,7 +26,7 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path):
     path.write_bytes(b"old")
 
     def fail() -> None:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half")
             raise OSError("the disk is full")
 
@@ -38,9 +38,9 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path):
 
 def test_of_two_that_write_it_the_last_to_end_has_it_whole(tmp_path: Path):
     path = tmp_path / "x.txt"
-    with written_whole(path) as first:
+    with atomic_write(path) as first:
         first.write(b"the first,")
-        with written_whole(path) as second:
+        with atomic_write(path) as second:
             second.write(b"2")
         assert path.read_bytes() == b"2"
         first.write(b" which takes longer")
@@ -50,22 +50,22 @@ def test_of_two_that_write_it_the_last_to_end_has_it_whole(tmp_path: Path):
 
 def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "none" / "x.txt"
-    with pytest.raises(FileNotFoundError) as raised, written_whole(path):
+    with pytest.raises(FileNotFoundError) as raised, atomic_write(path):
         pass
     assert (raised.value.filename, raised.value.filename2) == (str(path), None)
     (tmp_path / "x.txt").mkdir()
-    with pytest.raises(IsADirectoryError) as raised, written_whole(tmp_path / "x.txt"):
+    with pytest.raises(IsADirectoryError) as raised, atomic_write(tmp_path / "x.txt"):
         pass
     assert (raised.value.filename, raised.value.filename2) == (str(tmp_path / "x.txt"), None)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(FileNotFoundError) as raised, written_whole(tmp_path / "z.txt"):
+    with pytest.raises(FileNotFoundError) as raised, atomic_write(tmp_path / "z.txt"):
         (tmp_path / "another").read_bytes()
     assert raised.value.filename == str(tmp_path / "another")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left") as raised, written_whole(tmp_path / "y.txt"):
+    with pytest.raises(OSError, match="No space left") as raised, atomic_write(tmp_path / "y.txt"):
         pass
     assert raised.value.filename == str(tmp_path / "y.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
@@ -75,11 +75,11 @@ def test_the_second_waits_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     order = []
 
     def second() -> None:
-        with held(tmp_path / "lock", "waiting"):
+        with file_lock(tmp_path / "lock", "waiting"):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with held(tmp_path / "lock", "never printed"):
+    with file_lock(tmp_path / "lock", "never printed"):
         thread.start()
         thread.join(0.3)
         order.append("first")
@@ -98,7 +98,7 @@ def test_a_process_that_is_killed_lets_go(tmp_path: Path, capsys: pytest.Capture
     assert process.stdout.readline() == "held\n"
     process.kill()
     process.communicate()
-    with held(tmp_path / "lock", "waiting"):
+    with file_lock(tmp_path / "lock", "waiting"):
         pass
     assert capsys.readouterr().out == ""
 
@@ -106,11 +106,11 @@ def test_a_process_that_is_killed_lets_go(tmp_path: Path, capsys: pytest.Capture
 def test_what_stood_there_is_kept_beside(tmp_path: Path):
     path, kept = tmp_path / "x.txt", tmp_path / "before.txt"
     for text, before in ((b"1", None), (b"2", b"1"), (b"3", b"2")):
-        with written_whole(path, kept=kept) as file:
+        with atomic_write(path, kept=kept) as file:
             file.write(text)
         assert path.read_bytes() == text
         assert (kept.read_bytes() if kept.exists() else None) == before
-    with pytest.raises(ValueError, match="four"), written_whole(path, kept=kept):
+    with pytest.raises(ValueError, match="four"), atomic_write(path, kept=kept):
         raise ValueError("four")
     assert (path.read_bytes(), kept.read_bytes()) == (b"3", b"2")
     assert {p.name for p in tmp_path.iterdir()} == {"x.txt", "before.txt"}
@@ -128,7 +128,7 @@ def test_nothing_moves_before_all_is_on_disk(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.fstat(descriptor).st_size))
     monkeypatch.setattr(os, "replace", moved)
-    with written_whole(path, kept=kept) as file:
+    with atomic_write(path, kept=kept) as file:
         file.write(b"new one")
     assert [re.sub("[0-9a-f]{32}", "#", str(each)) for each in done] == [
         "7",
@@ -151,8 +151,8 @@ def test_a_full_disk_is_told_as_such_where_torch_hides_it(tmp_path: Path):
         def flush(self) -> None:
             self.file.flush()
 
-    with pytest.raises(OSError, match="No space left on device"), written_whole(tmp_path / "x") as file:
+    with pytest.raises(OSError, match="No space left on device"), atomic_write(tmp_path / "x") as file:
         torch.save({"a": torch.zeros(1000)}, Full(file))
-    with pytest.raises(RuntimeError, match="another"), written_whole(tmp_path / "x"):
+    with pytest.raises(RuntimeError, match="another"), atomic_write(tmp_path / "x"):
         raise RuntimeError("another")
     assert list(tmp_path.iterdir()) == []

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domainbed.model_selection import SELECTION_METHODS, TRIAL, WITH_PAIRS, best_hparams
+from domainbed.model_selection import SELECTION_METHODS, TRIAL_KEYS, WITH_PAIRS, best_hparams
+from domainbed.reporting.cells import AVERAGE, algorithms_of, average_cells, datasets_of, environment_names, make_cells
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.tables import AVERAGE, algorithms_of, averages, datasets_of, environment_names, summarise
 from tests.conftest import make_record, read_sweep, write_sweep
 from tests.reference import METHODS, dataset_table, trial_accuracy
 
@@ -60,7 +60,7 @@ def test_every_choice_and_every_cell(records: list[dict], shuffle):
         all_chosen = SELECTION_METHODS[method](frame)
         best = best_hparams(all_chosen)
         named = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets_of(sweep.runs)}
-        cells = summarise(sweep.runs, all_chosen, named, algorithms_of(sweep.runs), method in WITH_PAIRS)
+        cells = make_cells(sweep.runs, all_chosen, named, algorithms_of(sweep.runs), method in WITH_PAIRS)
         cells = cells.set_index(["dataset", "algorithm", "environment"])
         means: dict[str, list] = {}
         for dataset, algorithm in itertools.product(datasets, sorted({r["args"]["algorithm"] for r in records})):
@@ -79,10 +79,10 @@ def test_every_choice_and_every_cell(records: list[dict], shuffle):
             means.setdefault(algorithm, []).append(row["Avg"])
             for env, trial in itertools.product(range(n), range(2)):
                 expected_run = trial_accuracy(method, records, dataset, algorithm, env, n, trial)
-                chosen = best[(best[TRIAL] == [dataset, algorithm, env, trial]).all(axis=1)]
+                chosen = best[(best[TRIAL_KEYS] == [dataset, algorithm, env, trial]).all(axis=1)]
                 found = [(row.test_acc, row.hparams_seed) for row in chosen.itertuples()]
                 assert found == ([] if expected_run is None else [expected_run])
-        overall = averages(cells.reset_index())
+        overall = average_cells(cells.reset_index())
         overall = overall[overall["dataset"] == AVERAGE].set_index("algorithm")["mean"]
         for algorithm, of_datasets in means.items():
             if None in of_datasets:

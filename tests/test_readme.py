@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.reporting.layout import Wanted
+from domainbed.reporting.formats.text import text
+from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
-from domainbed.reporting.text import text
 from domainbed.scripts import (
     collect_results,
     colored_mnist,
@@ -24,7 +24,7 @@ from domainbed.scripts import (
     sweep,
     train,
 )
-from domainbed.scripts.launching import with_config_file
+from domainbed.scripts.config_file import with_config_file
 from domainbed.sweep.launchers.slurm import sbatch_parameters
 from tests.conftest import make_record, write_sweep
 
@@ -99,7 +99,7 @@ def test_the_quoted_tables_look_like_the_real_ones(tmp_path: Path):
     ]
     (quoted,) = [block for block in blocks("text") if "Model selection" in block]
     quoted = quoted[quoted.index("84 runs asked for") : quoted.index("\n84 runs asked for: 84 done; written to")]
-    told = text(make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted()))
+    told = text(make_report(load_sweep(str(write_sweep(tmp_path, records))), ReportOptions()))
     assert masked(quoted) == masked(told.partition("\n\nWhat was asked for is not kept here")[0])
 
 

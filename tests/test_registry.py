@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.errors import UsageError, near
+from domainbed.errors import UsageError, suggest
 from domainbed.registry import Registry, import_modules
 from tests.conftest import read_sweep
 
@@ -36,9 +36,9 @@ def test_a_name_is_given_once():
 
 
 def test_near():
-    assert near("coloredmnist", ["ColoredMNIST", "PACS"]) == "did you mean ColoredMNIST?"
-    assert near("zzz", ["ColoredMNIST", "PACS"]) == "choose from ColoredMNIST, PACS"
-    assert near("zzz", []) == "there are none"
+    assert suggest("coloredmnist", ["ColoredMNIST", "PACS"]) == "did you mean ColoredMNIST?"
+    assert suggest("zzz", ["ColoredMNIST", "PACS"]) == "choose from ColoredMNIST, PACS"
+    assert suggest("zzz", []) == "there are none"
 
 
 def test_a_module_that_cannot_be_imported_is_named():

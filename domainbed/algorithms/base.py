@@ -130,22 +130,22 @@ def _restored(current: Any, saved: Any) -> Any:
     return saved
 
 
-def classes(logits: torch.Tensor) -> torch.Tensor:
+def predicted_classes(logits: torch.Tensor) -> torch.Tensor:
     """The class that each image's logits [n, classes] say, [n]; a single logit says class 1 where it is positive."""
     return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
 
 
-def all_domains(minibatches: Sequence[Minibatch]) -> Minibatch:
+def concatenate(minibatches: Sequence[Minibatch]) -> Minibatch:
     """The domains' batches as one: images and labels."""
     return torch.cat([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])
 
 
-def by_domain(rows: torch.Tensor, minibatches: Sequence[Minibatch]) -> list[torch.Tensor]:
+def split_by_domain(rows: torch.Tensor, minibatches: Sequence[Minibatch]) -> list[torch.Tensor]:
     """The rows [n, …] that belong to each domain's batch, of a tensor for all of them."""
     return list(rows.split([len(y) for _, y in minibatches]))
 
 
 def domain_risks(logits: torch.Tensor, minibatches: Sequence[Minibatch]) -> torch.Tensor:
     """Each domain's mean cross-entropy, [domains], from the logits [n, classes] for all of them."""
-    domains = zip(by_domain(logits, minibatches), minibatches, strict=True)
+    domains = zip(split_by_domain(logits, minibatches), minibatches, strict=True)
     return torch.stack([F.cross_entropy(part, y) for part, (_, y) in domains])

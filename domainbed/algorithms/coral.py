@@ -5,7 +5,7 @@ from itertools import combinations
 
 import torch
 
-from domainbed.algorithms.base import Minibatch, all_domains, by_domain, domain_risks
+from domainbed.algorithms.base import Minibatch, concatenate, domain_risks, split_by_domain
 from domainbed.algorithms.erm import ERM
 
 
@@ -23,9 +23,9 @@ class CORAL(ERM):
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:
-        z = self.featurizer(all_domains(minibatches)[0])
+        z = self.featurizer(concatenate(minibatches)[0])
         risk = domain_risks(self.classifier(z), minibatches).mean()
-        pairs = combinations([moments(part) for part in by_domain(z, minibatches)], 2)
+        pairs = combinations([moments(part) for part in split_by_domain(z, minibatches)], 2)
         distances = [
             ((mean_i - mean_j) ** 2).mean() + ((cov_i - cov_j) ** 2).mean()
             for (mean_i, cov_i), (mean_j, cov_j) in pairs

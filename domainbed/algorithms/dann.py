@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Minibatch, all_domains
+from domainbed.algorithms.base import Algorithm, Minibatch, concatenate
 from domainbed.hparams_registry import Hparams
 
 
@@ -47,7 +47,7 @@ class DANN(Algorithm):
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:
-        x, y = all_domains(minibatches)
+        x, y = concatenate(minibatches)
         domains = torch.cat([torch.full_like(y, domain) for domain, (_, y) in enumerate(minibatches)])
         train = self.train_discriminator if self.phase == "discriminator" else self.train_generator
         self.update_count += 1

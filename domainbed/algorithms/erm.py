@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Minibatch, all_domains
+from domainbed.algorithms.base import Algorithm, Minibatch, concatenate
 from domainbed.hparams_registry import Hparams
 
 
@@ -28,7 +28,7 @@ class ERM(Algorithm):
     def update(
         self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Mapping[str, torch.Tensor | float]:
-        x, y = all_domains(minibatches)
+        x, y = concatenate(minibatches)
         loss = F.cross_entropy(self.predict(x), y)
         self.optimizer.zero_grad()
         loss.backward()

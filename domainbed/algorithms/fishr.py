@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Minibatch, all_domains, domain_risks
+from domainbed.algorithms.base import Minibatch, concatenate, domain_risks
 from domainbed.algorithms.penalty import PenaltyERM
-from domainbed.errors import UsageError, near
+from domainbed.errors import UsageError, suggest
 from domainbed.gradients import (
     Factors,
     gradient_covariance,
@@ -61,7 +61,7 @@ class Fishr(PenaltyERM):
         variants = [*STATISTICS, "all_layers"]
         self.variant = hparams.get("variant", "variance")  # a class of one's own may have DomainBed's hparams alone
         if self.variant not in variants:
-            raise UsageError(f"Fishr has no variant {self.variant!r}; {near(self.variant, variants)}")
+            raise UsageError(f"Fishr has no variant {self.variant!r}; {suggest(self.variant, variants)}")
         if self.variant != "all_layers":
             head_layers(self.classifier)  # refuses what it can't take
             n = sum(p.numel() for p in self.classifier.parameters())
@@ -77,7 +77,7 @@ class Fishr(PenaltyERM):
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.variant == "all_layers":
             return self.risk_and_penalty_of_all_layers(minibatches)
-        x, y = all_domains(minibatches)
+        x, y = concatenate(minibatches)
         logits, factors = gradient_factors(self.classifier, self.featurizer(x), y)
         with torch.set_grad_enabled(self.phase != "warm-up"):  # a penalty that has no weight needs no gradient
             domains = split_factors(factors, [len(y) for _, y in minibatches])
@@ -91,5 +91,5 @@ class Fishr(PenaltyERM):
         with torch.set_grad_enabled(self.phase != "warm-up"):
             v = torch.stack([network_gradient_variance(self.network, x, y) for x, y in minibatches])
             penalty = squared_distances(v).mean(0).sum()
-        logits = self.predict(all_domains(minibatches)[0])
+        logits = self.predict(concatenate(minibatches)[0])
         return domain_risks(logits, minibatches).sum(), penalty

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Minibatch, all_domains, by_domain, domain_risks
+from domainbed.algorithms.base import Minibatch, concatenate, domain_risks, split_by_domain
 from domainbed.algorithms.penalty import PenaltyERM
 
 
@@ -32,9 +32,9 @@ class IRM(PenaltyERM):
     ANNEAL_ITERS = "irm_penalty_anneal_iters"
 
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.predict(all_domains(minibatches)[0])
+        logits = self.predict(concatenate(minibatches)[0])
         penalties = [
             scale_derivative(part[::2], y[::2]) * scale_derivative(part[1::2], y[1::2])
-            for part, (_, y) in zip(by_domain(logits, minibatches), minibatches, strict=True)
+            for part, (_, y) in zip(split_by_domain(logits, minibatches), minibatches, strict=True)
         ]
         return domain_risks(logits, minibatches).mean(), torch.stack(penalties).mean()

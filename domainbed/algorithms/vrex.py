@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from domainbed.algorithms.base import Minibatch, all_domains, domain_risks
+from domainbed.algorithms.base import Minibatch, concatenate, domain_risks
 from domainbed.algorithms.penalty import PenaltyERM
 
 
@@ -21,5 +21,5 @@ class VREx(PenaltyERM):
     ANNEAL_ITERS = "vrex_penalty_anneal_iters"
 
     def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        risks = domain_risks(self.predict(all_domains(minibatches)[0]), minibatches)
+        risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
         return risks.mean(), variance_of_risks(risks)

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out, read_tree
 from domainbed.datasets.mnist import COMPLETE, FILES, MNIST, missing_files, raw_folder
-from domainbed.datasets.photographs import Photographs, Published
-from domainbed.errors import UsageError, near
-from domainbed.files import written_whole
+from domainbed.datasets.photos import Photographs, PublishedDataset
+from domainbed.errors import UsageError, suggest
+from domainbed.files import atomic_write
 from domainbed.loading.decode import BadImageError, decode, read_file
 
 MNIST_MD5 = dict(
@@ -72,7 +72,7 @@ def verify_photographs(dataset: type[Photographs], data_dir: str) -> Verdict:
         verdict.differs(str(error))
         return verdict
     counts = [len(environment) for environment in environments]
-    if issubclass(dataset, Published):
+    if issubclass(dataset, PublishedDataset):
         compare_counts(verdict, folders, counts, dataset.IMAGES, (root / LEAVE_OUT_FILE).exists())
         compare_classes(verdict, classes, dataset)
     else:
@@ -110,14 +110,14 @@ def compare_counts(
         verdict.differs(f"{total}, not the {sum(nearest):,} published{hint}")
 
 
-def compare_classes(verdict: Verdict, classes: Sequence[str], dataset: type[Published]) -> None:
+def compare_classes(verdict: Verdict, classes: Sequence[str], dataset: type[PublishedDataset]) -> None:
     if len(classes) != dataset.NUM_CLASSES:
         verdict.differs(f"{len(classes)} classes, not {dataset.NUM_CLASSES}")
     else:
         verdict.lines.append(f"{len(classes)} classes")
     if dataset.CLASSES:
         for name in sorted(set(classes).difference(dataset.CLASSES)):
-            verdict.differs(f"class {name!r} is none of {dataset.__name__}'s; {near(name, dataset.CLASSES)}")
+            verdict.differs(f"class {name!r} is none of {dataset.__name__}'s; {suggest(name, dataset.CLASSES)}")
         for name in sorted(set(dataset.CLASSES).difference(classes)):
             verdict.differs(f"class {name!r} is missing")
 
@@ -169,7 +169,7 @@ def write_leave_out(root: Path, files: Sequence[str]) -> Path:
     path = root / LEAVE_OUT_FILE
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     new_line = "\n" if before and not before.endswith("\n") else ""
-    with written_whole(path) as whole:
+    with atomic_write(path) as whole:
         whole.write((before + new_line + "".join(f"{file}\n" for file in files)).encode())
     if unlisted := sorted(set(files) - read_leave_out(root)):
         raise UsageError(f"{path} can't hold such names; delete or rename {', '.join(unlisted)}")

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from domainbed import __version__
 from domainbed.algorithms.base import Algorithm
-from domainbed.engine.config import JobConfig, as_told
-from domainbed.engine.figures import Figures, Told
+from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
+from domainbed.engine.metrics import MetricLog, Metrics
 from domainbed.errors import UsageError, one_line
-from domainbed.files import written_whole
+from domainbed.files import atomic_write
 from domainbed.loading.base import Feed
 from domainbed.records import CHECKPOINT_FILE, RESULTS_FILE, cut_records, last_record, read_job, records_length
 from domainbed.seeding import generators_state, restore_generators
@@ -42,11 +42,11 @@ class Progress:
     """
 
     def __init__(
-        self, step: int = 0, is_evaluated: bool = True, figures: Told | None = None, seconds: float = 0.0
+        self, step: int = 0, is_evaluated: bool = True, figures: Metrics | None = None, seconds: float = 0.0
     ) -> None:
         self.step = step
         self.is_evaluated = is_evaluated
-        self.told = Figures(step, figures)
+        self.told = MetricLog(step, figures)
         self._before = seconds
         self._began: float | None = None
 
@@ -76,7 +76,7 @@ class Progress:
     def evaluated(self) -> None:
         """The evaluation is done and recorded."""
         self.is_evaluated = True
-        self.told = Figures(self.step)
+        self.told = MetricLog(self.step)
         self._before = 0.0
         self._began = None
 
@@ -167,7 +167,7 @@ class Checkpoints:
             "generators": generators or generators_state(),
             "versions": versions(),
         }
-        with written_whole(path, kept=self._folder / PREVIOUS_FILE) as file:
+        with atomic_write(path, kept=self._folder / PREVIOUS_FILE) as file:
             torch.save(saved, file)
         self._saved_at = time.monotonic()
 
@@ -257,6 +257,6 @@ def refuse_another(folder: Path, theirs: Mapping[str, Any], config: JobConfig) -
     """See that the arguments of what is in the folder are this job's, but for those that lie beside the result."""
     ours = config.args()
     telling = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.is_own_tree())]
-    other = [f"{name} {value}" for name, value in as_told(theirs, telling).items()]
+    other = [f"{name} {value}" for name, value in recorded_args(theirs, telling).items()]
     if other != [f"{f.name} {ours[f.name]}" for f in telling]:
         raise UsageError(f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir")

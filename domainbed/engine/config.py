@@ -8,7 +8,7 @@ from typing import Any
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import get_dataset_class
-from domainbed.errors import UsageError, near
+from domainbed.errors import UsageError, suggest
 from domainbed.hparams_registry import Hparams, resolve_hparams
 
 TASKS = ("domain_generalization", "domain_adaptation")
@@ -20,7 +20,7 @@ TRACKS = ("nothing", "landscape")
 PRECISIONS = ("tf32", "fp32", "bf16")  # see compute.set_precision
 
 
-def _beside(default: Any) -> Any:
+def unhashed_option(default: Any) -> Any:
     """A field that says where data lie or what is left behind: it determines no result, so it names no folder."""
     return field(default=default, compare=False)
 
@@ -77,31 +77,31 @@ class JobConfig:
     eval: str = EVALUATIONS[0]
     clean_evaluation: bool = False
     precision: str = PRECISIONS[0]
-    data_dir: str | None = _beside(None)
-    output_dir: str = _beside("train_output")
-    skip_model_save: bool = _beside(False)
-    save_model_every_checkpoint: bool = _beside(False)
-    imports: tuple[str, ...] = _beside(())
-    weights_dir: str | None = _beside(None)
-    on_bad_image: str = _beside(BAD_IMAGES[0])
-    cache: str | None = _beside(None)
-    cache_gb: float = _beside(100.0)
-    resident_gb: float | None = _beside(None)
-    loader_workers: int | None = _beside(None)
-    save_every: float = _beside(10.0)
-    deterministic: bool = _beside(False)
-    engine: str = _beside(ENGINES[0])
-    compile: str = _beside(COMPILES[0])
-    track: str = _beside(TRACKS[0])
+    data_dir: str | None = unhashed_option(None)
+    output_dir: str = unhashed_option("train_output")
+    skip_model_save: bool = unhashed_option(False)
+    save_model_every_checkpoint: bool = unhashed_option(False)
+    imports: tuple[str, ...] = unhashed_option(())
+    weights_dir: str | None = unhashed_option(None)
+    on_bad_image: str = unhashed_option(BAD_IMAGES[0])
+    cache: str | None = unhashed_option(None)
+    cache_gb: float = unhashed_option(100.0)
+    resident_gb: float | None = unhashed_option(None)
+    loader_workers: int | None = unhashed_option(None)
+    save_every: float = unhashed_option(10.0)
+    deterministic: bool = unhashed_option(False)
+    engine: str = unhashed_option(ENGINES[0])
+    compile: str = unhashed_option(COMPILES[0])
+    track: str = unhashed_option(TRACKS[0])
 
     def __post_init__(self) -> None:
         dataset = get_dataset_class(self.dataset)
         if self.algorithm not in ALGORITHMS:
-            raise UsageError(f"unknown algorithm {self.algorithm!r}; {near(self.algorithm, ALGORITHMS)}")
+            raise UsageError(f"unknown algorithm {self.algorithm!r}; {suggest(self.algorithm, ALGORITHMS)}")
         ALGORITHMS.import_plugin(self.algorithm)  # which registers its hyperparameters
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise UsageError(f"unknown {name} {getattr(self, name)!r}; {near(getattr(self, name), known)}")
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; {suggest(getattr(self, name), known)}")
         names = dataset.environment_names(self.data_dir)
         self._set(
             test_envs=_checked_test_envs(self.test_envs, self.dataset, names),
@@ -176,7 +176,7 @@ class JobConfig:
         return cls(**known)
 
 
-def as_told(args: Mapping[str, Any], which: Sequence[Field]) -> dict[str, Any]:
+def recorded_args(args: Mapping[str, Any], which: Sequence[Field]) -> dict[str, Any]:
     """Arguments as a record's `args` tell them.
 
     One that they lack was not there yet, and stood at its default; None where it has none.

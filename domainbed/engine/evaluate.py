@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from domainbed.algorithms.base import Algorithm, classes
+from domainbed.algorithms.base import Algorithm, predicted_classes
 from domainbed.loading.base import Feed, Request
 
 
@@ -27,7 +27,7 @@ def accuracies(
     batches = feed.batches([request] for _, request in named)
     for (name, request), [(x, y)] in zip(named, batches, strict=True):
         before_batch()
-        predicted = classes(in_halves(algorithm.predict, x))
+        predicted = predicted_classes(split_on_oom(algorithm.predict, x))
         correct.setdefault(name, []).append((predicted == y).sum())
         images[name] = images.get(name, 0) + len(request.indices)
     algorithm.train()
@@ -37,7 +37,7 @@ def accuracies(
     return {name: count / images[name] for name, count in zip(correct, counts, strict=True)}
 
 
-def in_halves(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def split_on_oom(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """What a network gives for images x, in halves where the device's memory does not hold all at once."""
     try:
         return network(x)
@@ -46,4 +46,4 @@ def in_halves(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) 
             raise
     if x.device.type == "cuda":
         torch.cuda.empty_cache()
-    return torch.cat([in_halves(network, half) for half in x.split(-(-len(x) // 2))])
+    return torch.cat([split_on_oom(network, half) for half in x.split(-(-len(x) // 2))])

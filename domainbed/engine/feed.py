@@ -12,10 +12,10 @@ from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.loading.arrays import ArrayFeed
 from domainbed.loading.base import Feed
-from domainbed.loading.cache import open_cached
+from domainbed.loading.image_cache import open_cached
 from domainbed.loading.pack import Pack
-from domainbed.loading.photographs import Environment, Files, Images, PhotographFeed
-from domainbed.loading.residence import moved_if_it_fits
+from domainbed.loading.photo_feed import Files, Images, PhotoEnvironment, PhotoFeed
+from domainbed.loading.residence import move_to_device
 from domainbed.loading.splits import Split
 
 MOST_WORKERS = 8  # more than a GPU asks for
@@ -38,10 +38,11 @@ def open_feed(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequenc
     files = [[f"{folder}/{file}" for file in e.files] for e in photographs for folder in [os.path.realpath(e.folder)]]
     images, are_on_device = _images(config, files, device)
     environments = [
-        Environment(images[i], files[i], photographs[i].labels, part_numbers(split)) for i, split in enumerate(splits)
+        PhotoEnvironment(images[i], files[i], photographs[i].labels, part_numbers(split))
+        for i, split in enumerate(splits)
     ]
     workers = 0 if are_on_device else loader_workers(config.loader_workers, device)
-    return PhotographFeed(environments, dataset.input_shape[1:], device, workers, config.on_bad_image == "skip")
+    return PhotoFeed(environments, dataset.input_shape[1:], device, workers, config.on_bad_image == "skip")
 
 
 def _images(config: JobConfig, files: Sequence[Sequence[str]], device: torch.device) -> tuple[Sequence[Images], bool]:
@@ -58,7 +59,7 @@ def _images(config: JobConfig, files: Sequence[Sequence[str]], device: torch.dev
     def move(device: torch.device) -> list[Pack]:
         return [pack.to(device) for pack in packs]
 
-    moved = moved_if_it_fits(move, sum(pack.n_bytes for pack in packs), device, config.resident_gb)
+    moved = move_to_device(move, sum(pack.n_bytes for pack in packs), device, config.resident_gb)
     return moved or packs, moved is not None
 
 

@@ -38,7 +38,7 @@ class TakenError(UsageError):
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockOwner:
     """Who trains a job, and how far it is.
 
     Attributes:
@@ -74,14 +74,14 @@ class Holder:
         return f"process {self.pid} on {self.host}" + (f", SLURM job {self.slurm_job}" if self.slurm_job else "")
 
 
-def this_process() -> Holder:
+def this_process() -> LockOwner:
     environ = os.environ
     job = environ.get("SLURM_JOB_ID", "")
     if "SLURM_ARRAY_JOB_ID" in environ:
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
     pid, launcher = os.getpid(), multiprocessing.parent_process()
     parent = (launcher.pid or 0) if launcher else 0
-    return Holder(socket.gethostname(), this_machine(), pid, start_of(pid) or "", parent, job)
+    return LockOwner(socket.gethostname(), this_machine(), pid, start_of(pid) or "", parent, job)
 
 
 def this_machine() -> str:
@@ -243,18 +243,18 @@ def locked(folder: Path) -> Iterator[Lock]:
             lock = _made(path)
             break
         except FileExistsError:
-            _take_from_the_dead(path)
+            break_stale_lock(path)
     try:
         yield lock
     finally:
         lock.release()
 
 
-def holder_of(folder: Path) -> Holder | None:
+def lock_owner(folder: Path) -> LockOwner | None:
     """Who the folder's lock names; None if there is no lock, or nothing to be read in it."""
     try:
         told = json.loads((folder / LOCK_FILE).read_bytes())
-        return Holder(**{f.name: told[f.name] for f in fields(Holder)})
+        return LockOwner(**{f.name: told[f.name] for f in fields(LockOwner)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -264,14 +264,14 @@ def is_locked(folder: Path) -> bool:
     return seems_alive(folder, None)
 
 
-def lives_here(holder: Holder) -> bool | None:
+def lives_here(owner: LockOwner) -> bool | None:
     """Whether it is a live process of this machine; None where that can't be known (it is elsewhere, or hidden)."""
-    if holder.machine != this_machine():
+    if owner.machine != this_machine():
         return None
-    start = start_of(holder.pid)
+    start = start_of(owner.pid)
     if start is None:
         return False
-    return start == holder.started if start and holder.started else None
+    return start == owner.started if start and owner.started else None
 
 
 def seems_alive(folder: Path, now: float | None) -> bool:
@@ -280,9 +280,9 @@ def seems_alive(folder: Path, now: float | None) -> bool:
         lock = (folder / LOCK_FILE).stat()
     except OSError:
         return False
-    holder = holder_of(folder)
-    if holder and (lives := lives_here(holder)) is not None:
-        return lives and holder.inode in (0, lock.st_ino)
+    owner = lock_owner(folder)
+    if owner and (lives := lives_here(owner)) is not None:
+        return lives and owner.inode in (0, lock.st_ino)
     return abs((file_system_time(folder) if now is None else now) - lock.st_mtime) <= EXPIRY
 
 
@@ -297,17 +297,17 @@ def file_system_time(folder: Path) -> float:
         return time.time()
 
 
-def _take_from_the_dead(path: Path) -> None:
+def break_stale_lock(path: Path) -> None:
     """Put a dead process's lock away. Raises TakenError if its holder lives."""
-    holder = holder_of(path.parent)
+    owner = lock_owner(path.parent)
     before = _look(path)
     if before is None:
         return  # released just now
-    taken = TakenError(f"{path.parent} is being trained by another process" + (f" ({holder})" if holder else ""))
+    taken = TakenError(f"{path.parent} is being trained by another process" + (f" ({owner})" if owner else ""))
     if seems_alive(path.parent, None):
         raise taken
-    if not holder or lives_here(holder) is None:
-        tqdm.write(f"{path} is old: watching for {WATCH:.0f} s whether its holder ({holder}) is alive")
+    if not owner or lives_here(owner) is None:
+        tqdm.write(f"{path} is old: watching for {WATCH:.0f} s whether its owner ({owner}) is alive")
         deadline = time.monotonic() + WATCH
         while time.monotonic() < deadline:
             time.sleep(min(1.0, WATCH / 10))

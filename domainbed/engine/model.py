@@ -15,7 +15,7 @@ from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.capturable import is_ours
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError, one_line
-from domainbed.files import written_whole
+from domainbed.files import atomic_write
 from domainbed.registry import import_modules
 
 MODEL = "model.pkl"  # in a job's folder; after an evaluation, model_step{step}.pkl
@@ -81,7 +81,7 @@ def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, al
         "model_hparams": dict(algorithm.hparams),
         "model_dict": algorithm.state_dict(),
     }
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         torch.save(saved, file)
 
 

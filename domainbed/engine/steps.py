@@ -12,7 +12,7 @@ from domainbed.engine.capturable import Snapshot
 from domainbed.engine.graphs import CudaGraphs, Graphs
 from domainbed.errors import UsageError, one_line
 
-Told: TypeAlias = Mapping[str, torch.Tensor | float]  # what an update returns
+UpdateMetrics: TypeAlias = Mapping[str, torch.Tensor | float]  # what an update returns
 
 
 class EagerSteps:
@@ -21,7 +21,9 @@ class EagerSteps:
     def __init__(self, algorithm: Algorithm) -> None:
         self.algorithm = algorithm
 
-    def update(self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None) -> Told:
+    def update(
+        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> UpdateMetrics:
         """`Algorithm.update`."""
         return self.algorithm.update(minibatches, unlabeled)
 
@@ -40,7 +42,7 @@ class _Recorded(NamedTuple):
     inputs: tuple[list[torch.Tensor], list[torch.Tensor]]
     shapes: list[list[torch.Size]]
     again: Callable[[], None]
-    told: Told
+    told: UpdateMetrics
     counts: dict[str, int]
 
 
@@ -64,7 +66,9 @@ class CapturedSteps(EagerSteps):
         for adam in _adams(algorithm):
             _set_flags(adam, graphs.adam_flags)
 
-    def update(self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None) -> Told:
+    def update(
+        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> UpdateMetrics:
         if self.reason:
             return super().update(minibatches, unlabeled)
         phase = self.algorithm.phase
@@ -80,7 +84,7 @@ class CapturedSteps(EagerSteps):
 
     def _replayed(
         self, recorded: _Recorded, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
-    ) -> Told:
+    ) -> UpdateMetrics:
         given = _inputs(minibatches, unlabeled)
         if [[tensor.shape for tensor in of_type] for of_type in given] != recorded.shapes:
             return super().update(minibatches, unlabeled)
@@ -91,14 +95,16 @@ class CapturedSteps(EagerSteps):
             setattr(self.algorithm, name, getattr(self.algorithm, name) + count)
         return recorded.told
 
-    def _watched(self, phase: str, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None) -> Told:
+    def _watched(
+        self, phase: str, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
+    ) -> UpdateMetrics:
         """Update, and see whether that can be recorded."""
         try:
             before = Snapshot(self.algorithm, self._graphs.device)
         except UsageError as error:
             self._go_on_as_written(str(error))
             return super().update(minibatches, unlabeled)
-        told: Told | None = None
+        told: UpdateMetrics | None = None
         try:
             with self._graphs.watched():
                 told = super().update(minibatches, unlabeled)
@@ -109,7 +115,9 @@ class CapturedSteps(EagerSteps):
             self._go_on_as_written(str(error))
         return told
 
-    def _captured(self, phase: str, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None) -> Told:
+    def _captured(
+        self, phase: str, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
+    ) -> UpdateMetrics:
         """Record the update, and do it."""
         counts = self._counts[phase] or {}
         before = {name: getattr(self.algorithm, name) for name in counts}

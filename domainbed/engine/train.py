@@ -17,15 +17,15 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, evaluation_requests, load_data
 from domainbed.engine.evaluate import accuracies
 from domainbed.engine.feed import open_feed
-from domainbed.engine.figures import check_weights
-from domainbed.engine.landscape import begin_tracking, tracked
-from domainbed.engine.lock import Lock, TakenError, holder_of, is_locked, locked
+from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.memory import keep_freed_memory
+from domainbed.engine.metrics import check_weights
 from domainbed.engine.model import MODEL, make_algorithm, save_model, to_device
 from domainbed.engine.steps import are_captured, make_steps
 from domainbed.files import make_folder
-from domainbed.loading.photographs import dead_worker_told
-from domainbed.loading.residence import full_device_told
+from domainbed.landscape.view import begin_tracking, tracked
+from domainbed.loading.photo_feed import explain_dead_worker
+from domainbed.loading.residence import explain_out_of_memory
 from domainbed.records import append_record, is_done, mark_done
 from domainbed.registry import import_modules
 from domainbed.seeding import seed_everything
@@ -70,7 +70,7 @@ def train(
     else:
         keep_freed_memory()
     seed_everything(config.seed)
-    with full_device_told():
+    with explain_out_of_memory():
         algorithm = to_device(make_algorithm(config, dataset), config, device)
         feed = open_feed(config, dataset, splits, device)
     is_tracked = begin_tracking(config, algorithm)
@@ -83,8 +83,8 @@ def train(
     algorithm.train()
     with (
         locked(folder) if lock is None else nullcontext(lock) as lock,
-        full_device_told(),
-        dead_worker_told(),
+        explain_out_of_memory(),
+        explain_dead_worker(),
         tqdm(total=config.steps, unit="step", disable=None) as bar,
     ):
         refuse_finished(folder)  # another process may have been faster
@@ -96,7 +96,7 @@ def train(
         tqdm.write("accuracies in percent: trained on / held out, [test environment]")
         bar.update(progress.step)
         batches = Batches(config, dataset, splits, feed).steps(progress.step, config.steps)
-        for start, stop in stretches(config.steps, config.checkpoint_freq):
+        for start, stop in evaluation_intervals(config.steps, config.checkpoint_freq):
             if progress.is_past(stop):
                 continue
             progress.begin()
@@ -156,10 +156,10 @@ def refuse_finished(folder: Path) -> None:
 def refuse_locked(folder: Path) -> None:
     """Before the data are loaded for nothing."""
     if is_locked(folder):
-        raise TakenError(f"{folder} is being trained by another process ({holder_of(folder)})")
+        raise TakenError(f"{folder} is being trained by another process ({lock_owner(folder)})")
 
 
-def stretches(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:
+def evaluation_intervals(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:
     """The steps start, …, stop - 1 up to each evaluation: after every step that checkpoint_freq divides, and the last.
 
     >>> list(stretches(12, 5))

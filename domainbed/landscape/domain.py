@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import classes
+from domainbed.algorithms.base import predicted_classes
 from domainbed.gradients import flat
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def statistics(network: nn.Module, domain: Domain) -> Statistics:
     with torch.no_grad():
         logits = [(network(x), y) for x, y in domain.chunks(CHUNK)]
         risk = sum(summed_loss(of_chunk, y).double() for of_chunk, y in logits)
-        right = sum((classes(of_chunk) == y).sum() for of_chunk, y in logits)
+        right = sum((predicted_classes(of_chunk) == y).sum() for of_chunk, y in logits)
     sums, curvature = _sums(network, domain)
     gradient, squared, diagonal = (each.cpu() / len(domain.y) for each in sums)
     return Statistics(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from domainbed.loading.base import Batch, Feed, Request
-from domainbed.loading.residence import moved_if_it_fits
+from domainbed.loading.residence import move_to_device
 
 AHEAD = 1000  # requests whose indices go to the device at once: some megabytes
 
@@ -40,7 +40,7 @@ class ArrayFeed(Feed):
         def move(device: torch.device) -> list[Batch]:
             return [(x.to(device), y.to(device)) for x, y in host]
 
-        self._environments = moved_if_it_fits(move, n_bytes, device, resident_gb) or host
+        self._environments = move_to_device(move, n_bytes, device, resident_gb) or host
 
     def batches(self, requests: Iterable[Sequence[Request]]) -> Iterator[list[Batch]]:
         # The indices of many requests are moved together, so that no batch waits for the host.

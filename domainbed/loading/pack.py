@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from domainbed.files import written_whole
+from domainbed.files import atomic_write
 from domainbed.loading.decode import BadImageError, decode, read_file
 
 MAGIC = b"dbpack01"
@@ -96,7 +96,7 @@ def write_pack(path: Path, files: Sequence[str], fingerprint: str, is_decoded: b
     """
     shapes = np.zeros((len(files), 2), dtype=np.int32)
     offsets = np.zeros(len(files) + 1, dtype=np.int64)
-    with written_whole(path) as pack:
+    with atomic_write(path) as pack:
         for i, (shapes[i], data) in enumerate(_read_all(files, is_decoded, threads)):
             offsets[i + 1] = offsets[i] + pack.write(data)
             bar.update()

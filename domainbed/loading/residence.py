@@ -12,7 +12,7 @@ from domainbed.errors import UsageError
 T = TypeVar("T")
 
 
-def moved_if_it_fits(
+def move_to_device(
     move: Callable[[torch.device], T], n_bytes: int, device: torch.device, limit_gb: float | None
 ) -> T | None:
     """What `move(device)` gives, or None where the images had better stay on the host.
@@ -43,7 +43,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def full_device_told(way_out: str = "a smaller batch_size needs less") -> Iterator[None]:
+def explain_out_of_memory(way_out: str = "a smaller batch_size needs less") -> Iterator[None]:
     """Within it, a device whose memory is full is the user's to answer."""
     try:
         yield

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from domainbed.engine.lock import LOCK_FILE
 from domainbed.records import CHECKPOINT_FILE, DONE_FILE, RESULTS_FILE
-from domainbed.reporting.cache import Signature
+from domainbed.reporting.record_cache import Signature
 from domainbed.sweep.failures import ATTEMPT_FILE, FAILURE_FILE
 from domainbed.sweep.job import LOG_FILE, SWEEP_FOLDER
 
@@ -32,7 +32,7 @@ class Looked(NamedTuple):
     problems: list[str]
 
 
-def look(folder: Path) -> Looked:
+def scan_folders(folder: Path) -> Looked:
     """Look at all folders in a sweep's, by many threads where each takes its time, as on a network file system."""
     names, odd = [], []
     with os.scandir(folder) as entries:

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from domainbed.model_selection import WITH_PAIRS
-from domainbed.reporting.published import Published, published, published_average
-from domainbed.reporting.tables import AVERAGE, RANK
-from domainbed.sweep.states import JobState
+from domainbed.reporting.cells import AVERAGE, RANK
+from domainbed.reporting.published import PublishedResult, published, published_average
+from domainbed.sweep.status import JobState
 
 AVERAGES = "Averages"
 MISSING = "X"
@@ -21,7 +21,7 @@ UNFINISHED = "~"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReportOptions:
     """What a report shall hold.
 
     Attributes:
@@ -63,7 +63,7 @@ class Cell(NamedTuple):
     done: int
     states: dict[str, int]
     place: int
-    reference: Published | None
+    reference: PublishedResult | None
 
     @property
     def is_missing(self) -> bool:
@@ -107,7 +107,7 @@ class Table:
     name: str
     columns: list[str]
     rows: dict[str, list[Cell]]
-    wanted: Wanted
+    wanted: ReportOptions
 
     def number(self, cell: Cell, plus_minus: str = "+/-") -> str:
         """A cell as text: "70.5 +/- 0.4", or "70.5 [69.1, 71.9]"; MISSING where there is none. Without its mark."""
@@ -182,7 +182,7 @@ def printed(figure: float, decimals: int, sign: str = "") -> str:
 
 
 def make_table(
-    wanted: Wanted, selection: str, name: str, cells: pd.DataFrame, names: Mapping[str, Sequence[str]]
+    wanted: ReportOptions, selection: str, name: str, cells: pd.DataFrame, names: Mapping[str, Sequence[str]]
 ) -> Table:
     """One table.
 

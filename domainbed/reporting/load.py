@@ -17,13 +17,22 @@ from tqdm import tqdm
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError
 from domainbed.model_selection import CLASS_NAMES, PLAIN, choose
-from domainbed.records import RESULTS_FILE, RUN, read_job
-from domainbed.reporting.cache import MANY, Signature, keep, kept, memorise, read, recall, state_of
-from domainbed.reporting.folders import look
+from domainbed.records import RESULTS_FILE, RUN_KEYS, read_job
+from domainbed.reporting.cells import AVERAGE, RANK
+from domainbed.reporting.folders import scan_folders
 from domainbed.reporting.layout import AVERAGES
 from domainbed.reporting.reading import Part, read_part
-from domainbed.reporting.runs import runs_of
-from domainbed.reporting.tables import AVERAGE, RANK
+from domainbed.reporting.record_cache import (
+    MANY,
+    Signature,
+    load_parts,
+    load_snapshot,
+    read,
+    save_snapshot,
+    state_of,
+    write_part,
+)
+from domainbed.reporting.requested import runs_of
 
 LOT = 1000  # folders that are parsed, and kept, together
 RESERVED = {AVERAGE, RANK, AVERAGES}  # what the tables call their own
@@ -67,12 +76,12 @@ class Sweep:
         What our own methods choose is kept with a large sweep: in the same state, they choose the same.
         """
         is_kept = selection in CLASS_NAMES.values() and len(self.jobs) >= MANY
-        table = recall(self.folder, self.state, selection) if is_kept else None
+        table = load_snapshot(self.folder, self.state, selection) if is_kept else None
         if table is not None:
             return table.to_pandas().astype(PLAIN)
         chosen = choose(selection, self.records)
         if is_kept:
-            memorise(self.folder, self.state, selection, pa.Table.from_pandas(chosen, preserve_index=False))
+            save_snapshot(self.folder, self.state, selection, pa.Table.from_pandas(chosen, preserve_index=False))
         return chosen
 
     def hparams(self, folders: Iterable[str]) -> pd.DataFrame:
@@ -101,17 +110,17 @@ def load_sweep(input_dir: str) -> Sweep:
     folder = Path(input_dir)
     if not folder.is_dir():
         raise UsageError(f"--input_dir {input_dir!r} is not a folder")
-    signatures, done, problems = look(folder)
+    signatures, done, problems = scan_folders(folder)
     if not signatures:
         raise _no_records(input_dir, problems)
     state = state_of(signatures, done)
     parts: list[Part] = []
-    table = recall(folder, state, "jobs")
+    table = load_snapshot(folder, state, "jobs")
     if table is None:
         parts = _parts(folder, signatures)
         table = pa.concat_tables([part.jobs for part in parts])
         if table.num_rows >= MANY:
-            memorise(folder, state, "jobs", table)
+            save_snapshot(folder, state, "jobs", table)
     jobs = _categorical(table.to_pandas(), done)
     problems += sorted(
         f"{folder / name / RESULTS_FILE}: {problem}"
@@ -128,7 +137,9 @@ def load_sweep(input_dir: str) -> Sweep:
     if jobs.empty:
         raise _no_records(input_dir, problems)
     jobs = jobs[~jobs["folder"].isin(stale)]
-    jobs = jobs.set_index("folder")[[*RUN, "done", "environments", "n_environments", "steps", "settings", "hparams"]]
+    jobs = jobs.set_index("folder")[
+        [*RUN_KEYS, "done", "environments", "n_environments", "steps", "settings", "hparams"]
+    ]
     runs, is_remembered = runs_of(folder, jobs, problems.append)
 
     def load_records() -> pd.DataFrame:
@@ -142,7 +153,7 @@ def load_sweep(input_dir: str) -> Sweep:
 
 def _parts(folder: Path, signatures: Mapping[str, Signature]) -> list[Part]:
     """All jobs in parts, those that were kept and those that are read anew."""
-    parts = kept(folder, signatures)
+    parts = load_parts(folder, signatures)
     known = {name for part in parts for name in part.jobs["folder"].to_pylist()}
     return parts + _read_new(folder, [name for name in signatures if name not in known])
 
@@ -171,7 +182,7 @@ def _read_new(folder: Path, names: Sequence[str]) -> list[Part]:
 def _read_and_keep(folder: Path, names: Sequence[str], shall_be_kept: bool) -> Part | Path:
     """A part, or the file in which it is kept, which is less to hand from process to process."""
     part = read_part(folder, names)
-    return (shall_be_kept and keep(folder, part)) or part
+    return (shall_be_kept and write_part(folder, part)) or part
 
 
 def _categorical(jobs: pd.DataFrame, done: Container[str]) -> pd.DataFrame:
@@ -203,7 +214,7 @@ def _joined(parts: Sequence[Part], done: Container[str]) -> pd.DataFrame:
     jobs = _categorical(jobs, done)
     of_record = np.repeat(np.arange(len(jobs)), jobs["n_records"])
     columns: dict[str, Any] = {"folder": pd.Categorical.from_codes(of_record, pd.Index(jobs["folder"]))}
-    for name in ("done", *RUN, "environments"):
+    for name in ("done", *RUN_KEYS, "environments"):
         columns[name] = jobs[name].take(of_record).array
     stretches = _stretches(jobs)
     figures = {name for part in parts for name in part.records.column_names}
@@ -286,5 +297,5 @@ def _misfits(jobs: pd.DataFrame) -> dict[str, str]:
 
 def _stale(jobs: pd.DataFrame) -> list[str]:
     """The folders whose run another folder holds as well, which is finished, or was written later."""
-    ranked = jobs[jobs.duplicated(RUN, keep=False)].sort_values(["done", "written", "folder"])
-    return ranked.loc[ranked.duplicated(RUN, keep="last"), "folder"].tolist()
+    ranked = jobs[jobs.duplicated(RUN_KEYS, keep=False)].sort_values(["done", "written", "folder"])
+    return ranked.loc[ranked.duplicated(RUN_KEYS, keep="last"), "folder"].tolist()

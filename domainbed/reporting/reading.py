@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from domainbed.engine.config import PRECISIONS, TASKS
-from domainbed.records import RESULTS_FILE, RUN, SCHEMA_VERSION, read_job
+from domainbed.records import RESULTS_FILE, RUN_KEYS, SCHEMA_VERSION, read_job
 
 # What a part tells of each job; test_envs, environments, hparams and problems are JSON.
 JOBS = pa.schema(
@@ -151,7 +151,7 @@ def _one_by_one(records: Sequence[Mapping[str, Any]], problems: list[str]) -> tu
     for record in reversed(records):
         try:
             of_record = _job_of(record)
-            if job and any(of_record[name] != job[name] for name in RUN):
+            if job and any(of_record[name] != job[name] for name in RUN_KEYS):
                 raise ValueError("it is of another run than the last record")
             names = _accuracies(record, json.loads(of_record["test_envs"]))
             row = {"step": float(np.int32(record["step"]))} | {name: float(record[name]) for name in names}

@@ -16,7 +16,7 @@ from domainbed.reporting.load import Sweep
 from domainbed.reporting.top_hparams import Cell
 from domainbed.sweep.archive import problem_of
 from domainbed.sweep.job import SWEEP_FOLDER, Job
-from domainbed.sweep.remembered import launch_files
+from domainbed.sweep.log import launch_files
 
 NO_RESULTS = {"step_time", "mem_gb", "args", "hparams", "schema_version"}  # of a record: they may differ
 WHY = (

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 import pandas as pd
 
 from domainbed.datasets import DATASETS
-from domainbed.errors import UsageError, near
+from domainbed.errors import UsageError, suggest
 from domainbed.model_selection import SELECTION_METHODS, WITH_PAIRS, best_hparams
-from domainbed.reporting.layout import AVERAGES, MISSING, Table, Wanted, make_table, printed
+from domainbed.reporting.cells import (
+    AVERAGE,
+    algorithms_of,
+    average_cells,
+    datasets_of,
+    environment_names,
+    make_cells,
+    scores_of,
+)
+from domainbed.reporting.layout import AVERAGES, MISSING, ReportOptions, Table, make_table, printed
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.published import DRAWS, MADE_OTHERWISE, TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
-from domainbed.reporting.tables import (
-    AVERAGE,
-    algorithms_of,
-    averages,
-    datasets_of,
-    environment_names,
-    scores_of,
-    summarise,
-)
-from domainbed.sweep.states import JobState
+from domainbed.sweep.status import JobState
 
 # What the published tables rest on, besides each dataset's number of steps.
 COUNTED = (("hparams_seed", DRAWS, "draws"), ("trial_seed", TRIALS, "trials"))
@@ -57,7 +57,7 @@ class Report:
     """All that a sweep has to say; `names` are its datasets' environments, `notes` concern all of it."""
 
     sweep: Sweep
-    wanted: Wanted
+    wanted: ReportOptions
     names: Mapping[str, Sequence[str]]
     algorithms: Sequence[str]
     sections: list[Section]
@@ -71,14 +71,14 @@ class Report:
         return f"{len(self.sweep.runs):,} runs asked for: {told}"
 
 
-def make_report(sweep: Sweep, wanted: Wanted) -> Report:
+def make_report(sweep: Sweep, wanted: ReportOptions) -> Report:
     """All tables that are wanted.
 
     Raises:
         UsageError: a selection method, a dataset or an algorithm that is not there.
     """
-    datasets = those(wanted.datasets, datasets_of(sweep.runs), "--datasets")
-    algorithms = those(wanted.algorithms, algorithms_of(sweep.runs), "--algorithms")
+    datasets = select_names(wanted.datasets, datasets_of(sweep.runs), "--datasets")
+    algorithms = select_names(wanted.algorithms, algorithms_of(sweep.runs), "--algorithms")
     _check_versus(wanted.versus, algorithms, algorithms_of(sweep.runs))
     names = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
     for dataset in (dataset for dataset in datasets if not names[dataset]):  # without records, what was asked for tells
@@ -98,7 +98,7 @@ def make_report(sweep: Sweep, wanted: Wanted) -> Report:
     return Report(sweep, wanted, names, algorithms, sections, notes)
 
 
-def those(wanted: Sequence[str] | None, there: list[str], option: str) -> list[str]:
+def select_names(wanted: Sequence[str] | None, there: list[str], option: str) -> list[str]:
     """What is wanted of what is there, each once; all of it where nothing is said.
 
     Raises:
@@ -106,13 +106,13 @@ def those(wanted: Sequence[str] | None, there: list[str], option: str) -> list[s
     """
     for name in wanted or ():
         if name not in there:
-            raise UsageError(f"{option} {name}: this sweep has no such runs; {near(name, there)}")
+            raise UsageError(f"{option} {name}: this sweep has no such runs; {suggest(name, there)}")
     return list(dict.fromkeys(wanted)) if wanted else there
 
 
 def _check_versus(versus: Sequence[str] | None, shown: Sequence[str], there: list[str]) -> None:
     """Raises UsageError where there are not two to compare."""
-    those(versus, there, "--versus")
+    select_names(versus, there, "--versus")
     for name in versus or ():
         if name not in shown:
             raise UsageError(f"--versus {name}: --algorithms leaves it out")
@@ -121,7 +121,7 @@ def _check_versus(versus: Sequence[str] | None, shown: Sequence[str], there: lis
 
 
 def _section(
-    sweep: Sweep, wanted: Wanted, selection: str, names: Mapping[str, Sequence[str]], algorithms: Sequence[str]
+    sweep: Sweep, wanted: ReportOptions, selection: str, names: Mapping[str, Sequence[str]], algorithms: Sequence[str]
 ) -> Section:
     chosen = sweep.chosen(selection)
     chosen = chosen[chosen["dataset"].isin(list(names))]
@@ -133,8 +133,8 @@ def _section(
             needs = "the runs with each pair of test environments (sweep launch --leave_one_out)"
         return Section(selection, [], chosen, best, f"No table: it needs {needs}.", None)
     with_pairs = selection in WITH_PAIRS
-    cells = summarise(sweep.runs, chosen, names, algorithms, with_pairs, wanted.bootstrap)
-    over_all = averages(cells)
+    cells = make_cells(sweep.runs, chosen, names, algorithms, with_pairs, wanted.bootstrap)
+    over_all = average_cells(cells)
     if wanted.bootstrap:
         for algorithm in algorithms:
             scores, weights = scores_of(best, names, algorithm)

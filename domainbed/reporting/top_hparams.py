@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from domainbed.model_selection import WITH_PAIRS
 from domainbed.reporting.statistics import standard_error
-from domainbed.sweep.states import JobState
+from domainbed.sweep.status import JobState
 
 TAKEN = "->"
 

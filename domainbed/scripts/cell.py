@@ -1,11 +1,11 @@
 """The options by which a command line names one cell of a sweep's tables, and that cell."""
 
-from domainbed.errors import UsageError, near
+from domainbed import cli
+from domainbed.errors import UsageError, suggest
 from domainbed.model_selection import SELECTION_METHODS
+from domainbed.reporting.cells import environment_names, environment_numbers
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.tables import environment_names, environment_numbers
 from domainbed.reporting.top_hparams import Cell, hparams_of, ranked_runs
-from domainbed.scripts import cli
 
 
 def add_cell_options(p: cli.Parser) -> None:
@@ -36,14 +36,14 @@ def cell_of(sweep: Sweep, dataset: str, algorithm: str, test_env: str, selection
     for column, wanted in (("dataset", dataset), ("algorithm", algorithm)):
         if wanted not in set(runs[column]):
             where = f"{sweep.folder} has no such runs" + (f" on {dataset}" if column == "algorithm" else "")
-            raise UsageError(f"--{column} {wanted}: {where}; {near(wanted, runs[column].unique())}")
+            raise UsageError(f"--{column} {wanted}: {where}; {suggest(wanted, runs[column].unique())}")
         runs = runs[runs[column] == wanted]
     names = dict(enumerate(environment_names(sweep.jobs, dataset)))
     left_out = {env: names.get(env, f"env{env}") for (env, *others) in sorted(runs["test_envs"]) if not others}
     numbers = environment_numbers(names) | {str(env): env for env in left_out}
     number = numbers.get(test_env)
     if number is None or number not in left_out:
-        hint = near(test_env, left_out.values())
+        hint = suggest(test_env, left_out.values())
         raise UsageError(
             f"--test_env {test_env}: {algorithm} has no records on {dataset} with this test environment alone; {hint}"
         )

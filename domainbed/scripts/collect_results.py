@@ -5,18 +5,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from domainbed.errors import UsageError, near
-from domainbed.files import written_whole
+from domainbed import cli
+from domainbed.errors import UsageError, suggest
+from domainbed.files import atomic_write
 from domainbed.model_selection import CLASS_NAMES, SELECTION_METHODS, method_named
 from domainbed.registry import import_modules
-from domainbed.reporting.data import as_csv, as_json
-from domainbed.reporting.latex import document, fragment
-from domainbed.reporting.layout import Wanted
+from domainbed.reporting.formats.data import as_csv, as_json
+from domainbed.reporting.formats.latex import document, fragment
+from domainbed.reporting.formats.page import page
+from domainbed.reporting.formats.text import markdown, text
+from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.page import page
 from domainbed.reporting.report import Report, make_report
-from domainbed.reporting.text import markdown, text
-from domainbed.scripts import cli
 
 FORMATS: dict[str, Callable[[Report], str]] = {
     "text": text,
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(args)
     import_modules(args.imports)
     selections = [method_named(name) for name in args.selection or () if name != "all"]
-    wanted = Wanted(
+    wanted = ReportOptions(
         selections=list(SELECTION_METHODS if "all" in (args.selection or ["all"]) else dict.fromkeys(selections)),
         datasets=args.datasets,
         algorithms=args.algorithms,
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if output.exists() and not output.is_file():  # a pipe, or /dev/null
         output.write_bytes(content)
     else:
-        with written_whole(output.resolve()) as file:
+        with atomic_write(output.resolve()) as file:
             file.write(content)
     print(f"{report.progress}; written to {output}", file=sys.stderr)
 
@@ -110,7 +110,7 @@ def check(args: argparse.Namespace) -> None:
     choices = {"format": [*FORMATS, "html"], "interval": ["standard-error", "bootstrap"], "compare": ["published"]}
     for option, names in choices.items():
         if (name := getattr(args, option)) not in (*names, None):
-            raise UsageError(f"--{option} {name!r} is unknown; {near(name, names)}")
+            raise UsageError(f"--{option} {name!r} is unknown; {suggest(name, names)}")
     if args.versus and args.format == "csv":
         raise UsageError("--versus has no place among the cells of --format csv; json has it")
     cli.check_output(args.output)

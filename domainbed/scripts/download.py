@@ -3,9 +3,9 @@
 import os
 from collections.abc import Mapping, Sequence
 
+from domainbed import cli
 from domainbed.datasets import DATASETS, MultipleDomainDataset, get_dataset_class
 from domainbed.errors import UsageError
-from domainbed.scripts import cli
 
 
 def parser() -> cli.Parser:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fetch_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: str) -> None:
     """Fetch each dataset; one that fails does not keep the others. Raises UsageError, in the end, where one did."""
-    from domainbed.datasets.photographs import Folder, Published
+    from domainbed.datasets.photos import Folder, PublishedDataset
     from domainbed.datasets.publishers.fetch import FetchError
     from domainbed.datasets.publishers.install import install
     from domainbed.datasets.publishers.sources import by_hand
@@ -51,7 +51,7 @@ def fetch_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: str
         try:
             if issubclass(dataset, Folder):
                 raise UsageError("it is a tree of your own, there is nothing to fetch (--verify checks it)")
-            if not issubclass(dataset, Published):
+            if not issubclass(dataset, PublishedDataset):
                 dataset.prepare(data_dir)
                 print(f"{name}: ready")
             elif install(dataset, data_dir):
@@ -63,7 +63,7 @@ def fetch_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: str
                 )
         except UsageError as error:
             failed.append(f"{name}: {error}")
-            if isinstance(error, FetchError) and issubclass(dataset, Published):
+            if isinstance(error, FetchError) and issubclass(dataset, PublishedDataset):
                 print(by_hand(dataset, data_dir))
     if failed:
         raise UsageError("; ".join(failed))
@@ -75,7 +75,7 @@ def verify_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: st
     Raises:
         UsageError: in the end, where one is not there.
     """
-    from domainbed.datasets.photographs import Photographs
+    from domainbed.datasets.photos import Photographs
     from domainbed.datasets.verify import verify, write_leave_out
 
     sound, failed = True, []

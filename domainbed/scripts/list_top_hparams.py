@@ -6,12 +6,12 @@
 import sys
 from collections.abc import Sequence
 
+from domainbed import cli
 from domainbed.errors import UsageError
 from domainbed.model_selection import method_named
 from domainbed.registry import import_modules
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.top_hparams import as_csv, as_json, as_text, not_ranked
-from domainbed.scripts import cli
 from domainbed.scripts.cell import add_cell_options, cell_of
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from domainbed import cli
 from domainbed.errors import UsageError
 from domainbed.model_selection import method_named
 from domainbed.registry import import_modules
+from domainbed.reporting.cells import algorithms_of, datasets_of
 from domainbed.reporting.folders import PLOTS_FOLDER
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.report import those
-from domainbed.reporting.tables import algorithms_of, datasets_of
-from domainbed.scripts import cli
+from domainbed.reporting.report import select_names
 
 
 def parser() -> cli.Parser:
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sweep = load_sweep(args.input_dir)
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    datasets = those(args.datasets, datasets_of(sweep.runs), "--datasets")
-    algorithms = those(args.algorithms, algorithms_of(sweep.runs), "--algorithms")
+    datasets = select_names(args.datasets, datasets_of(sweep.runs), "--datasets")
+    algorithms = select_names(args.algorithms, algorithms_of(sweep.runs), "--algorithms")
     output_dir = Path(args.output_dir or Path(args.input_dir, PLOTS_FOLDER))
     n = 0
     at_most = 1 + len(datasets) * (3 + 2 * len(algorithms))

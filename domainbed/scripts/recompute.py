@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from domainbed import cli
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
 from domainbed.model_selection import method_named
@@ -15,13 +16,12 @@ from domainbed.registry import import_modules
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.recomputed import among, as_text, difference, jobs_of_cell
 from domainbed.reporting.top_hparams import not_ranked
-from domainbed.scripts import cli
 from domainbed.scripts.cell import add_cell_options, cell_of
 from domainbed.sweep.check import check_jobs
-from domainbed.sweep.failures import forgive, let_go
+from domainbed.sweep.failures import clear_failure, let_go
 from domainbed.sweep.follow import launch_and_follow
 from domainbed.sweep.launchers import LAUNCHERS
-from domainbed.sweep.states import JobState, survey, tally
+from domainbed.sweep.status import JobState, survey, tally
 
 
 def parser() -> cli.Parser:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_jobs(to_launch)
         make_folder(output_dir)
         for job in to_launch:  # what failed is tried again
-            forgive(job.folder)
+            clear_failure(job.folder)
             let_go(job)
         asked_to_stop, failures = launch_and_follow(launcher, to_launch)
         statuses = survey(jobs.values())

@@ -8,27 +8,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from domainbed import cli
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import BENCHMARK, DATASETS
 from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
 from domainbed.registry import import_modules
-from domainbed.scripts import cli
-from domainbed.scripts.launching import add_launcher_options, with_config_file
+from domainbed.scripts.config_file import add_launcher_options, with_config_file
 from domainbed.sweep import progress
 from domainbed.sweep.archive import export_jobs, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
 from domainbed.sweep.check import check_jobs
-from domainbed.sweep.failures import forgive, let_go
+from domainbed.sweep.failures import clear_failure, let_go
 from domainbed.sweep.follow import launch_and_follow
 from domainbed.sweep.grid import make_jobs
 from domainbed.sweep.job import Job, absolute_paths
 from domainbed.sweep.launchers import LAUNCHERS
-from domainbed.sweep.order import in_order
+from domainbed.sweep.log import log_launch, requested_jobs
+from domainbed.sweep.order import launch_order
 from domainbed.sweep.queue import ends_of, queue_if_it_answers, read_queue
-from domainbed.sweep.remembered import remember, remembered_jobs
-from domainbed.sweep.states import JobState, Status, survey, tally
+from domainbed.sweep.status import JobState, Status, survey, tally
 
 PASSED_ON = ("data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save")
 LONGEST_WATCH = 86_400  # seconds
@@ -143,7 +143,7 @@ def launch(args: argparse.Namespace) -> int:
             )
         imported = import_jobs(Path(args.import_results), survey(jobs, read_queue(sweep_dir)))
         if imported.jobs:
-            remember(sweep_dir, grid_of(args))  # whatever the answer to what is asked below
+            log_launch(sweep_dir, grid_of(args))  # whatever the answer to what is asked below
         print(
             f"{imported.jobs} jobs imported from {args.import_results}; of others that it holds, "
             f"{imported.not_asked_for} are not asked for and {imported.there_already} there already"
@@ -156,12 +156,12 @@ def launch(args: argparse.Namespace) -> int:
     if failed and not args.retry_failed:
         print("What failed is left alone: status --failed tells why, --retry_failed tries again.", file=chatter)
     wanted = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE} | ({JobState.FAILED} if args.retry_failed else set())
-    to_launch = in_order([job for job, status in statuses.items() if status.state in wanted], jobs)
+    to_launch = launch_order([job for job, status in statuses.items() if status.state in wanted], jobs)
     if launcher.RUNS_JOBS:
         remove_leftovers(statuses)
     if not to_launch:
         if launcher.RUNS_JOBS and sweep_dir.is_dir():
-            remember(sweep_dir, grid_of(args))
+            log_launch(sweep_dir, grid_of(args))
         return exit_status(statuses)
     check_jobs(to_launch)
     launcher.check()
@@ -170,9 +170,9 @@ def launch(args: argparse.Namespace) -> int:
             question = f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?"
             confirm(question, "nothing was launched")
         make_folder(sweep_dir)
-        remember(sweep_dir, grid_of(args))
+        log_launch(sweep_dir, grid_of(args))
         for job in to_launch if args.retry_failed else ():
-            forgive(job.folder)
+            clear_failure(job.folder)
             let_go(job)  # that failed, or whose kind is held back for others that are deleted by now
     began = time.monotonic()
     asked_to_stop, failures = launch_and_follow(launcher, to_launch)
@@ -192,7 +192,7 @@ def status(args: argparse.Namespace) -> int:
     if args.watch is not None and not 0 < args.watch <= LONGEST_WATCH:
         raise UsageError(f"--watch must be above 0 seconds, and at most {LONGEST_WATCH:,}, not {args.watch}")
     sweep_dir = Path(args.output_dir)
-    jobs = remembered_jobs(sweep_dir)
+    jobs = requested_jobs(sweep_dir)
     is_moving = False
     while True:
         statuses = survey(jobs, queue := queue_if_it_answers(sweep_dir))
@@ -217,7 +217,7 @@ def status(args: argparse.Namespace) -> int:
 
 def cancel(args: argparse.Namespace) -> int:
     sweep_dir = Path(args.output_dir)
-    jobs = remembered_jobs(sweep_dir)
+    jobs = requested_jobs(sweep_dir)
     statuses = survey(jobs, queue := read_queue(sweep_dir))
     print(f"{len(jobs)} jobs in {args.output_dir}: {tally(statuses)}")
     n = sum(s.state in (JobState.RUNNING, JobState.QUEUED) for s in statuses.values())
@@ -233,7 +233,7 @@ def cancel(args: argparse.Namespace) -> int:
 
 def delete_incomplete(args: argparse.Namespace) -> int:
     sweep_dir = Path(args.output_dir)
-    jobs = remembered_jobs(sweep_dir)
+    jobs = requested_jobs(sweep_dir)
     statuses = survey(jobs, read_queue(sweep_dir))
     print(f"{len(jobs)} jobs in {args.output_dir}: {tally(statuses)}")
     wanted = {JobState.INCOMPLETE} | ({JobState.FAILED} if args.failed else set())
@@ -257,7 +257,7 @@ def export(args: argparse.Namespace) -> int:
     if not args.archive.endswith(".tar.xz"):
         raise UsageError(f"--archive {args.archive}: its name must end in .tar.xz")
     sweep_dir, archive = Path(args.output_dir), Path(args.archive)
-    statuses = survey(remembered_jobs(sweep_dir), queue_if_it_answers(sweep_dir))
+    statuses = survey(requested_jobs(sweep_dir), queue_if_it_answers(sweep_dir))
     done = [job for job, s in statuses.items() if s.state == JobState.DONE]
     export_jobs(done, sweep_dir, archive)
     print(

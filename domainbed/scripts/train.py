@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from domainbed import cli
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.engine.config import TASKS, JobConfig
 from domainbed.engine.interrupts import Interrupted, stop_on_signals
 from domainbed.registry import import_modules
-from domainbed.scripts import cli
 
 
 def parser() -> cli.Parser:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from domainbed.datasets.publishers.unpack import inside
-from domainbed.engine.config import JobConfig, as_told
+from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.errors import UsageError, one_line
-from domainbed.files import held, written_whole
+from domainbed.files import atomic_write, file_lock
 from domainbed.records import DONE_FILE, RESULTS_FILE, parse_records
 from domainbed.sweep.job import SWEEP_FOLDER, Job
-from domainbed.sweep.remembered import launch_files
-from domainbed.sweep.states import JobState, Status
+from domainbed.sweep.log import launch_files
+from domainbed.sweep.status import JobState, Status
 
 KEPT = (DONE_FILE, RESULTS_FILE)  # of each job's folder
 DETERMINING = [f for f in fields(JobConfig) if f.compare]
@@ -46,7 +46,7 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
     # Launches are read in the order of their times, so those of the members keep it.
     times = {path: time for time, path in enumerate(launch_files(sweep_dir))}
     with (
-        written_whole(archive) as file,
+        atomic_write(archive) as file,
         lzma.open(file, "wb", preset=PRESET) as packed,
         tarfile.open(fileobj=packed, mode="w") as tar,
     ):
@@ -137,7 +137,7 @@ def problem_of(job: Job, data: bytes) -> str:
     for record in records:
         if not isinstance(record.get("args"), dict) or not isinstance(record.get("hparams"), dict):
             return f"the record of step {record['step']} does not tell args and hparams"
-        for name, value in as_told(record["args"], DETERMINING).items():
+        for name, value in recorded_args(record["args"], DETERMINING).items():
             if value != args[name]:
                 return f"the record of step {record['step']} is of {name} {value!r}, not {args[name]!r}"
         for name, value in record["hparams"].items():
@@ -155,7 +155,7 @@ def _move_in(file: BinaryIO, archive: Path, take: Mapping[str, Job]) -> int:
     ours = next(iter(take.values())).folder.parent / SWEEP_FOLDER
     ours.mkdir(parents=True, exist_ok=True)
     aside = ours / "importing"
-    with held(ours / "importing.lock", f"Another launch imports into {ours.parent}; waiting for it."):
+    with file_lock(ours / "importing.lock", f"Another launch imports into {ours.parent}; waiting for it."):
         if aside.exists():  # an import was killed
             shutil.rmtree(aside)
         try:

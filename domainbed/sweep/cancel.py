@@ -12,8 +12,8 @@ from domainbed.engine.lock import TakenError, lives_here, locked, parent_of
 from domainbed.errors import UsageError
 from domainbed.records import is_done
 from domainbed.sweep.job import SWEEP_FOLDER, Job
-from domainbed.sweep.queue import Queue, answer, read_queue
-from domainbed.sweep.states import JobState, Status, status_of
+from domainbed.sweep.queue import Queue, read_queue, slurm_output
+from domainbed.sweep.status import JobState, Status, status_of
 
 PATIENCE = 60  # seconds for jobs to save what they have
 
@@ -27,24 +27,24 @@ def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str
     here, elsewhere = [], []
     if queue and (submissions := queue.submissions()):
         try:
-            answer(["scancel", *submissions])
+            slurm_output(["scancel", *submissions])
         except UsageError as error:
             elsewhere.append(str(error))
     for job, status in statuses.items():
-        if (holder := status.holder) is None or (queue and queue.runs(holder.slurm_job)):
+        if (owner := status.owner) is None or (queue and queue.runs(owner.slurm_job)):
             continue
-        if not lives_here(holder):
-            elsewhere.append(f"{job}: {holder} must be stopped there")
+        if not lives_here(owner):
+            elsewhere.append(f"{job}: {owner} must be stopped there")
             continue
         # Its launcher, if that lives, would go on with the next job.
-        is_launched = holder.parent and parent_of(holder.pid) == holder.parent
+        is_launched = owner.parent and parent_of(owner.pid) == owner.parent
         try:
-            os.kill(holder.parent if is_launched else holder.pid, signal.SIGTERM)
+            os.kill(owner.parent if is_launched else owner.pid, signal.SIGTERM)
             here.append(job)
         except ProcessLookupError:
             pass
         except PermissionError:
-            elsewhere.append(f"{job}: {holder} is another user's")
+            elsewhere.append(f"{job}: {owner} is another user's")
     deadline = time.monotonic() + PATIENCE
     waiting, tasks = here, _tasks(queue)
     while (waiting or tasks) and time.monotonic() < deadline:

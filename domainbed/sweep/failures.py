@@ -42,18 +42,18 @@ class Failure:
 
 def begin_attempt(folder: Path) -> None:
     """The job is tried, perhaps again."""
-    forgive(folder)
+    clear_failure(folder)
     if not (folder / ATTEMPT_FILE).exists():
         _write(folder / ATTEMPT_FILE, Failure())
 
 
-def forgive(folder: Path) -> None:
+def clear_failure(folder: Path) -> None:
     """The job counts as failed no more; how often it did is kept."""
     with suppress(FileNotFoundError):
         os.replace(folder / FAILURE_FILE, folder / ATTEMPT_FILE)
 
 
-def note_failure(folder: Path, reason: str) -> None:
+def record_failure(folder: Path, reason: str) -> None:
     """Keep why the job failed, where the folder lets us."""
     with suppress(OSError):
         before = read_failure(folder / ATTEMPT_FILE)
@@ -91,7 +91,7 @@ def _write(path: Path, failure: Failure) -> None:
         os.close(descriptor)
 
 
-def in_words(error: BaseException, folder: Path) -> str:
+def describe_error(error: BaseException, folder: Path) -> str:
     """An error as one line that tells the user what is wrong."""
     if isinstance(error, UsageError):
         return str(error)
@@ -115,7 +115,7 @@ def note_outcome(job: Job, reason: str) -> None:
             file.write(json.dumps([job.folder.name, reason]) + "\n")
 
 
-def held_back(job: Job) -> str:
+def blocked_reason(job: Job) -> str:
     """Why no more jobs of its kind (dataset and algorithm) are begun: ALIKE of them, the first to end, failed alike."""
     ends: dict[str, str] = {}
     try:

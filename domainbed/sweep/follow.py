@@ -11,7 +11,7 @@ from tqdm import tqdm
 from domainbed.engine.interrupts import StopRequest, stop_on_signals
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import Launcher
-from domainbed.sweep.states import JobState
+from domainbed.sweep.status import JobState
 
 
 def launch_and_follow(launcher: Launcher, jobs: Sequence[Job]) -> tuple[StopRequest, int]:

@@ -6,7 +6,7 @@ from domainbed.records import is_done, last_record
 from domainbed.sweep.job import Job
 
 
-def in_order(jobs: Sequence[Job], sweep: Sequence[Job]) -> list[Job]:
+def launch_order(jobs: Sequence[Job], sweep: Sequence[Job]) -> list[Job]:
     """`jobs` trial by trial, so that a sweep that is stopped has whole tables of fewer trials.
 
     Within a trial those begin first that will take longest, as far as those of their kind that are done tell, so that

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 import tabulate
 
 from domainbed.records import last_record
-from domainbed.sweep.failures import ALIKE, held_back
+from domainbed.sweep.failures import ALIKE, blocked_reason
 from domainbed.sweep.job import LOG_FILE, Job
-from domainbed.sweep.states import JobState, Status
+from domainbed.sweep.status import JobState, Status
 
 
 def table(statuses: Mapping[Job, Status]) -> str:
@@ -47,9 +47,9 @@ def sums(statuses: Mapping[Job, Status]) -> tuple[int, int, float]:
         total += job.config.steps
         if status.state == JobState.DONE:
             done += job.config.steps
-        elif status.holder:
-            done += status.holder.step
-            rate += status.holder.rate()
+        elif status.owner:
+            done += status.owner.step
+            rate += status.owner.rate()
         elif status.state != JobState.NOT_LAUNCHED:
             record = last_record(job.folder)
             done += record["step"] + 1 if record else 0
@@ -71,7 +71,7 @@ def held_back_kinds(jobs: Iterable[Job]) -> list[str]:
         f"{algorithm} on {dataset} is held back, for the first {ALIKE} to end all failed alike: {reason}\n"
         "  launch --retry_failed tries again"
         for (dataset, algorithm), job in a_job.items()
-        if (reason := held_back(job))
+        if (reason := blocked_reason(job))
     ]
 
 
@@ -79,11 +79,11 @@ def running(statuses: Mapping[Job, Status]) -> list[str]:
     """A line for each running job: how far it is, how fast, and where."""
     lines = []
     for job, status in statuses.items():
-        if (holder := status.holder) is None:
+        if (owner := status.owner) is None:
             continue
         steps = job.config.steps
-        left = f", {duration((steps - holder.step) / holder.rate())} left" if holder.rate() else ""
-        lines.append(f"{job}: {holder.step:,} of {steps:,} updates{left} ({holder})")
+        left = f", {duration((steps - owner.step) / owner.rate())} left" if owner.rate() else ""
+        lines.append(f"{job}: {owner.step:,} of {steps:,} updates{left} ({owner})")
     return lines
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from domainbed.errors import UsageError
-from domainbed.files import written_whole
+from domainbed.files import atomic_write
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 
 TASKS_FILE = "tasks.json"
@@ -60,11 +60,11 @@ def job_name(sweep_dir: Path) -> str:
     return f"domainbed-{hashlib.md5(os.path.realpath(sweep_dir).encode()).hexdigest()[:8]}"
 
 
-def keep_tasks(sweep_dir: Path, submission: str, tasks: Mapping[str, Sequence[Job]]) -> None:
+def write_tasks(sweep_dir: Path, submission: str, tasks: Mapping[str, Sequence[Job]]) -> None:
     """Keep which jobs each task has."""
     folder = slurm_folder(sweep_dir) / submission
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / TASKS_FILE) as file:
+    with atomic_write(folder / TASKS_FILE) as file:
         file.write(json.dumps({task: [job.folder.name for job in jobs] for task, jobs in tasks.items()}).encode())
 
 
@@ -144,11 +144,11 @@ def _tell_damaged(file: Path) -> None:
 
 def _states(words: Sequence[str]) -> dict[str, str]:
     """SLURM's state of each task, from a command that prints lines of the form task|state."""
-    lines = [line.split("|") for line in answer(words).splitlines() if "|" in line]
+    lines = [line.split("|") for line in slurm_output(words).splitlines() if "|" in line]
     return {task: state.split()[0] for task, state in lines}  # "CANCELLED by 1000"
 
 
-def answer(words: Sequence[str]) -> str:
+def slurm_output(words: Sequence[str]) -> str:
     """What one of SLURM's commands prints.
 
     Raises:

@@ -14,11 +14,11 @@ from domainbed.errors import UsageError
 from domainbed.records import is_done
 from domainbed.sweep.failures import (
     begin_attempt,
+    blocked_reason,
+    describe_error,
     forget_failures,
-    held_back,
-    in_words,
-    note_failure,
     note_outcome,
+    record_failure,
 )
 from domainbed.sweep.job import LOG_FILE, Job
 
@@ -55,7 +55,7 @@ def run_job(job: Job, on_record: Callable[[int], None], should_stop: Callable[[]
         job: the job.
         on_record, should_stop: see `domainbed.engine.train.train`.
     """
-    if reason := held_back(job):
+    if reason := blocked_reason(job):
         return Outcome(End.HELD_BACK, reason)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +64,9 @@ def run_job(job: Job, on_record: Callable[[int], None], should_stop: Callable[[]
     except TakenError:
         return Outcome(End.TAKEN)
     except OSError as error:
-        outcome = Outcome(End.FAILED, in_words(error, job.folder))
+        outcome = Outcome(End.FAILED, describe_error(error, job.folder))
         if not is_locked(job.folder):
-            note_failure(job.folder, outcome.reason)
+            record_failure(job.folder, outcome.reason)
         return outcome
 
 
@@ -77,9 +77,9 @@ def _attempt(job: Job, on_record: Callable[[int], None], should_stop: Callable[[
         with _output_to_log(job):
             outcome = _train(job, on_record, should_stop, lock)
     except OSError as error:
-        outcome = Outcome(End.FAILED, in_words(error, job.folder))
+        outcome = Outcome(End.FAILED, describe_error(error, job.folder))
     if outcome.end == End.FAILED:
-        note_failure(job.folder, outcome.reason)
+        record_failure(job.folder, outcome.reason)
         note_outcome(job, outcome.reason)
     elif outcome.end == End.DONE:
         note_outcome(job, "")
@@ -102,7 +102,7 @@ def _train(job: Job, on_record: Callable[[int], None], should_stop: Callable[[],
     except (Exception, SystemExit) as error:
         if not isinstance(error, UsageError):
             traceback.print_exc()
-        reason = in_words(error, job.folder)
+        reason = describe_error(error, job.folder)
         print(f"error: {reason}")
         return Outcome(End.FAILED, reason)
     return Outcome(End.DONE)

@@ -52,7 +52,7 @@ def serve(connection: Connection, environ: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
+def ignore_sigint() -> Iterator[None]:
     """Processes started here never hear Ctrl-C: it reaches the whole process group, but is the launcher's to answer.
 
     Which it does as soon as they are started: the signal is noted, and raised again then. Only a process's main thread

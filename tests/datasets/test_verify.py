@@ -9,12 +9,12 @@ from PIL import Image
 
 from domainbed.datasets.digits import ColoredDigits
 from domainbed.datasets.mnist import ColoredMNIST, RotatedMNIST
-from domainbed.datasets.photographs import PACS, SVIRO, DomainNet, Folder, Published, TerraIncognita
+from domainbed.datasets.photos import PACS, SVIRO, DomainNet, Folder, PublishedDataset, TerraIncognita
 from domainbed.datasets.verify import verify, write_leave_out
 from domainbed.errors import UsageError
 
 
-class Small(Published):
+class Small(PublishedDataset):
     """Two environments, two classes, and two counts that are known: 6 images and 5."""
 
     FOLDER = "small"

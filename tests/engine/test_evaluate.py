@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from domainbed.algorithms.base import Algorithm
-from domainbed.engine.evaluate import accuracies, in_halves
+from domainbed.engine.evaluate import accuracies, split_on_oom
 from domainbed.loading.arrays import ArrayFeed
 from domainbed.loading.base import Request
 
@@ -27,20 +27,20 @@ class Small(Algorithm):
 def test_what_does_not_fit_is_predicted_in_halves(most: int, sizes: list[int]):
     x = torch.randn(9, 1, 1, 2)
     algorithm = Small(most)
-    assert torch.equal(in_halves(algorithm.predict, x), x.flatten(1))
+    assert torch.equal(split_on_oom(algorithm.predict, x), x.flatten(1))
     assert algorithm.sizes == sizes
 
 
 def test_one_image_that_does_not_fit_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
-        in_halves(Small(0).predict, torch.randn(3, 1, 1, 2))
+        split_on_oom(Small(0).predict, torch.randn(3, 1, 1, 2))
 
 
 def test_other_errors_are_not_swallowed():
     algorithm = Small(9)
     algorithm.predict = lambda x: x @ torch.zeros(7)  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="size"):
-        in_halves(algorithm.predict, torch.randn(3, 1, 1, 2))
+        split_on_oom(algorithm.predict, torch.randn(3, 1, 1, 2))
 
 
 def test_requests_of_one_name_are_counted_together():

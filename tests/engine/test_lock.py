@@ -18,8 +18,8 @@ import pytest
 from domainbed.engine import lock as lock_module
 from domainbed.engine.lock import (
     TakenError,
-    holder_of,
     is_locked,
+    lock_owner,
     locked,
     seems_alive,
     start_of,
@@ -62,7 +62,7 @@ def is_taken_by_us(folder: Path) -> bool:
     try:
         with locked(folder) as lock:
             lock.check()
-            assert holder_of(folder).pid == os.getpid()
+            assert lock_owner(folder).pid == os.getpid()
             assert is_locked(folder)
     except TakenError:
         assert [path.name for path in folder.iterdir()] == ["lock"]
@@ -196,7 +196,7 @@ def test_one_that_beats_by_a_wrong_clock_keeps_it(tmp_path: Path, watched, age: 
         for _ in range(3):
             assert not is_taken_by_us(tmp_path)
     os.close(descriptor)
-    assert holder_of(tmp_path).host == "there"
+    assert lock_owner(tmp_path).host == "there"
     assert is_taken_by_us(tmp_path), "now it is dead"
 
 
@@ -204,7 +204,7 @@ def test_one_that_beats_by_a_wrong_clock_keeps_it(tmp_path: Path, watched, age: 
 def test_a_lock_without_a_name_is_believed_while_it_is_fresh(tmp_path: Path, watched, told: bytes):
     """It was made just now, or its holder died as it made it."""
     leave_bytes(tmp_path, told, 0)
-    assert holder_of(tmp_path) is None
+    assert lock_owner(tmp_path) is None
     assert is_locked(tmp_path)
     with pytest.raises(TakenError, match=r"is being trained by another process$"):
         locked(tmp_path).__enter__()
@@ -411,7 +411,7 @@ def test_a_lock_has_its_holders_name_from_its_first_moment(tmp_path: Path, monke
     def look(source: Path, target: Path) -> None:
         assert not (tmp_path / "lock").exists()
         link(source, target)
-        named.append(holder_of(tmp_path).pid)
+        named.append(lock_owner(tmp_path).pid)
 
     monkeypatch.setattr(os, "link", look)
     with locked(tmp_path):
@@ -426,7 +426,7 @@ def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "link", no_links)
     with locked(tmp_path) as lock:
         lock.check()
-        assert holder_of(tmp_path).pid == os.getpid()
+        assert lock_owner(tmp_path).pid == os.getpid()
         assert not is_taken_by_us(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -439,10 +439,10 @@ def test_the_heartbeat_tells_how_far_the_job_is(tmp_path: Path, monkeypatch: pyt
 
     def wait_for(step: int) -> lock_module.Holder:
         deadline = time.monotonic() + 60
-        while not ((holder := holder_of(tmp_path)) and holder.step == step):
+        while not ((owner := lock_owner(tmp_path)) and owner.step == step):
             assert time.monotonic() < deadline, "no heartbeat"
             time.sleep(0.005)
-        return holder
+        return owner
 
     with locked(tmp_path) as lock:
         lock.begin(7)
@@ -457,7 +457,7 @@ def test_the_heartbeat_tells_how_far_the_job_is(tmp_path: Path, monkeypatch: pyt
         lock.step = 9
         wait_for(9)  # a shorter line over a longer one
         assert (tmp_path / "lock").stat().st_size == lock_module.WIDTH
-    assert holder_of(tmp_path) is None
+    assert lock_owner(tmp_path) is None
 
 
 def test_a_heart_outlives_a_file_system_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -472,9 +472,9 @@ def test_a_heart_outlives_a_file_system_that_is_away_for_a_while(tmp_path: Path,
         monkeypatch.setattr(os, "pwrite", away)
         assert failed.wait(60)
         monkeypatch.setattr(os, "pwrite", pwrite)
-        beat = holder_of(tmp_path).beat
+        beat = lock_owner(tmp_path).beat
         deadline = time.monotonic() + 60
-        while holder_of(tmp_path).beat == beat:
+        while lock_owner(tmp_path).beat == beat:
             assert time.monotonic() < deadline, "it stopped"
             time.sleep(0.005)
         lock.check()
@@ -516,5 +516,5 @@ def test_a_lost_answer_of_a_file_server_is_no_other_holder(tmp_path: Path, monke
     monkeypatch.setattr(os, "link", linked_but_denied)
     with locked(tmp_path) as lock:
         lock.check()
-        assert holder_of(tmp_path).pid == os.getpid()
+        assert lock_owner(tmp_path).pid == os.getpid()
     assert list(tmp_path.iterdir()) == []

@@ -25,13 +25,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.algorithms.base import Algorithm, all_domains
+from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.datasets import DATASETS
 from domainbed.engine import checkpoint, evaluate
 from domainbed.engine.config import JobConfig
-from domainbed.engine.figures import NonFiniteError
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import TakenError
+from domainbed.engine.metrics import NonFiniteError
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.records import is_done, read_job
@@ -57,7 +57,7 @@ class Gambler(Algorithm):
 
     def update(self, minibatches, unlabeled=None):
         Gambler.updates += 1
-        x, y = all_domains(minibatches)
+        x, y = concatenate(minibatches)
         stake = random.random() + np.random.rand() + np.random.randn() ** 2 + torch.rand(())
         logits = self.linear(F.dropout(x.flatten(1)))
         loss = stake * F.cross_entropy(logits + self.luck[-1] * self.moving, y)
@@ -83,7 +83,7 @@ class Colours(Algorithm):
         self.optimizer = torch.optim.SGD(self.parameters(), 0.1)
 
     def update(self, minibatches, unlabeled=None):
-        x, y = all_domains(minibatches)
+        x, y = concatenate(minibatches)
         loss = F.cross_entropy(self.predict(x), y)
         self.optimizer.zero_grad()
         loss.backward()
@@ -342,7 +342,7 @@ def test_neither_evaluations_nor_what_came_before_count_as_the_updates_time(
 ):
     """By a clock on which an update takes a second, and an evaluation a thousand."""
     now = [0.0]
-    update, in_halves = Gambler.update, evaluate.in_halves
+    update, in_halves = Gambler.update, evaluate.split_on_oom
 
     def slow_update(*args):
         now[0] += 1

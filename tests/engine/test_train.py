@@ -15,10 +15,10 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.datasets import DATASETS, ArrayEnvironment, MultipleDomainDataset
 from domainbed.engine import data
 from domainbed.engine.config import JobConfig
-from domainbed.engine.figures import NonFiniteError
 from domainbed.engine.lock import is_locked
+from domainbed.engine.metrics import NonFiniteError
 from domainbed.engine.model import load_model
-from domainbed.engine.train import stretches, train
+from domainbed.engine.train import evaluation_intervals, train
 from domainbed.errors import UsageError
 from domainbed.loading.splits import split_environment
 from domainbed.records import read_job
@@ -88,7 +88,7 @@ def make(tmp_path: Path, **kwargs) -> JobConfig:
 @pytest.mark.parametrize(("steps", "freq"), list(itertools.product([1, 2, 10, 11, 12, 23], [1, 5, 10, 100])))
 def test_evaluations_come_when_the_protocol_says(steps: int, freq: int):
     expected = [s for s in range(steps) if s % freq == 0 or s == steps - 1]
-    pieces = list(stretches(steps, freq))
+    pieces = list(evaluation_intervals(steps, freq))
     assert [stop - 1 for _, stop in pieces] == expected
     assert [s for start, stop in pieces for s in range(start, stop)] == list(range(steps))
 

@@ -7,7 +7,7 @@ import torch
 from domainbed.loading import arrays, residence
 from domainbed.loading.arrays import ArrayFeed
 from domainbed.loading.base import Request
-from domainbed.loading.residence import moved_if_it_fits
+from domainbed.loading.residence import move_to_device
 
 CPU = torch.device("cpu")
 
@@ -49,18 +49,18 @@ def test_too_large_for_the_device(monkeypatch, capsys):
     """The *meta* device stands for one with little memory."""
     device = torch.device("meta")
     monkeypatch.setattr(residence, "free_bytes", lambda device: 1000)
-    assert moved_if_it_fits(str, 500, device, None) == "meta"
-    assert moved_if_it_fits(str, 501, device, None) is None
+    assert move_to_device(str, 500, device, None) == "meta"
+    assert move_to_device(str, 501, device, None) is None
     assert "--resident_gb allows the device 0.00 (half of what is free)" in capsys.readouterr().out
-    assert moved_if_it_fits(str, 2**30, device, 1.0) == "meta"
-    assert moved_if_it_fits(str, 2**30 + 1, device, 1.0) is None
-    assert moved_if_it_fits(str, 1, device, 0) is None
+    assert move_to_device(str, 2**30, device, 1.0) == "meta"
+    assert move_to_device(str, 2**30 + 1, device, 1.0) is None
+    assert move_to_device(str, 1, device, 0) is None
 
     def full(device: torch.device) -> None:
         raise torch.OutOfMemoryError("no")
 
     capsys.readouterr()
-    assert moved_if_it_fits(full, 10, device, None) is None
+    assert move_to_device(full, 10, device, None) is None
     assert "did not fit onto meta and stay in the host's memory" in capsys.readouterr().out
 
 

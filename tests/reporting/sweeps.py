@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from domainbed.reporting.layout import Wanted
+from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import Report, make_report
 from domainbed.scripts.collect_results import FORMATS
@@ -69,7 +69,7 @@ def write_golden_sweep(folder: Path) -> Path:
 
 
 def golden_report(folder: Path) -> Report:
-    wanted = Wanted(compare_published=True, versus=("Fishr", "ERM"))
+    wanted = ReportOptions(compare_published=True, versus=("Fishr", "ERM"))
     return make_report(load_sweep(str(folder)), wanted)
 
 

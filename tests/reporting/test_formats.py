@@ -15,15 +15,15 @@ import pytest
 
 from domainbed.errors import UsageError
 from domainbed.model_selection import SELECTION_METHODS
-from domainbed.reporting.latex import escaped
-from domainbed.reporting.layout import AVERAGES, Wanted
+from domainbed.reporting.formats.latex import escaped
+from domainbed.reporting.layout import AVERAGES, ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.published import published
 from domainbed.reporting.report import Report, make_report
 from domainbed.reporting.statistics import bootstrap_interval
 from domainbed.scripts import sweep as sweep_script
 from domainbed.scripts.collect_results import FORMATS, main
-from domainbed.sweep.remembered import remember
+from domainbed.sweep.log import log_launch
 from tests.conftest import make_record, write_sweep
 from tests.reference import dataset_table
 from tests.reporting.sweeps import ENDINGS, GOLDEN, TWO, golden_records, golden_report, in_format, write_golden_sweep
@@ -44,7 +44,7 @@ def test_as_kept(report: Report, name: str):
 
 def test_every_figure_is_the_slow_references(tmp_path: Path):
     records = golden_records()
-    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted())
+    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), ReportOptions())
     cells = pd.read_csv(io.StringIO(FORMATS["csv"](report)), dtype={"column": str})
     cells = cells.set_index(["selection", "table", "algorithm", "column"])
     compared = 0
@@ -74,7 +74,7 @@ def test_ranks_are_means_over_datasets_of_places(tmp_path: Path):
         for dataset, accuracy in zip(("ColoredMNIST", "ColoredDigits"), of_algorithm, strict=True)
         for env in range(3 if accuracy is not None else 0)
     ]
-    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted(["training-domain"]))
+    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), ReportOptions(["training-domain"]))
     (averages,) = [table for table in report.sections[0].tables if table.name == AVERAGES]
     assert averages.columns[-2:] == ["Avg", "Rank"]
     ranks = {algorithm: cells[-1].mean for algorithm, cells in averages.rows.items()}
@@ -91,7 +91,7 @@ def test_what_is_printed_alike_is_equally_good(tmp_path: Path):
     sweep = load_sweep(str(write_sweep(tmp_path, records)))
 
     def places(decimals: int) -> list[int]:
-        table = make_report(sweep, Wanted(["training-domain"], decimals=decimals)).sections[0].tables[0]
+        table = make_report(sweep, ReportOptions(["training-domain"], decimals=decimals)).sections[0].tables[0]
         return [cells[0].place for cells in table.rows.values()]
 
     assert places(1) == [1, 1, 2, 0]
@@ -124,7 +124,7 @@ def test_the_published_average_is_for_the_whole_benchmark_only(tmp_path: Path):
             for env in range(of)
         ]
         folder = write_sweep(tmp_path / str(n), records)
-        report = make_report(load_sweep(str(folder)), Wanted(["training-domain"], compare_published=True))
+        report = make_report(load_sweep(str(folder)), ReportOptions(["training-domain"], compare_published=True))
         average = report.sections[0].tables[-1].rows["ERM"][-2]
         assert average.column == "Avg"
         assert (average.reference is not None) == (n == 7)
@@ -157,7 +157,7 @@ def test_what_keeps_a_sweep_from_comparing_with_the_published(tmp_path: Path, ar
     for record in records:
         record["args"] = {name: v for name, v in {**record["args"], **args}.items() if v is not ...}
         record["args"]["steps"] = 5001
-    notes = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted(compare_published=True)).notes
+    notes = make_report(load_sweep(str(write_sweep(tmp_path, records))), ReportOptions(compare_published=True)).notes
     expected = [f"RotatedMNIST does not compare with what was published: {told}."] if told else []
     assert [note for note in notes if note.startswith("RotatedMNIST")] == [*expected, ROTATION]
 
@@ -170,7 +170,9 @@ def test_bootstrap_intervals_of_a_cell_and_of_the_averages(tmp_path: Path):
         for d, dataset in enumerate(("ColoredMNIST", "ColoredDigits"))
         for env, trial in itertools.product(range(3), range(4))
     ]
-    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted(["training-domain"], bootstrap=True))
+    report = make_report(
+        load_sweep(str(write_sweep(tmp_path, records))), ReportOptions(["training-domain"], bootstrap=True)
+    )
     digits, mnist, averages = report.sections[0].tables
     assert (digits.name, mnist.name) == ("ColoredDigits", "ColoredMNIST")
     first, average = mnist.rows["ERM"][0], mnist.rows["ERM"][-1]
@@ -324,8 +326,8 @@ def test_a_dataset_without_a_record_has_its_columns(tmp_path: Path):
     for environment in ("a", "b"):
         (tmp_path / "tree" / environment / "dog").mkdir(parents=True)
         (tmp_path / "tree" / environment / "dog" / "1.png").write_bytes(b"")
-    remember(write_sweep(tmp_path / "sweep", golden_records()), sweep_script.grid_of(args))
-    wanted = Wanted(["training-domain"], bootstrap=True, versus=("Fishr", "ERM"))
+    log_launch(write_sweep(tmp_path / "sweep", golden_records()), sweep_script.grid_of(args))
+    wanted = ReportOptions(["training-domain"], bootstrap=True, versus=("Fishr", "ERM"))
     report = make_report(load_sweep(str(tmp_path / "sweep")), wanted)
     (folder,) = [table for table in report.sections[0].tables if table.name == "Folder"]
     assert folder.columns == ["env0", "env1", "Avg"]

@@ -12,10 +12,10 @@ import pytest
 from domainbed.errors import UsageError
 from domainbed.model_selection import SELECTION_METHODS, choose
 from domainbed.reporting import reading
-from domainbed.reporting.layout import Wanted
+from domainbed.reporting.formats.text import text
+from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
-from domainbed.reporting.text import text
 from tests.conftest import make_record, read_sweep, write_sweep
 
 
@@ -226,7 +226,7 @@ def test_a_job_of_other_environments_harms_no_other(tmp_path: Path, odd: dict, w
     for selection in SELECTION_METHODS:
         left_alone, left_both = (choose(selection, sweep.records) for sweep in (alone, both))
         assert left_both[["test_env", "test_acc"]].equals(left_alone[["test_env", "test_acc"]])
-    assert text(make_report(both, Wanted())).startswith(text(make_report(alone, Wanted())).rstrip("\n"))
+    assert text(make_report(both, ReportOptions())).startswith(text(make_report(alone, ReportOptions())).rstrip("\n"))
 
 
 def test_what_looks_like_an_accuracy_is_none(tmp_path: Path):
@@ -280,7 +280,7 @@ def test_what_no_column_holds_is_left_out(tmp_path: Path, odd: dict):
 def test_done_runs_that_are_of_no_use_are_marked_and_counted(tmp_path: Path):
     records = [make_record(test_envs=(e,), hparams_seed=h) for e in range(3) for h in range(2)]
     del records[1]["env2_out_acc"]  # of test environment 0, draw 1
-    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), Wanted(["training-domain"]))
+    report = make_report(load_sweep(str(write_sweep(tmp_path, records))), ReportOptions(["training-domain"]))
     first, second, *_ = report.sections[0].tables[0].rows["ERM"]
     assert first.mark == "*"
     assert first.counts == "1 of 1 trials, 2 of 2 runs done, 1 of which the method can't choose from"
@@ -292,7 +292,7 @@ def test_done_runs_that_are_of_no_use_are_marked_and_counted(tmp_path: Path):
 
 def test_environments_of_the_same_name_are_told_apart(tmp_path: Path):
     record = make_record("Folder", test_envs=(1,)) | {"environments": ["b", "b", "Avg"]}
-    report = make_report(load_sweep(str(write_sweep(tmp_path, [record]))), Wanted(["training-domain"]))
+    report = make_report(load_sweep(str(write_sweep(tmp_path, [record]))), ReportOptions(["training-domain"]))
     assert report.sections[0].tables[0].columns == ["b (0)", "b (1)", "Avg (2)", "Avg"]
 
 
@@ -300,7 +300,7 @@ def test_a_single_environment_leaves_nothing_to_choose_by(tmp_path: Path):
     record = make_record("One", in_acc=(0.5,), out_acc=(0.5,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report = make_report(load_sweep(str(write_sweep(tmp_path, [record]))), Wanted())
+        report = make_report(load_sweep(str(write_sweep(tmp_path, [record]))), ReportOptions())
     assert [bool(section.tables) for section in report.sections] == [False, False, True]
 
 

@@ -17,11 +17,11 @@ from PIL import Image
 
 from domainbed.model_selection import SELECTION_METHODS
 from domainbed.reporting import plots
-from domainbed.reporting.layout import AVERAGES, Wanted
+from domainbed.reporting.cells import AVERAGE, RANK
+from domainbed.reporting.formats.page import anchor, page
+from domainbed.reporting.layout import AVERAGES, ReportOptions
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.page import anchor, page
 from domainbed.reporting.report import Report, make_report
-from domainbed.reporting.tables import AVERAGE, RANK
 from tests.conftest import make_record, write_sweep
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -106,7 +106,7 @@ def by_id(root: Element, *names: str) -> Element:
 
 
 def reported(folder: Path, **wanted) -> Report:
-    return make_report(load_sweep(str(folder)), Wanted(list(SELECTION_METHODS), **wanted))
+    return make_report(load_sweep(str(folder)), ReportOptions(list(SELECTION_METHODS), **wanted))
 
 
 def with_holes(folder: Path) -> Path:

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 from domainbed.model_selection import SELECTION_METHODS
 from domainbed.reporting import plots
-from domainbed.reporting.layout import Table, Wanted
+from domainbed.reporting.cells import RANK
+from domainbed.reporting.formats.page import anchor, page
+from domainbed.reporting.layout import ReportOptions, Table
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.page import anchor, page
 from domainbed.reporting.report import Report, make_report
-from domainbed.reporting.tables import RANK
 from tests.conftest import make_record, write_sweep
 
 try:
@@ -75,7 +75,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
                     records.append(make_record(dataset, algorithm, (env,), trial, 0, 300, accuracies, accuracies))
     report = make_report(
         load_sweep(str(write_sweep(folder, records))),
-        Wanted(list(SELECTION_METHODS), compare_published=True, versus=("CORAL", "Mixup")),
+        ReportOptions(list(SELECTION_METHODS), compare_published=True, versus=("CORAL", "Mixup")),
     )
     file = tmp_path_factory.mktemp("pages") / "page.html"
     with pytest.MonkeyPatch.context() as patch:

@@ -23,9 +23,9 @@ from domainbed.errors import UsageError
 from domainbed.reporting.load import Sweep, load_sweep
 from domainbed.reporting.plots import all_figures, write
 from domainbed.reporting.plots.bars import bars
-from domainbed.reporting.plots.courses import figure_courses, training_curves
-from domainbed.reporting.plots.runs import draws, hparams_scatter, in_and_out
-from domainbed.reporting.plots.style import look, text
+from domainbed.reporting.plots.curves import figure_courses, training_curves
+from domainbed.reporting.plots.scatter import draws, hparams_scatter, in_and_out
+from domainbed.reporting.plots.style import make_style, text
 from tests.conftest import make_record, write_sweep
 
 ENVIRONMENTS = dict(enumerate(["+90%", "+80%", "-90%"]))
@@ -83,7 +83,7 @@ def test_curves_are_the_records_in_percent_in_order_of_steps():
     assert [ax.get_title() for ax in figure.axes] == ["test: +90%", "test: -90%"]
     for ax, test_env in zip(figure.axes, (0, 2), strict=True):
         for env in range(3):
-            color = "#000000" if env == test_env else look(env).color.lower()
+            color = "#000000" if env == test_env else make_style(env).color.lower()
             name = f"env{env}_in_acc" if env == test_env else f"env{env}_out_acc"
             expected = []
             for folder in (f"job{test_env}0", f"job{test_env}1"):
@@ -244,7 +244,7 @@ def test_a_missing_hyperparameter_is_missing_in_its_panel_alone():
 
 def test_in_and_out_of_the_domain():
     runs = pd.concat([chosen_runs(9, (0, 2)), chosen_runs(9, (0, 2)).assign(algorithm="Fishr")])
-    looks = {"ERM": look(0), "Fishr": look(1)}
+    looks = {"ERM": make_style(0), "Fishr": make_style(1)}
     figure = in_and_out(runs, ENVIRONMENTS, looks)
     for ax, env in zip(figure.axes, (0, 2), strict=True):
         mine = runs[runs["test_env"] == env]
@@ -266,7 +266,7 @@ def test_in_and_out_of_the_domain():
 @pytest.mark.parametrize("accuracies", [[(0.5, 0.5)], [(0.5, 0.4), (0.5, 0.6)], [(0.4, 0.5), (0.6, 0.5)]])
 def test_a_correlation_that_is_not_defined(accuracies: list[tuple[float, float]]):
     runs = pd.DataFrame(accuracies, columns=["val_acc", "test_acc"]).assign(test_env=1, algorithm="ERM")
-    figure = in_and_out(runs, ENVIRONMENTS, {"ERM": look(0)})
+    figure = in_and_out(runs, ENVIRONMENTS, {"ERM": make_style(0)})
     assert figure.axes[0].get_title().endswith("= ?)")
     png(figure)
 
@@ -285,7 +285,7 @@ def test_bars_errors_and_missing_cells():
         ],
         columns=["algorithm", "dataset", "mean", "error"],
     ).assign(trials=3)
-    figure = bars(cells, ["VLCS", "PACS", "Avg"], {"ERM": look(0), "Fishr": look(1)})
+    figure = bars(cells, ["VLCS", "PACS", "Avg"], {"ERM": make_style(0), "Fishr": make_style(1)})
     (ax,) = figure.axes
     assert [label.get_text() for label in ax.get_xticklabels()] == ["VLCS", "PACS", "Avg"]
     drawn = {(round(bar.get_x() + bar.get_width() / 2, 3), bar.get_height()) for bar in ax.patches}
@@ -304,7 +304,7 @@ def test_bars_errors_and_missing_cells():
 
 
 def test_the_whole_benchmark_and_nothing_at_all_as_bars():
-    algorithms = {f"A{i}": look(i) for i in range(7)}
+    algorithms = {f"A{i}": make_style(i) for i in range(7)}
     groups = [f"D{i}" for i in range(7)] + ["Avg"]
     cells = pd.DataFrame(
         [{"algorithm": a, "dataset": d, "mean": R.uniform(20, 99), "error": 1.0} for a in algorithms for d in groups]
@@ -374,7 +374,7 @@ def test_each_algorithm_has_panels_of_what_it_recorded():
     figure = figure_courses(figures, best, ENVIRONMENTS, ["ERM", "IRM", "Fish"])
     drawn = {ax.get_title(): [list(line.get_ydata()) for line in ax.lines] for ax in figure.axes}
     assert drawn == {"ERM: loss": [[1.0, 2.0]], "IRM: loss": [[3.0, 4.0]], "IRM: penalty": [[5.0, 6.0]]}
-    assert [to_hex(ax.lines[0].get_color()) for ax in figure.axes] == [look(e).color.lower() for e in (1, 2, 2)]
+    assert [to_hex(ax.lines[0].get_color()) for ax in figure.axes] == [make_style(e).color.lower() for e in (1, 2, 2)]
     assert legend_labels(figure) == ["+80%", "-90%"]
 
 
@@ -387,7 +387,7 @@ def test_nothing_recorded_is_no_figure():
 
 
 def test_there_is_a_look_for_any_number_of_categories():
-    looks = [look(i) for i in range(40)]
+    looks = [make_style(i) for i in range(40)]
     assert len({(each.color, each.marker) for each in looks}) == 40
     assert len({(each.color, each.line) for each in looks}) == 40
     assert len({each.color for each in looks[:7]}) == len({each.marker for each in looks[:7]}) == 7
@@ -416,7 +416,7 @@ def test_long_names_that_begin_alike_and_odd_ones_each_have_their_sample():
 @pytest.mark.parametrize("n", [1, 2, 7, 25])
 def test_the_legend_lies_below_all_axes_and_within_the_figure(n: int):
     runs = pd.concat([chosen_runs(3).assign(algorithm=f"Algorithm {i}") for i in range(n)])
-    figure = in_and_out(runs, ENVIRONMENTS, {f"Algorithm {i}": look(i) for i in range(n)})
+    figure = in_and_out(runs, ENVIRONMENTS, {f"Algorithm {i}": make_style(i) for i in range(n)})
     png(figure, dpi=100)
     canvas = FigureCanvasAgg(figure)
     legend = figure.legends[0].get_window_extent(canvas.get_renderer())
@@ -429,7 +429,7 @@ def test_the_legend_lies_below_all_axes_and_within_the_figure(n: int):
 def test_pdfs_have_truetype_letters_and_the_same_bytes_each_time():
     def pdf() -> bytes:
         file = io.BytesIO()
-        write(bars(cells, ["PACS"], {"ERM": look(1)}, "Title"), file, "pdf", 150, "A caption.")
+        write(bars(cells, ["PACS"], {"ERM": make_style(1)}, "Title"), file, "pdf", 150, "A caption.")
         return file.getvalue()
 
     cells = pd.DataFrame([{"algorithm": "ERM", "dataset": "PACS", "mean": 50.0, "error": 1.0}])
@@ -453,7 +453,7 @@ def test_pngs_have_the_resolution_that_was_asked_for():
 
 def test_no_display_and_no_pyplot():
     code = (
-        "import sys; import domainbed.reporting.tables, domainbed.scripts.plot; assert 'matplotlib' not in sys.modules;"
+        "import sys; import domainbed.reporting.cells, domainbed.scripts.plot; assert 'matplotlib' not in sys.modules;"
         "import domainbed.reporting.plots; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,14 +8,14 @@ import pytest
 
 from domainbed.engine.lock import locked
 from domainbed.records import append_record, mark_done
-from domainbed.reporting.layout import Wanted
+from domainbed.reporting.formats.text import text
+from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
-from domainbed.reporting.text import text
 from domainbed.scripts import sweep
 from domainbed.sweep.job import Job
-from domainbed.sweep.remembered import remember
-from domainbed.sweep.states import JobState
+from domainbed.sweep.log import log_launch
+from domainbed.sweep.status import JobState
 from tests.conftest import make_record
 
 WORDS = ["launch", "--datasets", "ColoredDigits", "--algorithms", "ERM", "Fishr", "--n_hparams", "2", "--n_trials", "2"]
@@ -25,7 +25,7 @@ def launched(folder: Path, *more: str) -> list[Job]:
     """The jobs of a launch into a folder that remembers it, none of them begun."""
     args = sweep.parser().parse_args([*WORDS, "--steps", "1", *more, "--output_dir", str(folder)])
     folder.mkdir(exist_ok=True)
-    remember(folder, sweep.grid_of(args))
+    log_launch(folder, sweep.grid_of(args))
     return sweep.jobs_of(args)
 
 
@@ -56,7 +56,7 @@ def test_each_state_is_counted_in_its_cell(tmp_path: Path):
     record(running)
     with locked(running.folder):
         read = load_sweep(str(tmp_path / "sweep"))
-        report = make_report(read, Wanted(["training-domain"]))
+        report = make_report(read, ReportOptions(["training-domain"]))
     assert read.is_remembered
     states = dict(zip(read.runs["folder"], read.runs["state"], strict=True))
     assert states[failed.folder.name] == JobState.FAILED
@@ -78,7 +78,7 @@ def test_an_algorithm_without_any_record_has_its_row(tmp_path: Path):
     for job in launched(tmp_path / "sweep"):
         if job.config.algorithm == "Fishr":
             finish(job)
-    report = make_report(load_sweep(str(tmp_path / "sweep")), Wanted(["training-domain"]))
+    report = make_report(load_sweep(str(tmp_path / "sweep")), ReportOptions(["training-domain"]))
     erm = report.sections[0].tables[0].rows["ERM"]
     assert [cell.is_missing for cell in erm] == [True] * 4
     assert erm[0].counts == "0 of 2 trials, 0 of 4 runs done (4 not launched)"
@@ -127,7 +127,7 @@ def test_another_launch_with_other_arguments_is_not_done(tmp_path: Path):
     launched(tmp_path / "sweep", "--hparams", '{"batch_size": 4}')
     read = load_sweep(str(tmp_path / "sweep"))
     assert set(read.runs["state"]) == {JobState.NOT_LAUNCHED}
-    report = make_report(read, Wanted(["training-domain"]))
+    report = make_report(read, ReportOptions(["training-domain"]))
     assert {cell.mark for cell in report.sections[0].tables[0].cells} == {"*~"}
 
 

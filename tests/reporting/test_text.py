@@ -3,17 +3,17 @@
 import re
 from pathlib import Path
 
-from domainbed.reporting.layout import Wanted
+from domainbed.reporting.formats.text import text
+from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
-from domainbed.reporting.text import text
 from tests.conftest import make_record, write_sweep
 
 RUNS = [(e, t) for e in range(3) for t in range(2)]
 
 
 def tables_of(tmp_path: Path, records: list[dict], done: bool = True) -> str:
-    return text(make_report(load_sweep(str(write_sweep(tmp_path, records, done))), Wanted()))
+    return text(make_report(load_sweep(str(write_sweep(tmp_path, records, done))), ReportOptions()))
 
 
 def accuracy(env: int, trial: int) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.datasets.photographs import PACS
+from domainbed.datasets.photos import PACS
 from domainbed.datasets.publishers import fetch
 from domainbed.datasets.publishers.sources import SOURCES, Archive, Source
 from domainbed.errors import UsageError

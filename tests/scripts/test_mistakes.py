@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.scripts import cli
+from domainbed import cli
 
 MISTAKES = [
     ("train", ["--dataset", "ColoredDigit"], "unknown dataset 'ColoredDigit'; did you mean ColoredDigits"),

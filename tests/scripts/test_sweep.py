@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from domainbed import cli
 from domainbed.records import append_record, mark_done, read_job
-from domainbed.scripts import cli, sweep, train
+from domainbed.scripts import sweep, train
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
-from domainbed.sweep.states import JobState
+from domainbed.sweep.status import JobState
 from tests.conftest import read_sweep
 from tests.processes import children_of, is_alive, wait_until
 from tests.sweep.helpers import (

@@ -20,7 +20,7 @@ from domainbed.records import read_job
 from domainbed.scripts import collect_results, sweep
 from domainbed.sweep.job import LOG_FILE, Job
 from domainbed.sweep.queue import read_queue, slurm_folder
-from domainbed.sweep.states import JobState, survey
+from domainbed.sweep.status import JobState, survey
 from tests.processes import wait_until
 from tests.slurm.gated import GATE
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.sweep.queue import read_queue
-from domainbed.sweep.states import JobState
+from domainbed.sweep.status import JobState
 from tests.processes import wait_until
 from tests.slurm.sweeps import Sweep, check_done_once, log_of, slurm, trains, undisturbed, went_on_after
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.engine.lock import Holder, holder_of
+from domainbed.engine.lock import LockOwner, lock_owner
 from domainbed.sweep.job import Job
 from tests.processes import wait_until
 from tests.slurm.conftest import mend
@@ -62,7 +62,7 @@ class Story:
     at_first: Finished
     when_killed: Finished
     relaunched: Finished
-    lives: list[Holder]
+    lives: list[LockOwner]
     expected: dict[str, list[str]]
 
 
@@ -89,7 +89,7 @@ def tell(cluster: Path, folder: Path, disturbed: Sweep, over_time: Sweep) -> Sto
     first = {task: jobs[0] for task, jobs in tasks.items()}
     wait_until(lambda: all(trains(job) for job in [over_time.jobs[0], *first.values()]), disturbed.told)
     at_first = disturbed.command("status")
-    before = {task: holder_of(job.folder) for task, job in first.items()}
+    before = {task: lock_owner(job.folder) for task, job in first.items()}
 
     # Two tasks a node, as each has two GPUs; the fifth task has a node for itself.
     node_of = {task: node for task, (_, node) in slurm_states().items() if task in tasks}
@@ -121,10 +121,10 @@ def tell(cluster: Path, folder: Path, disturbed: Sweep, over_time: Sweep) -> Sto
     wait_until(lambda: all(went_on_after(first[task]) for task in [*preempted, requeued]), disturbed.told)
     wait_until(lambda: disturbed.output(bereft).count("Starting with JobEnvironment") == 2, disturbed.told)
     time.sleep(8)  # for the second life to find its job taken, and more than once
-    lives = [before[bereft], holder_of(first[bereft].folder)]
+    lives = [before[bereft], lock_owner(first[bereft].folder)]
     os.kill(before[bereft].pid, signal.SIGKILL)
     wait_until(lambda: went_on_after(first[bereft]), disturbed.told)
-    lives.append(holder_of(first[bereft].folder))
+    lives.append(lock_owner(first[bereft].folder))
 
     relaunched = disturbed.launch("--jobs_per_task", 2)
     disturbed.open_gate()

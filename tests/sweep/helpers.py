@@ -11,19 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import tests.sweep.misbehaving  # noqa: F401  registers the algorithm
+from domainbed import cli
 from domainbed.engine.config import JobConfig
-from domainbed.engine.lock import LOCK_FILE, Holder, this_process
+from domainbed.engine.lock import LOCK_FILE, LockOwner, this_process
 from domainbed.records import mark_done
-from domainbed.scripts import cli, sweep
-from domainbed.sweep.failures import note_failure
+from domainbed.scripts import sweep
+from domainbed.sweep.failures import record_failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import Launcher, Update
 from domainbed.sweep.run import End, run_job
-from domainbed.sweep.states import JobState, Status, status_of
+from domainbed.sweep.status import JobState, Status, status_of
 
 # Of a record, what its job's result does not depend on.
 BESIDE = re.compile(rb'"(step_time|mem_gb|output_dir)": [^,}]+')
-FOREIGN = Holder("elsewhere", "another machine", 4711, "1", 0, "")
+FOREIGN = LockOwner("elsewhere", "another machine", 4711, "1", 0, "")
 
 
 # Processes that are forked off the fork server have imported what takes long.
@@ -67,18 +68,18 @@ def fill_folder(job: Job, state: JobState) -> Status:
     if state == JobState.DONE:
         mark_done(job.folder)
     if state == JobState.FAILED:
-        note_failure(job.folder, "RuntimeError: it was too much")
+        record_failure(job.folder, "RuntimeError: it was too much")
     if state == JobState.RUNNING:
         lock_as(job.folder, FOREIGN)
     return status_of(job)
 
 
-def lock_as(folder: Path, holder: Holder) -> None:
-    (folder / LOCK_FILE).write_text(json.dumps(asdict(holder)))
+def lock_as(folder: Path, owner: LockOwner) -> None:
+    (folder / LOCK_FILE).write_text(json.dumps(asdict(owner)))
 
 
-def alive_here(**others) -> Holder:
-    return Holder(**{**asdict(this_process()), **others})
+def alive_here(**others) -> LockOwner:
+    return LockOwner(**{**asdict(this_process()), **others})
 
 
 def records(job: Job) -> bytes:

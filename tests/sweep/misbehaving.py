@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.algorithms.base import Algorithm, all_domains
+from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import Hparam, register_hparams
 
@@ -32,7 +32,7 @@ class Misbehaving(Algorithm):
         if self.updates >= self.hparams["at"] and os.path.exists(self.hparams["cause"] or "/"):
             self.misbehave(self.hparams["how"])
         self.updates += 1
-        x, y = all_domains(minibatches)
+        x, y = concatenate(minibatches)
         loss = F.cross_entropy(self.linear(F.dropout(x.flatten(1))), y)
         self.optimizer.zero_grad()
         loss.backward()

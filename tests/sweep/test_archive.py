@@ -18,8 +18,8 @@ from domainbed.records import append_record, mark_done
 from domainbed.scripts import collect_results, sweep
 from domainbed.sweep.archive import import_jobs
 from domainbed.sweep.job import Job
-from domainbed.sweep.remembered import launch_files, remember, remembered_launches
-from domainbed.sweep.states import JobState, survey
+from domainbed.sweep.log import launch_files, log_launch, read_launches
+from domainbed.sweep.status import JobState, survey
 from tests.conftest import make_record
 from tests.sweep.helpers import begin, fill_folder, jobs_of, launch_words, main, states, steps_recorded
 
@@ -44,7 +44,7 @@ def launched(folder: Path, *words: str, n_done: int = 10**6) -> list[Job]:
     jobs = sweep.jobs_of(args)
     for job in jobs[:n_done]:
         finish(job)
-    remember(folder, sweep.grid_of(args))
+    log_launch(folder, sweep.grid_of(args))
     return jobs
 
 
@@ -128,7 +128,7 @@ def test_the_order_of_launches_is_kept(tmp_path: Path, reverse: bool):
     folder = tmp_path / "sweep"
     for trials in range(1, 6):
         launched_args = sweep.parser().parse_args(launch_words(folder, "--n_trials", trials))
-        remember(folder, sweep.grid_of(launched_args))
+        log_launch(folder, sweep.grid_of(launched_args))
     files = sorted(launch_files(folder), reverse=reverse)
     for i, path in enumerate(files):
         os.utime(path, (1e9 + i, 1e9 + i))
@@ -138,7 +138,7 @@ def test_the_order_of_launches_is_kept(tmp_path: Path, reverse: bool):
         assert tar.getnames() == sorted(tar.getnames())
         tar.extractall(tmp_path / "unpacked", filter="data")
     order = [json.loads(path.read_bytes())["n_trials"] for path in files]
-    assert [arguments["n_trials"] for arguments, _ in remembered_launches(tmp_path / "unpacked")] == order
+    assert [arguments["n_trials"] for arguments, _ in read_launches(tmp_path / "unpacked")] == order
 
 
 def test_the_exit_status_of_export(tmp_path: Path, capsys: pytest.CaptureFixture):

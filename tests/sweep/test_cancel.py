@@ -13,9 +13,9 @@ from domainbed.engine.lock import EXPIRY, locked
 from domainbed.records import mark_done
 from domainbed.scripts import sweep
 from domainbed.sweep.cancel import delete_jobs
-from domainbed.sweep.queue import keep_tasks
-from domainbed.sweep.remembered import remember
-from domainbed.sweep.states import JobState, status_of
+from domainbed.sweep.log import log_launch
+from domainbed.sweep.queue import write_tasks
+from domainbed.sweep.status import JobState, status_of
 from tests.processes import wait_until
 from tests.sweep.helpers import (
     FOREIGN,
@@ -38,7 +38,7 @@ YES = "--skip_confirmation"
 def remembered(words: list[str]):
     """The jobs of a launch that was said to have been, without any having run."""
     args = sweep.parser().parse_args(words)
-    remember(Path(args.output_dir), sweep.grid_of(args))
+    log_launch(Path(args.output_dir), sweep.grid_of(args))
     return sweep.jobs_of(args)
 
 
@@ -166,9 +166,9 @@ def test_the_number_of_a_process_that_died_and_was_given_to_another_stops_nobody
     jobs[0].folder.mkdir(parents=True)
     process = hold_elsewhere(tmp_path)
     try:
-        holder = lock.holder_of(tmp_path)
-        assert holder is not None
-        lock_as(jobs[0].folder, replace(holder, started="1"))
+        owner = lock.lock_owner(tmp_path)
+        assert owner is not None
+        lock_as(jobs[0].folder, replace(owner, started="1"))
         assert main(["cancel", YES, "--output_dir", tmp_path / "sweep"]) == 3
         assert process.poll() is None
     finally:
@@ -177,8 +177,8 @@ def test_the_number_of_a_process_that_died_and_was_given_to_another_stops_nobody
 
 def test_tasks_of_slurm_are_cancelled_by_their_submission(tmp_path: Path, slurm, capsys: pytest.CaptureFixture):
     jobs = remembered(launch_words(tmp_path / "sweep"))
-    keep_tasks(tmp_path / "sweep", "9", {"9_0": jobs[:1], "9_1": jobs[1:2]})
-    keep_tasks(tmp_path / "sweep", "8", {"8": jobs[2:]})
+    write_tasks(tmp_path / "sweep", "9", {"9_0": jobs[:1], "9_1": jobs[1:2]})
+    write_tasks(tmp_path / "sweep", "8", {"8": jobs[2:]})
     jobs[0].folder.mkdir()
     lock_as(jobs[0].folder, replace(FOREIGN, slurm_job="9_0"))
     gone = tmp_path / "gone"
@@ -201,7 +201,7 @@ def one_of_each(tmp_path: Path, slurm):
     by_state = dict(zip(JobState, jobs, strict=True))
     for state, job in by_state.items():
         fill_folder(job, state)
-    keep_tasks(tmp_path / "sweep", "9", {"9": [by_state[JobState.QUEUED]]})
+    write_tasks(tmp_path / "sweep", "9", {"9": [by_state[JobState.QUEUED]]})
     slurm(squeue='echo "9|PENDING"')
     return by_state
 
@@ -277,7 +277,7 @@ def test_what_is_queued_while_the_question_stands_is_kept(
     incomplete, failed = by_state[JobState.INCOMPLETE], by_state[JobState.FAILED]
 
     def answer(question: str) -> str:
-        keep_tasks(tmp_path / "sweep", "10", {"10_0": [incomplete, failed]})
+        write_tasks(tmp_path / "sweep", "10", {"10_0": [incomplete, failed]})
         slurm(squeue='printf "9|PENDING\\n10_0|PENDING\\n"')
         return "yes"
 
@@ -292,15 +292,15 @@ def test_a_refusal_of_scancel_keeps_nobody_here_from_being_stopped(
 ):
     monkeypatch.setattr("domainbed.sweep.cancel.PATIENCE", 3)
     jobs = remembered(launch_words(tmp_path / "sweep"))
-    keep_tasks(tmp_path / "sweep", "9", {"9": jobs[:1]})
+    write_tasks(tmp_path / "sweep", "9", {"9": jobs[:1]})
     slurm(squeue='echo "9|PENDING"', scancel="echo 'Access denied' >&2; exit 1")
     jobs[1].folder.mkdir(parents=True)
-    holder = hold_elsewhere(jobs[1].folder)
+    owner = hold_elsewhere(jobs[1].folder)
     try:
         assert main(["cancel", YES, "--output_dir", tmp_path / "sweep"]) == 1
     finally:
-        holder.terminate()
-    assert holder.wait(30) == 0
+        owner.terminate()
+    assert owner.wait(30) == 0
     told = capsys.readouterr()
     assert set(told.err.splitlines()) == {"scancel: Access denied", "SLURM has not yet ended its task 9"}
     assert told.out.endswith("Now: 2 not launched, 1 queued\n")

@@ -21,16 +21,16 @@ from domainbed.sweep.failures import (
     WIDTH,
     Failure,
     begin_attempt,
+    blocked_reason,
+    clear_failure,
+    describe_error,
     forget_failures,
-    forgive,
-    held_back,
-    in_words,
     let_go,
-    note_failure,
     note_outcome,
     read_failure,
+    record_failure,
 )
-from domainbed.sweep.states import JobState, status_of
+from domainbed.sweep.status import JobState, status_of
 from tests.sweep.helpers import LauncherHere, jobs_of, launch_words, main, make_job, records, states, steps_recorded
 
 # --- kept in the job's folder
@@ -41,13 +41,13 @@ def test_a_failure_is_kept_and_counted(tmp_path: Path):
     for times in (1, 2, 3):
         begin_attempt(tmp_path)
         assert not (tmp_path / FAILURE_FILE).exists()
-        note_failure(tmp_path, f"reason {times}")
+        record_failure(tmp_path, f"reason {times}")
         assert [path.name for path in tmp_path.iterdir()] == [FAILURE_FILE]
         failure = read_failure(tmp_path / FAILURE_FILE)
         assert (failure.reason, failure.times, failure.host) == (f"reason {times}", times, socket.gethostname())
         assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", failure.at)
-    forgive(tmp_path)
-    forgive(tmp_path)
+    clear_failure(tmp_path)
+    clear_failure(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [ATTEMPT_FILE]
     assert read_failure(tmp_path / ATTEMPT_FILE).times == 3
     forget_failures(tmp_path)
@@ -56,10 +56,10 @@ def test_a_failure_is_kept_and_counted(tmp_path: Path):
 
 def test_a_process_that_dies_before_it_can_tell_leaves_the_count(tmp_path: Path):
     begin_attempt(tmp_path)
-    note_failure(tmp_path, "first")
+    record_failure(tmp_path, "first")
     begin_attempt(tmp_path)
     begin_attempt(tmp_path)  # the one before was killed
-    note_failure(tmp_path, "second")
+    record_failure(tmp_path, "second")
     assert read_failure(tmp_path / FAILURE_FILE).times == 2
 
 
@@ -70,7 +70,7 @@ def test_any_words_fit_where_the_first_were(tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("job")
     for times, reason in enumerate(reasons, start=1):
         begin_attempt(folder)
-        note_failure(folder, reason)
+        record_failure(folder, reason)
         failure = read_failure(folder / FAILURE_FILE)
         assert failure.times == times
         assert reason.startswith(failure.reason)
@@ -79,8 +79,8 @@ def test_any_words_fit_where_the_first_were(tmp_path_factory: pytest.TempPathFac
 
 
 def test_where_there_is_no_folder_nothing_is_kept(tmp_path: Path):
-    note_failure(tmp_path / "no", "reason")
-    forgive(tmp_path / "no")
+    record_failure(tmp_path / "no", "reason")
+    clear_failure(tmp_path / "no")
     forget_failures(tmp_path / "no")
     assert list(tmp_path.iterdir()) == []
 
@@ -99,7 +99,7 @@ def test_where_there_is_no_folder_nothing_is_kept(tmp_path: Path):
     ],
 )
 def test_errors_in_words(error: BaseException, words: str):
-    assert in_words(error, Path("/job")) == words
+    assert describe_error(error, Path("/job")) == words
 
 
 # --- kinds that fail alike
@@ -109,7 +109,7 @@ def outcomes(folder: Path, *reasons: str) -> str:
     """Why a kind is held back after these ends of its jobs, each another job."""
     for seed, reason in enumerate(reasons):
         note_outcome(make_job(folder, seed=seed), reason)
-    return held_back(make_job(folder, seed=99))
+    return blocked_reason(make_job(folder, seed=99))
 
 
 def test_three_that_fail_alike_hold_their_kind_back(tmp_path: Path):
@@ -127,10 +127,10 @@ def test_no_kind_is_held_back_for_another_whose_name_is_like_its_own(tmp_path: P
     ]
     for kind in kinds:
         jobs = [SimpleNamespace(kind=kind, folder=tmp_path / str(i)) for i in range(3)]
-        assert held_back(jobs[0]) == ""
+        assert blocked_reason(jobs[0]) == ""
         for job in jobs:
             note_outcome(job, f"{kind} fails")
-        assert held_back(jobs[0]) == f"{kind} fails"
+        assert blocked_reason(jobs[0]) == f"{kind} fails"
 
 
 def test_another_end_among_the_first_three_does_not(tmp_path: Path):
@@ -156,29 +156,29 @@ def test_one_job_that_fails_three_times_is_one(tmp_path: Path):
     job = make_job(tmp_path)
     for _ in range(5):
         note_outcome(job, "same")
-    assert held_back(job) == ""
+    assert blocked_reason(job) == ""
 
 
 def test_of_a_job_that_was_tried_again_the_last_end_counts(tmp_path: Path):
     jobs = [make_job(tmp_path, seed=i) for i in range(3)]
     for job in jobs:
         note_outcome(job, "alike")
-    assert held_back(jobs[0]) == "alike"
+    assert blocked_reason(jobs[0]) == "alike"
     note_outcome(jobs[1], "")
-    assert held_back(jobs[0]) == ""
+    assert blocked_reason(jobs[0]) == ""
 
 
 def test_other_kinds_and_other_sweeps_are_not_held_back(tmp_path: Path):
     assert outcomes(tmp_path / "a", "same", "same", "same")
-    assert held_back(make_job(tmp_path / "a", algorithm="ERM", hparams=None)) == ""
-    assert held_back(make_job(tmp_path / "a", dataset="RotatedDigits")) == ""
-    assert held_back(make_job(tmp_path / "b")) == ""
+    assert blocked_reason(make_job(tmp_path / "a", algorithm="ERM", hparams=None)) == ""
+    assert blocked_reason(make_job(tmp_path / "a", dataset="RotatedDigits")) == ""
+    assert blocked_reason(make_job(tmp_path / "b")) == ""
 
 
 def test_a_kind_is_let_go(tmp_path: Path):
     assert outcomes(tmp_path, "same", "same", "same")
     let_go(make_job(tmp_path))
-    assert held_back(make_job(tmp_path)) == ""
+    assert blocked_reason(make_job(tmp_path)) == ""
     let_go(make_job(tmp_path))
 
 
@@ -188,7 +188,7 @@ def test_a_torn_line_counts_for_nothing(tmp_path: Path):
     (file,) = (tmp_path / ".sweep" / "outcomes").rglob("*.jsonl")
     for torn in ('["x"\n', "7\n", '["a", "b", "c"]\n', "null\n", "[[], 3]\n", "\xff"):
         file.write_text(file.read_text(encoding="latin-1") + torn, encoding="latin-1")
-        assert held_back(job) == ""
+        assert blocked_reason(job) == ""
 
 
 # --- in a sweep

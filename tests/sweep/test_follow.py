@@ -7,7 +7,7 @@ import pytest
 
 from domainbed.sweep.follow import follow
 from domainbed.sweep.launchers import Launcher, Update
-from domainbed.sweep.states import JobState
+from domainbed.sweep.status import JobState
 from tests.sweep.helpers import make_job
 
 

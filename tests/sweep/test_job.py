@@ -7,8 +7,8 @@ import pytest
 from domainbed.engine.config import JobConfig
 from domainbed.scripts import sweep, train
 from domainbed.sweep.job import Job
-from domainbed.sweep.remembered import remember, remembered_jobs
-from domainbed.sweep.states import JobState, survey
+from domainbed.sweep.log import log_launch, requested_jobs
+from domainbed.sweep.status import JobState, survey
 from tests.images import write_tree
 from tests.sweep.helpers import fill_folder, main
 
@@ -43,8 +43,8 @@ def test_of_two_trees_in_one_sweep_no_job_is_taken_for_another(tmp_path: Path, c
         tree = write_tree(tmp_path / name, {env: {"ash": 5, "oak": 5} for env in envs})
         words = ["--datasets", "Folder", "--data_dir", tree, "--algorithms", "ERM", "--n_hparams", 1, "--n_trials", 1]
         args = sweep.parser().parse_args(list(map(str, ["launch", *words, "--output_dir", tmp_path / "sweep"])))
-        remember(tmp_path / "sweep", sweep.grid_of(args))
-    jobs = remembered_jobs(tmp_path / "sweep")
+        log_launch(tmp_path / "sweep", sweep.grid_of(args))
+    jobs = requested_jobs(tmp_path / "sweep")
     assert len(set(jobs)) == 4
     for job in jobs[2:]:
         fill_folder(job, JobState.DONE)

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from domainbed.engine.interrupts import stop_on_signals
-from domainbed.engine.lock import holder_of, locked
+from domainbed.engine.lock import lock_owner, locked
 from domainbed.errors import UsageError
 from domainbed.sweep.failures import Failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.launchers.base import passed_over
 from domainbed.sweep.launchers.local import LocalLauncher, worker_environments
-from domainbed.sweep.states import JobState, status_of
-from domainbed.sweep.worker import deaf_to_ctrl_c
+from domainbed.sweep.status import JobState, status_of
+from domainbed.sweep.worker import ignore_sigint
 from tests.sweep.helpers import fill_folder, launch_words, main, make_job, steps_recorded
 
 SIGKILLED = "its process was ended by SIGKILL (the kernel does so when memory runs out)"
@@ -195,7 +195,7 @@ def test_a_worker_that_was_sent_home_harms_no_other_job(tmp_path: Path, quick_wo
     for update in LocalLauncher({"workers": 1}).launch(jobs):
         last[update.job] = update.state
         if update.state == JobState.RUNNING and update.job in slow and update.steps == 1:
-            os.kill(holder_of(update.job.folder).pid, signal.SIGTERM)
+            os.kill(lock_owner(update.job.folder).pid, signal.SIGTERM)
     assert [last[job] for job in jobs] == [JobState.INCOMPLETE, JobState.DONE] * 2
     assert [status_of(job).state for job in jobs] == [JobState.INCOMPLETE, JobState.DONE] * 2
 
@@ -216,7 +216,7 @@ def test_a_ctrl_c_while_a_worker_starts_is_the_launchers_and_not_lost(hears: str
     other = threading.Thread(target=over.wait, daemon=True)  # as tqdm and OpenMP have them
 
     def start() -> None:
-        with deaf_to_ctrl_c():
+        with ignore_sigint():
             os.kill(os.getpid(), signal.SIGINT)
             children.append(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True))
 

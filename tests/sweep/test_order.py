@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from domainbed.records import append_record, mark_done
-from domainbed.sweep.order import in_order
+from domainbed.sweep.order import launch_order
 from tests.sweep.helpers import make_job
 
 
@@ -36,7 +36,7 @@ def test_by_what_jobs_of_their_kind_took(tmp_path: Path):
         make("slow", seed=6, steps=3),
         half_done,
     ]
-    assert [job.config.seed for job in in_order(jobs, [*sweep, *jobs])] == [2, 4, 7, 6, 1, 3, 5]
+    assert [job.config.seed for job in launch_order(jobs, [*sweep, *jobs])] == [2, 4, 7, 6, 1, 3, 5]
 
 
 def test_no_trial_begins_before_the_one_before_it(tmp_path: Path):
@@ -44,11 +44,11 @@ def test_no_trial_begins_before_the_one_before_it(tmp_path: Path):
     sweep = [done(tmp_path, 0.5, algorithm="ERM"), done(tmp_path, 4.0, algorithm="Fishr")]
     kinds = ["CORAL", "ERM", "Fishr"]
     jobs = [make_job(tmp_path, algorithm=kind, hparams=None, trial_seed=t) for kind in kinds for t in (2, 0, 1)]
-    began = [(job.config.trial_seed, job.config.algorithm) for job in in_order(jobs, [*sweep, *jobs])]
+    began = [(job.config.trial_seed, job.config.algorithm) for job in launch_order(jobs, [*sweep, *jobs])]
     assert began == [(trial, kind) for trial in range(3) for kind in ("CORAL", "Fishr", "ERM")]
 
 
 def test_where_nothing_is_known_the_order_stays(tmp_path: Path):
     jobs = [make_job(tmp_path, seed=seed, steps=seed + 1) for seed in range(5)]
-    assert in_order(jobs, jobs) == jobs
-    assert in_order([], jobs) == []
+    assert launch_order(jobs, jobs) == jobs
+    assert launch_order([], jobs) == []

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.engine.lock import Holder
+from domainbed.engine.lock import LockOwner
 from domainbed.sweep.failures import Failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.progress import duration, failures, overall, running, table
-from domainbed.sweep.states import JobState, Status
+from domainbed.sweep.status import JobState, Status
 from tests.sweep.helpers import make_job
 
 LONG_AGO = "2026-01-02 03:04:05"
@@ -19,13 +19,13 @@ def a_sweep(folder: Path) -> dict[Job, Status]:
     """One job in each state of one kind, and one of another; one that runs has just begun."""
     kinds = {"steps": 100, "algorithm": "ERM", "hparams": None}
     jobs = [make_job(folder, seed=seed, **kinds) for seed in range(7)]
-    running = Holder("node1", "m", 12, "", 0, "7_3", step=60, first_step=20, seconds=80.0)
-    just_begun = Holder("node2", "m", 13, "", 0, "")
+    running = LockOwner("node1", "m", 12, "", 0, "7_3", step=60, first_step=20, seconds=80.0)
+    just_begun = LockOwner("node2", "m", 13, "", 0, "")
     statuses = [
         Status(JobState.NOT_LAUNCHED),
         Status(JobState.QUEUED),
-        Status(JobState.RUNNING, holder=running),
-        Status(JobState.RUNNING, holder=just_begun),
+        Status(JobState.RUNNING, owner=running),
+        Status(JobState.RUNNING, owner=just_begun),
         Status(JobState.INCOMPLETE),
         Status(JobState.FAILED, failure=Failure("RuntimeError: no", 2, "node3", LONG_AGO)),
         Status(JobState.DONE),
@@ -51,7 +51,7 @@ def test_table(tmp_path: Path):
 def test_overall(tmp_path: Path):
     statuses = a_sweep(tmp_path)
     assert overall(statuses) == "1 of 8 jobs done; 190 of 3,700 updates, 0.5 a second, 1 h 57 min left at this rate"
-    still = {job: status for job, status in statuses.items() if not status.holder}
+    still = {job: status for job, status in statuses.items() if not status.owner}
     assert overall(still) == "1 of 6 jobs done; 130 of 3,500 updates"
 
 

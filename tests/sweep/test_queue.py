@@ -8,8 +8,8 @@ import pytest
 
 from domainbed.errors import UsageError
 from domainbed.sweep.failures import note_outcome
-from domainbed.sweep.queue import Queue, answer, ends_of, job_name, keep_tasks, read_queue, slurm_folder
-from domainbed.sweep.states import JobState, survey
+from domainbed.sweep.queue import Queue, ends_of, job_name, read_queue, slurm_folder, slurm_output, write_tasks
+from domainbed.sweep.status import JobState, survey
 from tests.sweep.helpers import jobs_of, launch_words, main, make_job
 
 
@@ -42,8 +42,8 @@ def test_where_nothing_was_submitted_nobody_is_asked(tmp_path: Path, slurm):
 def test_the_queue_as_squeue_tells_it(tmp_path: Path, slurm):
     slurm(squeue='printf "9_0|RUNNING\\n\\n9_1|PENDING\\n77|RUNNING\\nnonsense\\n"')
     jobs = [make_job(tmp_path, seed=seed) for seed in range(4)]
-    keep_tasks(tmp_path, "9", {"9_0": jobs[:1], "9_1": jobs[1:2]})
-    keep_tasks(tmp_path, "10", {"10": jobs[2:]})
+    write_tasks(tmp_path, "9", {"9_0": jobs[:1], "9_1": jobs[1:2]})
+    write_tasks(tmp_path, "10", {"10": jobs[2:]})
     queue = read_queue(tmp_path)
     assert queue is not None
     assert queue.tasks == {"9_0": [jobs[0].folder.name], "9_1": [jobs[1].folder.name]}
@@ -66,7 +66,7 @@ def test_a_queue_that_does_not_answer(tmp_path: Path, slurm, capsys: pytest.Capt
     words = launch_words(tmp_path / "sweep")
     assert main(words) == 0
     job = make_job(tmp_path / "sweep")
-    keep_tasks(tmp_path / "sweep", "9", {"9": [job]})
+    write_tasks(tmp_path / "sweep", "9", {"9": [job]})
     slurm(squeue=script)
     with pytest.raises(UsageError, match=told):
         read_queue(tmp_path / "sweep")
@@ -86,18 +86,18 @@ def test_a_queue_that_does_not_answer(tmp_path: Path, slurm, capsys: pytest.Capt
 
 
 def test_without_slurms_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    keep_tasks(tmp_path, "9", {"9": [make_job(tmp_path)]})
+    write_tasks(tmp_path, "9", {"9": [make_job(tmp_path)]})
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_queue(tmp_path) is None, "a sweep that was copied here"
     with pytest.raises(UsageError, match="sbatch is not on this machine; run this where SLURM's commands are"):
-        answer(["sbatch"])
+        slurm_output(["sbatch"])
 
 
 def tasks_of_two_submissions(folder: Path) -> list[str]:
     """Two submissions of the same three jobs; the second one's tasks are their last."""
     jobs = [make_job(folder, seed=seed) for seed in range(3)]
-    keep_tasks(folder, "9", {f"9_{i}": [job] for i, job in enumerate(jobs)})
-    keep_tasks(folder, "10", {"10_0": jobs[:2]})
+    write_tasks(folder, "9", {f"9_{i}": [job] for i, job in enumerate(jobs)})
+    write_tasks(folder, "10", {"10_0": jobs[:2]})
     return [job.folder.name for job in jobs]
 
 
@@ -128,7 +128,7 @@ def test_status_tells_why_slurm_cut_jobs_short(tmp_path: Path, slurm, capsys: py
     assert main(words) == 0
     jobs = jobs_of(words)
     (jobs[0].folder / "done").unlink()
-    keep_tasks(tmp_path / "sweep", "9", {"9_0": jobs[:1], "9_1": jobs[1:]})
+    write_tasks(tmp_path / "sweep", "9", {"9_0": jobs[:1], "9_1": jobs[1:]})
     slurm(squeue="true", sacct='echo "9_0|OUT_OF_MEMORY"; echo "9_1|COMPLETED"')
     capsys.readouterr()
     assert main(["status", "--failed", "--output_dir", tmp_path / "sweep"]) == 3
@@ -138,7 +138,7 @@ def test_status_tells_why_slurm_cut_jobs_short(tmp_path: Path, slurm, capsys: py
 
 
 def test_tasks_are_kept_by_submission(tmp_path: Path):
-    keep_tasks(tmp_path, "9", {"9": [job := make_job(tmp_path)]})
+    write_tasks(tmp_path, "9", {"9": [job := make_job(tmp_path)]})
     assert json.loads((slurm_folder(tmp_path) / "9" / "tasks.json").read_text()) == {"9": [job.folder.name]}
     assert [path.name for path in (slurm_folder(tmp_path) / "9").iterdir()] == ["tasks.json"]
 

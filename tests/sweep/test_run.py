@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from domainbed.engine.lock import locked
-from domainbed.sweep.failures import held_back, note_outcome
+from domainbed.sweep.failures import blocked_reason, note_outcome
 from domainbed.sweep.run import End, Outcome, run_job
-from domainbed.sweep.states import JobState, status_of
+from domainbed.sweep.status import JobState, status_of
 from tests.sweep.helpers import make_job, records, steps_recorded
 
 
@@ -66,7 +66,7 @@ def test_failed(tmp_path: Path, how: str, reason: str):
         assert status.state == JobState.FAILED
         assert (status.failure.reason, status.failure.times) == (outcome.reason, times)
         assert not (job.folder / "lock").exists()
-    assert held_back(job) == "", "one job, however often, is no kind"
+    assert blocked_reason(job) == "", "one job, however often, is no kind"
 
 
 def test_held_back(tmp_path: Path):

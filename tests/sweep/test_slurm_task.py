@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.sweep.launchers.slurm_task import Task
-from domainbed.sweep.states import JobState
+from domainbed.sweep.status import JobState
 from tests.sweep.helpers import make_job, states
 
 

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
-from domainbed.files import written_whole
+from domainbed.files import atomic_write
 
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -175,7 +175,7 @@ def version_file(part: Path) -> Path:
 
 
 def write_version(part: Path, version: Version) -> None:
-    with written_whole(version_file(part)) as file:
+    with atomic_write(version_file(part)) as file:
         file.write(json.dumps(asdict(version)).encode())
 
 

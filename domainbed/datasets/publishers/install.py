@@ -8,17 +8,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from domainbed.datasets.image_folders import plain, subfolders
-from domainbed.datasets.photographs import Published
+from domainbed.datasets.photos import PublishedDataset
 from domainbed.datasets.publishers.fetch import FetchError, fetch
 from domainbed.datasets.publishers.sources import SOURCES, Source
 from domainbed.datasets.publishers.unpack import unpack
 from domainbed.errors import UsageError
-from domainbed.files import held
+from domainbed.files import file_lock
 
 ASIDE = ".download"
 
 
-def install(dataset: type[Published], data_dir: str) -> bool:
+def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
     """Fetch and unpack a dataset in data_dir/.download, then move it into place; tells what it does.
 
     An interrupted download stays in data_dir/.download, for the next call to go on. Of two processes that want the same
@@ -56,7 +56,7 @@ def alone(aside: Path) -> Iterator[None]:
     """Hold a dataset's folder in ASIDE, which goes when it is empty. The lock's file stays: others may wait for it."""
     aside.parent.mkdir(exist_ok=True)
     waiting = f"another process is fetching {aside.name}; waiting for it"
-    with held(aside.with_name(f"{aside.name}.lock"), waiting):
+    with file_lock(aside.with_name(f"{aside.name}.lock"), waiting):
         try:
             yield
         finally:
@@ -64,7 +64,7 @@ def alone(aside: Path) -> Iterator[None]:
                 aside.rmdir()
 
 
-def build(dataset: type[Published], source: Source, aside: Path) -> Path:
+def build(dataset: type[PublishedDataset], source: Source, aside: Path) -> Path:
     """Fetch and unpack the archives. Returns the folder, in `aside`, that holds the environments."""
     if source.note:
         print(f"note: {source.note}", flush=True)
@@ -93,7 +93,7 @@ def build(dataset: type[Published], source: Source, aside: Path) -> Path:
         raise
 
 
-def find(dataset: type[Published], unpacked: Path) -> Path:
+def find(dataset: type[PublishedDataset], unpacked: Path) -> Path:
     """The folder that holds the environments, in whatever folders the publisher packed it."""
     wanted = {plain(name) for name in dataset.ENVIRONMENT_FOLDERS}
     folders = [unpacked]

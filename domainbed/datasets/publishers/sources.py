@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainbed.datasets.photographs import Published
+from domainbed.datasets.photos import PublishedDataset
 from domainbed.datasets.publishers.terra_incognita import sort_images
 
 
@@ -122,7 +122,7 @@ SOURCES = {
 }
 
 
-def by_hand(dataset: type[Published], data_dir: str) -> str:
+def by_hand(dataset: type[PublishedDataset], data_dir: str) -> str:
     """What to do, in lines: from where, to where, and what should be there in the end."""
     name = dataset.__name__
     source = SOURCES[name]

@@ -6,7 +6,7 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
-from domainbed.datasets.photographs import TerraIncognita
+from domainbed.datasets.photos import TerraIncognita
 from domainbed.datasets.publishers.fetch import FetchError
 
 IMAGES = "eccv_18_all_images_sm"

@@ -25,17 +25,17 @@ def unpack(archive: Path, folder: Path) -> None:
         FetchError: it is damaged, cut short, or has a member that leads out of the folder or is no file.
     """
     if archive.name.endswith(".zip"):
-        with damage_told(archive):
+        with explain_damage(archive):
             unpack_zip(archive, folder)
     elif archive.name.endswith(".tar.gz"):
-        with damage_told(archive):
+        with explain_damage(archive):
             unpack_tar(archive, folder)
     else:
         shutil.copyfile(archive, folder / archive.name)
 
 
 @contextmanager
-def damage_told(archive: Path) -> Iterator[None]:
+def explain_damage(archive: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError) as error:

@@ -9,13 +9,13 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from domainbed.reporting.plots.style import FONT, WIDTH, Look, legend, on_paper, text
+from domainbed.reporting.plots.style import FONT, WIDTH, Style, legend, on_paper, text
 
 GROUPS = 4  # a row of the figure
 
 
 @on_paper
-def bars(cells: pd.DataFrame, groups: Sequence[str], algorithms: Mapping[str, Look], title: str = "") -> Figure:
+def bars(cells: pd.DataFrame, groups: Sequence[str], algorithms: Mapping[str, Style], title: str = "") -> Figure:
     """A bar an algorithm, a group of bars a dataset, with the standard error; an X where a mean is missing.
 
     Args:

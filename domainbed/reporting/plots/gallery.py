@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from domainbed.model_selection import WITH_PAIRS, best_hparams, method_named
+from domainbed.reporting.cells import AVERAGE, algorithms_of, average_cells, environment_names, make_cells
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.plots.bars import bars
-from domainbed.reporting.plots.courses import distance_courses, figure_courses, training_curves
-from domainbed.reporting.plots.runs import RHO, draws, hparams_scatter, in_and_out
-from domainbed.reporting.plots.style import look
-from domainbed.reporting.tables import AVERAGE, algorithms_of, averages, environment_names, summarise
+from domainbed.reporting.plots.curves import distance_courses, figure_courses, training_curves
+from domainbed.reporting.plots.scatter import RHO, draws, hparams_scatter, in_and_out
+from domainbed.reporting.plots.style import make_style
 
 # What a picture's name is made of, its caption, and the figure.
 Picture: TypeAlias = tuple[tuple[str, ...], str, Figure]
@@ -74,7 +74,7 @@ class _Gallery:
         self.best = best_hparams(self.chosen)
         self.names = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
         # The looks are those among all algorithms of the sweep, so that each looks alike in all its pictures.
-        of_all = {name: look(i) for i, name in enumerate(algorithms_of(sweep.runs))}
+        of_all = {name: make_style(i) for i, name in enumerate(algorithms_of(sweep.runs))}
         self.looks = {name: of_all[name] for name in algorithms}
 
     def chosen_by(self, selection: str) -> pd.DataFrame:
@@ -93,8 +93,8 @@ class _Gallery:
 
     def bars(self) -> Picture:
         """The algorithms side by side."""
-        cells = averages(
-            summarise(self.sweep.runs, self.chosen, self.names, self.algorithms, self.selection in WITH_PAIRS)
+        cells = average_cells(
+            make_cells(self.sweep.runs, self.chosen, self.names, self.algorithms, self.selection in WITH_PAIRS)
         )
         caption = (
             f"Test accuracy of the runs that {self.selection} chose, averaged over each dataset's environments, with "

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from domainbed.files import written_whole
+from domainbed.files import atomic_write
 
 LineStyle: TypeAlias = tuple[float, tuple[float, ...]]  # offset; lengths of dashes and gaps, none for a solid line
 
@@ -73,7 +73,7 @@ on_paper = style.context(
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """What tells one category from the others, each by itself, on a grey print too."""
 
     color: str
@@ -82,9 +82,9 @@ class Look:
     hatch: str
 
 
-def look(i: int) -> Look:
+def make_style(i: int) -> Style:
     """The look of the i-th category, from 0; there are looks for any number of them."""
-    return Look(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)], HATCHES[i % len(HATCHES)])
+    return Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)], HATCHES[i % len(HATCHES)])
 
 
 def text(name: object, most: int = 24) -> str:
@@ -128,18 +128,18 @@ def note(ax: Axes, words: str) -> None:
     ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color="0.35")
 
 
-def line_of(look: Look) -> Line2D:
+def line_of(make_style: Style) -> Line2D:
     """A legend's sample of a line."""
-    return Line2D([], [], color=look.color, linestyle=look.line, linewidth=1.2)
+    return Line2D([], [], color=make_style.color, linestyle=make_style.line, linewidth=1.2)
 
 
-def point_of(look: Look) -> Line2D:
+def point_of(make_style: Style) -> Line2D:
     """A legend's sample of a point."""
     return Line2D(
         [],
         [],
-        color=look.color,
-        marker=look.marker,
+        color=make_style.color,
+        marker=make_style.marker,
         linestyle="",
         markersize=5,
         markeredgecolor="0.2",
@@ -194,6 +194,6 @@ def write_files(figure: Figure, folder: Path, stem: str, caption: str, dpi: int 
     """Write a figure as PNG and PDF, each whole or not at all. Returns the files."""
     paths = [folder / f"{stem}.{kind}" for kind in FORMATS]
     for kind, path in zip(FORMATS, paths, strict=True):
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             write(figure, file, kind, dpi, caption)
     return paths

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from domainbed.sweep.failures import ALIKE, held_back
+from domainbed.sweep.failures import ALIKE, blocked_reason
 from domainbed.sweep.job import Job
-from domainbed.sweep.states import JobState
+from domainbed.sweep.status import JobState
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Update:
     reason: str = ""
 
 
-def passed_over(job: Job, state: JobState, held_back: Callable[[Job], str] = held_back) -> Update | None:
+def passed_over(job: Job, state: JobState, blocked_reason: Callable[[Job], str] = blocked_reason) -> Update | None:
     """What is told of a job that need not or must not be begun; None for one that may.
 
     Args:
@@ -36,7 +36,7 @@ def passed_over(job: Job, state: JobState, held_back: Callable[[Job], str] = hel
     if state not in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE):
         reason = "it has failed in another launch" if state == JobState.FAILED else ""
         return Update(job, state, job.config.steps if state == JobState.DONE else 0, reason)
-    if reason := held_back(job):
+    if reason := blocked_reason(job):
         told = f"held back: the first {ALIKE} of its kind to end all failed alike; --retry_failed tries again: {reason}"
         return Update(job, state, reason=told)
     return None
@@ -45,7 +45,7 @@ def passed_over(job: Job, state: JobState, held_back: Callable[[Job], str] = hel
 class Launcher:
     """Has jobs run somewhere (or, where RUNS_JOBS is False, only tells how).
 
-    How far a job is, whoever launched it, tells `domainbed.sweep.states.survey`.
+    How far a job is, whoever launched it, tells `domainbed.sweep.status.survey`.
 
     Args:
         options: the command line's, by name; a launcher reads those that concern it.

@@ -13,12 +13,12 @@ import joblib
 
 from domainbed.errors import UsageError
 from domainbed.records import is_done
-from domainbed.sweep.failures import note_failure, note_outcome
+from domainbed.sweep.failures import note_outcome, record_failure
 from domainbed.sweep.job import LOG_FILE, Job
 from domainbed.sweep.launchers.base import Launcher, Update, passed_over
 from domainbed.sweep.run import End
-from domainbed.sweep.states import JobState, status_of
-from domainbed.sweep.worker import Word, deaf_to_ctrl_c, serve
+from domainbed.sweep.status import JobState, status_of
+from domainbed.sweep.worker import Word, ignore_sigint, serve
 
 LOG_LINES = 8
 PATIENCE = 5  # seconds for a process to end by itself
@@ -109,7 +109,7 @@ class _Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, environ))
-        with deaf_to_ctrl_c():
+        with ignore_sigint():
             self.process.start()
         theirs.close()
         self.usable = True
@@ -153,7 +153,7 @@ class _Worker:
             return Update(self.job, status_of(self.job).state)
         if exitcode is not None and -exitcode in BLAMELESS:
             return Update(self.job, JobState.INCOMPLETE, reason=_with_log(self.job, reason))
-        note_failure(self.job.folder, reason)
+        record_failure(self.job.folder, reason)
         note_outcome(self.job, reason)
         return Update(self.job, JobState.FAILED, reason=_with_log(self.job, reason))
 

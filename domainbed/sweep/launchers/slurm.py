@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UsageError
-from domainbed.files import held
-from domainbed.sweep.failures import held_back
+from domainbed.files import file_lock
+from domainbed.sweep.failures import blocked_reason
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.base import Launcher, Update, passed_over
-from domainbed.sweep.queue import answer, job_name, keep_tasks, read_queue, slurm_folder
-from domainbed.sweep.states import JobState, survey
-from domainbed.sweep.worker import deaf_to_ctrl_c
+from domainbed.sweep.queue import job_name, read_queue, slurm_folder, slurm_output, write_tasks
+from domainbed.sweep.status import JobState, survey
+from domainbed.sweep.worker import ignore_sigint
 
 # What --slurm_extra may not set, and who does.
 OURS = {"time": "by --slurm_time"} | dict.fromkeys(
@@ -56,9 +56,9 @@ class SlurmLauncher(Launcher):
             return
         longest = max_array_size()
         folder.mkdir(parents=True, exist_ok=True)
-        with held(folder / "lock", f"Another launch submits jobs of {sweep_dir}; waiting for it."):
+        with file_lock(folder / "lock", f"Another launch submits jobs of {sweep_dir}; waiting for it."):
             statuses = survey(jobs, read_queue(sweep_dir))  # what another launch submitted, need not be submitted again
-            reasons = {kind: held_back(job) for kind, job in {job.kind: job for job in jobs}.items()}
+            reasons = {kind: blocked_reason(job) for kind, job in {job.kind: job for job in jobs}.items()}
             to_submit = []
             for job in jobs:
                 if update := passed_over(job, statuses[job].state, lambda job: reasons[job.kind]):
@@ -88,7 +88,7 @@ class SlurmLauncher(Launcher):
         executor.update_parameters(**self._parameters | {"job_name": job_name(sweep_dir)})
         try:
             # submitit prints what its error tells as well. Ctrl-C would reach sbatch, too, with its work half done.
-            with redirect_stderr(io.StringIO()), deaf_to_ctrl_c():
+            with redirect_stderr(io.StringIO()), ignore_sigint():
                 submitted = executor.map_array(Task(self._minutes), tasks)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UsageError(f"sbatch refuses: {_sbatch_error(error)}") from error
@@ -97,7 +97,7 @@ class SlurmLauncher(Launcher):
                 left.unlink()
         by_task = {job.job_id: task for job, task in zip(submitted, tasks, strict=True)}
         number = submitted[0].job_id.partition("_")[0]
-        keep_tasks(sweep_dir, number, by_task)
+        write_tasks(sweep_dir, number, by_task)
         print(f"SLURM job {number}: {len(tasks)} tasks, {sum(map(len, tasks))} jobs; logs in {folder / number}")
         return (job for task in tasks for job in task)
 
@@ -176,7 +176,7 @@ def minutes(time: str | int) -> int:
 
 def max_array_size() -> int:
     """How many tasks the cluster lets one array have."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer(["scontrol", "show", "config"]), re.MULTILINE)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", slurm_output(["scontrol", "show", "config"]), re.MULTILINE)
     return int(found.group(1)) if found else 1000
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from submitit.helpers import DelayedSubmission
 
 from domainbed.engine.interrupts import FROM_OUTSIDE, StopRequest, stop_on_signals
-from domainbed.engine.lock import EXPIRY, WATCH, holder_of, this_process
-from domainbed.sweep.failures import note_failure
+from domainbed.engine.lock import EXPIRY, WATCH, lock_owner, this_process
+from domainbed.sweep.failures import record_failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.run import End, Outcome, run_job
-from domainbed.sweep.states import JobState, status_of
+from domainbed.sweep.status import JobState, status_of
 
 # After SIGTERM, SLURM ends the task itself, and only a task that it ended is it going to requeue.
 LINGER = 15 * 60  # seconds; more than a grace time is
@@ -68,7 +68,7 @@ class Task:
         # The signal comes up to 150 s before the end of the time, which began before this process did.
         if not self._progressed and seconds > min(60 * self.minutes / 2, 60 * self.minutes - 240):
             reason = f"no update and no evaluation got done in {seconds:.0f} s; give it more --slurm_time"
-            note_failure(self._current.folder, reason)
+            record_failure(self._current.folder, reason)
             return None
         return DelayedSubmission(Task(self.minutes), jobs)
 
@@ -93,15 +93,15 @@ def _may_come_free(job: Job, asked_to_stop: Callable[[], bool]) -> bool:
     It is for one that seems to be dead (a node that went down), and for this very task's former life: SLURM may start a
     task anew while the old process, out of its reach, still trains.
     """
-    before = holder_of(job.folder)
+    before = lock_owner(job.folder)
     deadline = time.monotonic() + EXPIRY + WATCH
     while not asked_to_stop():
         time.sleep(POLL)
-        holder = holder_of(job.folder)
+        owner = lock_owner(job.folder)
         if status_of(job).state != JobState.RUNNING:
             return True
-        if holder and holder.slurm_job == this_process().slurm_job:
+        if owner and owner.slurm_job == this_process().slurm_job:
             continue
-        if holder != before or time.monotonic() > deadline:
+        if owner != before or time.monotonic() > deadline:
             return False
     return False

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from domainbed.datasets.photographs import PACS, SVIRO, DomainNet, TerraIncognita
+from domainbed.datasets.photos import PACS, SVIRO, DomainNet, TerraIncognita
 from domainbed.datasets.publishers import fetch, install
 from domainbed.datasets.publishers.fetch import FetchError
 from domainbed.datasets.publishers.sources import SOURCES, Archive, Source, by_hand
@@ -158,7 +158,7 @@ def test_by_hand_only(data_dir: Path):
 FETCH_PACS = """
 import sys
 from domainbed.datasets.publishers import install
-from domainbed.datasets.photographs import PACS
+from domainbed.datasets.photos import PACS
 from domainbed.datasets.publishers.sources import SOURCES, Archive, Source
 SOURCES["PACS"] = Source("its page", (Archive("PACS.zip", sys.argv[1]),))
 print(install.install(PACS, sys.argv[2]))

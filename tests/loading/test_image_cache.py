@@ -1,0 +1,259 @@
+"""Packs and the cache: what comes out is what the files hold, whoever makes them, however that ends."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tqdm import tqdm
+
+from domainbed.errors import UsageError
+from domainbed.loading import image_cache as cache
+from domainbed.loading.decode import BadImageError
+from domainbed.loading.image_cache import open_cached
+from domainbed.loading.pack import Pack, write_pack
+from tests.images import write_image
+
+GB = 1.0
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, list[str]]:
+    """Two environments of 5 lossless images of different sizes."""
+    of_each = {name: [str(tmp_path / name / f"{i}.png") for i in range(5)] for name in ("a", "b")}
+    for seed, file in enumerate(file for names in of_each.values() for file in names):
+        write_image(Path(file), seed, (30 + seed, 40 - seed))
+    return of_each
+
+
+def pixels(file: str) -> torch.Tensor:
+    return torch.from_numpy(write_image(Path(file + ".png"), *seed_and_size(file)))
+
+
+def seed_and_size(file: str) -> tuple[int, tuple[int, int]]:
+    seed = int(Path(file).stem) + (5 if Path(file).parent.name == "b" else 0)
+    return seed, (30 + seed, 40 - seed)
+
+
+def check(packs: list[Pack] | None, files: dict[str, list[str]]) -> list[Pack]:
+    assert packs is not None
+    for pack, names in zip(packs, files.values(), strict=True):
+        assert len(pack) == len(names)
+        for i, file in enumerate(names):
+            assert torch.equal(pack[i], pixels(file)), file
+    return packs
+
+
+def test_pixels_come_back(tmp_path: Path, files: dict[str, list[str]]):
+    packs = check(open_cached(tmp_path / "cache", GB, files), files)
+    assert all(pack.is_decoded for pack in packs)
+    assert len(list((tmp_path / "cache").glob("*.pack"))) == 2
+    assert not list((tmp_path / "cache").glob("*.part"))
+    check([pickle.loads(pickle.dumps(pack)) for pack in packs], files)
+    check([pack.to(torch.device("cpu")) for pack in packs], files)
+
+
+def test_what_is_there_is_not_made_again(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    open_cached(tmp_path / "cache", GB, files)
+    monkeypatch.setattr(cache, "write_pack", lambda *args: pytest.fail("made again"))
+    check(open_cached(tmp_path / "cache", GB, files), files)
+
+
+def test_without_room_for_pixels_the_files_are_kept_and_without_that_nothing(
+    tmp_path: Path, files: dict[str, list[str]], capsys
+):
+    size = sum(os.path.getsize(file) for names in files.values() for file in names)
+    decoded = sum(pixels(file).numel() for names in files.values() for file in names)
+    assert size < decoded
+    size += index_bytes(files)
+    packs = check(open_cached(tmp_path / "small", (size + 1) / 2**30, files), files)
+    assert not any(pack.is_decoded for pack in packs)
+    assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= size
+    assert open_cached(tmp_path / "tiny", (size - 1) / 2**30, files) is None
+    assert "no room under --cache_gb" in capsys.readouterr().out
+    assert not list((tmp_path / "tiny").glob("*.pack*"))
+    # what other datasets have there counts
+    (tmp_path / "small" / "other.pack").write_bytes(bytes(size))
+    (tmp_path / "a" / "0.png").touch()
+    assert open_cached(tmp_path / "small", 1.5 * size / 2**30, files) is None
+    assert (tmp_path / "small" / "other.pack").exists()
+
+
+def test_what_a_killed_job_left_takes_no_room(tmp_path: Path, files: dict[str, list[str]]):
+    decoded = sum(pixels(file).numel() for names in files.values() for file in names)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "a-12345678-12345678.pack.part").write_bytes(bytes(decoded))
+    packs = check(open_cached(tmp_path / "cache", (decoded + index_bytes(files)) / 2**30, files), files)
+    assert all(pack.is_decoded for pack in packs)
+
+
+def test_what_is_there_counts_as_there_whatever_the_room(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    """Also for a job that had to wait for it."""
+    open_cached(tmp_path / "cache", GB, files)
+    opened = cache._opened
+    monkeypatch.setattr(cache, "_opened", lambda wanted: monkeypatch.setattr(cache, "_opened", opened))
+    check(open_cached(tmp_path / "cache", 0.0, files), files)
+
+
+def test_two_lists_of_the_same_files_stand_side_by_side_while_there_is_room(
+    tmp_path: Path, files: dict[str, list[str]], monkeypatch
+):
+    fewer = {**files, "a": files["a"][:3]}
+    check(open_cached(tmp_path / "cache", GB, files), files)
+    check(open_cached(tmp_path / "cache", GB, fewer), fewer)
+    assert len(list((tmp_path / "cache").glob("*.pack"))) == 3
+    decoded = sum(pixels(file).numel() for names in files.values() for file in names) + index_bytes(files)
+    check(open_cached(tmp_path / "tight", decoded / 2**30, fewer), fewer)
+    packs = check(open_cached(tmp_path / "tight", decoded / 2**30, files), files)
+    assert all(pack.is_decoded for pack in packs)
+    assert len(list((tmp_path / "tight").glob("*.pack"))) == 2, "the other list had to make room"
+
+
+def index_bytes(files: dict[str, list[str]]) -> int:
+    return cache.INDEX_BYTES * (sum(map(len, files.values())) + 100 * len(files))
+
+
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_changed_files_are_noticed(tmp_path: Path, files: dict[str, list[str]], change: str):
+    open_cached(tmp_path / "cache", GB, files)
+    before = sorted(path.name for path in (tmp_path / "cache").glob("*.pack"))
+    first = Path(files["a"][0])
+    stat = os.stat(first)
+    if change == "time":
+        os.utime(first, (1, 1))
+    else:
+        first.write_bytes(first.read_bytes() + b"\0")
+        os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    packs = check(open_cached(tmp_path / "cache", GB, files), files)
+    assert sorted(path.name for path in (tmp_path / "cache").glob("*.pack")) == before
+    assert len(packs[0]) == len(files["a"])
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "index", "other"])
+def test_a_damaged_pack_is_made_again(tmp_path: Path, files: dict[str, list[str]], damage: str):
+    open_cached(tmp_path / "cache", GB, files)
+    path = next((tmp_path / "cache").glob("a-*.pack"))
+    data = path.read_bytes()
+    damaged = {"short": data[:-20], "empty": b"", "index": data[:-16] + b"\xff" * 8 + data[-8:], "other": b"x" * 100}
+    path.write_bytes(damaged[damage])
+    check(open_cached(tmp_path / "cache", GB, files), files)
+
+
+def test_the_same_names_elsewhere_have_other_packs(tmp_path: Path, files: dict[str, list[str]]):
+    open_cached(tmp_path / "cache", GB, files)
+    other = {name: [file.replace(f"/{name}/", f"/else/{name}/") for file in names] for name, names in files.items()}
+    for names, new in zip(files.values(), other.values(), strict=True):
+        for file, copy in zip(names, new, strict=True):
+            Path(copy).parent.mkdir(parents=True, exist_ok=True)
+            Path(copy).write_bytes(Path(file).read_bytes())
+    check(open_cached(tmp_path / "cache", GB, other), other)
+    assert len(list((tmp_path / "cache").glob("*.pack"))) == 4
+
+
+@pytest.mark.parametrize("limit", [GB, 3e-5])
+def test_a_broken_image_is_told_when_it_is_read(tmp_path: Path, files: dict[str, list[str]], limit: float):
+    Path(files["a"][3]).write_bytes(Path(files["a"][3]).read_bytes()[:-40])
+    packs = open_cached(tmp_path / "cache", limit, files)
+    assert packs is not None
+    assert packs[0].is_decoded == (limit == GB)
+    with pytest.raises(BadImageError, match=r"a/3\.png"):
+        packs[0][3]
+    assert torch.equal(packs[0][4], pixels(files["a"][4]))
+
+
+def test_memory_that_runs_out_is_no_broken_image(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    def full(*args):
+        raise MemoryError
+
+    with monkeypatch.context() as m:
+        m.setattr("domainbed.loading.decode.Image.open", full)
+        with pytest.raises(MemoryError):
+            write_pack(tmp_path / "a.pack", files["a"], "", True, 2, tqdm(disable=True))
+    assert not (tmp_path / "a.pack").exists()
+    check(open_cached(tmp_path / "cache", GB, files), files)
+
+
+def test_a_missing_file_is_named(tmp_path: Path, files: dict[str, list[str]]):
+    os.remove(files["b"][2])
+    with pytest.raises(UsageError, match=r"can't read .*b/2\.png: No such file"):
+        open_cached(tmp_path / "cache", GB, files)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, files: dict[str, list[str]], capsys):
+    (tmp_path / "cache").write_text("a file")
+    assert open_cached(tmp_path / "cache", GB, files) is None
+    assert "can't be filled" in capsys.readouterr().out
+
+
+def test_of_several_at_once_one_fills_it(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    made = []
+    write_pack = cache.write_pack
+
+    def slowly(path, *args):
+        made.append(path)
+        time.sleep(0.2)
+        write_pack(path, *args)
+
+    monkeypatch.setattr(cache, "write_pack", slowly)
+    found: list[list[Pack] | None] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(open_cached(tmp_path / "cache", GB, files))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for packs in found:
+        check(packs, files)
+    assert len(made) == 2
+
+
+FILL = """
+import sys, time
+from pathlib import Path
+from domainbed.loading import pack
+decode = pack.decode
+def slowly(*args):
+    time.sleep(float(sys.argv[2]))
+    return decode(*args)
+pack.decode = slowly
+from domainbed.loading.image_cache import open_cached
+print("begin", flush=True)
+names = {name: sorted(map(str, Path(sys.argv[1], name).glob("?.png"))) for name in "ab"}
+packs = open_cached(Path(sys.argv[1]) / "cache", 1.0, names)
+print(len(packs), sum(int(p[i].sum()) for p in packs for i in range(len(p))))
+"""
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_leaves_the_others_to_it(tmp_path: Path, files: dict[str, list[str]]):
+    def start(delay: float) -> subprocess.Popen:
+        command = [sys.executable, "-c", FILL, str(tmp_path), str(delay)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    killed = start(delay=60)
+    assert killed.stdout is not None
+    killed.stdout.readline()
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "cache").glob("*.part")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list((tmp_path / "cache").glob("*.part")), "it did not begin"
+    waiting = [start(delay=0) for _ in range(2)]
+    time.sleep(1)
+    assert all(process.poll() is None for process in waiting), "they did not wait"
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    expected = sum(int(pixels(file).sum()) for names in files.values() for file in names)
+    for process in waiting:
+        out, err = process.communicate(timeout=60)
+        assert out.splitlines()[-1] == f"2 {expected}", err
+    assert not list((tmp_path / "cache").glob("*.part"))
+    assert np.array_equal(sorted(p.suffix for p in (tmp_path / "cache").glob("[ab]*")), [".pack", ".pack"])
