@@ -1,6 +1,6 @@
-"""The photographs' networks: published ones, from torchvision or timm, with their weights and without their last layer.
+"""Networks for photographs, from torchvision or timm, with pretrained weights and without the last layer.
 
-with weights_in("weights"):  # looked into before torch's cache, and downloaded into
+with use_weights_dir("weights"):  # searched before torch's cache; downloads are saved to it
     featurizer = Backbone(3, {"backbone": "resnet50"})
 """
 
@@ -18,82 +18,82 @@ from typing import Any
 import torch
 from torch import nn
 
-from domainbed.compute import Featurizing, runs_as_configured
+from domainbed.compute import FeaturizerBase, runs_as_configured
 from domainbed.errors import UsageError, suggest
-from domainbed.hparams_registry import Hparams
+from domainbed.hparams import Hparams
 
 SIZE = (224, 224)  # height and width of the images, in pixels
-# Of the images that come in, by channel (red, green, blue).
+# Normalization of the input images, by channel (red, green, blue).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _FROM_SCRATCH = '{"pretrained": false}'
-_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
-_is_untrained: ContextVar[bool] = ContextVar("is_untrained", default=False)
+_weights_dir: ContextVar[Path | None] = ContextVar("weights_dir", default=None)
+_skips_weights: ContextVar[bool] = ContextVar("skips_weights", default=False)
 
 
 @contextmanager
-def weights_in(directory: str | Path | None) -> Iterator[None]:
-    """Within it, backbones find their weights in `directory`, if they are there; torch's downloads go there, too."""
-    token = _folder.set(None if directory is None else Path(directory))
+def use_weights_dir(directory: str | Path | None) -> Iterator[None]:
+    """Search for weights in `directory` first within a `with` block, and save torchvision's downloads to it."""
+    token = _weights_dir.set(None if directory is None else Path(directory))
     try:
         yield
     finally:
-        _folder.reset(token)
+        _weights_dir.reset(token)
 
 
 @contextmanager
-def untrained() -> Iterator[None]:
-    """Within it, no weights are looked for: backbones come as if pretrained, for a saved state to be loaded into."""
-    token = _is_untrained.set(True)
+def without_weights() -> Iterator[None]:
+    """Create pretrained backbones with random weights within a `with` block, for a saved state to be loaded into."""
+    token = _skips_weights.set(True)
     try:
         yield
     finally:
-        _is_untrained.reset(token)
+        _skips_weights.reset(token)
 
 
-class Backbone(Featurizing):
-    """A published network without its last layer (and the dropout before it), then dropout `resnet_dropout`.
+class Backbone(FeaturizerBase):
+    """A network of torchvision or timm without its last layer and the dropout before it, then dropout `resnet_dropout`.
 
-    Hyperparameters, each of which may be missing:
-        "backbone"        a classification model of torchvision ("resnet50", the default) or else, where timm is
-                          installed, one of timm, with or without a tag ("vit_base_patch16_clip_224.openai").
-        "resnet18"        DomainBed's flag: true is "backbone": "resnet18".
-        "pretrained"      true, the default: begin with the published weights (torchvision's IMAGENET1K_V1, those of the
-                          protocol; timm's of that tag). Batch norm stays as it is in evaluation, with its statistics
-                          frozen, also after `train()`; its weights and biases do train. false: begin at random. Then
-                          batch norm is not frozen: at its initial mean 0 and variance 1 it would normalise nothing.
-        "resnet_dropout"  0.0, the default.
-
-    Images come normalised with ImageNet's mean and standard deviation; for weights that were trained on another
-    normalisation (CLIP's, say) they are brought to that one. Channel i of images that have more or fewer than three
-    starts with the weights of, and is normalised like, channel i mod 3.
+    Images must be normalized with ImageNet's mean and standard deviation; they are converted if the pretrained weights
+    require another normalization (CLIP's, for example). For images with more or fewer than three channels, channel i
+    starts with the weights of channel i mod 3, and is normalized like it.
 
     Shapes: [n, channels, 224, 224] -> [n, n_outputs].
 
+    Hyperparameters, all optional:
+        "backbone": a classification model of torchvision ("resnet50", the default) or, if timm is installed, a model
+            of timm, with or without a tag ("vit_base_patch16_clip_224.openai").
+        "resnet18": DomainBed's flag; true is the same as "backbone": "resnet18".
+        "pretrained": if true (the default), start from pretrained weights (torchvision's IMAGENET1K_V1, as in the
+            protocol; for timm, those of the tag) and freeze the statistics of batch norm, also after `train()`; its
+            weights and biases are trained. If false, start from random weights, and do not freeze batch norm: with its
+            initial mean 0 and variance 1 it would not normalize.
+        "resnet_dropout": probability, 0.0 by default.
+
     Raises:
-        UsageError: there is no such network, or it takes no such images, or its weights can't be had.
+        UsageError: the network is unknown or does not support these images, or its weights are not available.
     """
 
-    scale: torch.Tensor  # from ImageNet's normalisation to the weights' own: images * scale + shift
+    scale: torch.Tensor  # converts ImageNet's normalization to the weights': images * scale + shift
     shift: torch.Tensor
 
     def __init__(self, channels: int, hparams: Hparams) -> None:
         super().__init__()
-        name = _chosen(hparams)
-        published = _published(name)
+        name = _backbone_name(hparams)
+        pretrained = _find_network(name)
         is_pretrained = hparams.get("pretrained", True)
-        network, self.n_outputs = published.headless(is_pretrained and not _is_untrained.get())
-        self.network = _with_channels(network, channels, name)
-        # Convolutions train 1.35 times as many images a second with their channels last (a ResNet-50 on a CPU).
+        network, self.n_outputs = pretrained.create(is_pretrained and not _skips_weights.get())
+        self.network = _adapt_channels(network, channels, name)
+        # On a CPU, channels_last trains a ResNet-50 with 1.35 times as many images per second.
         self.network.to(memory_format=torch.channels_last)
         self.dropout = nn.Dropout(hparams.get("resnet_dropout", 0.0))
         self.has_batch_norm = any(map(_is_batch_norm, self.network.modules()))
         self.is_frozen = is_pretrained
-        self.is_renormalised = is_pretrained and (published.mean, published.std) != (IMAGENET_MEAN, IMAGENET_STD)
-        if self.is_renormalised:
-            mean, std = _by_channel(published.mean, channels), _by_channel(published.std, channels)
-            # They follow from the hyperparameters, so no saved state needs them.
+        self.is_renormalized = is_pretrained and (pretrained.mean, pretrained.std) != (IMAGENET_MEAN, IMAGENET_STD)
+        if self.is_renormalized:
+            mean, std = _by_channel(pretrained.mean, channels), _by_channel(pretrained.std, channels)
+            # Not part of the saved state, because they follow from the hyperparameters.
             self.register_buffer("scale", _by_channel(IMAGENET_STD, channels) / std, persistent=False)
             self.register_buffer("shift", (_by_channel(IMAGENET_MEAN, channels) - mean) / std, persistent=False)
         self.train()
@@ -108,41 +108,42 @@ class Backbone(Featurizing):
     @runs_as_configured
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.has_batch_norm and not self.is_frozen and len(x) == 1:
-            # Among them Fishr's variant all_layers, which has every sample go through the network on its own.
+            # For example with Fishr's variant all_layers, which passes each sample through the network on its own.
             raise UsageError(
-                "batch norm that is trained from scratch needs batches of more than one image, also per sample "
+                "batch norm that is trained from scratch requires batches of more than one image, also per sample "
                 '(Fishr\'s variant all_layers); use {"pretrained": true} or a backbone without batch norm'
             )
-        if self.is_renormalised:
+        if self.is_renormalized:
             x = x * self.scale + self.shift
         return self.dropout(self.network(x))
 
 
 @dataclass(frozen=True)
-class _Published:
-    """A network that others published.
+class _PretrainedNetwork:
+    """A network of torchvision or timm.
 
-    `headless(with_weights)` makes it without its last layer, its weights the published or random ones, and says how
-    many features it gives. The weights were trained on images with this `mean` and `std`, by channel.
+    Attributes:
+        create: (with_weights) -> the network without its last layer, with pretrained or random weights, and its number
+            of features.
+        mean, std: normalization of the images that the weights were trained on, by channel.
     """
 
-    headless: Callable[[bool], tuple[nn.Module, int]]
+    create: Callable[[bool], tuple[nn.Module, int]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-def _chosen(hparams: Hparams) -> str:
-    """The backbone's name."""
+def _backbone_name(hparams: Hparams) -> str:
     name = hparams.get("backbone", "resnet50")
     if not hparams.get("resnet18", False):
         return name
     if name not in ("resnet50", "resnet18"):
-        raise UsageError(f"resnet18 is true, but the backbone is {name!r}; leave out one of the two")
+        raise UsageError(f"resnet18 is true, but the backbone is {name!r}; omit one of them")
     return "resnet18"
 
 
-def _published(name: str) -> _Published:
-    from torchvision import models  # some seconds, and only photographs need it
+def _find_network(name: str) -> _PretrainedNetwork:
+    from torchvision import models  # takes seconds to import
 
     names = models.list_models(module=models)
     if name in names:
@@ -150,24 +151,24 @@ def _published(name: str) -> _Published:
     try:
         import timm
     except ImportError:
-        lists, more = "torchvision.models.list_models()", "; for timm's: pip install domainbed[timm]"
+        lists, more = "torchvision.models.list_models()", "; for models of timm: pip install domainbed[timm]"
     else:
-        of_timm = [*timm.list_models(), *timm.list_models(include_tags=True)]
-        if name in of_timm:
+        timm_names = [*timm.list_models(), *timm.list_models(include_tags=True)]
+        if name in timm_names:
             return _from_timm(name)
-        names, lists, more = [*names, *of_timm], "torchvision.models.list_models() and timm.list_models()", ""
-    # Where none is near, `near` would list them all.
+        names, lists, more = [*names, *timm_names], "torchvision.models.list_models() and timm.list_models()", ""
+    # Without similar names, `suggest` would list all of them.
     hint = suggest(name, names) if difflib.get_close_matches(str(name).lower(), names) else f"see {lists}"
     raise UsageError(f"unknown backbone {name!r}; {hint}{more}")
 
 
-def _with_channels(network: nn.Module, channels: int, name: str) -> nn.Module:
-    """`network`, which takes images of three channels, made to take `channels` (itself, changed)."""
+def _adapt_channels(network: nn.Module, channels: int, name: str) -> nn.Module:
+    """Change, in place, a network for images of three channels to take `channels`, and return it."""
     if channels == 3:
         return network
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
     if not convs:
-        raise UsageError(f"backbone {name} takes images of 3 channels, not of {channels}; choose another")
+        raise UsageError(f"backbone {name} supports images of 3 channels only, not of {channels}; choose another one")
     for conv in convs:
         conv.weight = nn.Parameter(conv.weight.detach()[:, [i % 3 for i in range(channels)]])
         conv.in_channels = channels
@@ -175,7 +176,7 @@ def _with_channels(network: nn.Module, channels: int, name: str) -> nn.Module:
 
 
 def _by_channel(values: Sequence[float], channels: int) -> torch.Tensor:
-    """[channels, 1, 1]"""
+    """Return the value of each channel, [channels, 1, 1]."""
     return torch.tensor([values[i % 3] for i in range(channels)])[:, None, None]
 
 
@@ -183,38 +184,35 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
-def _told(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
-def _from_torchvision(name: str) -> _Published:
+def _from_torchvision(name: str) -> _PretrainedNetwork:
     from torchvision import models
 
     entries = {entry.name: entry for entry in models.get_model_weights(name)}
-    # Two networks have no V1: of theirs, those for images of this size.
+    # Two networks have no V1 weights; take those for images of this size.
     weights = entries.get("IMAGENET1K_V1") or min(entries.values(), key=lambda entry: entry.transforms().crop_size)
     transforms = weights.transforms()
     mean, std, options = tuple(transforms.mean), tuple(transforms.std), {}
     if name in ("googlenet", "inception_v3"):
-        # torchvision's own would bring images (of three channels) to this normalisation themselves.
+        # With weights, torchvision sets transform_input, which converts images of three channels to this normalization.
         mean, std, options = (0.5,) * 3, (0.5,) * 3, {"aux_logits": False, "init_weights": True}
 
-    def headless(with_weights: bool) -> tuple[nn.Module, int]:
+    def create(with_weights: bool) -> tuple[nn.Module, int]:
         network = models.get_model(name, weights=None, **options)
         if with_weights:
-            _load(network, _weights_file(weights.url), name)
+            _load_weights(network, _weights_file(weights.url), name)
         return network, _remove_last_layer(network)
 
-    return _Published(headless, mean, std)
+    return _PretrainedNetwork(create, mean, std)
 
 
 def _remove_last_layer(network: nn.Module) -> int:
-    """Put nothing in the place of a torchvision network's last layer, whose number of inputs it returns.
-
-    Nor of a dropout right before it, where this network's own stands.
-    """
+    """Remove the last layer of a torchvision network, and a dropout directly before it. Return its number of inputs."""
     modules = list(network.named_modules())
-    kind = nn.Linear if any(isinstance(m, nn.Linear) for _, m in modules) else nn.Conv2d  # SqueezeNet's
+    kind = nn.Linear if any(isinstance(m, nn.Linear) for _, m in modules) else nn.Conv2d  # SqueezeNet has a convolution
     last = max(i for i, (_, module) in enumerate(modules) if isinstance(module, kind))
     for path, module in modules[last - 1 : last + 1]:
         if isinstance(module, kind | nn.Dropout):
@@ -223,26 +221,26 @@ def _remove_last_layer(network: nn.Module) -> int:
     return layer.in_features if kind is nn.Linear else layer.in_channels
 
 
-def _load(network: nn.Module, file: Path, name: str) -> None:
-    """Load a file of torchvision's into its network."""
+def _load_weights(network: nn.Module, file: Path, name: str) -> None:
+    """Load a weights file of torchvision."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        for key in list(state):  # changed in place: it carries versions, too
+        for key in list(state):  # modified in place to keep its version metadata
             value = state.pop(key)
-            if not key.startswith(("aux1.", "aux2.", "AuxLogits.")):  # heads that act in training only
-                # DenseNets' files say norm.1 where the network says norm1.
+            if not key.startswith(("aux1.", "aux2.", "AuxLogits.")):  # auxiliary heads, used in training only
+                # DenseNet files have keys with norm.1 where the network has norm1.
                 state[re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key)] = value
         network.load_state_dict(state)
     except Exception as error:  # a damaged file can fail in any way
         raise UsageError(
-            f"{file} does not hold the weights of {name} ({_told(error)}); delete it to have it downloaded again"
+            f"{file} is not a weights file of {name} ({_summary(error)}); delete it to download it again"
         ) from error
 
 
 def _weights_file(url: str) -> Path:
-    """Where the file of this address lies: in the given folder or torch's cache, if need be downloaded first."""
+    """Return the path of the file with this URL, in the weights directory or torch's cache; download it if missing."""
     name = url.rpartition("/")[2]
-    folders = [folder for folder in (_folder.get(), Path(torch.hub.get_dir(), "checkpoints")) if folder]
+    folders = [folder for folder in (_weights_dir.get(), Path(torch.hub.get_dir(), "checkpoints")) if folder]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
@@ -251,19 +249,19 @@ def _weights_file(url: str) -> Path:
     try:
         socket.setdefaulttimeout(30)
         file.parent.mkdir(parents=True, exist_ok=True)
-        # It comes under a name of its own and is moved when complete and checked: several jobs may do so at once.
+        # Downloads to a temporary file and moves it once it is complete and verified, so several jobs can download.
         torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2], progress=False)
     except (OSError, HTTPException, RuntimeError) as error:
         raise UsageError(
-            f"{name} is not in {' or '.join(map(str, folders))} and could not be downloaded ({_told(error)}); put "
-            f"{url} there, or train from scratch: {_FROM_SCRATCH}"
+            f"{name} was not found in {' or '.join(map(str, folders))}, and downloading it failed ({_summary(error)}); "
+            f"save {url} there, or train from scratch: {_FROM_SCRATCH}"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
     return file
 
 
-def _from_timm(name: str) -> _Published:
+def _from_timm(name: str) -> _PretrainedNetwork:
     import timm
     from timm.models import PretrainedCfg
 
@@ -271,18 +269,18 @@ def _from_timm(name: str) -> _Published:
     tagged = f"{name.partition('.')[0]}.{config.tag}" if config.tag else name
     options: dict[str, Any] = {"img_size": SIZE} if config.fixed_input_size else {}
 
-    def headless(with_weights: bool) -> tuple[nn.Module, int]:
-        n_outputs = _timm_features(name, options)  # before any weights are downloaded
-        # Its last layer goes afterwards: timm checks the weights it loads only where that is there.
-        network: Any = _timm_pretrained(tagged, options) if with_weights else timm.create_model(name, **options)
+    def create(with_weights: bool) -> tuple[nn.Module, int]:
+        n_outputs = _count_timm_features(name, options)  # before weights are downloaded
+        # The last layer is removed afterwards, because timm verifies the weights only if it exists.
+        network: Any = _create_timm_pretrained(tagged, options) if with_weights else timm.create_model(name, **options)
         network.reset_classifier(0)
         return network, n_outputs
 
-    return _Published(headless, tuple(config.mean), tuple(config.std))
+    return _PretrainedNetwork(create, tuple(config.mean), tuple(config.std))
 
 
-def _timm_features(name: str, options: dict[str, Any]) -> int:
-    """How many features one of timm's networks gives. Tried out on torch's device "meta", where nothing is computed."""
+def _count_timm_features(name: str, options: dict[str, Any]) -> int:
+    """Return the number of features of a timm network, by running it on the "meta" device, which computes nothing."""
     import timm
 
     try:
@@ -290,30 +288,30 @@ def _timm_features(name: str, options: dict[str, Any]) -> int:
             network: Any = timm.create_model(name, **options).eval()
             network.reset_classifier(0)
             _, n = network(torch.zeros(1, 3, *SIZE)).shape
-    except Exception as error:  # every network has its own way to fail
+    except Exception as error:  # every network fails in its own way
         raise UsageError(
-            f"backbone {name} does not turn images of 224x224 pixels into features ({_told(error)}); choose another"
+            f"backbone {name} does not support images of 224x224 pixels ({_summary(error)}); choose another one"
         ) from error
     return n
 
 
-def _timm_pretrained(tagged: str, options: dict[str, Any]) -> nn.Module:
-    """One of timm's networks with its weights: from a file in the given folder or else by timm's own ways."""
+def _create_timm_pretrained(tagged: str, options: dict[str, Any]) -> nn.Module:
+    """Return a timm network with weights from a file in the weights directory or, if there is none, from timm."""
     import timm
 
-    folder = _folder.get()
+    folder = _weights_dir.get()
     files = [folder / f"{tagged}{suffix}" for suffix in (".safetensors", ".pth", ".pt", ".bin")] if folder else []
     file = next(filter(Path.is_file, files), None)
-    # By timm, whose filters know the older forms of a checkpoint and bring it to another image size.
+    # timm loads the file itself, because its filters convert older checkpoints and other image sizes.
     overlay = {"file": str(file), "custom_load": False} if file else {}
     try:
         return timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except Exception as error:  # timm and what it downloads with fail in many ways
+    except Exception as error:  # timm and its download clients fail in many ways
         if file:
             raise UsageError(
-                f"{file} does not hold the weights of {tagged} ({_told(error)}); delete it to have them downloaded"
+                f"{file} is not a weights file of {tagged} ({_summary(error)}); delete it to download the weights"
             ) from error
         raise UsageError(
-            f"timm could not get the weights of {tagged} ({_told(error)}); put them as {tagged}.safetensors into "
-            f"{folder or 'a folder that --weights_dir names'}, or train from scratch: {_FROM_SCRATCH}"
+            f"timm failed to load the weights of {tagged} ({_summary(error)}); save them as {tagged}.safetensors in "
+            f"{folder or 'the folder given by --weights_dir'}, or train from scratch: {_FROM_SCRATCH}"
         ) from error

@@ -1,4 +1,4 @@
-"""How featurizers compute: in which precision, and whether compiled."""
+"""Precision and compilation of featurizers."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -11,85 +11,86 @@ from tqdm import tqdm
 from domainbed.errors import UsageError, one_line
 
 
-class Featurizing(nn.Module):
-    """What a featurizer is beside its layers. Its `forward` is decorated with `as_set`.
+class FeaturizerBase(nn.Module):
+    """A featurizer whose precision and compilation can be chosen; decorate its `forward` with `runs_as_configured`.
 
     Attributes:
-        in_bf16: its layers compute in bfloat16, from float32 weights. Images and features stay float32.
-        is_compiled: its layers run as torch.compile makes them.
+        is_bf16: compute its layers in bfloat16, from float32 weights. Images and features stay float32.
+        is_compiled: run its layers compiled by torch.compile.
     """
 
-    in_bf16 = False
+    is_bf16 = False
     is_compiled = False
 
 
 def runs_as_configured(
     forward: Callable[[Any, torch.Tensor], torch.Tensor],
 ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """A featurizer's `forward`, run as its attributes say.
+    """Decorate a featurizer's `forward` to run in the configured precision, and compiled if configured so.
 
-    Compiled code serves every batch size and every featurizer of the class, so that a process compiles once (and once
-    more without gradients), whatever jobs it trains; torch keeps it on disk for other processes.
+    Compiled code serves all batch sizes and all instances of the class: a process compiles once with gradients and
+    once without, however many jobs it trains. torch caches compiled code on disk for other processes.
     """
     compiled = functools.cache(lambda: torch.compile(forward))
 
-    def layers(self: Featurizing, x: torch.Tensor) -> torch.Tensor:
+    def run_layers(self: FeaturizerBase, x: torch.Tensor) -> torch.Tensor:
         if not self.is_compiled:
             return forward(self, x)
-        from torch._dynamo import exc, maybe_mark_dynamic  # which takes seconds to import
+        from torch._dynamo import exc, maybe_mark_dynamic  # takes seconds to import
 
         maybe_mark_dynamic(x, 0)
         try:
             return compiled()(self, x)
         except exc.TorchDynamoException as error:
             self.is_compiled = False
-            tqdm.write(f"{type(self).__name__} is not compiled: {type(error).__name__}: {one_line(error)[:200]}")
+            reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+            tqdm.write(f"{type(self).__name__} cannot be compiled, falling back to eager mode: {reason}")
         return forward(self, x)
 
     @functools.wraps(forward)
-    def run(self: Featurizing, x: torch.Tensor) -> torch.Tensor:
-        if not self.in_bf16:
-            return layers(self, x)
+    def run(self: FeaturizerBase, x: torch.Tensor) -> torch.Tensor:
+        if not self.is_bf16:
+            return run_layers(self, x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            features = layers(self, x)
+            features = run_layers(self, x)
         return features.float()
 
     return run
 
 
-def featurizers_of(algorithm: nn.Module) -> list[Featurizing]:
-    """The featurizers that `networks.Featurizer` made for it."""
-    return [module for module in algorithm.modules() if isinstance(module, Featurizing)]
+def featurizers_of(algorithm: nn.Module) -> list[FeaturizerBase]:
+    """Return the algorithm's featurizers whose precision and compilation can be chosen."""
+    return [module for module in algorithm.modules() if isinstance(module, FeaturizerBase)]
 
 
 def set_precision(precision: str, algorithm: nn.Module) -> None:
-    """Have the process, and the algorithm's featurizers, compute in this precision.
+    """Set the precision of the process and of the algorithm's featurizers.
 
-    "fp32"  everything in float32.
-    "tf32"  PyTorch's default, and so DomainBed's: convolutions on a GPU that has TF32 round their factors to 10 bits.
-    "bf16"  featurizers' layers in bfloat16, from float32 weights. Features, heads, losses and penalties (with their
+    "fp32"  float32 everywhere.
+    "tf32"  the default of PyTorch and DomainBed: on a GPU with TF32, convolutions round their factors to 10 bits.
+    "bf16"  layers of featurizers in bfloat16, from float32 weights. Features, heads, losses and penalties (with their
             second derivatives) stay float32.
 
     Raises:
-        UsageError: bf16 is wanted of an algorithm that has no featurizer of ours.
+        UsageError: bf16 is requested for an algorithm without a featurizer that supports it.
     """
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = False
     featurizers = featurizers_of(algorithm)
     if precision == "bf16" and not featurizers:
         raise UsageError(
-            f"--precision bf16 is for featurizers that networks.Featurizer makes; {type(algorithm).__name__} has none"
+            f"--precision bf16 requires a featurizer of networks.Featurizer; {type(algorithm).__name__} has none"
         )
     for featurizer in featurizers:
-        featurizer.in_bf16 = precision == "bf16"
+        featurizer.is_bf16 = precision == "bf16"
 
 
-def set_compiled(featurizers: Iterable[Featurizing], device: torch.device) -> str:
-    """Have these compiled when they first run. Returns why that can't be, or an empty string."""
-    if reason := _why_not_compiled(device.type):
+def enable_compilation(featurizers: Iterable[FeaturizerBase], device: torch.device) -> str:
+    """Compile the featurizers on their first use. Return the reason if that is impossible, else an empty string."""
+    if reason := _compiler_error(device.type):
         return reason
-    # The draws of a sweep (dropout, widths, backbones), in training or not, with or without gradients: many variants,
-    # of which torch keeps 8 by default, to go on uncompiled then without a word.
+    # A sweep's draws (dropout, widths, backbones), in training or not, with or without gradients, need many compiled
+    # variants. torch keeps 8 by default, and then silently falls back to eager mode.
     torch._dynamo.config.cache_size_limit = 64
     for featurizer in featurizers:
         featurizer.is_compiled = True
@@ -97,10 +98,10 @@ def set_compiled(featurizers: Iterable[Featurizing], device: torch.device) -> st
 
 
 @functools.cache
-def _why_not_compiled(device: str) -> str:
-    """What becomes of the smallest thing to compile: most machines that can't, lack a compiler."""
+def _compiler_error(device: str) -> str:
+    """Compile a trivial function. Return the error, if any (most often, the machine has no compiler)."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=device))
     except Exception as error:  # of many classes
-        return f"torch.compile fails here: {type(error).__name__}: {one_line(error)[:200]}"
+        return f"torch.compile does not work on this machine: {type(error).__name__}: {one_line(error)[:200]}"
     return ""

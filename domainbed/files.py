@@ -1,4 +1,4 @@
-"""Files and folders that several processes share: written whole or not at all, held by one at a time."""
+"""Files and folders that several processes share: atomic writes and file locks."""
 
 import os
 import tempfile
@@ -14,7 +14,11 @@ from domainbed.errors import UsageError
 
 
 def make_folder(folder: Path) -> None:
-    """Make what --output_dir names where there is none, and see that it can be written to. Raises UsageError."""
+    """Create the folder given as --output_dir if it does not exist.
+
+    Raises:
+        UsageError: it cannot be created or is not writable.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -24,51 +28,55 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write into, beside `path` (with .part at its name's end), that takes its place once it is on disk.
+def atomic_write(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a temporary file in the same folder (its name ends in .part) that replaces `path` once it is on disk.
 
-    What stood there moves to `kept`, where that is given. Of several processes that write it, the last to end has it.
+    If several processes write the same path, the last one to finish wins.
+
+    Args:
+        path: the file to write.
+        backup: where to move the previous file, if any.
 
     Raises:
-        OSError: the file can't be written; it names `path`.
+        OSError: the file cannot be written; the error names `path`.
     """
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(aside, "xb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if kept and path.exists():
-            os.replace(path, kept)
-        os.replace(aside, path)
+        if backup and path.exists():
+            os.replace(path, backup)
+        os.replace(temporary, path)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # torch.save lays an error of its own over a full disk's
-            raise _naming(path, error.__context__, aside) from None
+        if isinstance(error.__context__, OSError):  # torch.save hides the error of a full disk behind its own
+            raise _with_path(error.__context__, path, temporary) from None
         raise
     except OSError as error:
-        raise _naming(path, error, aside) from None
+        raise _with_path(error, path, temporary) from None
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _naming(path: Path, error: OSError, aside: Path) -> OSError:
-    """The error, of the file that was asked for, where it names the one aside, or none (a disk that is full)."""
-    if error.errno is None or error.filename not in (None, str(aside)):
+def _with_path(error: OSError, path: Path, temporary: Path) -> OSError:
+    """Return the error with `path` as its file name, if it names the temporary file or none (a full disk)."""
+    if error.errno is None or error.filename not in (None, str(temporary)):
         return error
     return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 @contextmanager
-def file_lock(path: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock `path`, for which `waiting` is printed where another process has it.
+def file_lock(path: Path, message: str) -> Iterator[None]:
+    """Hold the lock file `path`, printing `message` if another process holds it.
 
-    The system lets go of it when this process ends, however it ends.
+    The operating system releases the lock when the process ends for any reason.
     """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(waiting, flush=True)
+        print(message, flush=True)
         lock.acquire()
     try:
         yield

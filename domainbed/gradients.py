@@ -1,8 +1,8 @@
-"""Moments of a loss's per-sample gradients, differentiable themselves.
+"""Moments of the per-sample gradients of a loss. They are differentiable.
 
-For a linear layer with inputs a [n, in] and δ = ∂(summed loss)/∂outputs [n, out], sample i's gradient is the outer
-product of δ_i and (a_i, 1), the 1 for the bias. So the moments over samples are products of matrices, and no sample's
-gradient is ever held: E[g²] = (δ²)ᵀ(a, 1)² / n, E[g] = δᵀ(a, 1) / n. (BackPACK's SumGradSquared computes the same.)
+For a linear layer with inputs a [n, in] and δ = ∂(summed loss)/∂outputs [n, out], the gradient of sample i is the outer
+product of δ_i and (a_i, 1), with 1 for the bias. The moments over samples are therefore matrix products, without the
+gradients of single samples: E[g²] = (δ²)ᵀ(a, 1)² / n, E[g] = δᵀ(a, 1) / n. (BackPACK's SumGradSquared does the same.)
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# (logits [n, …], labels [n, …]) -> the sum over samples.
+# (logits [n, …], labels [n, …]) -> sum of the losses of all samples.
 SummedLoss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Of each linear layer: inputs [n, in], with a last column of ones where the layer has a bias, and δ [n, out].
+# For each linear layer, its inputs [n, in], with a column of ones appended if it has a bias, and δ [n, out].
 Factors: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -23,7 +23,7 @@ def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 
 def head_layers(head: nn.Module) -> list[nn.Module]:
-    """The layers of a head that `gradient_factors` can take: linear ones, and between them any without parameters.
+    """Return the layers of a head for `gradient_factors`: linear layers, and layers without parameters.
 
     Raises:
         ValueError: another layer has parameters.
@@ -31,16 +31,16 @@ def head_layers(head: nn.Module) -> list[nn.Module]:
     layers = list(head) if isinstance(head, nn.Sequential) else [head]
     for layer in layers:
         if type(layer) is not nn.Linear and any(True for _ in layer.parameters()):
-            raise ValueError(f"gradient variances are known for heads of linear layers only, not for {layer}")
+            raise ValueError(f"gradient variances are supported for heads of linear layers only, not for {layer}")
     return layers
 
 
 def gradient_factors(
     head: nn.Module, z: torch.Tensor, y: torch.Tensor, loss: SummedLoss = summed_cross_entropy
 ) -> tuple[torch.Tensor, Factors]:
-    """The head's logits on features z [n, d], and what makes up the gradients of its linear layers.
+    """Return the head's logits for features z [n, d], and the factors of the gradients of its linear layers.
 
-    Where gradients are enabled, the factors can be differentiated with respect to z and the head's parameters.
+    If gradients are enabled, the factors are differentiable with respect to z and the head's parameters.
     """
     inputs, outputs, x = [], [], z
     for layer in head_layers(head):
@@ -53,24 +53,27 @@ def gradient_factors(
 
 
 def split_factors(factors: Factors, sizes: Sequence[int]) -> list[Factors]:
-    """The factors of each of several batches that went through the head together."""
+    """Split the factors of concatenated batches into the factors of each batch."""
     layers = [zip(a.split(sizes), delta.split(sizes), strict=True) for a, delta in factors]
     return [list(batch) for batch in zip(*layers, strict=True)]
 
 
 def gradient_second_moment(factors: Factors) -> torch.Tensor:
-    """E[g²] of every coordinate: [coordinates], layer after layer, of each its outputs × (inputs, bias)."""
+    """Return E[g²], [coordinates]: layer by layer, each in the order outputs × (inputs, bias)."""
     return torch.cat([((delta**2).T @ a**2 / len(a)).flatten() for a, delta in factors])
 
 
 def gradient_variance(factors: Factors) -> torch.Tensor:
-    """E[g²] − E[g]² (biased: divided by n) of every coordinate, in the same order."""
+    """Return the biased variance E[g²] − E[g]² (divisor n), [coordinates], in the same order."""
     mean = torch.cat([(delta.T @ a / len(a)).flatten() for a, delta in factors])
     return gradient_second_moment(factors) - mean**2
 
 
 def gradient_covariance(factors: Factors) -> torch.Tensor:
-    """E[(g − E[g])(g − E[g])ᵀ]: [coordinates, coordinates], in the same order. This one does hold the gradients."""
+    """Return E[(g − E[g])(g − E[g])ᵀ], [coordinates, coordinates], in the same order.
+
+    Unlike the other moments, it needs the memory of all per-sample gradients.
+    """
     g = torch.cat([(delta[:, :, None] * a[:, None, :]).flatten(1) for a, delta in factors], dim=1)
     g = g - g.mean(0)
     return g.T @ g / len(g)
@@ -79,21 +82,21 @@ def gradient_covariance(factors: Factors) -> torch.Tensor:
 def network_gradient_variance(
     network: nn.Module, x: torch.Tensor, y: torch.Tensor, loss: SummedLoss = summed_cross_entropy
 ) -> torch.Tensor:
-    """The biased variance of the per-sample gradients over every layer, whatever it is: [all parameters].
+    """Return the biased variance of the per-sample gradients of all parameters of any network, [parameters].
 
-    Samples must not act on one another (no batch norm in training mode). The n gradients are held at once.
+    Samples must not influence each other (no batch norm in training mode). All n gradients are in memory at once.
     """
     parameters: dict[str, torch.Tensor] = dict(network.named_parameters())
 
-    def loss_of(parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def sample_loss(parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return loss(torch.func.functional_call(network, parameters, (x[None],)), y[None])
 
-    of_each = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0, 0), randomness="different")
-    with torch.compiler.set_stance("force_eager"):  # torch.compile knows nothing of single samples
-        gradients = of_each(parameters, x, y)
-    return flat(g.var(0, correction=0) for g in gradients.values())
+    sample_gradients = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0), randomness="different")
+    with torch.compiler.set_stance("force_eager"):  # compiled featurizers do not support vmap
+        gradients = sample_gradients(parameters, x, y)
+    return flatten(g.var(0, correction=0) for g in gradients.values())
 
 
-def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """All coordinates of all tensors, one after the other."""
+def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the elements of all tensors, concatenated: [elements]."""
     return torch.cat([t.flatten() for t in tensors])

@@ -1,8 +1,8 @@
-"""The one schema between a job and a table: a folder with one JSON object per evaluation and, at the end, `done`.
+"""The files of a job's folder that tables read: results.jsonl, one JSON object per evaluation, and `done` at the end.
 
-Each record has `step`, `epoch`, `env{i}_in_acc` and `env{i}_out_acc`, the update's figures averaged since the last
-evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`. Sweeps written by DomainBed have this form, too. Ours
-add `environments` (their names), `bad_images` (how many broken files were replaced so far) and `schema_version`.
+A record has the keys `step`, `epoch`, `env{i}_in_acc`, `env{i}_out_acc`, the means of the update's metrics since the
+last evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`, as in sweeps of DomainBed. Records of this
+package also have `environments` (names), `bad_images` (number of broken images replaced) and `schema_version`.
 """
 
 import json
@@ -16,17 +16,17 @@ from domainbed.files import atomic_write
 
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
-CHECKPOINT_FILE = "checkpoint.pt"  # of training that is not done, written by engine/checkpoint.py
+CHECKPOINT_FILE = "checkpoint.pt"  # of an unfinished job; written by engine/checkpoint.py
 
-# Of the records that this module writes. DomainBed's, and ours of before, don't tell theirs, and are of this one.
+# Records without `schema_version` (DomainBed's, and early ones of this package) have this version.
 SCHEMA_VERSION = 1
 
-# What tells one run of a sweep from another.
+# Arguments that identify a run within a sweep.
 RUN_KEYS = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
 
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add one evaluation to a job's records, for good: a power cut after this does not lose it."""
+    """Append a record to a job's results and flush it to disk."""
     with open(folder / RESULTS_FILE, "a", encoding="utf-8") as file:
         file.write(json.dumps({**record, "schema_version": SCHEMA_VERSION}, sort_keys=True) + "\n")
         file.flush()
@@ -34,16 +34,16 @@ def append_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def records_length(folder: Path) -> int:
-    """How many bytes of records a job's folder holds."""
+    """Return the length of a job's results, in bytes."""
     try:
-        with open(folder / RESULTS_FILE, "rb") as file:  # opened anew: a network file system then asks its server
+        with open(folder / RESULTS_FILE, "rb") as file:  # opening makes a network file system refresh its attributes
             return os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         return 0
 
 
-def cut_records(folder: Path, length: int) -> None:
-    """Keep a job's first records, `length` bytes of them, for good; the job goes on from behind these."""
+def truncate_records(folder: Path, length: int) -> None:
+    """Truncate a job's results to `length` bytes and flush them to disk; with length 0, delete them."""
     if not length:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
     else:
@@ -53,29 +53,29 @@ def cut_records(folder: Path, length: int) -> None:
 
 
 def mark_done(folder: Path) -> None:
-    """Say that a job is finished; written last, when everything else is on disk, and whole or not at all."""
+    """Mark a job as finished, once everything else is on disk."""
     with atomic_write(folder / DONE_FILE) as file:
         file.write(b"done")
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a job is finished."""
+    """Return whether a job is finished."""
     return (folder / DONE_FILE).exists()
 
 
 def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """A job's records, by ascending step, and what could not be read or is odd, a line each.
+    """Return the records of a job, by ascending step, and a list of problems.
 
-    A line that is no record is left out (a job that was killed may have torn its last). Where a job was run again in
-    the same folder, the last run counts: a record takes the place of all earlier ones of its step and of later steps.
+    Lines that are not records are skipped (a killed job may leave its last line incomplete). If a job was run more than
+    once in the same folder, the last run counts: a record replaces earlier ones with the same or a later step.
     """
     return parse_records((folder / RESULTS_FILE).read_bytes())
 
 
 def parse_records(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
-    """As `read_job`, of what stands in the file."""
+    """Do the same as `read_job` for the content of a results file."""
     records: list[dict[str, Any]] = []
-    torn, versions, replaced = [], set(), 0
+    malformed, versions, replaced = [], set(), 0
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -83,7 +83,7 @@ def parse_records(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
             record = json.loads(line.decode(errors="replace"))
             step = record["step"] = int(record["step"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            torn.append(number)
+            malformed.append(number)
             continue
         if record.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
             versions.add(str(record["schema_version"]))
@@ -93,19 +93,19 @@ def parse_records(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
             replaced += 1
         records.append(record)
     problems = []
-    if torn:
-        more = f", nor are {len(torn) - 1} others" if len(torn) > 1 else ""
-        problems.append(f"line {torn[0]} is not a whole record{more}; left out")
+    if malformed:
+        more = f" ({len(malformed)} such lines)" if len(malformed) > 1 else ""
+        problems.append(f"line {malformed[0]} is not a complete record{more}; skipped")
     if versions:
-        known = f"this domainbed knows {SCHEMA_VERSION}"
-        problems.append(f"records of schema version {', '.join(sorted(versions))} are left out; {known}")
+        known = f"this version of domainbed reads {SCHEMA_VERSION}"
+        problems.append(f"records of unsupported schema version {', '.join(sorted(versions))} ({known}); skipped")
     if replaced:
-        problems.append(f"the job was run again in its folder; of the earlier run, {replaced} records don't count")
+        problems.append(f"the job was run more than once in its folder; skipped {replaced} records of earlier runs")
     return records, problems
 
 
 def last_record(folder: Path) -> dict[str, Any] | None:
-    """A job's last whole record, or None; only the end of the file is read."""
+    """Return the last complete record of a job, or None. Only the end of the file is read."""
     try:
         with open(folder / RESULTS_FILE, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))

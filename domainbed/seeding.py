@@ -1,4 +1,4 @@
-"""Where every random number comes from."""
+"""Seeds, and the state of the global random generators."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def seed_hash(*args: object) -> int:
-    """An integer seed in [0, 2**31) made from `args`, as DomainBed makes it.
+    """Return an integer seed in [0, 2**31) derived from `args`, the same as DomainBed's.
 
-    The hash is taken of the tuple's printed form, so keep Python's own ints, strings and lists inside: NumPy's
-    scalars print differently and would change every number that follows.
+    The hash depends on the printed form of the arguments, so pass Python ints, strings and lists. NumPy scalars print
+    differently and would change all subsequent numbers.
     """
     return int(hashlib.md5(str(args).encode("utf-8")).hexdigest(), 16) % (2**31)
 
@@ -19,15 +19,15 @@ def seed_everything(seed: int) -> None:
     import random
 
     import numpy as np
-    import torch  # here, so that seed_hash alone costs no import of torch
+    import torch  # imported here, so that seed_hash does not need it
 
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def generators_state() -> dict[str, Any]:
-    """Where the generators of Python, NumPy and torch are, on all devices."""
+def get_rng_state() -> dict[str, Any]:
+    """Return the states of the generators of Python, NumPy and torch, on all devices."""
     import random
 
     import numpy as np
@@ -37,8 +37,8 @@ def generators_state() -> dict[str, Any]:
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def restore_generators(state: Mapping[str, Any]) -> None:
-    """Have the generators go on from where they were when `generators_state` was called."""
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Restore the states returned by `get_rng_state`."""
     import random
 
     import numpy as np
@@ -47,5 +47,5 @@ def restore_generators(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())
-    for device, of_device in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(of_device.cpu(), device)
+    for device, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(device_state.cpu(), device)

@@ -1,11 +1,11 @@
-"""The protocol's selection and tables once more: slow, plain, from the sentences of the paper, on lists of records."""
+"""A slow reference implementation of model selection and tables, on lists of records, written from the paper."""
 
 import math
 
 
-def runs_of(records, **wanted):
-    """The records whose args are as `wanted`."""
-    return [r for r in records if all(r["args"][name] == value for name, value in wanted.items())]
+def runs_of(records, **args):
+    """Return the records with these arguments."""
+    return [r for r in records if all(r["args"][name] == value for name, value in args.items())]
 
 
 def mean(values):
@@ -13,7 +13,7 @@ def mean(values):
 
 
 def training_domain(records, test_env, n, **run):
-    """(val_acc, test_acc, step) of the chosen record of one run, or None."""
+    """Return (val_acc, test_acc, step) of the selected record of a run, or None."""
     best = None
     for r in sorted(runs_of(records, test_envs=[test_env], **run), key=lambda r: r["step"]):
         val = mean([r[f"env{i}_out_acc"] for i in range(n) if i != test_env])
@@ -38,14 +38,14 @@ def leave_one_domain_out(records, test_env, n, **run):
 
 
 def test_domain(records, test_env, n, **run):
-    own = runs_of(records, test_envs=[test_env], **run)
-    if not own:
+    matches = runs_of(records, test_envs=[test_env], **run)
+    if not matches:
         return None
-    last = max(own, key=lambda r: r["step"])
+    last = max(matches, key=lambda r: r["step"])
     return last[f"env{test_env}_out_acc"], last[f"env{test_env}_in_acc"], last["step"]
 
 
-test_domain.__test__ = False  # pytest would take it for a test
+test_domain.__test__ = False  # keep pytest from collecting it
 METHODS = {
     "training-domain": training_domain,
     "leave-one-domain-out": leave_one_domain_out,
@@ -54,18 +54,18 @@ METHODS = {
 
 
 def trial_accuracy(method, records, dataset, algorithm, test_env, n, trial_seed):
-    """(test_acc, hparams_seed) of the best hyperparameters of one trial, or None."""
+    """Return (test_acc, hparams_seed) of the best hyperparameters of a trial, or None."""
     best = None
     for hparams_seed in sorted({r["args"]["hparams_seed"] for r in records}):
         run = {"dataset": dataset, "algorithm": algorithm, "trial_seed": trial_seed, "hparams_seed": hparams_seed}
-        chosen = METHODS[method](records, test_env, n, **run)
-        if chosen is not None and (best is None or chosen[0] >= best[0]):
-            best = (*chosen, hparams_seed)
+        selected = METHODS[method](records, test_env, n, **run)
+        if selected is not None and (best is None or selected[0] >= best[0]):
+            best = (*selected, hparams_seed)
     return None if best is None else (best[1], best[3])
 
 
 def cell(accuracies):
-    """mean and standard error in percent, or None."""
+    """Return mean and standard error in percent, or None."""
     if not accuracies:
         return None
     m = mean(accuracies)
@@ -74,7 +74,7 @@ def cell(accuracies):
 
 
 def dataset_table(method, records, dataset, algorithm, n):
-    """{environment index or "Avg": cell} for one algorithm's row."""
+    """Return the row of an algorithm: {environment index or "Avg": cell}."""
     trials = sorted({r["args"]["trial_seed"] for r in records})
     per_trial = {
         t: [trial_accuracy(method, records, dataset, algorithm, env, n, t) for env in range(n)] for t in trials

@@ -1,4 +1,4 @@
-"""Backbones, on weight files that the tests make themselves; no test reads the network."""
+"""Backbones, with weights files created by the tests; no test uses the network."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
 
-from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, _weights_file, untrained, weights_in
+from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, _weights_file, use_weights_dir, without_weights
 from domainbed.errors import UsageError
 from domainbed.gradients import network_gradient_variance
 
@@ -28,12 +28,12 @@ TEST_VIT = "test_vit.r160_in1k"  # timm's smallest: 160 pixels, mean and standar
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch's cache, empty, as is Hugging Face's; and no network."""
+    """Isolate the tests from the network and the caches of torch and Hugging Face; return torch's, which is empty."""
 
-    def refuse(*args: object, **kwargs: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no network in the tests")
 
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "huggingface"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A folder for weight files."""
+    """Return a folder for weights files."""
     folder = tmp_path / "weights"
     folder.mkdir()
     return folder
@@ -53,8 +53,8 @@ def images(n: int = 2, channels: int = 3) -> torch.Tensor:
     return torch.randn(n, channels, 224, 224)
 
 
-def randomised(network: nn.Module) -> nn.Module:
-    """`network` with other running statistics than the initial ones, as a trained one has them."""
+def randomize(network: nn.Module) -> nn.Module:
+    """Change the running statistics in place, as training does."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -63,11 +63,11 @@ def randomised(network: nn.Module) -> nn.Module:
 
 
 def resnet18() -> nn.Module:
-    return randomised(models.resnet18())
+    return randomize(models.resnet18())
 
 
 def features_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What goes into a torchvision network's last layer."""
+    """Return the inputs of the last layer of a torchvision network."""
     layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
     inputs = []
     layers[-1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
@@ -76,44 +76,44 @@ def features_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return inputs[0]
 
 
-# Finding the weights
+# Loading weights
 
 
-def test_resnet18_is_torchvisions(weights: Path):
+def test_resnet18_equals_torchvisions(weights: Path):
     network = resnet18()
     torch.save(network.state_dict(), weights / RESNET18)
     x = images()
-    with weights_in(str(weights)):
+    with use_weights_dir(str(weights)):
         flag, name = Backbone(3, {"resnet18": True}), Backbone(3, {"backbone": "resnet18", "resnet18": True})
     for backbone in (flag, name):
         assert backbone.n_outputs == 512
         torch.testing.assert_close(backbone.eval()(x), features_of(network, x))
 
 
-def test_the_default_is_resnet50_v1(weights: Path):
-    network = randomised(models.resnet50())
+def test_default_is_resnet50_v1(weights: Path):
+    network = randomize(models.resnet50())
     torch.save(network.state_dict(), weights / "resnet50-0676ba61.pth")
-    with weights_in(weights):
+    with use_weights_dir(weights):
         backbone = Backbone(3, {})
     x = images()
-    expected = features_of(network, x)  # no dropout, and batch norm frozen
+    expected = features_of(network, x)  # no dropout, frozen batch norm
     torch.testing.assert_close(backbone(x), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
     assert backbone.n_outputs == 2048
 
 
-def test_the_given_folder_comes_before_the_cache(weights: Path, cache: Path):
+def test_weights_dir_takes_precedence_over_the_cache(weights: Path, cache: Path):
     given, cached = resnet18(), resnet18()
     cache.mkdir(parents=True)
     torch.save(given.state_dict(), weights / RESNET18)
     torch.save(cached.state_dict(), cache / RESNET18)
-    with weights_in(weights):
+    with use_weights_dir(weights):
         first = Backbone(3, {"resnet18": True}).network.conv1.weight
-        with weights_in(None):
+        with use_weights_dir(None):
             assert torch.equal(Backbone(3, {"resnet18": True}).network.conv1.weight, cached.conv1.weight)
     assert torch.equal(first, given.conv1.weight)
     (weights / RESNET18).unlink()
     for folder in (None, weights):
-        with weights_in(folder):
+        with use_weights_dir(folder):
             assert torch.equal(Backbone(3, {"resnet18": True}).network.conv1.weight, cached.conv1.weight)
 
 
@@ -121,27 +121,27 @@ def test_missing_weights(tmp_path: Path, cache: Path):
     with pytest.raises(UsageError) as error:
         Backbone(3, {})
     folders = str(cache)
-    told = (
-        f"resnet50-0676ba61.pth is not in {folders} and could not be downloaded (URLError: <urlopen error no network "
-        "in the tests>); put https://download.pytorch.org/models/resnet50-0676ba61.pth there, or train from scratch: "
-        '{"pretrained": false}'
+    message = (
+        f"resnet50-0676ba61.pth was not found in {folders}, and downloading it failed (URLError: <urlopen error no "
+        "network in the tests>); save https://download.pytorch.org/models/resnet50-0676ba61.pth there, or train from "
+        'scratch: {"pretrained": false}'
     )
-    assert str(error.value) == told
-    with weights_in(tmp_path / "mine"), pytest.raises(UsageError) as error:
+    assert str(error.value) == message
+    with use_weights_dir(tmp_path / "mine"), pytest.raises(UsageError) as error:
         Backbone(3, {})
-    assert str(error.value) == told.replace(folders, f"{tmp_path / 'mine'} or {cache}")
+    assert str(error.value) == message.replace(folders, f"{tmp_path / 'mine'} or {cache}")
     (tmp_path / "file").touch()
-    with weights_in(tmp_path / "file"), pytest.raises(UsageError, match="FileExistsError"):
+    with use_weights_dir(tmp_path / "file"), pytest.raises(UsageError, match="FileExistsError"):
         Backbone(3, {})
 
 
-def break_off(file: Path) -> None:
+def truncate(file: Path) -> None:
     torch.save(resnet18().state_dict(), file)
     file.write_bytes(file.read_bytes()[:1_000_000])
 
 
 class Evil:
-    """Makes a folder where it is unpickled."""
+    """An object that creates a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
@@ -153,7 +153,7 @@ class Evil:
 @pytest.mark.parametrize(
     "write",
     [
-        break_off,
+        truncate,
         lambda file: file.touch(),
         lambda file: file.write_text("<html>Not found</html>"),
         lambda file: torch.save(torch.zeros(3), file),
@@ -161,22 +161,22 @@ class Evil:
         lambda file: torch.save({}, file),
         lambda file: torch.save(models.resnet34().state_dict(), file),
         lambda file: torch.save(models.resnet18(num_classes=7).state_dict(), file),
-        lambda file: torch.save(resnet18(), file),  # the network itself, not its state
+        lambda file: torch.save(resnet18(), file),  # the network instead of its state
         lambda file: file.write_bytes(pickle.dumps(Evil(file.with_name("evil")), protocol=2)),
     ],
 )
-def test_a_file_that_is_damaged_or_another_networks(weights: Path, write):
+def test_invalid_weights_file(weights: Path, write):
     write(weights / RESNET18)
-    with weights_in(weights), pytest.raises(UsageError) as error:
+    with use_weights_dir(weights), pytest.raises(UsageError) as error:
         Backbone(3, {"resnet18": True})
-    assert str(error.value).startswith(f"{weights / RESNET18} does not hold the weights of resnet18 (")
-    assert str(error.value).endswith("; delete it to have it downloaded again")
+    assert str(error.value).startswith(f"{weights / RESNET18} is not a weights file of resnet18 (")
+    assert str(error.value).endswith("; delete it to download it again")
     assert "\n" not in str(error.value)
     assert not (weights / "evil").exists()
 
 
-def served(folder: Path, content: bytes, sha256: str | None = None) -> str:
-    """The address of a file with this content, named as torchvision names them."""
+def serve(folder: Path, content: bytes, sha256: str | None = None) -> str:
+    """Write a file, named like torchvision's, and return its URL."""
     digest = sha256 or hashlib.sha256(content).hexdigest()[:8]
     file = folder / f"net1.0_top-{digest}.pth"
     file.write_bytes(content)
@@ -184,13 +184,13 @@ def served(folder: Path, content: bytes, sha256: str | None = None) -> str:
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_jobs_may_download_at_once(given: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: None)  # threads share it; jobs are processes
+def test_concurrent_downloads(given: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: None)  # threads share it
     content = os.urandom(3_000_000)
-    address = served(tmp_path, content)
+    url = serve(tmp_path, content)
     folder = tmp_path / "new" / "weights"
-    with weights_in(folder if given else None), ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(copy_context().run, _weights_file, address) for _ in range(8)]
+    with use_weights_dir(folder if given else None), ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(copy_context().run, _weights_file, url) for _ in range(8)]
         files = {job.result() for job in jobs}
     (file,) = files
     assert file.parent == (folder if given else cache)
@@ -198,20 +198,23 @@ def test_jobs_may_download_at_once(given: bool, tmp_path: Path, cache: Path, mon
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_a_download_is_checked(tmp_path: Path, weights: Path):
-    address = served(tmp_path, b"not what was asked for", sha256="0123abcd")
-    with weights_in(weights), pytest.raises(UsageError, match=r"could not be downloaded \(RuntimeError: invalid hash"):
-        _weights_file(address)
+def test_download_is_verified(tmp_path: Path, weights: Path):
+    url = serve(tmp_path, b"another file", sha256="0123abcd")
+    with (
+        use_weights_dir(weights),
+        pytest.raises(UsageError, match=r"failed \(RuntimeError: invalid hash"),
+    ):
+        _weights_file(url)
     assert not list(weights.iterdir())
     assert socket.getdefaulttimeout() is None
 
 
-# What becomes of the network
+# Modifications of the network
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_frozen_batch_norm(training: bool):
-    with untrained():
+    with without_weights():
         backbone = Backbone(3, {"resnet18": True}).train(training)
     assert all(m.training == (training and not isinstance(m, nn.BatchNorm2d)) for m in backbone.modules())
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
@@ -221,7 +224,7 @@ def test_frozen_batch_norm(training: bool):
     assert all(p.requires_grad and p.grad is not None and p.grad.any() for p in backbone.network.bn1.parameters())
 
 
-def test_batch_norm_from_scratch():
+def test_batch_norm_from_scratch_is_trained():
     backbone = Backbone(3, {"resnet18": True, "pretrained": False})
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone(images())
@@ -231,13 +234,13 @@ def test_batch_norm_from_scratch():
     assert all(torch.equal(after[name], buffer) for name, buffer in backbone.named_buffers())
 
 
-def test_batch_norm_from_scratch_needs_a_batch():
+def test_batch_norm_from_scratch_requires_a_batch():
     network = nn.Sequential(Backbone(3, {"resnet18": True, "pretrained": False}), nn.Linear(512, 2))
     y = torch.tensor([0, 1])
     with pytest.raises(UsageError, match="batches of more than one image, also per sample"):
         network_gradient_variance(network, images(), y)
     assert network.eval()(images(1)).shape == (1, 2)
-    with untrained():
+    with without_weights():
         network[0] = Backbone(3, {"backbone": "shufflenet_v2_x0_5"})
     network[1] = nn.Linear(1024, 2)
     assert network_gradient_variance(network, images(), y).isfinite().all()
@@ -245,8 +248,8 @@ def test_batch_norm_from_scratch_needs_a_batch():
     assert network[0](images(1)).shape == (1, 64)
 
 
-def test_dropout_acts_in_training_only():
-    with untrained():
+def test_dropout_is_active_in_training_only():
+    with without_weights():
         backbone = Backbone(3, {"backbone": "shufflenet_v2_x0_5", "resnet_dropout": 0.5})
     x = images(8)
     features = backbone.eval()(x)
@@ -258,9 +261,9 @@ def test_dropout_acts_in_training_only():
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v3_small", "googlenet", "squeezenet1_1", "alexnet"])
-def test_the_last_layers_own_dropout_is_gone(name: str):
-    """Of AlexNet's two, the one between its other layers stays."""
-    with torch.device("meta"), untrained():
+def test_dropout_before_the_last_layer_is_removed(name: str):
+    """AlexNet keeps the two dropouts between its other layers."""
+    with torch.device("meta"), without_weights():
         backbone = Backbone(3, {"backbone": name})
     dropouts = [m for m in backbone.network.modules() if isinstance(m, nn.Dropout)]
     assert len(dropouts) == (2 if name == "alexnet" else 0)
@@ -272,7 +275,7 @@ def test_channels(channels: int, hparams: dict, weights: Path):
     torch.save(resnet18().state_dict(), weights / RESNET18)
     torch.save(timm.create_model("test_vit").state_dict(), weights / f"{TEST_VIT}.pth")
     torch.save(timm.create_model("test_efficientnet").state_dict(), weights / "test_efficientnet.r160_in1k.pth")
-    with weights_in(weights):
+    with use_weights_dir(weights):
         three, other = Backbone(3, hparams).eval(), Backbone(channels, hparams).eval()
     x = images(channels=channels)
     assert other(x).shape == (2, other.n_outputs)
@@ -280,44 +283,44 @@ def test_channels(channels: int, hparams: dict, weights: Path):
     conv = next(m for m in other.modules() if isinstance(m, nn.Conv2d))
     for i in range(channels):
         assert torch.equal(conv.weight[:, i], first.weight[:, i % 3])
-    if three.is_renormalised:
+    if three.is_renormalized:
         x = x * other.scale + other.shift
         torch.testing.assert_close(other.shift.flatten(), three.shift.flatten()[[i % 3 for i in range(channels)]])
-    summed = torch.zeros(2, 3, 224, 224)  # channels with the same weights may as well be added up
+    summed = torch.zeros(2, 3, 224, 224)  # channels with the same weights can be summed
     for i in range(channels):
         summed[:, i % 3] += x[:, i]
     torch.testing.assert_close(other.network(x), three.network(summed), rtol=1e-3, atol=1e-4)
 
 
-def test_a_network_without_a_convolution_takes_three_channels_only():
+def test_network_without_convolutions_supports_three_channels_only():
     hparams = {"backbone": "naflexvit_base_patch16_gap", "pretrained": False}
-    with torch.device("meta"), pytest.raises(UsageError, match="takes images of 3 channels, not of 4; choose"):
+    with torch.device("meta"), pytest.raises(UsageError, match="supports images of 3 channels only, not of 4; choose"):
         Backbone(4, hparams)
 
 
 @pytest.mark.parametrize("hparams", [{"resnet18": True}, {"backbone": "test_vit"}, {"backbone": "inception_v3"}])
 @pytest.mark.parametrize("channels", [3, 2])
-def test_a_state_comes_back_without_weights(hparams: dict, channels: int):
-    with untrained():
-        trained, loaded = randomised(Backbone(channels, hparams)), Backbone(channels, hparams)
+def test_saved_state_is_loaded_without_pretrained_weights(hparams: dict, channels: int):
+    with without_weights():
+        trained, loaded = randomize(Backbone(channels, hparams)), Backbone(channels, hparams)
     assert not {"scale", "shift"} & set(trained.state_dict())
     loaded.load_state_dict(trained.state_dict())
     x = images(channels=channels)
-    assert torch.equal(loaded(x), trained.eval()(x))  # frozen, without being told to evaluate
+    assert torch.equal(loaded(x), trained.eval()(x))  # frozen, also in training mode
 
 
-def test_untrained_ends(cache: Path):
-    with untrained():
+def test_contexts_end(cache: Path):
+    with without_weights():
         Backbone(3, {"resnet18": True})
-    with pytest.raises(UsageError, match="is not in"):
+    with pytest.raises(UsageError, match="was not found in"):
         Backbone(3, {"resnet18": True})
-    with pytest.raises(KeyError), untrained(), weights_in(cache):
+    with pytest.raises(KeyError), without_weights(), use_weights_dir(cache):
         raise KeyError
-    with pytest.raises(UsageError, match="is not in"):
+    with pytest.raises(UsageError, match="was not found in"):
         Backbone(3, {"resnet18": True})
 
 
-# torchvision's networks
+# Networks of torchvision
 
 SOME = [
     "alexnet",
@@ -337,10 +340,10 @@ SOME = [
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_features_are_what_the_last_layer_gets(name: str):
+def test_features_equal_the_inputs_of_the_last_layer(name: str):
     options = {"transform_input": True, "init_weights": True} if name == "inception_v3" else {}
-    network = randomised(models.get_model(name, weights=None, **options))
-    with untrained():
+    network = randomize(models.get_model(name, weights=None, **options))
+    with without_weights():
         backbone = Backbone(3, {"backbone": name}).eval()
     missing, unexpected = backbone.network.load_state_dict(network.state_dict(), strict=False)
     assert not missing
@@ -348,13 +351,13 @@ def test_features_are_what_the_last_layer_gets(name: str):
     x = images()
     with torch.no_grad():
         expected = features_of(network, x)
-        # They are far from 1 in some networks with random weights, and many cancel.
+        # With random weights, some networks have features far from 1, computed with cancellation.
         torch.testing.assert_close(backbone(x), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
-def test_squeezenets_last_layer_is_a_convolution():
+def test_last_layer_of_squeezenet_is_a_convolution():
     network = models.squeezenet1_1().eval()
-    with untrained():
+    with without_weights():
         backbone = Backbone(3, {"backbone": "squeezenet1_1"}).eval()
     backbone.network.load_state_dict(network.state_dict(), strict=False)
     x = images()
@@ -363,52 +366,52 @@ def test_squeezenets_last_layer_is_a_convolution():
 
 
 @pytest.mark.parametrize("name", ["googlenet", "densenet121", "mnasnet0_5"])
-def test_files_that_are_not_quite_the_networks_state(name: str, weights: Path):
-    """GoogLeNet's has auxiliary heads, DenseNets' old names, MNASNet's a version."""
+def test_files_that_differ_from_the_state(name: str, weights: Path):
+    """GoogLeNet has auxiliary heads, DenseNet old key names, MNASNet a version."""
     options = {"aux_logits": True, "init_weights": False, "transform_input": True} if name == "googlenet" else {}
-    network = randomised(models.get_model(name, weights=None, **options))
+    network = randomize(models.get_model(name, weights=None, **options))
     state = network.state_dict()
     for key in list(state):
         state[re.sub(r"(denselayer\d+\.(norm|conv))([12])", r"\1.\3", key)] = state.pop(key)
     if name == "densenet121":
         assert "features.denseblock1.denselayer1.norm.1.weight" in state
     torch.save(state, weights / models.get_model_weights(name).IMAGENET1K_V1.url.rpartition("/")[2])
-    with weights_in(weights):
+    with use_weights_dir(weights):
         backbone = Backbone(3, {"backbone": name})
     x = images()
     expected = features_of(network, x)
     torch.testing.assert_close(backbone(x), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
-def test_two_channels_and_a_normalisation_of_its_own():
-    """torchvision's Inception would bring images of three channels to its normalisation itself, and lose a fourth."""
+def test_normalization_with_other_numbers_of_channels():
+    """torchvision's own `transform_input` supports three channels only."""
     for channels in (1, 2, 4):
-        with torch.device("meta"), untrained():
+        with torch.device("meta"), without_weights():
             backbone = Backbone(channels, {"backbone": "inception_v3"})
             assert backbone(images(channels=channels)).shape == (2, 2048)
-    with untrained():
+    with without_weights():
         shift = Backbone(4, {"backbone": "googlenet"}).shift.flatten()
     assert shift.tolist() == pytest.approx([-0.03, -0.088, -0.188, -0.03])
 
 
 @pytest.fixture
 def regnets_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their widths have to be computed."""
+    """Compute the widths of RegNets on the CPU, because the meta device has no values."""
     widths = BlockParams.from_init_params
 
-    def computed(*args: object, **kwargs: object) -> BlockParams:
+    def compute(*args: object, **kwargs: object) -> BlockParams:
         with torch.device("cpu"):
             return widths(*args, **kwargs)
 
-    monkeypatch.setattr(BlockParams, "from_init_params", computed)
+    monkeypatch.setattr(BlockParams, "from_init_params", compute)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("regnets_on_meta")
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
-def test_every_network_of_torchvision():
+def test_all_networks_of_torchvision():
     for name in models.list_models(module=models):
-        with torch.device("meta"), untrained():
+        with torch.device("meta"), without_weights():
             network, backbone = models.get_model(name, weights=None), Backbone(3, {"backbone": name})
             linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
             assert backbone.n_outputs == (linear[-1].in_features if linear else 512), name
@@ -417,22 +420,22 @@ def test_every_network_of_torchvision():
 
 @pytest.mark.parametrize(("name", "file"), [("vit_h_14", "vit_h_14_lc_swag"), ("regnet_y_128gf", "regnet_y_128gf_lc")])
 @pytest.mark.usefixtures("regnets_on_meta")
-def test_networks_without_v1_take_the_weights_for_224_pixels(name: str, file: str):
-    """Their default ones are for 518 and 384."""
-    with torch.device("meta"), pytest.raises(UsageError, match=f"^{file}.* could not be downloaded"):
+def test_networks_without_v1_use_the_weights_for_224_pixels(name: str, file: str):
+    """Their default weights are for 518 and 384 pixels."""
+    with torch.device("meta"), pytest.raises(UsageError, match=f"^{file}.* downloading it failed"):
         Backbone(3, {"backbone": name})
 
 
-# timm's networks
+# Networks of timm
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("name", ["test_vit", TEST_VIT])
-def test_timms_file(name: str, suffix: str, weights: Path):
+def test_timm_weights_file(name: str, suffix: str, weights: Path):
     file = weights / f"{TEST_VIT}{suffix}"
     state = timm.create_model("test_vit").state_dict()
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
-    with weights_in(weights):
+    with use_weights_dir(weights):
         backbone = Backbone(3, {"backbone": name}).eval()
     network = timm.create_model(
         "test_vit", pretrained=True, num_classes=0, img_size=224, pretrained_cfg_overlay={"file": str(file)}
@@ -443,9 +446,9 @@ def test_timms_file(name: str, suffix: str, weights: Path):
     assert backbone.n_outputs == network.num_features
 
 
-def test_clip_gets_its_own_normalisation():
+def test_clip_uses_its_own_normalization():
     name = "vit_base_patch32_clip_224.openai"
-    with untrained():
+    with without_weights():
         backbone = Backbone(3, {"backbone": name}).eval()
     x = torch.rand(2, 3, 224, 224)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -458,12 +461,12 @@ def test_clip_gets_its_own_normalisation():
         assert not torch.allclose(backbone(imagenet), backbone.network(imagenet), rtol=1e-4, atol=1e-4)
 
 
-def test_from_scratch_there_is_no_other_normalisation():
-    assert not Backbone(3, {"backbone": "test_vit", "pretrained": False}).is_renormalised
+def test_network_from_scratch_is_not_renormalized():
+    assert not Backbone(3, {"backbone": "test_vit", "pretrained": False}).is_renormalized
 
 
-def test_timms_batch_norm_is_frozen_too():
-    with untrained():
+def test_batch_norm_of_timm_is_frozen():
+    with without_weights():
         backbone = Backbone(3, {"backbone": "test_efficientnet"})
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone(images())
@@ -471,26 +474,26 @@ def test_timms_batch_norm_is_frozen_too():
     assert all(torch.equal(before[name], buffer) for name, buffer in backbone.named_buffers())
 
 
-def test_a_size_that_is_fixed_is_made_224():
+def test_fixed_image_size_is_changed_to_224():
     for name in ("vit_small_patch14_dinov2.lvd142m", "swin_base_patch4_window12_384"):
-        with torch.device("meta"), untrained():
+        with torch.device("meta"), without_weights():
             backbone = Backbone(3, {"backbone": name})
             assert backbone(images()).shape == (2, backbone.n_outputs)
 
 
-def test_networks_that_take_no_such_images():
+def test_networks_that_do_not_support_224_pixels():
     for name in ("crossvit_18_240", "halonet26t", "deepseek_vit_412m_enc"):
-        with pytest.raises(UsageError, match=f"{name} does not turn images of 224x224 pixels into features"):
+        with pytest.raises(UsageError, match=f"{name} does not support images of 224x224 pixels"):
             Backbone(3, {"backbone": name})
 
 
-def test_timms_weights_are_missing(weights: Path):
-    with weights_in(weights), pytest.raises(UsageError) as error:
+def test_missing_timm_weights(weights: Path):
+    with use_weights_dir(weights), pytest.raises(UsageError) as error:
         Backbone(3, {"backbone": "test_vit"})
-    assert str(error.value).startswith(f"timm could not get the weights of {TEST_VIT} (")
-    way_out = f'; put them as {TEST_VIT}.safetensors into {weights}, or train from scratch: {{"pretrained": false}}'
-    assert str(error.value).endswith(way_out)
-    with pytest.raises(UsageError, match="into a folder that --weights_dir names"):
+    assert str(error.value).startswith(f"timm failed to load the weights of {TEST_VIT} (")
+    hint = f'; save them as {TEST_VIT}.safetensors in {weights}, or train from scratch: {{"pretrained": false}}'
+    assert str(error.value).endswith(hint)
+    with pytest.raises(UsageError, match="in the folder given by --weights_dir"):
         Backbone(3, {"backbone": "test_vit"})
     with pytest.raises(UsageError, match="No pretrained weights exist for botnet50ts_256"):
         Backbone(3, {"backbone": "botnet50ts_256"})
@@ -507,12 +510,12 @@ def test_timms_weights_are_missing(weights: Path):
     ],
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_timms_file_is_damaged_or_another_networks(suffix: str, write, weights: Path):
+def test_invalid_timm_weights_file(suffix: str, write, weights: Path):
     file = weights / f"{TEST_VIT}{suffix}"
     write(file)
-    with weights_in(weights), pytest.raises(UsageError) as error:
+    with use_weights_dir(weights), pytest.raises(UsageError) as error:
         Backbone(3, {"backbone": "test_vit"})
-    assert str(error.value).startswith(f"{file} does not hold the weights of {TEST_VIT} (")
+    assert str(error.value).startswith(f"{file} is not a weights file of {TEST_VIT} (")
     assert "\n" not in str(error.value)
     assert not (weights / "evil").exists()
 
@@ -528,11 +531,11 @@ def test_timms_file_is_damaged_or_another_networks(suffix: str, write, weights: 
         ({"backbone": "vit_small_patch14_dinov2.lvd14m"}, "did you mean vit_small_patch14_dinov2.lvd142m or"),
         ({"backbone": "Xqz"}, "unknown backbone 'Xqz'; see torchvision.models.list_models() and timm.list_models()"),
         ({"backbone": ""}, "unknown backbone ''; see"),
-        ({"backbone": "fcn_resnet50"}, "unknown backbone 'fcn_resnet50'"),  # torchvision's, but no classifier
-        ({"backbone": "vgg11", "resnet18": True}, "resnet18 is true, but the backbone is 'vgg11'; leave out one"),
+        ({"backbone": "fcn_resnet50"}, "unknown backbone 'fcn_resnet50'"),  # of torchvision, but not a classifier
+        ({"backbone": "vgg11", "resnet18": True}, "resnet18 is true, but the backbone is 'vgg11'; omit one"),
     ],
 )
-def test_bad_names(hparams: dict, message: str):
+def test_invalid_names(hparams: dict, message: str):
     with pytest.raises(UsageError) as error:
         Backbone(3, hparams)
     assert message in str(error.value)
@@ -545,12 +548,12 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(UsageError) as error:
             Backbone(3, {"backbone": name})
         assert hint in str(error.value)
-        assert str(error.value).endswith("; for timm's: pip install domainbed[timm]")
+        assert str(error.value).endswith("; for models of timm: pip install domainbed[timm]")
     assert Backbone(3, {"backbone": "resnet18", "pretrained": False}).n_outputs == 512
 
 
-def test_a_tag_makes_it_timms():
-    """resnet50 is torchvision's, where both have it."""
-    with torch.device("meta"), untrained():
+def test_tag_selects_timm():
+    """A name that both have is torchvision's."""
+    with torch.device("meta"), without_weights():
         assert isinstance(Backbone(3, {"backbone": "resnet50"}).network, models.ResNet)
         assert isinstance(Backbone(3, {"backbone": "resnet50.a1_in1k"}).network, timm.models.ResNet)

@@ -11,7 +11,7 @@ import torch
 from domainbed.files import atomic_write, file_lock
 
 
-def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path):
+def test_file_is_replaced_when_complete(tmp_path: Path):
     path = tmp_path / "x.txt"
     path.write_bytes(b"old")
     with atomic_write(path) as file:
@@ -21,7 +21,7 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_what_was_there_stays_where_writing_fails(tmp_path: Path):
+def test_failed_write_keeps_the_previous_file(tmp_path: Path):
     path = tmp_path / "x.txt"
     path.write_bytes(b"old")
 
@@ -36,19 +36,19 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_of_two_that_write_it_the_last_to_end_has_it_whole(tmp_path: Path):
+def test_last_of_concurrent_writers_wins(tmp_path: Path):
     path = tmp_path / "x.txt"
     with atomic_write(path) as first:
         first.write(b"the first,")
         with atomic_write(path) as second:
             second.write(b"2")
         assert path.read_bytes() == b"2"
-        first.write(b" which takes longer")
-    assert path.read_bytes() == b"the first, which takes longer"
+        first.write(b" which is slower")
+    assert path.read_bytes() == b"the first, which is slower"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_error_names_the_requested_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "none" / "x.txt"
     with pytest.raises(FileNotFoundError) as raised, atomic_write(path):
         pass
@@ -71,7 +71,7 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path, monkeypatch:
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_the_second_waits_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_waiting_for_a_lock_prints_a_message(tmp_path: Path, capsys: pytest.CaptureFixture):
     order = []
 
     def second() -> None:
@@ -88,10 +88,10 @@ def test_the_second_waits_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "waiting\n"
 
 
-def test_a_process_that_is_killed_lets_go(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_killed_process_releases_its_lock(tmp_path: Path, capsys: pytest.CaptureFixture):
     code = (
-        "import sys, time; from pathlib import Path; from domainbed.files import held\n"
-        "with held(Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from domainbed.files import file_lock\n"
+        "with file_lock(Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -103,41 +103,41 @@ def test_a_process_that_is_killed_lets_go(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == ""
 
 
-def test_what_stood_there_is_kept_beside(tmp_path: Path):
-    path, kept = tmp_path / "x.txt", tmp_path / "before.txt"
+def test_backup_holds_the_previous_file(tmp_path: Path):
+    path, backup = tmp_path / "x.txt", tmp_path / "before.txt"
     for text, before in ((b"1", None), (b"2", b"1"), (b"3", b"2")):
-        with atomic_write(path, kept=kept) as file:
+        with atomic_write(path, backup=backup) as file:
             file.write(text)
         assert path.read_bytes() == text
-        assert (kept.read_bytes() if kept.exists() else None) == before
-    with pytest.raises(ValueError, match="four"), atomic_write(path, kept=kept):
+        assert (backup.read_bytes() if backup.exists() else None) == before
+    with pytest.raises(ValueError, match="four"), atomic_write(path, backup=backup):
         raise ValueError("four")
-    assert (path.read_bytes(), kept.read_bytes()) == (b"3", b"2")
+    assert (path.read_bytes(), backup.read_bytes()) == (b"3", b"2")
     assert {p.name for p in tmp_path.iterdir()} == {"x.txt", "before.txt"}
 
 
-def test_nothing_moves_before_all_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path, kept = tmp_path / "x.txt", tmp_path / "before.txt"
+def test_data_is_synced_before_files_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, backup = tmp_path / "x.txt", tmp_path / "before.txt"
     path.write_bytes(b"old")
-    done = []
+    calls = []
     replace = os.replace
 
-    def moved(source: Path, target: Path) -> None:
-        done.append(f"{source.name} -> {target.name}")
+    def record(source: Path, target: Path) -> None:
+        calls.append(f"{source.name} -> {target.name}")
         replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.fstat(descriptor).st_size))
-    monkeypatch.setattr(os, "replace", moved)
-    with atomic_write(path, kept=kept) as file:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(os, "replace", record)
+    with atomic_write(path, backup=backup) as file:
         file.write(b"new one")
-    assert [re.sub("[0-9a-f]{32}", "#", str(each)) for each in done] == [
+    assert [re.sub("[0-9a-f]{32}", "#", str(call)) for call in calls] == [
         "7",
         "x.txt -> before.txt",
         "x.txt.#.part -> x.txt",
     ]
 
 
-def test_a_full_disk_is_told_as_such_where_torch_hides_it(tmp_path: Path):
+def test_full_disk_is_reported_when_torch_hides_it(tmp_path: Path):
     class Full:
         def __init__(self, file):
             self.file, self.room = file, 500

@@ -1,4 +1,4 @@
-"""Moments of per-sample gradients, against the gradients of single samples, value and gradient."""
+"""Moments of per-sample gradients, and their gradients, against references that compute each sample's gradient."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.gradients import (
-    flat,
+    flatten,
     gradient_covariance,
     gradient_factors,
     gradient_second_moment,
@@ -37,21 +37,19 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", list(MOMENTS))
 @pytest.mark.parametrize("nonlinear", [False, True])
 @pytest.mark.parametrize(("n", "d", "classes"), [(2, 4, 2), (13, 8, 5), (32, 16, 10)])
-def test_equals_batch_grad_also_in_the_gradient_that_reaches_featurizer_and_head(
-    moment: str, nonlinear: bool, n: int, d: int, classes: int
-):
+def test_moments_and_their_gradients_equal_backpacks(moment: str, nonlinear: bool, n: int, d: int, classes: int):
     torch.manual_seed(n)
     head = Classifier(d, classes, nonlinear).double()
     z = torch.randn(n, d, dtype=torch.float64, requires_grad=True)
     y = torch.randint(classes, (n,))
-    ours, reference = MOMENTS[moment]
+    compute, reference = MOMENTS[moment]
     logits, factors = gradient_factors(head, z, y)
     torch.testing.assert_close(logits, head(z))
-    value = ours(factors)
+    value = compute(factors)
     expected = reference(per_sample_gradients(copy.deepcopy(head), z, y))
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-13)
 
-    weights = torch.rand_like(value)  # another weight for each coordinate, so that no two can be exchanged
+    weights = torch.rand_like(value)  # a different weight per coordinate, to detect permutations
     gradients = torch.autograd.grad((weights * value**2).sum(), [z, *head.parameters()])
     twin = copy.deepcopy(head)
     expected = reference(per_sample_gradients(twin, z, y))
@@ -60,49 +58,49 @@ def test_equals_batch_grad_also_in_the_gradient_that_reaches_featurizer_and_head
         torch.testing.assert_close(g, e, rtol=0, atol=1e-12)
 
 
-def test_a_layer_without_bias_has_no_coordinates_for_it():
+def test_layer_without_bias():
     head = nn.Linear(4, 3, bias=False).double()
     z, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(3, (6,))
     _, factors = gradient_factors(head, z, y)
     residual = head(z).softmax(1) - F.one_hot(y, 3)
-    each = torch.einsum("no,ni->noi", residual, z).flatten(1)
-    torch.testing.assert_close(gradient_variance(factors), each.var(0, correction=0))
+    gradients = torch.einsum("no,ni->noi", residual, z).flatten(1)
+    torch.testing.assert_close(gradient_variance(factors), gradients.var(0, correction=0))
 
 
-def test_batches_that_went_through_together_are_as_if_alone():
+def test_split_factors_equal_those_of_separate_batches():
     head = Classifier(8, 3, is_nonlinear=True).double()
     z, y = torch.randn(9, 8, dtype=torch.float64), torch.randint(3, (9,))
-    together = split_factors(gradient_factors(head, z, y)[1], [4, 5])
-    alone = [gradient_factors(head, z[part], y[part])[1] for part in (slice(4), slice(4, 9))]
-    for a, b in zip(together, alone, strict=True):
+    split = split_factors(gradient_factors(head, z, y)[1], [4, 5])
+    separate = [gradient_factors(head, z[part], y[part])[1] for part in (slice(4), slice(4, 9))]
+    for a, b in zip(split, separate, strict=True):
         torch.testing.assert_close(gradient_variance(a), gradient_variance(b))
 
 
-def test_other_heads_are_refused():
+def test_unsupported_head_is_rejected():
     with pytest.raises(ValueError, match=r"heads of linear layers only, not for LayerNorm"):
         gradient_factors(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)), torch.rand(2, 4), torch.tensor([0, 1]))
 
 
-def test_over_every_layer_it_equals_one_sample_after_the_other():
+def test_network_variance_equals_gradients_of_single_samples():
     torch.manual_seed(0)
     network = nn.Sequential(Featurizer((2, 8, 8), {}), Classifier(32, 3)).double()
     x, y = torch.rand(5, 2, 8, 8, dtype=torch.float64), torch.randint(3, (5,))
     parameters = list(network.parameters())
-    each = [
+    gradients = [
         torch.autograd.grad(F.cross_entropy(network(x[i : i + 1]), y[i : i + 1]), parameters, create_graph=True)
         for i in range(5)
     ]
-    expected = torch.stack([flat(g) for g in each]).var(0, correction=0)
+    expected = torch.stack([flatten(g) for g in gradients]).var(0, correction=0)
     value = network_gradient_variance(network, x, y)
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
     weights = torch.rand_like(value)
-    ours = torch.autograd.grad((weights * value).sum(), parameters)
-    theirs = torch.autograd.grad((weights * expected).sum(), parameters)
-    for g, e in zip(ours, theirs, strict=True):
+    actual_gradients = torch.autograd.grad((weights * value).sum(), parameters)
+    expected_gradients = torch.autograd.grad((weights * expected).sum(), parameters)
+    for g, e in zip(actual_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(g, e, rtol=0, atol=1e-12)
 
 
-def test_over_every_layer_it_equals_backpacks_variance():
+def test_network_variance_equals_backpacks():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).double()
     x, y = torch.rand(6, 2, 8, 8, dtype=torch.float64), torch.randint(3, (6,))
@@ -111,11 +109,11 @@ def test_over_every_layer_it_equals_backpacks_variance():
     loss = extend(nn.CrossEntropyLoss(reduction="sum"))(extended(x.requires_grad_()), y)
     with backpack(Variance()):
         loss.backward()
-    torch.testing.assert_close(value, flat(p.variance for p in extended.parameters()), rtol=0, atol=1e-12)
+    torch.testing.assert_close(value, flatten(p.variance for p in extended.parameters()), rtol=0, atol=1e-12)
 
 
-def test_no_sample_s_gradient_is_held():
-    """At DomainNet's size they take 452 MB a copy; all domains' moments, with their gradient, less than 150."""
+def test_gradients_of_single_samples_are_not_kept_in_memory():
+    """At the size of DomainNet they take 452 MB; the moments of all domains and their gradients, less than 150 MB."""
     head, y = nn.Linear(2048, 345), torch.randint(345, (5 * 32,))
     features = torch.rand(5 * 32, 2048, requires_grad=True)
     with PeakMemory() as memory:

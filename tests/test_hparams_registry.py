@@ -1,31 +1,27 @@
-"""The draws, against the protocol's table written down a second time."""
+"""Defaults and draws, against an independent transcription of the protocol's table."""
 
 import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed import hparams_registry
+from domainbed.algorithms import ALGORITHMS, Algorithm, get_algorithm_class
+from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.errors import UsageError
-from domainbed.hparams_registry import (
-    Hparam,
-    default_hparams,
-    hparams_of,
-    random_hparams,
-    register_hparams,
-    resolve_hparams,
-)
+from domainbed.hparams import ABSENT, Hparam, uniform
+from domainbed.hparams_registry import default_hparams, random_hparams, resolve_hparams
 from domainbed.seeding import seed_hash
 
-ALGORITHMS = ["ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr"]
+NAMES = ["ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr"]
 SMALL = ["ColoredDigits", "RotatedDigits", "ColoredMNIST", "RotatedMNIST"]
 PHOTOGRAPHS = ["VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet"]
 
 
-def test_the_protocols_own_example():
-    """Fishr on ColoredMNIST, hparams_seed 5, trial 0, as DomainBed draws it."""
+def test_draw_equals_domainbeds():
+    """Fishr on ColoredMNIST, hparams_seed 5, trial_seed 0."""
     drawn = resolve_hparams("Fishr", "ColoredMNIST", hparams_seed=5, trial_seed=0)
     assert drawn["batch_size"] == 39
     assert drawn["lambda"] == 8089.489683014979
@@ -57,7 +53,7 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize("dataset", SMALL + PHOTOGRAPHS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", NAMES)
 def test_defaults(algorithm: str, dataset: str):
     small = dataset in SMALL
     lr = 1e-3 if small else 5e-5
@@ -79,7 +75,7 @@ def test_defaults(algorithm: str, dataset: str):
 
 
 def expected_draw(name: str, dataset: str, r: np.random.RandomState):
-    """The protocol's table, as plain cases."""
+    """Draw a value according to the protocol's table."""
     small = dataset in SMALL
     if name in ("lr", "lr_g", "lr_d"):
         return 10 ** r.uniform(-4.5, -2.5) if small else 10 ** r.uniform(-5, -3.5)
@@ -119,7 +115,7 @@ NOT_DRAWN = {
 
 
 @given(
-    algorithm=st.sampled_from(ALGORITHMS),
+    algorithm=st.sampled_from(NAMES),
     dataset=st.sampled_from(SMALL + PHOTOGRAPHS),
     hparams_seed=st.integers(1, 1000),
     trial_seed=st.integers(0, 10),
@@ -139,25 +135,64 @@ def test_draws(algorithm: str, dataset: str, hparams_seed: int, trial_seed: int)
     assert json.loads(json.dumps(drawn)) == drawn
 
 
-def test_another_hyperparameter_changes_no_draw(monkeypatch: pytest.MonkeyPatch):
+def test_additional_hyperparameter_changes_no_draw():
+    class Extended(get_algorithm_class("Fish")):
+        HPARAMS = {**get_algorithm_class("Fish").HPARAMS, "new": Hparam(0.0, uniform(0, 1))}
+
     before = random_hparams("Fish", "PACS", seed=99)
-    own = {"meta_lr": hparams_of("Fish", "PACS")["meta_lr"], "new": Hparam(0.0, lambda r: r.uniform())}
-    monkeypatch.setitem(hparams_registry._OWN, "Fish", lambda dataset: own)
-    after = random_hparams("Fish", "PACS", seed=99)
+    with ALGORITHMS.temporarily("Fish", Extended):
+        after = random_hparams("Fish", "PACS", seed=99)
     assert after.pop("new") != 0
     assert after == before
 
 
-def test_own_hyperparameters(monkeypatch: pytest.MonkeyPatch):
-    """NumPy's numbers, which a draw may well give, come out as Python's: JSON knows no others."""
-    monkeypatch.setattr(hparams_registry, "_OWN", dict(hparams_registry._OWN))
-    register_hparams("Mine", depth=Hparam(3, lambda r: r.choice([3, 4, 5])), rate=Hparam(0.1, lambda r: r.uniform()))
-    drawn = random_hparams("Mine", "PACS", seed=1)
+def test_variants_for_datasets():
+    class Varied(Algorithm):
+        HPARAMS = {
+            "a": Hparam(1.0, datasets={"DomainNet": Hparam(2.0), "ColoredMNIST": Hparam(3.0)}),
+            "b": Hparam(1, small_images=Hparam(2)),
+            "c": Hparam(True, small_images=ABSENT),
+            "lr": Hparam(0.5),  # overrides the shared declaration
+        }
+
+    class Inherited(Varied):
+        pass
+
+    with ALGORITHMS.temporarily("Varied", Inherited):
+        for dataset, expected in {
+            "PACS": {"a": 1.0, "b": 1, "c": True},
+            "DomainNet": {"a": 2.0, "b": 1, "c": True},
+            "RotatedMNIST": {"a": 1.0, "b": 2},
+            "ColoredMNIST": {"a": 3.0, "b": 2},
+        }.items():
+            expected = {**default_hparams("ERM", dataset), "lr": 0.5, **expected}
+            assert default_hparams("Varied", dataset) == expected
+
+
+def test_dataset_declares_small_images():
+    class Small(MultipleDomainDataset):
+        SMALL_IMAGES = True
+
+    with DATASETS.temporarily("Small", Small):
+        assert default_hparams("DANN", "Small") == default_hparams("DANN", "RotatedMNIST")
+
+
+def test_numpy_draws_become_python_numbers():
+    """JSON cannot represent NumPy scalars."""
+
+    class Mine(Algorithm):
+        HPARAMS = {"depth": Hparam(3, lambda r: r.choice([3, 4, 5])), "rate": Hparam(0.1, lambda r: r.uniform())}
+
+    with ALGORITHMS.temporarily("Mine", Mine):
+        drawn = random_hparams("Mine", "PACS", seed=1)
     assert (type(drawn["depth"]), type(drawn["rate"])) == (int, float)
     assert "lr" in drawn
-    for taken in ("Mine", "ERM"):
-        with pytest.raises(UsageError, match=f"algorithm '{taken}' has its hyperparameters already"):
-            register_hparams(taken, x=Hparam(1))
+
+
+def test_class_without_declarations_has_the_shared_hyperparameters():
+    with ALGORITHMS.temporarily("Plain", torch.nn.Module):
+        assert default_hparams("Plain", "PACS") == default_hparams("ERM", "PACS")
+    assert default_hparams("Unregistered", "Unregistered") == default_hparams("ERM", "PACS")
 
 
 def test_overrides():
@@ -174,6 +209,7 @@ def test_overrides():
         ("{'lr': 1}", "is not JSON"),
         ("lr=1", "is not JSON"),
         ("[1]", "must be a JSON object"),
+        pytest.param("[" * 100_000, "is not JSON", id="nested"),
         ('{"learning_rate": 1}', "ERM has no hyperparameter 'learning_rate'"),
         ('{"batchsize": 1}', "did you mean batch_size?"),
         ('{"mmd_gamma": 1}', "ERM has no hyperparameter 'mmd_gamma'"),
@@ -182,13 +218,14 @@ def test_overrides():
         ('{"batch_size": true}', "batch_size must be of type int"),
         ('{"batch_size": 0}', "batch_size must be at least 1"),
         ('{"resnet18": 1}', "resnet18 must be of type bool, like false"),
-        ('{"backbone": "resnet50"}', "ERM has no hyperparameter 'backbone'"),  # ColoredMNIST's images are small
+        ('{"backbone": "resnet50"}', "ERM has no hyperparameter 'backbone'"),  # ColoredMNIST has small images
         ('{"lr": null}', "lr must be of type float"),
         ('{"lr": NaN}', "lr must be a finite number, not nan"),
         ('{"lr": 1e999}', "lr must be a finite number, not inf"),
+        pytest.param('{"lr": 1' + "0" * 400 + "}", "lr must be a finite number; it is too large", id="large"),
     ],
 )
-def test_bad_overrides_are_named(overrides: str, message: str):
+def test_invalid_overrides(overrides: str, message: str):
     with pytest.raises(UsageError, match="--hparams") as error:
         resolve_hparams("ERM", "ColoredMNIST", 0, 0, overrides)
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The selection methods and every cell against the slow reference, on random sweeps full of ties and holes."""
+"""Selection methods and table cells, against a slow reference, on random sweeps with ties and missing runs."""
 
 import itertools
 import tempfile
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domainbed.model_selection import SELECTION_METHODS, TRIAL_KEYS, WITH_PAIRS, best_hparams
+from domainbed.model_selection import SELECTION_METHODS, TRIAL_COLUMNS, best_hparams
 from domainbed.reporting.cells import AVERAGE, algorithms_of, average_cells, datasets_of, environment_names, make_cells
 from domainbed.reporting.load import load_sweep
 from tests.conftest import make_record, read_sweep, write_sweep
@@ -21,7 +21,7 @@ N_ENVIRONMENTS = {"ColoredDigits": 3, "Elsewhere": 4}
 
 @st.composite
 def sweeps(draw) -> list[dict]:
-    """Records of a sweep: some runs and some steps missing, accuracies in sixteenths, so that many are equal."""
+    """Draw the records of a sweep with missing runs and steps, and accuracies in sixteenths, to get many ties."""
     rng = np.random.RandomState(draw(st.integers(0, 2**31 - 1)))
     keep_run, keep_step = draw(st.sampled_from([0.3, 0.7, 1.0])), draw(st.sampled_from([0.6, 1.0]))
     levels = draw(st.sampled_from([2, 17]))
@@ -45,23 +45,23 @@ def sweeps(draw) -> list[dict]:
 
 @settings(max_examples=40, deadline=None)
 @given(records=sweeps(), shuffle=st.randoms())
-def test_every_choice_and_every_cell(records: list[dict], shuffle):
+def test_selections_and_cells_equal_the_reference(records: list[dict], shuffle):
     if not records:
         return
     with tempfile.TemporaryDirectory() as folder:
         written = list(records)
-        shuffle.shuffle(written)  # the order of jobs may not matter
+        shuffle.shuffle(written)  # the order of jobs must not matter
         written.sort(key=lambda record: record["step"])
         sweep = load_sweep(str(write_sweep(Path(folder), written)))
     frame = sweep.records
     assert sweep.problems == []
     datasets = {r["args"]["dataset"] for r in records}
     for method in METHODS:
-        all_chosen = SELECTION_METHODS[method](frame)
-        best = best_hparams(all_chosen)
+        selected = SELECTION_METHODS[method](frame)
+        best = best_hparams(selected)
         named = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets_of(sweep.runs)}
-        cells = make_cells(sweep.runs, all_chosen, named, algorithms_of(sweep.runs), method in WITH_PAIRS)
-        cells = cells.set_index(["dataset", "algorithm", "environment"])
+        cells = make_cells(sweep.runs, selected, method, named, algorithms_of(sweep.runs))
+        by_name = {(cell.table, cell.algorithm, cell.column): cell for cell in cells}
         means: dict[str, list] = {}
         for dataset, algorithm in itertools.product(datasets, sorted({r["args"]["algorithm"] for r in records})):
             n = N_ENVIRONMENTS[dataset]
@@ -69,26 +69,25 @@ def test_every_choice_and_every_cell(records: list[dict], shuffle):
             names = ["+90%", "+80%", "-90%"] if dataset == "ColoredDigits" else [f"env{i}" for i in range(n)]
             for column, expected in row.items():
                 name = AVERAGE if column == "Avg" else names[column]
-                cell = cells.loc[(dataset, algorithm, name)]
+                cell = by_name[dataset, algorithm, name]
                 if expected is None:
-                    assert np.isnan(cell["mean"])
-                    assert np.isnan(cell["error"])
-                    assert cell["trials"] == 0
+                    assert np.isnan(cell.mean)
+                    assert np.isnan(cell.standard_error)
+                    assert cell.trials == 0
                 else:
-                    assert (cell["mean"], cell["error"]) == pytest.approx(expected, abs=1e-9)
+                    assert (cell.mean, cell.standard_error) == pytest.approx(expected, abs=1e-9)
             means.setdefault(algorithm, []).append(row["Avg"])
             for env, trial in itertools.product(range(n), range(2)):
                 expected_run = trial_accuracy(method, records, dataset, algorithm, env, n, trial)
-                chosen = best[(best[TRIAL_KEYS] == [dataset, algorithm, env, trial]).all(axis=1)]
-                found = [(row.test_acc, row.hparams_seed) for row in chosen.itertuples()]
+                rows = best[(best[TRIAL_COLUMNS] == [dataset, algorithm, env, trial]).all(axis=1)]
+                found = [(row.test_acc, row.hparams_seed) for row in rows.itertuples()]
                 assert found == ([] if expected_run is None else [expected_run])
-        overall = average_cells(cells.reset_index())
-        overall = overall[overall["dataset"] == AVERAGE].set_index("algorithm")["mean"]
-        for algorithm, of_datasets in means.items():
-            if None in of_datasets:
+        overall = {cell.algorithm: cell.mean for cell in average_cells(cells) if cell.column == AVERAGE}
+        for algorithm, averages in means.items():
+            if None in averages:
                 assert np.isnan(overall[algorithm])
             else:
-                assert overall[algorithm] == pytest.approx(np.mean([m for m, _ in of_datasets]), abs=1e-9)
+                assert overall[algorithm] == pytest.approx(np.mean([m for m, _ in averages]), abs=1e-9)
 
 
 def frame_of(*records: dict) -> pd.DataFrame:
@@ -96,33 +95,33 @@ def frame_of(*records: dict) -> pd.DataFrame:
         return read_sweep(write_sweep(Path(folder), list(records)))[0]
 
 
-def test_training_domain_by_hand():
+def test_training_domain():
     records = [
-        # the test environment's own out split (0.9) must not count, nor its in split be looked at
+        # the accuracies on the test environment (0.9) must not influence the selection
         make_record(step=0, in_acc=(0.1, 0, 0), out_acc=(0.9, 0.5, 0.7)),
         make_record(step=100, in_acc=(0.2, 0, 0), out_acc=(0.0, 0.8, 0.5)),
-        make_record(step=200, in_acc=(0.3, 0, 0), out_acc=(0.0, 0.5, 0.8)),  # as good, but later
+        make_record(step=200, in_acc=(0.3, 0, 0), out_acc=(0.0, 0.5, 0.8)),  # equal, but later
     ]
-    (chosen,) = SELECTION_METHODS["training-domain"](frame_of(*records)).to_dict("records")
-    assert (chosen["step"], chosen["test_acc"], chosen["val_acc"]) == (100, 0.2, 0.65)
+    (selected,) = SELECTION_METHODS["training-domain"](frame_of(*records)).to_dict("records")
+    assert (selected["step"], selected["test_acc"], selected["val_acc"]) == (100, 0.2, 0.65)
 
 
-def test_equal_hyperparameters_go_to_the_highest_seed():
+def test_tie_selects_the_highest_hparams_seed():
     records = [make_record(hparams_seed=h, in_acc=(h / 10, 0, 0)) for h in (2, 0, 1)]
     (best,) = best_hparams(SELECTION_METHODS["training-domain"](frame_of(*records))).to_dict("records")
     assert (best["hparams_seed"], best["test_acc"]) == (2, 0.2)
 
 
-def test_oracle_looks_at_the_last_record_alone():
+def test_test_domain_selects_the_last_record():
     records = [
         make_record(step=0, in_acc=(0.9, 0, 0), out_acc=(0.9, 0, 0)),
         make_record(step=100, in_acc=(0.2, 0, 0), out_acc=(0.3, 0, 0)),
     ]
-    (chosen,) = SELECTION_METHODS["test-domain"](frame_of(*records)).to_dict("records")
-    assert (chosen["step"], chosen["val_acc"], chosen["test_acc"]) == (100, 0.3, 0.2)
+    (selected,) = SELECTION_METHODS["test-domain"](frame_of(*records)).to_dict("records")
+    assert (selected["step"], selected["val_acc"], selected["test_acc"]) == (100, 0.3, 0.2)
 
 
-def test_leaving_one_out_wants_every_pair():
+def test_leave_one_domain_out_requires_every_pair():
     single = make_record(test_envs=(1,), in_acc=(0, 0.6, 0))
     pair_01 = make_record(test_envs=(0, 1), in_acc=(0.3, 0.9, 0.9))
     pair_12 = make_record(test_envs=(1, 2), in_acc=(0.9, 0.9, 0.5))
@@ -130,5 +129,5 @@ def test_leaving_one_out_wants_every_pair():
     assert select(frame_of(single)).empty
     assert select(frame_of(single, pair_01)).empty
     assert select(frame_of(pair_12, pair_01)).empty
-    (chosen,) = select(frame_of(single, pair_01, pair_12)).to_dict("records")
-    assert (chosen["test_env"], chosen["val_acc"], chosen["test_acc"]) == (1, 0.4, 0.6)
+    (selected,) = select(frame_of(single, pair_01, pair_12)).to_dict("records")
+    assert (selected["test_env"], selected["val_acc"], selected["test_acc"]) == (1, 0.4, 0.6)

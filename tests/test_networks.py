@@ -3,19 +3,23 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from domainbed import networks
+from domainbed.algorithms import ERM
 from domainbed.backbones import Backbone
 from domainbed.errors import UsageError
-from domainbed.networks import MLP, Classifier, Featurizer
+from domainbed.hparams_registry import default_hparams
+from domainbed.networks import MLP, Classifier, Featurizer, register_featurizer
 
 
-def test_mnist_cnn_is_the_published_network():
+def test_mnist_cnn_equals_the_published_network():
     torch.manual_seed(0)
     network = Featurizer((2, 28, 28), {})
     x = torch.rand(3, 2, 28, 28)
 
-    # The protocol's sentence, written out a second time.
+    # An independent transcription of the protocol.
     expected = x
     for layer, (channels, stride) in enumerate([(64, 1), (128, 2), (128, 1), (128, 1)]):
         conv, norm = network.convs[layer], network.norms[layer]
@@ -31,28 +35,52 @@ def test_mnist_cnn_is_the_published_network():
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 28, 28), (2, 8, 8), (1, 8, 8)])
-def test_any_number_of_channels(shape: tuple[int, int, int]):
+def test_number_of_channels(shape: tuple[int, int, int]):
     network = Featurizer(shape, {})
     assert network(torch.rand(2, *shape)).shape == (2, network.n_outputs)
 
 
-def test_other_sizes_are_refused():
-    with pytest.raises(UsageError, match="no featurizer for images of 32x32 pixels, only for 28x28, 8x8, 224x224"):
-        Featurizer((3, 32, 32), {})
+def test_unknown_image_size_is_rejected():
+    message = r"no featurizer for images of 32x16 pixels \(only for 8x8, 28x28, 224x224\); .*featurizer\(32, 16\)"
+    with pytest.raises(UsageError, match=message):
+        Featurizer((3, 32, 16), {})
 
 
-def test_photographs_get_a_backbone():
+def test_registered_featurizer_is_used_for_its_image_size(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(networks, "_FEATURIZERS", dict(networks._FEATURIZERS))
+
+    @register_featurizer(32, 16)
+    class Mean(nn.Module):
+        def __init__(self, channels, hparams):
+            super().__init__()
+            self.n_outputs = channels
+
+        def forward(self, x):
+            return x.mean(dim=(2, 3))
+
+    hparams = default_hparams("ERM", "ColoredMNIST")
+    assert isinstance(Featurizer((3, 32, 16), hparams), Mean)
+    algorithm = ERM((3, 32, 16), 5, 2, hparams)
+    assert algorithm.predict(torch.rand(4, 3, 32, 16)).shape == (4, 5)
+    with pytest.raises(UsageError, match="images of 8x8 pixels is already registered"):
+        register_featurizer(8, 8)(Mean)
+
+
+def test_photographs_use_a_backbone():
     network = Featurizer((3, 224, 224), {"backbone": "shufflenet_v2_x0_5", "pretrained": False})
     assert isinstance(network, Backbone)
     assert network(torch.rand(2, 3, 224, 224)).shape == (2, network.n_outputs) == (2, 1024)
 
 
-def test_small_images_need_neither_torchvision_nor_timm():
-    code = "import sys, domainbed.networks; print({'torchvision', 'timm'} & set(sys.modules))"
+def test_small_images_do_not_import_backbones():
+    code = (
+        "import sys; from domainbed.networks import Featurizer; Featurizer((1, 28, 28), {}); "
+        "print({'torchvision', 'timm', 'domainbed.backbones'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_heads():
+def test_classifier():
     assert Classifier(128, 10).weight.shape == (10, 128)
     nonlinear = Classifier(128, 10, is_nonlinear=True)
     assert [tuple(p.shape) for p in nonlinear.parameters() if p.ndim == 2] == [(64, 128), (32, 64), (10, 32)]
@@ -73,6 +101,6 @@ def test_mlp(depth: int):
     assert not torch.equal(mlp.train()(x), mlp(x))  # dropout
 
 
-def test_an_mlp_of_one_layer_is_refused():
+def test_mlp_with_one_layer_is_rejected():
     with pytest.raises(UsageError, match="mlp_depth must be at least 2"):
         MLP(6, 4, {"mlp_width": 8, "mlp_depth": 1, "mlp_dropout": 0.0})

@@ -4,11 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.records import SCHEMA_VERSION, append_record, cut_records, is_done, mark_done, read_job, records_length
+from domainbed.records import (
+    SCHEMA_VERSION,
+    append_record,
+    is_done,
+    mark_done,
+    read_job,
+    records_length,
+    truncate_records,
+)
 from tests.conftest import make_record
 
 
-def test_written_and_read_again(tmp_path: Path):
+def test_records_are_read_back(tmp_path: Path):
     records = [make_record(step=s) for s in (0, 100)]
     for record in records:
         append_record(tmp_path, record)
@@ -19,31 +27,31 @@ def test_written_and_read_again(tmp_path: Path):
     assert (tmp_path / "done").read_text() == "done"
 
 
-def test_records_are_cut_to_a_length(tmp_path: Path):
+def test_truncate_records(tmp_path: Path):
     lengths = [0]
     for step in (0, 5, 10):
         append_record(tmp_path, make_record(step=step))
         lengths.append(records_length(tmp_path))
     with open(tmp_path / "results.jsonl", "a") as file:
-        file.write("torn")
+        file.write("incomplete")
     for n in (3, 3, 2, 1):
-        cut_records(tmp_path, lengths[n])
+        truncate_records(tmp_path, lengths[n])
         assert records_length(tmp_path) == lengths[n]
         assert [r["step"] for r in read_job(tmp_path)[0]] == [0, 5, 10][:n]
-    cut_records(tmp_path, 10**6)  # what is not there does not come by cutting
+    truncate_records(tmp_path, 10**6)  # beyond the end, nothing changes
     assert records_length(tmp_path) == lengths[1]
     for _ in range(2):
-        cut_records(tmp_path, 0)
+        truncate_records(tmp_path, 0)
         assert list(tmp_path.iterdir()) == []
         assert records_length(tmp_path) == 0
 
 
-def test_a_record_and_the_end_are_on_disk_before_more_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_writes_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
     append_record(tmp_path, {"step": 0})
     append_record(tmp_path, {"step": 5})
     line = len(json.dumps({"schema_version": SCHEMA_VERSION, "step": 0}) + "\n")
-    cut_records(tmp_path, line)
+    truncate_records(tmp_path, line)
     mark_done(tmp_path)
     assert synced == [line, 2 * line, line, 4]

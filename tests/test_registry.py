@@ -11,47 +11,59 @@ from domainbed.registry import Registry, import_modules
 from tests.conftest import read_sweep
 
 
-def test_lists_builtin_names_first_and_imports_late():
+def test_builtin_names_come_first_and_are_imported_on_access():
     registry: Registry = Registry("thing", builtin={"b": "no.such.module:x", "path": "os:path"})
     registry.register("a")(1)
     assert list(registry) == ["b", "path", "a"]
+    assert registry.builtin_names == ("b", "path")
     assert len(registry) == 3
     assert "b" in registry
     assert "c" not in registry
     assert registry["a"] == 1
-    import os
-
     assert registry["path"] is os.path
 
 
-def test_unknown_name_is_told_with_its_neighbours():
+def test_unknown_name_suggests_similar_names():
     with pytest.raises(UsageError, match="unknown algorithm 'EMR'; did you mean ERM"):
         ALGORITHMS["EMR"]
 
 
-def test_a_name_is_given_once():
+def test_registered_name_is_rejected():
     registry: Registry = Registry("thing", builtin={"b": "os:path"})
-    with pytest.raises(UsageError, match="thing 'b' is registered already"):
+    with pytest.raises(UsageError, match="thing 'b' is already registered"):
         registry.register("b")(2)
 
 
-def test_near():
+def test_temporary_registration():
+    registry: Registry = Registry("thing", builtin={"path": "os:path"})
+    registry.register("a")(1)
+    with registry.temporarily("a", 2), registry.temporarily("b", 3), registry.temporarily("path", 4):
+        assert [registry[name] for name in registry] == [4, 2, 3]
+    assert list(registry) == ["path", "a"]
+    assert registry["a"] == 1
+    assert registry["path"] is os.path
+    with pytest.raises(KeyError), registry.temporarily("path", 5):
+        raise KeyError
+    assert registry["path"] is os.path
+
+
+def test_suggest():
     assert suggest("coloredmnist", ["ColoredMNIST", "PACS"]) == "did you mean ColoredMNIST?"
     assert suggest("zzz", ["ColoredMNIST", "PACS"]) == "choose from ColoredMNIST, PACS"
-    assert suggest("zzz", []) == "there are none"
+    assert suggest("zzz", []) == "none are available"
 
 
-def test_a_module_that_cannot_be_imported_is_named():
-    with pytest.raises(UsageError, match="can't import your module no_such_module: ModuleNotFoundError"):
+def test_failing_import_names_the_module():
+    with pytest.raises(UsageError, match="cannot import module no_such_module: ModuleNotFoundError"):
         import_modules(["no_such_module"])
-    with pytest.raises(UsageError, match=r"give its name without \.py"):
+    with pytest.raises(UsageError, match=r"omit the \.py suffix"):
         import_modules(["no_such_module.py"])
-    with pytest.raises(UsageError, match="can't import your module 5: its name must be text"):
-        import_modules([5])  # as a damaged file may have it
+    with pytest.raises(UsageError, match="cannot import module 5: module names must be strings"):
+        import_modules([5])  # read from a damaged file
 
 
 @pytest.mark.parametrize("module", ["sweep", "train", "collect_results", "colored_mnist"])
-def test_command_lines_answer_without_torch(module: str):
+def test_help_does_not_import_torch(module: str):
     script = (
         f"import sys; from domainbed.scripts import {module} as m\n"
         "try: m.main(['--help'])\n"
@@ -63,7 +75,7 @@ def test_command_lines_answer_without_torch(module: str):
     assert "--help" in finished.stdout
 
 
-def test_classes_can_be_imported_by_name_as_from_domainbed():
+def test_classes_can_be_imported_from_the_package():
     from domainbed.algorithms import ERM, Algorithm
 
     assert ALGORITHMS["ERM"] is ERM
@@ -74,25 +86,25 @@ def test_classes_can_be_imported_by_name_as_from_domainbed():
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH with an installed package that brings algorithms by entry points."""
-    (tmp_path / "theirs-1.0.dist-info").mkdir()
-    (tmp_path / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (tmp_path / "theirs-1.0.dist-info" / "entry_points.txt").write_text(
-        "[domainbed.algorithms]\nHalfERM = theirs:HalfERM\nBroken = theirs_broken:Broken\nERM = theirs:HalfERM\n"
+    """Return a folder for PYTHONPATH with an installed package that registers algorithms by entry points."""
+    (tmp_path / "plugin-1.0.dist-info").mkdir()
+    (tmp_path / "plugin-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (tmp_path / "plugin-1.0.dist-info" / "entry_points.txt").write_text(
+        "[domainbed.algorithms]\nHalfERM = plugin:HalfERM\nBroken = plugin_broken:Broken\nERM = plugin:HalfERM\n"
     )
-    (tmp_path / "theirs_broken.py").write_text("import no_such_module\n")
-    # As one writes it for DomainBed, floats and all.
-    (tmp_path / "theirs.py").write_text("""
+    (tmp_path / "plugin_broken.py").write_text("import no_such_module\n")
+    # In DomainBed's style: `update` returns floats.
+    (tmp_path / "plugin.py").write_text("""
 import torch
 import torch.nn.functional as F
 from domainbed import networks
 from domainbed.algorithms import ALGORITHMS, Algorithm
-from domainbed.hparams_registry import Hparam, one_of, register_hparams
-
-register_hparams("HalfERM", half=Hparam(0.5, one_of(0.25, 0.125)))
+from domainbed.hparams import Hparam, one_of
 
 @ALGORITHMS.register("HalfERM")
 class HalfERM(Algorithm):
+    HPARAMS = {"half": Hparam(0.5, one_of(0.25, 0.125))}
+
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super(HalfERM, self).__init__(input_shape, num_classes, num_domains, hparams)
         self.featurizer = networks.Featurizer(input_shape, self.hparams)
@@ -118,7 +130,7 @@ class HalfERM(Algorithm):
 
 
 @pytest.mark.slow
-def test_an_installed_package_brings_an_algorithm(installed: Path, run_module):
+def test_installed_package_provides_algorithms(installed: Path, run_module):
     env = {**os.environ, "PYTHONPATH": str(installed)}
     args = ["--output_dir", "s", "--datasets", "ColoredDigits", "--algorithms", "HalfERM", "--steps", 3]
     launched = run_module("sweep", "launch", *args, "--n_hparams", 2, "--n_trials", 1, "--skip_confirmation", env=env)
@@ -130,8 +142,8 @@ def test_an_installed_package_brings_an_algorithm(installed: Path, run_module):
     assert trained.returncode == 0, trained.stderr
     assert "'half': 0.5" in trained.stdout + trained.stderr
 
-    broken = run_module("train", "--dataset", "ColoredDigits", "--algorithm", "Broken", env=env)
+    broken = run_module("train", "--dataset", "ColoredDigits", "--algorithm", "Broken", "--output_dir", "t", env=env)
     assert broken.returncode == 2
-    assert "can't import algorithm 'Broken' (theirs_broken:Broken) of theirs: ModuleNotFoundError" in broken.stderr
+    assert "cannot import algorithm 'Broken' (plugin_broken:Broken) of plugin: ModuleNotFoundError" in broken.stderr
     listed = run_module("train", "--algorithm", "x", env=env)
     assert "choose from ERM, CORAL, DANN, IRM, VREx, Fish, Fishr, HalfERM, Broken" in listed.stderr

@@ -1,33 +1,37 @@
-"""The algorithms, by name: `get_algorithm_class("ERM")`. One file each.
+"""The algorithms, by name: `get_algorithm_class("ERM")`.
 
-An algorithm of your own subclasses `Algorithm` (or ERM) and is decorated with `@ALGORITHMS.register("Name")`. An
-installed package brings one by an entry point `Name = "module:Class"` in the group "domainbed.algorithms".
+To add one, subclass `Algorithm` (or ERM) and decorate the class with `@ALGORITHMS.register("Name")`; see README.md.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from domainbed.registry import Registry
 
-if TYPE_CHECKING:  # listing the names must not cost an import of torch
+if TYPE_CHECKING:  # listing the names must not import torch
     from domainbed.algorithms.base import Algorithm
 
 ALGORITHMS: "Registry[type[Algorithm]]" = Registry(
     "algorithm",
     builtin={
-        name: f"domainbed.algorithms.{name.lower()}:{name}"
-        for name in ("ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr")
+        "ERM": "domainbed.algorithms.erm:ERM",
+        "CORAL": "domainbed.algorithms.coral:CORAL",
+        "DANN": "domainbed.algorithms.dann:DANN",
+        "IRM": "domainbed.algorithms.irm:IRM",
+        "VREx": "domainbed.algorithms.vrex:VREx",
+        "Fish": "domainbed.algorithms.fish:Fish",
+        "Fishr": "domainbed.algorithms.fishr:Fishr",
     },
     group="domainbed.algorithms",
 )
 
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":
-    """The algorithm class of this name. Raises UsageError where there is none."""
+    """Return the algorithm class of this name. Raises UsageError if it is unknown."""
     return ALGORITHMS[name]
 
 
 def __getattr__(name: str) -> Any:
-    """The classes under their own names, as DomainBed has them: `from domainbed.algorithms import Algorithm, ERM`."""
+    """Import a class on first access, so that DomainBed's `from domainbed.algorithms import Algorithm, ERM` works."""
     if name == "Algorithm":
         from domainbed.algorithms.base import Algorithm
 

@@ -1,4 +1,4 @@
-"""The contract of an algorithm: DomainBed's interface, so that a class written for it drops in unchanged."""
+"""The contract of an algorithm. The interface is DomainBed's, so classes written for it work unchanged."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -10,26 +10,29 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.errors import UsageError
-from domainbed.hparams_registry import Hparams
+from domainbed.hparams import Hparam, Hparams
 
-Minibatch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+Minibatch: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # images [n, *input_shape] and labels [n]
+Minibatches: TypeAlias = Sequence[Minibatch]  # one per training domain
+Unlabeled: TypeAlias = Sequence[torch.Tensor] | None  # images [n, *input_shape], one tensor per test domain
+Metrics: TypeAlias = Mapping[str, torch.Tensor | float]
 
 
 class Algorithm(nn.Module):
-    """A way to train a network on several domains at once.
+    """A method that trains a network on several domains at once.
+
+    The job's seed is set before the constructor is called, and the algorithm is moved to its device afterwards.
+    Create all modules and optimizers in the constructor, and register tensors that are not parameters as buffers.
 
     Args:
-        input_shape: (channels, height, width) of an image.
-        num_classes: how many classes there are.
-        num_domains: how many domains are trained on.
-        hparams: the hyperparameters, by name.
-
-    The job's seed is set before an algorithm is made; it is moved to its device afterwards, so make the optimizer in
-    the constructor and keep tensors that are no parameters in buffers. Make every module in the constructor, too: only
-    then can its state be loaded. What else changes from update to update lies in attributes, as `training_state` says.
+        input_shape: (channels, height, width) of the images.
+        num_classes: number of classes.
+        num_domains: number of training domains.
+        hparams: values of the hyperparameters, by name.
     """
 
-    MIN_BATCH_SIZE: ClassVar[int] = 1  # images of each domain, without which an update can't be computed
+    HPARAMS: ClassVar[Mapping[str, Hparam]] = {}  # in addition to those in `hparams.SHARED`
+    MIN_BATCH_SIZE: ClassVar[int] = 1  # images per domain that an update requires
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__()
@@ -39,54 +42,50 @@ class Algorithm(nn.Module):
     def phase(self) -> str:
         """The branch of Python control flow that the next update takes ("warm-up", "discriminator", …).
 
-        Two updates of one phase do the same operations on other tensors; but the first may find its optimizer new. On a
-        GPU a phase's third update is recorded, and replayed in place of all that follow. So nothing in them may depend
-        on numbers of the host that change within the phase, such as a count of updates. (An update that changes such
-        numbers is replayed only if its class defines `phase` itself.)
+        Updates of the same phase must run the same operations. On a GPU, the third update of each phase is captured,
+        and replayed in place of all later ones, so nothing within a phase may depend on host numbers that change, such
+        as a count of updates. An update that changes host numbers is captured only if its class defines `phase`.
         """
         return "update"
 
-    def update(
-        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Mapping[str, torch.Tensor | float]:
-        """One step of training.
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
+        """Take one training step.
 
         Args:
-            minibatches: for each training domain images [n, *input_shape] and labels [n], on the algorithm's device.
-            unlabeled: for each test domain images [n, *input_shape]; only in domain adaptation.
+            minibatches: images [n, *input_shape] and labels [n] of each training domain, on the algorithm's device.
+            unlabeled: images [n, *input_shape] of each test domain; only in domain adaptation.
 
         Returns:
-            Figures by name ("loss", "penalty", …), whose means since the last evaluation are recorded: detached
-            0-dim tensors, left on the device so that nothing waits for it. (Floats are taken, too.) One that is not
-            finite ends the job.
+            Metrics by name ("loss", "penalty", …). Their means since the last evaluation are recorded; a non-finite
+            value ends the job. Return detached 0-dim tensors to avoid a device synchronization; floats also work.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no update")
+        raise NotImplementedError(f"{type(self).__name__} does not implement update")
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits [n, num_classes] for images [n, *input_shape]."""
-        raise NotImplementedError(f"{type(self).__name__} has no predict")
+        """Return the logits [n, num_classes] of images [n, *input_shape]."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement predict")
 
     def training_state(self) -> dict[str, Any]:
-        """All that the next updates depend on (but for the random generators), as `torch.save` takes it.
+        """Return everything that the next updates depend on, except for the random generators.
 
-        That is the `state_dict` of the modules (parameters, buffers) and, by name, the attributes: what has a
-        state_dict itself (optimizers, schedulers), numbers, strings, None, tensors, and lists, tuples and dicts of
-        these. Functions and classes hold no state. Tensors are the algorithm's own, not copies.
+        The state consists of the `state_dict` of the modules, and of all attributes that are numbers, strings, None,
+        tensors, objects with a `state_dict` of their own (optimizers, schedulers), or lists, tuples and dicts of
+        these. Functions and classes are skipped. Tensors are not copied.
 
         Raises:
-            UsageError: an attribute is something else, so that the class needs a `training_state` of its own.
+            UsageError: an attribute is of another type. Its class must override this method and `load_training_state`.
         """
-        attributes = {n: _state_of(n, v) for n, v in vars(self).items() if n not in _NO_STATE and not callable(v)}
+        attributes = {n: _state_of(n, v) for n, v in vars(self).items() if n not in _STATELESS and not callable(v)}
         return {"modules": self.state_dict(), "attributes": attributes}
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where an algorithm made with the same arguments was when its `training_state` was taken."""
+        """Restore a `training_state` of an algorithm that was constructed with the same arguments."""
         self.load_state_dict(state["modules"])
         for name, value in copy.deepcopy(state["attributes"]).items():
             setattr(self, name, _restored(getattr(self, name, None), value))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As of every module, but buffers take the shapes that they had (some are filled by the first update only)."""
+        """Load as `nn.Module` does, but resize buffers to their saved shapes (some are filled by the first update)."""
         for name, buffer in list(self.named_buffers()):
             saved = state_dict.get(name)
             if saved is not None and saved.shape != buffer.shape:
@@ -95,8 +94,8 @@ class Algorithm(nn.Module):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 
-# What nn.Module keeps for itself, and what the constructor was given.
-_NO_STATE = {*vars(nn.Module()), "hparams"}
+# Attributes of nn.Module itself, and the constructor's argument.
+_STATELESS = {*vars(nn.Module()), "hparams"}
 
 
 def _state_of(name: str, value: Any) -> Any:
@@ -111,13 +110,13 @@ def _state_of(name: str, value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str, torch.Tensor):
         return value
     raise UsageError(
-        f"the state of attribute {name!r}, a {type(value).__name__}, can't be saved; make it a buffer, or give the "
-        "algorithm a training_state and load_training_state of its own"
+        f"cannot save the state of attribute {name!r} of type {type(value).__name__}; make it a buffer, or override "
+        "training_state and load_training_state"
     )
 
 
 def _restored(current: Any, saved: Any) -> Any:
-    """The saved state where `current` is: in that object itself, if it can load it."""
+    """Return the saved state, loaded into the current object if it has a `load_state_dict`."""
     if hasattr(current, "load_state_dict"):
         current.load_state_dict(saved)
         return current
@@ -131,21 +130,21 @@ def _restored(current: Any, saved: Any) -> Any:
 
 
 def predicted_classes(logits: torch.Tensor) -> torch.Tensor:
-    """The class that each image's logits [n, classes] say, [n]; a single logit says class 1 where it is positive."""
+    """Return the classes [n] predicted by logits [n, classes]; a single logit predicts class 1 if it is positive."""
     return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
 
 
-def concatenate(minibatches: Sequence[Minibatch]) -> Minibatch:
-    """The domains' batches as one: images and labels."""
+def concatenate(minibatches: Minibatches) -> Minibatch:
+    """Return the images and the labels of all domains, concatenated."""
     return torch.cat([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])
 
 
-def split_by_domain(rows: torch.Tensor, minibatches: Sequence[Minibatch]) -> list[torch.Tensor]:
-    """The rows [n, …] that belong to each domain's batch, of a tensor for all of them."""
+def split_by_domain(rows: torch.Tensor, minibatches: Minibatches) -> list[torch.Tensor]:
+    """Split a tensor [sum of n, …] with one row per image of `concatenate(minibatches)` into one tensor per domain."""
     return list(rows.split([len(y) for _, y in minibatches]))
 
 
-def domain_risks(logits: torch.Tensor, minibatches: Sequence[Minibatch]) -> torch.Tensor:
-    """Each domain's mean cross-entropy, [domains], from the logits [n, classes] for all of them."""
+def domain_risks(logits: torch.Tensor, minibatches: Minibatches) -> torch.Tensor:
+    """Return the mean cross-entropy of each domain, [domains], given the logits of all images."""
     domains = zip(split_by_domain(logits, minibatches), minibatches, strict=True)
     return torch.stack([F.cross_entropy(part, y) for part, (_, y) in domains])

@@ -1,28 +1,27 @@
-"""Deep CORAL (Sun and Saenko, 2016), between every two training domains."""
+"""Deep CORAL (Sun and Saenko, ECCV Workshops 2016), averaged over all pairs of training domains."""
 
-from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
 
-from domainbed.algorithms.base import Minibatch, concatenate, domain_risks, split_by_domain
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks, split_by_domain
 from domainbed.algorithms.erm import ERM
+from domainbed.hparams import Hparam, power
 
 
 def moments(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [d] and covariance [d, d] (divisor n - 1) of features [n, d]."""
+    """Return the mean [d] and the covariance [d, d] (divisor n - 1) of features [n, d]."""
     mean = z.mean(0)
     return mean, (z - mean).T @ (z - mean) / (len(z) - 1)
 
 
 class CORAL(ERM):
-    """Penalises the mean squared differences of the domains' features' means, and of their covariances."""
+    """Penalizes the mean squared differences between the domains' feature means and feature covariances."""
 
+    HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1))}
     MIN_BATCH_SIZE = 2
 
-    def update(
-        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Mapping[str, torch.Tensor | float]:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         z = self.featurizer(concatenate(minibatches)[0])
         risk = domain_risks(self.classifier(z), minibatches).mean()
         pairs = combinations([moments(part) for part in split_by_domain(z, minibatches)], 2)

@@ -1,22 +1,34 @@
-"""Domain-adversarial neural networks (Ganin et al., JMLR 2016)."""
-
-from collections.abc import Mapping, Sequence
+"""DANN: domain-adversarial training of neural networks (Ganin et al., JMLR 2016)."""
 
 import torch
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Minibatch, concatenate
-from domainbed.hparams_registry import Hparams
+from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled, concatenate
+from domainbed.hparams import LEARNING_RATE, WEIGHT_DECAY, Hparam, Hparams, int_power, one_of, power
 
 
 class DANN(Algorithm):
-    """A discriminator tells the domains from the features, and the featurizer learns to leave it nothing to tell.
+    """Trains a discriminator to recognize the domain of features, and the featurizer to prevent it.
 
     Counting updates from 1, update t trains the discriminator if t mod (1 + d_steps_per_g_step) < d_steps_per_g_step,
-    otherwise featurizer and classifier: on CE(classes) − lambda × L_d, where
-    L_d = CE(domains) + grad_penalty × mean over samples of ‖∂(summed domain CE) / ∂z‖².
+    on L_d = CE(domains) + grad_penalty × mean over samples of ‖∂(summed domain CE) / ∂z‖². Otherwise it trains the
+    featurizer and the classifier, on CE(classes) − lambda × L_d.
     """
+
+    HPARAMS = {
+        "lambda": Hparam(1.0, power(10, -2, 2)),
+        "lr_g": LEARNING_RATE,
+        "lr_d": LEARNING_RATE,
+        "weight_decay_g": WEIGHT_DECAY,
+        "weight_decay_d": Hparam(0.0, power(10, -6, -2)),
+        "d_steps_per_g_step": Hparam(1, int_power(2, 0, 3)),
+        "grad_penalty": Hparam(0.0, power(10, -2, 1)),
+        "beta1": Hparam(0.5, one_of(0.0, 0.5)),
+        "mlp_width": Hparam(256, int_power(2, 6, 10)),
+        "mlp_depth": Hparam(3, one_of(3, 4, 5)),
+        "mlp_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5)),
+    }
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -44,18 +56,14 @@ class DANN(Algorithm):
         d_steps = self.hparams["d_steps_per_g_step"]
         return "discriminator" if (self.update_count + 1) % (1 + d_steps) < d_steps else "generator"
 
-    def update(
-        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Mapping[str, torch.Tensor | float]:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         domains = torch.cat([torch.full_like(y, domain) for domain, (_, y) in enumerate(minibatches)])
         train = self.train_discriminator if self.phase == "discriminator" else self.train_generator
         self.update_count += 1
         return train(x, y, domains)
 
-    def train_discriminator(
-        self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor
-    ) -> Mapping[str, torch.Tensor | float]:
+    def train_discriminator(self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> Metrics:
         with torch.no_grad():
             z = self.featurizer(x)
         disc_loss = self.discriminator_loss(z.requires_grad_(), domains)
@@ -64,9 +72,7 @@ class DANN(Algorithm):
         self.disc_opt.step()
         return {"disc_loss": disc_loss.detach()}
 
-    def train_generator(
-        self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor
-    ) -> Mapping[str, torch.Tensor | float]:
+    def train_generator(self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> Metrics:
         z = self.featurizer(x)
         disc_loss = self.discriminator_loss(z, domains)
         nll = F.cross_entropy(self.classifier(z), y)
@@ -77,7 +83,7 @@ class DANN(Algorithm):
         return {"loss": loss.detach(), "nll": nll.detach(), "disc_loss": disc_loss.detach()}
 
     def discriminator_loss(self, z: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
-        """L_d on features z [n, d] of samples from `domains` [n], 0-dim."""
+        """Return L_d, 0-dim, of features z [n, d] of samples from `domains` [n]."""
         logits = self.discriminator(z)
         loss = F.cross_entropy(logits, domains)
         if self.hparams["grad_penalty"] > 0:

@@ -1,18 +1,16 @@
-"""Empirical risk minimisation (Vapnik 1998): the baseline that knows nothing of domains."""
-
-from collections.abc import Mapping, Sequence
+"""Empirical risk minimization (Vapnik, 1998): the baseline that ignores domains."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Minibatch, concatenate
-from domainbed.hparams_registry import Hparams
+from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled, concatenate
+from domainbed.hparams import Hparams
 
 
 class ERM(Algorithm):
-    """Cross-entropy over all domains' batches together, and Adam."""
+    """Minimizes the cross-entropy over the images of all domains with Adam."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -25,9 +23,7 @@ class ERM(Algorithm):
             self.network.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"]
         )
 
-    def update(
-        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Mapping[str, torch.Tensor | float]:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         loss = F.cross_entropy(self.predict(x), y)
         self.optimizer.zero_grad()

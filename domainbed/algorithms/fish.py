@@ -1,24 +1,23 @@
-"""Fish (Shi et al., ICLR 2022): gradient matching by a first-order walk through the domains (Algorithm 1)."""
-
-from collections.abc import Mapping, Sequence
+"""Fish (Shi et al., ICLR 2022), Algorithm 1: first-order gradient matching."""
 
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Minibatch
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled
 from domainbed.algorithms.erm import ERM
+from domainbed.hparams import Hparam, one_of
 
 
 class Fish(ERM):
-    """One Adam step per domain, in order; then θ ← θ + meta_lr (θ̃ − θ), with θ̃ where the steps led.
+    """Takes one Adam step per domain, in order, from θ to θ̃; then θ ← θ + meta_lr (θ̃ − θ).
 
-    Adam's moments carry over from update to update. The inner steps walk on the network itself, and θ is remembered:
-    no second network is made.
+    Adam's moments carry over from update to update. The inner steps modify the network in place and θ is saved, so no
+    second network is needed.
     """
 
-    def update(
-        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Mapping[str, torch.Tensor | float]:
+    HPARAMS = {"meta_lr": Hparam(0.5, one_of(0.05, 0.1, 0.5))}
+
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         state = [tensor for tensor in self.network.state_dict().values() if tensor.is_floating_point()]
         start = [tensor.clone() for tensor in state]
         losses = []

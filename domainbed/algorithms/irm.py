@@ -1,12 +1,13 @@
-"""Invariant risk minimisation (Arjovsky, Bottou, Gulrajani and Lopez-Paz, 2019): IRMv1."""
+"""IRMv1: invariant risk minimization (Arjovsky, Bottou, Gulrajani and Lopez-Paz, 2019)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Minibatch, concatenate, domain_risks, split_by_domain
+from domainbed.algorithms.base import Minibatches, concatenate, domain_risks, split_by_domain
 from domainbed.algorithms.penalty import PenaltyERM
+from domainbed.hparams import Hparam, int_power, power
 
 
 def scale_derivative(
@@ -14,24 +15,28 @@ def scale_derivative(
     labels: torch.Tensor,
     risk: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy,
 ) -> torch.Tensor:
-    """d risk(s · logits, labels) / ds at s = 1, 0-dim: zero where no scaling of the classifier would help."""
+    """Return d risk(s · logits, labels) / ds at s = 1, 0-dim; it is zero if rescaling cannot reduce the risk."""
     scale = logits.new_ones((), requires_grad=True)
     return torch.autograd.grad(risk(logits * scale, labels), scale, create_graph=True)[0]
 
 
 class IRM(PenaltyERM):
-    """Penalises each domain's squared derivative of the risk with respect to the classifier's scale (IRMv1, section 3).
+    """Penalizes the squared derivative of each domain's risk with respect to the scale of the logits (section 3).
 
-    The square is estimated without bias, by the product of the derivatives on the even and the odd samples of the
+    The square is estimated without bias, as the product of the derivatives over the even and the odd samples of the
     batch (Appendix D), so it can be negative.
     """
 
+    HPARAMS = {
+        "irm_lambda": Hparam(100.0, power(10, -1, 5)),
+        "irm_penalty_anneal_iters": Hparam(500, int_power(10, 0, 4)),
+    }
     MIN_BATCH_SIZE = 2
     WARM_UP_WEIGHT = 1.0
     WEIGHT = "irm_lambda"
     ANNEAL_ITERS = "irm_penalty_anneal_iters"
 
-    def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
+    def risk_and_penalty(self, minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.predict(concatenate(minibatches)[0])
         penalties = [
             scale_derivative(part[::2], y[::2]) * scale_derivative(part[1::2], y[1::2])

@@ -1,21 +1,20 @@
-"""What IRM, V-REx and Fishr share: a penalty beside the risk whose weight jumps once, early in training."""
+"""The base class of IRM, V-REx and Fishr: ERM with a penalty that takes effect after a warm-up."""
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 
-from domainbed.algorithms.base import Minibatch
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled
 from domainbed.algorithms.erm import ERM
-from domainbed.hparams_registry import Hparams
+from domainbed.hparams import Hparams
 
 
 class PenaltyERM(ERM):
-    """ERM that minimises risk + weight × penalty.
+    """ERM that minimizes risk + weight × penalty.
 
-    For the first so many updates as the hyperparameter named ANNEAL_ITERS says, the weight is WARM_UP_WEIGHT; then it
-    is the hyperparameter named WEIGHT. In between Adam is made anew, because its moments belong to a loss of another
-    magnitude.
+    The weight is WARM_UP_WEIGHT during the first updates, as many as the hyperparameter named ANNEAL_ITERS, and the
+    hyperparameter named WEIGHT afterwards. Adam is reset at the switch, because its moments belong to a loss of
+    another magnitude.
     """
 
     WARM_UP_WEIGHT: ClassVar[float]
@@ -28,17 +27,15 @@ class PenaltyERM(ERM):
 
     @property
     def phase(self) -> str:
-        return "warm-up" if self.update_count < self.hparams[self.ANNEAL_ITERS] else "penalised"
+        return "warm-up" if self.update_count < self.hparams[self.ANNEAL_ITERS] else "penalized"
 
-    def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The risk and the penalty on a batch of every domain, each 0-dim."""
-        raise NotImplementedError(f"{type(self).__name__} has no risk_and_penalty")
+    def risk_and_penalty(self, minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the risk and the penalty, each 0-dim."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement risk_and_penalty")
 
-    def update(
-        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Mapping[str, torch.Tensor | float]:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         if self.update_count == self.hparams[self.ANNEAL_ITERS]:
-            self.optimizer.state.clear()  # Adam as it was made
+            self.optimizer.state.clear()
         risk, penalty = self.risk_and_penalty(minibatches)
         weight = self.WARM_UP_WEIGHT if self.phase == "warm-up" else self.hparams[self.WEIGHT]
         loss = risk + weight * penalty

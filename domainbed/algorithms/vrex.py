@@ -1,25 +1,28 @@
-"""Risk extrapolation (Krueger et al., ICML 2021): V-REx."""
-
-from collections.abc import Sequence
+"""V-REx: variance risk extrapolation (Krueger et al., ICML 2021)."""
 
 import torch
 
-from domainbed.algorithms.base import Minibatch, concatenate, domain_risks
+from domainbed.algorithms.base import Minibatches, concatenate, domain_risks
 from domainbed.algorithms.penalty import PenaltyERM
+from domainbed.hparams import Hparam, int_power, power
 
 
 def variance_of_risks(risks: torch.Tensor) -> torch.Tensor:
-    """The population variance of the domains' risks [domains], 0-dim."""
+    """Return the population variance of the risks [domains], 0-dim."""
     return ((risks - risks.mean()) ** 2).mean()
 
 
 class VREx(PenaltyERM):
-    """Penalises the variance of the domains' risks."""
+    """Penalizes the variance of the domains' risks."""
 
+    HPARAMS = {
+        "vrex_lambda": Hparam(10.0, power(10, -1, 5)),
+        "vrex_penalty_anneal_iters": Hparam(500, int_power(10, 0, 4)),
+    }
     WARM_UP_WEIGHT = 1.0
     WEIGHT = "vrex_lambda"
     ANNEAL_ITERS = "vrex_penalty_anneal_iters"
 
-    def risk_and_penalty(self, minibatches: Sequence[Minibatch]) -> tuple[torch.Tensor, torch.Tensor]:
+    def risk_and_penalty(self, minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
         risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
         return risks.mean(), variance_of_risks(risks)

@@ -1,4 +1,4 @@
-"""The seven algorithms once more: slow, plain, from the formulas of their papers, one update after the other."""
+"""Slow reference implementations of the seven algorithms, written from the formulas of their papers."""
 
 import copy
 
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 
 class Adam:
-    """Kingma and Ba, Algorithm 1, with L2 added to the gradient."""
+    """Adam (Kingma and Ba, Algorithm 1) with L2 regularization added to the gradient."""
 
     def __init__(self, parameters, lr, weight_decay, betas=(0.9, 0.999)):
         self.parameters, self.lr, self.weight_decay, self.betas = list(parameters), lr, weight_decay, betas
-        self.begin()
+        self.reset()
 
-    def begin(self):
+    def reset(self):
         self.m, self.v, self.t = [0.0] * len(self.parameters), [0.0] * len(self.parameters), 0
 
     def step(self, loss):
@@ -36,7 +36,7 @@ def mean(values):
 
 
 class Formula:
-    """Begins with the weights of `algorithm`; `losses(domains, t)` is minimised at update t = 0, 1, …"""
+    """Starts from the weights of `algorithm`, and minimizes `loss(domains, t)` at updates t = 0, 1, …"""
 
     def __init__(self, algorithm, hparams):
         self.featurizer = copy.deepcopy(algorithm.featurizer)
@@ -54,9 +54,9 @@ class Formula:
         return [F.cross_entropy(self.logits(x), y) for x, y in domains]
 
     def annealed(self, t, name, before, after):
-        """The penalty's weight; where it changes, Adam is made anew."""
+        """Return the penalty's weight, and reset Adam if it changes."""
         if t == self.hparams[name]:
-            self.adam.begin()
+            self.adam.reset()
         return self.hparams[after] if t >= self.hparams[name] else before
 
     def update(self, domains, t):
@@ -80,7 +80,7 @@ class CORAL(Formula):
 
 class IRM(Formula):
     def derivative(self, logits, y):
-        """d/ds of the mean of -log softmax(s · logits)_y at s = 1."""
+        """Return d/ds of the mean of -log softmax(s · logits)_y at s = 1."""
         residual = logits.softmax(1) - F.one_hot(y, logits.shape[1])
         return (residual * logits).sum(1).mean()
 
@@ -117,8 +117,8 @@ class DANN(Formula):
                 (g,) = torch.autograd.grad(risks[-1], z, create_graph=True)
                 norms.append(g.square().sum())
         disc_loss = mean(risks) + self.hparams["grad_penalty"] * mean(norms)
-        turns = self.hparams["d_steps_per_g_step"]
-        if (t + 1) % (1 + turns) < turns:
+        d_steps = self.hparams["d_steps_per_g_step"]
+        if (t + 1) % (1 + d_steps) < d_steps:
             self.adam_d.step(disc_loss)
         else:
             erm = sum(len(y) * risk for (_, y), risk in zip(domains, self.risks(domains), strict=True)) / n
@@ -133,16 +133,16 @@ class Fish(Formula):
 
     def update(self, domains, t):
         featurizer, classifier = self.inner
-        for ours, theirs in zip(self.inner.parameters(), self.parameters(), strict=True):
-            ours.data = theirs.data
+        for inner, outer in zip(self.inner.parameters(), self.parameters(), strict=True):
+            inner.data = outer.data
         for x, y in domains:
             self.adam.step(F.cross_entropy(classifier(featurizer(x)), y))
-        for ours, theirs in zip(self.inner.parameters(), self.parameters(), strict=True):
-            theirs.data = theirs.data + self.hparams["meta_lr"] * (ours.data - theirs.data)
+        for inner, outer in zip(self.inner.parameters(), self.parameters(), strict=True):
+            outer.data = outer.data + self.hparams["meta_lr"] * (inner.data - outer.data)
 
 
 def per_sample_gradients(classifier, z, y):
-    """[n, coordinates], with BackPACK, layer after layer, of each its outputs x (inputs, bias)."""
+    """Return BackPACK's gradients [n, coordinates], layer by layer, each in the order outputs x (inputs, bias)."""
     classifier = extend(classifier)
     loss = extend(nn.CrossEntropyLoss(reduction="sum"))(classifier(z), y)
     parameters = list(classifier.parameters())
@@ -157,17 +157,17 @@ class Fishr(Formula):
     averages = None
 
     def statistic(self, gradients):
-        centred = gradients - gradients.mean(0)
+        centered = gradients - gradients.mean(0)
         return {
             "variance": lambda: gradients.var(0, correction=0),
             "uncentered": lambda: gradients.square().mean(0),
-            "covariance": lambda: torch.einsum("ni,nj->ij", centred, centred) / len(centred),
+            "covariance": lambda: torch.einsum("ni,nj->ij", centered, centered) / len(centered),
         }[self.hparams["variant"]]()
 
     def loss(self, domains, t):
         w = self.annealed(t, "penalty_anneal_iters", 0.0, "lambda")
         if self.hparams["variant"] == "all_layers":
-            return sum(self.risks(domains)) + w * self.penalty_of_all_layers(domains)
+            return sum(self.risks(domains)) + w * self.all_layers_penalty(domains)
         v = [self.statistic(per_sample_gradients(self.classifier, self.featurizer(x), y)) for x, y in domains]
         gamma = self.hparams["ema"]
         history = self.averages or [torch.zeros_like(v_e) for v_e in v]
@@ -177,7 +177,7 @@ class Fishr(Formula):
         penalty = mean([(v_e - mean(corrected)).square().mean() for v_e in corrected])
         return ERM.loss(self, domains, t) + w * penalty
 
-    def penalty_of_all_layers(self, domains):
+    def all_layers_penalty(self, domains):
         v = []
         for x, y in domains:
             gradients = []

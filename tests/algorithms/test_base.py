@@ -1,4 +1,4 @@
-"""The training state of algorithms as people write them."""
+"""Training state of user-defined algorithms."""
 
 import collections
 import copy
@@ -15,8 +15,8 @@ from domainbed.hparams_registry import default_hparams
 HPARAMS = default_hparams("ERM", "ColoredDigits")
 
 
-class Own(ERM):
-    """State in every form that is taken."""
+class Stateful(ERM):
+    """Has state of every supported kind."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -26,7 +26,7 @@ class Own(ERM):
         self.scale = np.float64(1.0)
         self.center = torch.zeros(3)
         self.loss = F.cross_entropy
-        self.register_buffer("q", torch.Tensor())  # as DomainBed's GroupDRO has it: filled by the first update
+        self.register_buffer("q", torch.Tensor())  # filled by the first update, as in DomainBed's GroupDRO
 
     def update(self, minibatches, unlabeled=None):
         if not len(self.q):
@@ -44,11 +44,11 @@ class Own(ERM):
         self.history["best"] = min(self.history["losses"])
         self.scale = self.scale * np.float64(0.9)
         self.center = self.center + self.q
-        self.made_late = len(self.history["losses"])
+        self.created_later = len(self.history["losses"])
         return {"loss": losses.mean().item()}
 
 
-def make(algorithm_class: type[Algorithm] = Own) -> Algorithm:
+def make(algorithm_class: type[Algorithm] = Stateful) -> Algorithm:
     return algorithm_class((2, 8, 8), 3, 3, HPARAMS)
 
 
@@ -60,7 +60,7 @@ def batches(n: int):
     ]
 
 
-def test_state_in_every_form_goes_on(tmp_path):
+def test_state_of_every_kind_is_restored(tmp_path):
     whole, fresh = make(), make()
     for batch in batches(10)[:5]:
         whole.update(batch)
@@ -68,14 +68,14 @@ def test_state_in_every_form_goes_on(tmp_path):
     fresh.load_training_state(torch.load(tmp_path / "state", weights_only=True))
     for batch in batches(10)[5:]:
         assert whole.update(batch) == fresh.update(batch)
-    assert fresh.made_late == 10
+    assert fresh.created_later == 10
     assert fresh.history == whole.history
     assert fresh.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
     torch.testing.assert_close(fresh.center, whole.center, rtol=0, atol=0)
     assert fresh.several[0].param_groups[0]["params"][0] is fresh.classifier.weight
 
 
-def test_two_objects_share_nothing_after_loading():
+def test_loaded_state_is_a_copy():
     whole, fresh = make(), make()
     for batch in batches(2):
         whole.update(batch)
@@ -93,8 +93,8 @@ def test_two_objects_share_nothing_after_loading():
 @pytest.mark.parametrize(
     "value", [collections.deque([1]), np.zeros(3), {1, 2}, [object()]], ids=lambda v: type(v).__name__
 )
-def test_what_can_t_be_saved_is_told(value):
+def test_unsupported_state_is_rejected(value):
     algorithm = make(ERM)
     algorithm.memory = value
-    with pytest.raises(UsageError, match=r"the state of attribute 'memory', a .*, can't be saved"):
+    with pytest.raises(UsageError, match=r"cannot save the state of attribute 'memory' of type "):
         algorithm.training_state()

@@ -8,16 +8,16 @@ DEFAULTS = default_hparams("DANN", "ColoredDigits")
 
 
 @pytest.mark.parametrize(
-    ("d_steps", "turns"), [(1, "gdgdgdgd"), (2, "dgddgddg"), (3, "ddgdddgd"), (7, "ddddddgd")], ids=str
+    ("d_steps", "phases"), [(1, "gdgdgdgd"), (2, "dgddgddg"), (3, "ddgdddgd"), (7, "ddddddgd")], ids=str
 )
-def test_turns(d_steps: int, turns: str):
-    """Counting from 1, update t is the discriminator's iff t % (1 + d) < d; each turn moves its own weights only."""
+def test_phases(d_steps: int, phases: str):
+    """Counting from 1, update t trains the discriminator iff t % (1 + d) < d, and no other weights."""
     algorithm = get_algorithm_class("DANN")((2, 8, 8), 3, 3, {**DEFAULTS, "d_steps_per_g_step": d_steps})
     domains = [(torch.rand(6, 2, 8, 8), torch.randint(3, (6,))) for _ in range(3)]
-    for turn in turns:
-        assert algorithm.phase[0] == turn
+    for phase in phases:
+        assert algorithm.phase[0] == phase
         before = {name: p.detach().clone() for name, p in algorithm.named_parameters()}
-        figures = algorithm.update(domains)
-        moved = {name.split(".")[0] for name, p in algorithm.named_parameters() if not torch.equal(p, before[name])}
-        assert moved == ({"discriminator"} if turn == "d" else {"featurizer", "classifier"})
-        assert ("loss" in figures) == (turn == "g")
+        metrics = algorithm.update(domains)
+        changed = {name.split(".")[0] for name, p in algorithm.named_parameters() if not torch.equal(p, before[name])}
+        assert changed == ({"discriminator"} if phase == "d" else {"featurizer", "classifier"})
+        assert ("loss" in metrics) == (phase == "g")

@@ -14,8 +14,8 @@ def make(num_classes: int = 3, num_domains: int = 3, **hparams):
     return get_algorithm_class("Fishr")((2, 8, 8), num_classes, num_domains, {**DEFAULTS, **hparams})
 
 
-def test_an_update_stays_under_150_mb_at_domainnets_size():
-    """Fishr's own part of it: features in, so that no featurizer counts; Adam and the averages included."""
+def test_update_needs_less_than_150_mb_at_the_size_of_domainnet():
+    """Without a featurizer, but with Adam and the averages."""
     algorithm = make(345, 5, penalty_anneal_iters=0)
     algorithm.featurizer, algorithm.classifier = nn.Identity(), nn.Linear(2048, 345)
     algorithm.network = nn.Sequential(algorithm.featurizer, algorithm.classifier)
@@ -27,7 +27,7 @@ def test_an_update_stays_under_150_mb_at_domainnets_size():
     assert memory.peak < 150e6
 
 
-def test_domains_that_are_alike_are_not_penalised():
+def test_equal_domains_are_not_penalized():
     algorithm = make(penalty_anneal_iters=0)
     domain = (torch.rand(6, 2, 8, 8), torch.randint(3, (6,)))
     assert algorithm.update([domain] * 3)["penalty"] < 1e-12
@@ -35,24 +35,24 @@ def test_domains_that_are_alike_are_not_penalised():
     assert algorithm.update([domain, domain, other])["penalty"] > 1e-9
 
 
-def test_the_averages_run_in_the_warm_up():
+def test_averages_are_updated_during_the_warm_up():
     algorithm = make(penalty_anneal_iters=5)
     domains = [(torch.rand(6, 2, 8, 8), torch.randint(3, (6,))) for _ in range(3)]
-    figures = algorithm.update(domains)
-    assert figures["penalty"] > 0
-    assert figures["loss"] == figures["nll"]
+    metrics = algorithm.update(domains)
+    assert metrics["penalty"] > 0
+    assert metrics["loss"] == metrics["nll"]
     first = algorithm.averages.clone()
     algorithm.update(domains)
     assert (algorithm.averages > first).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("variant", ["covariances", "", "diagonal"])
-def test_unknown_variants_are_refused(variant: str):
-    with pytest.raises(UsageError, match=r"Fishr has no variant .*covariance"):
+def test_unknown_variant_is_rejected(variant: str):
+    with pytest.raises(UsageError, match=r"unknown variant .* of Fishr; .*covariance"):
         make(variant=variant)
 
 
-def test_a_covariance_that_fits_nowhere_is_refused():
-    """32 features and 2,000 classes: 33 x 2,000 coordinates."""
-    with pytest.raises(UsageError, match=r"3 matrices of 66000 x 66000 numbers, 52 GB, and"):
+def test_large_covariance_is_rejected():
+    """32 features and 2,000 classes have 33 x 2,000 coordinates."""
+    with pytest.raises(UsageError, match=r"3 matrices of size 66000 x 66000 \(52 GB\), and"):
         make(num_classes=2000, variant="covariance")

@@ -1,0 +1,110 @@
+"""Declarations of hyperparameters: their defaults and random draws, and overrides given as JSON.
+
+class GroupDRO(ERM):
+    HPARAMS = {"groupdro_eta": Hparam(1e-2, power(10, -3, -1))}
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from numpy.random import RandomState
+
+from domainbed.errors import UsageError
+
+Value: TypeAlias = Any  # bool, int, float or str
+Hparams: TypeAlias = dict[str, Value]
+Draw: TypeAlias = Callable[[RandomState], Value]
+
+
+@dataclass(frozen=True)
+class Hparam:
+    """The default and the random draw of a hyperparameter, with variants for some datasets.
+
+    Attributes:
+        default: the value with `hparams_seed` 0; every other value must be of its type.
+        draw: draws a value from a random generator; None if random draws keep the default.
+        small_images: the variant for datasets of small images; None if it is the same.
+        datasets: variants for single datasets, by name; they take precedence.
+    """
+
+    default: Value
+    draw: Draw | None = None
+    small_images: "Hparam | None" = None
+    datasets: Mapping[str, "Hparam"] = field(default_factory=dict)
+
+    def variant(self, dataset: str, small_images: bool) -> "Hparam":
+        """Return the variant for a dataset."""
+        if dataset in self.datasets:
+            return self.datasets[dataset]
+        return self.small_images if small_images and self.small_images else self
+
+
+ABSENT = Hparam(None)  # a variant for datasets on which the hyperparameter does not exist
+
+
+def uniform(low: float, high: float) -> Draw:
+    """Draw from U(low, high)."""
+    return lambda r: r.uniform(low, high)
+
+
+def int_uniform(low: float, high: float) -> Draw:
+    """Draw from U(low, high), rounded down to an integer."""
+    return lambda r: int(r.uniform(low, high))
+
+
+def power(base: int, low: float, high: float) -> Draw:
+    """Draw base^U(low, high)."""
+    return lambda r: base ** r.uniform(low, high)
+
+
+def int_power(base: int, low: float, high: float) -> Draw:
+    """Draw base^U(low, high), rounded down to an integer."""
+    return lambda r: int(base ** r.uniform(low, high))
+
+
+def one_of(*values: Value) -> Draw:
+    """Draw one of `values` with equal probability."""
+    return lambda r: values[r.choice(len(values))]
+
+
+LEARNING_RATE = Hparam(5e-5, power(10, -5, -3.5), small_images=Hparam(1e-3, power(10, -4.5, -2.5)))
+WEIGHT_DECAY = Hparam(0.0, power(10, -6, -2), small_images=Hparam(0.0))
+
+# Hyperparameters of all algorithms; "In Search of Lost Domain Generalization" (Gulrajani and Lopez-Paz, 2021), Table 8.
+SHARED: Mapping[str, Hparam] = {
+    "data_augmentation": Hparam(True),
+    "backbone": Hparam("resnet50", small_images=ABSENT),
+    "pretrained": Hparam(True, small_images=ABSENT),
+    "resnet18": Hparam(False),
+    "resnet_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5)),
+    "class_balanced": Hparam(False),
+    "nonlinear_classifier": Hparam(False),
+    "lr": LEARNING_RATE,
+    "weight_decay": WEIGHT_DECAY,
+    "batch_size": Hparam(
+        32,
+        int_power(2, 3, 5.5),
+        small_images=Hparam(64, int_power(2, 3, 9)),
+        datasets={"DomainNet": Hparam(32, int_power(2, 3, 5))},
+    ),
+}
+
+
+def parse_overrides(text: str | None) -> Hparams:
+    """Return the overrides in a JSON object such as '{"batch_size": 16}'; names and types are not checked.
+
+    Raises:
+        UsageError: the text is not a JSON object.
+    """
+    if text is None:
+        return {}
+    example = "write it like '{\"batch_size\": 16}'"
+    try:
+        overrides = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--hparams {text!r} is not JSON ({error}); {example}") from None
+    if not isinstance(overrides, dict):
+        raise UsageError(f"--hparams {text!r} must be a JSON object; {example}")
+    return overrides
