@@ -1,4 +1,4 @@
-"""Small trees of image files, as the datasets of photographs have them."""
+"""Small trees of image files for tests of photo datasets."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from domainbed.datasets import get_dataset_class
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (24, 20)) -> np.ndarray:
-    """Write smooth random colours, `size` being (width, height); returns the pixels of a lossless file."""
+    """Write an image of smooth random colors and return its pixels; `size` is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.RandomState(seed).randint(0, 256, (4, 5, 3)).astype(np.uint8)
     image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
@@ -19,7 +19,7 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (24, 20)) -> 
 
 
 def write_tree(root: Path, tree: Mapping[str, Mapping[str, int]], suffix: str = ".png") -> Path:
-    """Write environment -> class -> number of images, of different sizes."""
+    """Write images of different sizes; `tree` is environment -> class -> number of images."""
     seed = 0
     for environment, classes in tree.items():
         for name, n in classes.items():
@@ -31,8 +31,8 @@ def write_tree(root: Path, tree: Mapping[str, Mapping[str, int]], suffix: str = 
 
 
 def write_dataset(data_dir: Path, name: str, per_class: int = 5, classes: int | None = None) -> Path:
-    """Write a small likeness of a published dataset; returns its folder."""
+    """Write a small version of a published dataset and return its folder."""
     dataset = get_dataset_class(name)
     names = dataset.CLASSES or [f"class {i:03}" for i in range(dataset.NUM_CLASSES)]
-    of_each = dict.fromkeys(names[:classes], per_class)
-    return write_tree(data_dir / dataset.FOLDER, dict.fromkeys(dataset.ENVIRONMENT_FOLDERS, of_each))
+    counts = dict.fromkeys(names[:classes], per_class)
+    return write_tree(data_dir / dataset.FOLDER, dict.fromkeys(dataset.ENVIRONMENT_FOLDERS, counts))

@@ -1,4 +1,4 @@
-"""A web server on this machine, with the faults that real ones have."""
+"""A local web server that simulates the faults of real ones."""
 
 import contextlib
 import threading
@@ -9,10 +9,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class File:
-    """What is to be had under a path.
+    """A file on the server, and how it is served.
 
-    cuts: after how many bytes of each answer, in turn, the connection is cut. slow: seconds between pieces of 64 KiB.
-    partial: "full" headers with a part of the file, "few" (as little as is allowed) or None, where it can't be had.
+    Attributes:
+        data, status, kind, etag, modified: the response.
+        partial: headers of a response to a Range request: "full", "few" (only the required ones), or None for a server
+            that does not support ranges.
+        honors_if_range: whether If-Range is supported.
+        cuts: for each response in turn, the number of bytes after which the connection is closed.
+        slow: seconds between chunks of 64 KiB.
+        requests: the Range header of each request, "" if it had none.
     """
 
     data: bytes = b""
@@ -21,20 +27,20 @@ class File:
     etag: str | None = '"1"'
     modified: str | None = None
     partial: str | None = "full"
-    honours_if_range: bool = True
+    honors_if_range: bool = True
     cuts: list[int] = field(default_factory=list)
     slow: float = 0
-    requests: list[str] = field(default_factory=list)  # the Range of each, "" where there was none
+    requests: list[str] = field(default_factory=list)
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         file: File = self.server.files.get(self.path, File(b"no such file", status=404))
-        asked = self.headers["Range"] or ""
-        file.requests.append(asked)
+        requested = self.headers["Range"] or ""
+        file.requests.append(requested)
         validator = self.headers["If-Range"]
-        changed = file.honours_if_range and validator is not None and validator not in (file.etag, file.modified)
-        start = int(asked[6:-1]) if asked and file.partial and not changed else 0
+        changed = file.honors_if_range and validator is not None and validator not in (file.etag, file.modified)
+        start = int(requested[6:-1]) if requested and file.partial and not changed else 0
         if start and start >= len(file.data):
             self.send_response(416)
             self.end_headers()
@@ -68,7 +74,7 @@ class Server(ThreadingHTTPServer):
         self.stopped = threading.Event()
 
     def offer(self, name: str, *args: object, **kwargs: object) -> File:
-        """Offer a file under its name; arguments as File's."""
+        """Serve a file; the arguments are those of File."""
         self.files[f"/{name}"] = File(*args, **kwargs)
         return self.files[f"/{name}"]
 
@@ -78,6 +84,7 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def running() -> Iterator[Server]:
+    """Run a server during a `with` block."""
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -1,4 +1,4 @@
-"""The datasets, by name: `get_dataset_class("ColoredMNIST")`, `num_environments("ColoredMNIST")`."""
+"""Datasets by name: `get_dataset_class("ColoredMNIST")`, `num_environments("ColoredMNIST")`."""
 
 from domainbed.datasets.base import ArrayEnvironment, Environment, FileEnvironment, MultipleDomainDataset
 from domainbed.registry import Registry
@@ -25,12 +25,12 @@ BENCHMARK = ("ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome", "Terr
 
 
 def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
-    """The dataset class of this name. Raises UsageError where there is none."""
+    """Return the dataset class of this name. Raises UsageError if the name is unknown."""
     return DATASETS[name]
 
 
 def num_environments(name: str, root: str | None = None) -> int:
-    """How many environments the dataset of this name has; `root`, the data_dir, is where Folder looks for them."""
+    """Return the number of environments of a dataset; `root` is the data_dir (only `Folder` reads it)."""
     return len(DATASETS[name].environment_names(root))
 
 

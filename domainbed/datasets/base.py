@@ -1,7 +1,7 @@
-"""The contract of a dataset: a list of environments that says what an image and a label are, not how they are batched.
+"""The contract of a dataset: a list of environments. It defines images and labels, not how they are batched.
 
-Nothing here or in the dataset files imports torch when imported: listing environments and making a sweep's grid stay
-instant.
+Importing this module or a dataset's module does not import torch, so listing environments and building the grid of a
+sweep are instant.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,27 +11,27 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from domainbed.hparams_registry import Hparams
+from domainbed.hparams import Hparams
 
 
 @dataclass(frozen=True)
 class ArrayEnvironment:
-    """One environment whose images lie in memory.
+    """An environment whose images are in memory. They are never augmented.
 
     Attributes:
-        images: [n, channels, height, width]; uint8 in 0..255, or floating point as the network shall see it.
+        images: [n, channels, height, width]; uint8 in 0..255, or floating point, passed to the network unchanged.
         labels: [n], integers in 0..num_classes - 1.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    augmented: ClassVar[bool] = False  # only photographs are
+    is_augmented: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"images [n, channels, height, width] and labels [n] are wanted, "
-                f"not {self.images.shape} and {self.labels.shape}"
+                f"expected images [n, channels, height, width] and labels [n], "
+                f"got {self.images.shape} and {self.labels.shape}"
             )
 
     def __len__(self) -> int:
@@ -40,23 +40,23 @@ class ArrayEnvironment:
 
 @dataclass(frozen=True)
 class FileEnvironment:
-    """One environment whose images are files, of any size, to be seen at the dataset's `input_shape`.
+    """An environment whose images are files of any size. They are resized to the dataset's `input_shape`.
 
     Attributes:
-        folder: where the files lie.
-        files: [n], paths relative to `folder`.
+        folder: the folder that `files` are relative to.
+        files: [n], relative paths.
         labels: [n], integers in 0..num_classes - 1.
-        augmented: whether the published protocol shows its images augmented (in training and in evaluation alike).
+        is_augmented: whether images are augmented, in training and (as in the published protocol) in evaluation.
     """
 
     folder: Path
     files: Sequence[str]
     labels: np.ndarray
-    augmented: bool
+    is_augmented: bool
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.files),):
-            raise ValueError(f"there are {len(self.files)} files, but labels {self.labels.shape}")
+            raise ValueError(f"expected labels [{len(self.files)}], one per file, got {self.labels.shape}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,44 +66,54 @@ Environment: TypeAlias = ArrayEnvironment | FileEnvironment
 
 
 class MultipleDomainDataset:
-    """A dataset of several environments (domains) that share their classes.
+    """A dataset of several environments (domains) with the same classes.
 
-    A dataset's constructor takes `(root, test_envs, hparams, trial_seed)` and sets `environments`. What it holds may
-    depend on `trial_seed` and on nothing else of a job, so that all algorithms and hyperparameters of a trial see the
-    same data.
+    A subclass sets the class attributes and implements `__init__(root, test_envs, hparams, trial_seed)`, which sets
+    `environments`. The data must depend on no argument of a job other than `trial_seed`, so that all algorithms and
+    hyperparameters of a trial see the same images and labels.
 
-    Args of every constructor:
-        root: the user's data_dir, as given to `prepare`.
-        test_envs: indices of the environments that are not trained on (photographs are not augmented there).
-        hparams: the job's hyperparameters (for data_augmentation).
-        trial_seed: the trial's number.
+    Attributes:
+        ENVIRONMENTS: the environments' names.
+        N_STEPS: the default number of training steps.
+        CHECKPOINT_FREQ: the default number of steps between evaluations.
+        SMALL_IMAGES: selects the hyperparameters of small networks that are trained from scratch.
+        input_shape: (channels, height, width) of the images as the network receives them.
+        num_classes: the number of classes.
+        environments: one per name in ENVIRONMENTS.
+
+    Args:
+        root: the user's data_dir, as passed to `prepare`.
+        test_envs: indices of the test environments (photos are not augmented in these).
+        hparams: the job's hyperparameters (photo datasets read `data_augmentation`).
+        trial_seed: the number of the trial.
     """
 
     ENVIRONMENTS: ClassVar[list[str]]
     N_STEPS: ClassVar[int] = 5001
     CHECKPOINT_FREQ: ClassVar[int] = 100
+    SMALL_IMAGES: ClassVar[bool] = False
     input_shape: tuple[int, int, int]
     num_classes: int
     environments: Sequence[Environment]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
-        raise NotImplementedError(f"{type(self).__name__} has no constructor")
+        raise NotImplementedError(f"{type(self).__name__} must implement __init__")
 
     @classmethod
     def environment_names(cls, root: str | None) -> list[str]:
-        """The environments' names. Most datasets know them; one that is read from a tree has to look.
+        """Return the environments' names, which `Folder` reads from `root`.
 
         Raises:
-            UsageError: they are to be read, and can't be.
+            UsageError: the names cannot be read.
         """
         return cls.ENVIRONMENTS
 
     @classmethod
     def prepare(cls, root: str | None) -> None:
-        """See that the images are there (download them where that can be done); called before they are read.
+        """Check that the images exist and download them if possible; called before the dataset is constructed.
 
         Raises:
-            UsageError: they are not, with what to do about it.
+            UsageError: the images are missing; the message says how to get them.
         """
 
     def __getitem__(self, index: int) -> Environment:

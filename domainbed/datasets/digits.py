@@ -1,6 +1,6 @@
-"""ColoredDigits and RotatedDigits: the MNIST benchmarks' small twins, which need no download.
+"""ColoredDigits and RotatedDigits: small counterparts of the MNIST benchmarks that need no download.
 
-scikit-learn carries 1,797 digits scanned at 8x8 pixels (Alpaydin and Kaynak, UCI 1998).
+They use the 1,797 scanned digits of 8x8 pixels in scikit-learn (Alpaydin and Kaynak, UCI 1998).
 """
 
 import numpy as np
@@ -9,13 +9,13 @@ from domainbed.datasets.shifts import Colored, Digits, Rotated
 
 
 class ScannedDigits(Digits):
-    """scikit-learn's digits, their 17 grey levels stretched to 256. So few images need fewer steps."""
+    """scikit-learn's digits, with the 17 gray levels rescaled to 0..255."""
 
-    N_STEPS = 1001
+    N_STEPS = 1001  # few images need fewer steps
 
     @staticmethod
     def load_images(root: str | None) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.datasets import load_digits  # takes a second to import
+        from sklearn.datasets import load_digits  # imported here because it takes a second
 
         digits = load_digits()
         return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target

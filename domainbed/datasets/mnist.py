@@ -1,4 +1,4 @@
-"""ColoredMNIST and RotatedMNIST, on the complete MNIST: its training and its test images together."""
+"""ColoredMNIST and RotatedMNIST, on all 70,000 images of MNIST (training and test images together)."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ import numpy as np
 
 from domainbed.datasets.shifts import Colored, Digits, Rotated
 from domainbed.errors import UsageError
-from domainbed.hparams_registry import Hparams
+from domainbed.hparams import Hparams
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -21,7 +21,7 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-COMPLETE = 70_000
+NUM_IMAGES = 70_000
 
 
 class MNIST(Digits):
@@ -30,9 +30,9 @@ class MNIST(Digits):
     @classmethod
     def prepare(cls, root: str | None) -> None:
         if not root:
-            raise UsageError(f"{cls.__name__} needs --data_dir, the folder that holds MNIST/raw")
+            raise UsageError(f"{cls.__name__} requires --data_dir, the folder that contains MNIST/raw")
         if not Path(root).is_dir():
-            raise UsageError(f"--data_dir {root!r} is not a folder; make it first if MNIST is to be downloaded into it")
+            raise UsageError(f"--data_dir {root!r} is not a folder; create it to have MNIST downloaded into it")
         if missing_files(root):
             download(root)
 
@@ -55,10 +55,10 @@ class MNIST(Digits):
             digits = np.concatenate([part.targets.numpy() for part in parts])
             if len(images) != len(digits):
                 raise ValueError(f"{len(images)} images, but {len(digits)} labels")
-        except Exception as error:  # torchvision checks little and fails in many ways
+        except Exception as error:  # torchvision hardly validates and raises many kinds of errors
             raise UsageError(
                 f"cannot read MNIST in {raw_folder(root)}: {type(error).__name__}: {error}; "
-                "delete the folder to have it downloaded again"
+                "delete the folder to download MNIST again"
             ) from error
         return images, digits
 
@@ -76,42 +76,42 @@ class RotatedMNIST(Rotated, MNIST):
 
 
 def raw_folder(root: str | None) -> Path:
-    """Where torchvision looks for MNIST under `root`."""
+    """Return the folder in which torchvision expects MNIST under `root`."""
     return Path(str(root)) / "MNIST" / "raw"
 
 
 def warn_if_incomplete(root: str | None, n: int) -> None:
-    """Say so where `n`, the number of images, is not that of MNIST."""
-    if n != COMPLETE:
+    """Warn if the number of images `n` is not that of MNIST."""
+    if n != NUM_IMAGES:
         warnings.warn(
-            f"{raw_folder(root)} holds {n} images, not MNIST's {COMPLETE}: "
-            "the results won't compare with published ones",
+            f"{raw_folder(root)} has {n} images, not MNIST's {NUM_IMAGES}: "
+            "results are not comparable with published ones",
             stacklevel=3,
         )
 
 
 def missing_files(root: str) -> list[str]:
-    """Which of MNIST's four files are not there."""
+    """Return the names of MNIST's four files that do not exist."""
     return [name for name in FILES if not (raw_folder(root) / name).is_file()]
 
 
 def download(root: str) -> None:
-    """Let torchvision fetch MNIST into a folder aside; only what came whole is moved into place.
+    """Download MNIST with torchvision into a temporary folder and move complete files into place.
 
     Raises:
-        UsageError: it could not be fetched; `root` is as it was.
+        UsageError: the download failed; `root` is unchanged.
     """
     from torchvision import datasets
 
     timeout = socket.getdefaulttimeout()
     try:
-        with tempfile.TemporaryDirectory(dir=root, prefix=".mnist-") as aside:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".mnist-") as temporary:
             socket.setdefaulttimeout(30)
-            with contextlib.redirect_stdout(io.StringIO()):  # a line per mirror that did not answer
-                datasets.MNIST(aside, download=True)
+            with contextlib.redirect_stdout(io.StringIO()):  # one line per mirror that did not respond
+                datasets.MNIST(temporary, download=True)
             raw_folder(root).mkdir(parents=True, exist_ok=True)
             for name in missing_files(root):
-                os.replace(raw_folder(aside) / name, raw_folder(root) / name)
+                os.replace(raw_folder(temporary) / name, raw_folder(root) / name)
     except Exception as error:
         raise UsageError(
             f"MNIST is not in {raw_folder(root)} and could not be downloaded ({' '.join(str(error).split())}); "

@@ -1,4 +1,4 @@
-"""The benchmark's photographs: VLCS, PACS, OfficeHome, TerraIncognita, DomainNet and SVIRO, and trees of your own."""
+"""The photo datasets: VLCS, PACS, OfficeHome, TerraIncognita, DomainNet, SVIRO, and `Folder`, the user's own tree."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from domainbed.datasets.base import MultipleDomainDataset
-from domainbed.datasets.image_folders import plain, read_tree, subfolders
+from domainbed.datasets.image_folders import normalize_name, read_tree, subfolders
 from domainbed.errors import UsageError, suggest
-from domainbed.hparams_registry import Hparams
+from domainbed.hparams import Hparams
 
 
-class Photographs(MultipleDomainDataset):
-    """Images of any size in root/<environment>/<class>/, seen at 3x224x224.
+class PhotoDataset(MultipleDomainDataset):
+    """Images of any size in <dataset folder>/<environment>/<class>/, resized to 3x224x224.
 
-    Where `data_augmentation` is wanted, the training environments are augmented.
+    The training environments are augmented if the hyperparameter `data_augmentation` is set.
     """
 
     CHECKPOINT_FREQ = 300
@@ -29,24 +29,24 @@ class Photographs(MultipleDomainDataset):
 
     @classmethod
     def dataset_folder(cls, root: str | None) -> Path:
-        """The folder that holds the environments' folders. Raises UsageError where there is none."""
-        raise NotImplementedError(f"{cls.__name__} does not say where it lies")
+        """Return the folder that contains the environments' folders. Raises UsageError if it does not exist."""
+        raise NotImplementedError(f"{cls.__name__} must implement dataset_folder")
 
     @classmethod
     def environment_folders(cls, root: str | None) -> list[str]:
-        """The environments' folders in it, in order. Raises UsageError where they are not as they should be."""
-        raise NotImplementedError(f"{cls.__name__} does not say which environments it has")
+        """Return the names of the environments' folders, in order. Raises UsageError if one is missing."""
+        raise NotImplementedError(f"{cls.__name__} must implement environment_folders")
 
 
-class Folder(Photographs):
-    """A tree of your own, --data_dir/<environment>/<class>/<image>: environments and classes are what is there."""
+class Folder(PhotoDataset):
+    """The user's own tree, --data_dir/<environment>/<class>/<image>; the folders define environments and classes."""
 
     ENVIRONMENTS = []
 
     @classmethod
     def dataset_folder(cls, root: str | None) -> Path:
         if not root:
-            raise UsageError("Folder needs --data_dir, the folder that holds a folder per environment")
+            raise UsageError("Folder requires --data_dir, a folder with one subfolder per environment")
         return Path(root)
 
     @classmethod
@@ -54,7 +54,7 @@ class Folder(Photographs):
         folder = cls.dataset_folder(root)
         if len(found := subfolders(folder)) < 2:
             raise UsageError(
-                f"--data_dir {folder} must hold a folder per environment, two at least, not {found or 'none'}"
+                f"--data_dir {folder} must contain one folder per environment, at least two; found {found or 'none'}"
             )
         return found
 
@@ -66,15 +66,19 @@ class Folder(Photographs):
         super().__init__(root, test_envs, hparams, trial_seed)
         if self.num_classes < 2:
             raise UsageError(
-                f"--data_dir {root} holds a single class, {self.classes[0]}; the tree must be environment/class/image"
+                f"--data_dir {root} has a single class, {self.classes[0]}; the tree must be environment/class/image"
             )
 
 
-class PublishedDataset(Photographs):
-    """A dataset of the benchmark.
+class PublishedDataset(PhotoDataset):
+    """A photo dataset of the benchmark.
 
-    FOLDER: under --data_dir. ENVIRONMENT_FOLDERS: in it, for each environment. IMAGES: how many images each of them has
-    in the published tables (by total, where more than one is known). CLASSES: the classes' names, where they are few.
+    Attributes:
+        FOLDER: the dataset's folder under --data_dir.
+        ENVIRONMENT_FOLDERS: the folder of each environment in it.
+        NUM_CLASSES: the number of classes.
+        CLASSES: the names of the classes, if there are few.
+        IMAGES: known numbers of images per environment; those of the published tables come first.
     """
 
     FOLDER: ClassVar[str]
@@ -86,33 +90,33 @@ class PublishedDataset(Photographs):
     @classmethod
     def dataset_folder(cls, root: str | None) -> Path:
         if not root:
-            raise UsageError(f"{cls.__name__} needs --data_dir, the folder that holds {cls.FOLDER}/")
+            raise UsageError(f"{cls.__name__} requires --data_dir, the folder that contains {cls.FOLDER}/")
         if not (folder := Path(root) / cls.FOLDER).is_dir():
             raise UsageError(
-                f"{cls.__name__} is not there: {folder} is not a folder. How to get it: "
+                f"{cls.__name__} not found: {folder} is not a folder; to get it, run "
                 f"python -m domainbed.scripts.download --data_dir {root} --dataset {cls.__name__}"
             )
         return folder
 
     @classmethod
     def environment_folders(cls, root: str | None) -> list[str]:
-        """By name, whatever its case and the signs between words; what else lies there is not of the dataset."""
+        """Return the environments' folders, matched by name regardless of case and separators; ignore others."""
         folder = cls.dataset_folder(root)
         found = subfolders(folder)
-        there = {plain(name): name for name in found}
+        by_name = {normalize_name(name): name for name in found}
         for name in cls.ENVIRONMENT_FOLDERS:
-            if plain(name) not in there:
+            if normalize_name(name) not in by_name:
                 raise UsageError(
                     f"{folder} has no folder {name!r}, an environment of {cls.__name__}; {suggest(name, found)}"
                 )
-        return [there[plain(name)] for name in cls.ENVIRONMENT_FOLDERS]
+        return [by_name[normalize_name(name)] for name in cls.ENVIRONMENT_FOLDERS]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
         super().__init__(root, test_envs, hparams, trial_seed)
         if self.num_classes != self.NUM_CLASSES:
             warnings.warn(
-                f"{self.dataset_folder(root)} holds {self.num_classes} classes, not the {self.NUM_CLASSES} of "
-                f"{type(self).__name__}: the results won't compare with published ones",
+                f"{self.dataset_folder(root)} has {self.num_classes} classes, not the {self.NUM_CLASSES} of "
+                f"{type(self).__name__}: results are not comparable with published ones",
                 stacklevel=2,
             )
 
@@ -129,7 +133,7 @@ class VLCS(PublishedDataset):
 
 
 class PACS(PublishedDataset):
-    """Art, cartoons, photographs and sketches (Li et al., ICCV 2017)."""
+    """Art, cartoons, photos and sketches (Li et al., ICCV 2017)."""
 
     FOLDER = "PACS"
     ENVIRONMENTS = ["A", "C", "P", "S"]
@@ -140,7 +144,7 @@ class PACS(PublishedDataset):
 
 
 class OfficeHome(PublishedDataset):
-    """Things of offices and homes: art, clip art, products, photographs (Venkateswara et al., CVPR 2017)."""
+    """Objects of offices and homes: art, clip art, products and photos (Venkateswara et al., CVPR 2017)."""
 
     FOLDER = "office_home"
     ENVIRONMENTS = ["A", "C", "P", "R"]
@@ -150,9 +154,9 @@ class OfficeHome(PublishedDataset):
 
 
 class TerraIncognita(PublishedDataset):
-    """Animals before camera traps at four places (Beery et al., ECCV 2018).
+    """Animals photographed by camera traps at four locations (Beery et al., ECCV 2018).
 
-    The archive that the tables were made with is gone; what can be had today yields 24,330 images, not 24,788.
+    The archive used for the published tables (24,788 images) is no longer available; the current one has 24,330 images.
     """
 
     FOLDER = "terra_incognita"
@@ -164,9 +168,9 @@ class TerraIncognita(PublishedDataset):
 
 
 class DomainNet(PublishedDataset):
-    """Clip art, infographics, paintings, quick drawings, photographs and sketches (Peng et al., ICCV 2019).
+    """Clip art, infographics, paintings, quick drawings, photos and sketches (Peng et al., ICCV 2019).
 
-    The tables leave out images that stand in two environments; list them in domain_net/leave_out.txt.
+    The published tables leave out images that occur in two environments; list them in domain_net/leave_out.txt.
     """
 
     CHECKPOINT_FREQ = 1000
@@ -178,7 +182,7 @@ class DomainNet(PublishedDataset):
 
 
 class SVIRO(PublishedDataset):
-    """Rear seats of ten car models, rendered (Dias Da Cruz et al., WACV 2020)."""
+    """Rendered rear seats of ten car models (Dias Da Cruz et al., WACV 2020)."""
 
     FOLDER = "sviro"
     ENVIRONMENTS = ["aclass", "escape", "hilux", "i3", "lexus", "tesla", "tiguan", "tucson", "x5", "zoe"]

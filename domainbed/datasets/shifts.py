@@ -1,7 +1,7 @@
-"""From one set of digits to several environments: by the correlation of colour and label, or by rotation.
+"""Environments built from one set of digits: by the correlation of color and label, or by rotation.
 
-The colours follow Arjovsky et al. 2019, the rotations Ghifary et al. 2015, both as DomainBed has them, but for one
-thing: which image lands in which environment depends on the trial alone.
+The colors follow Arjovsky et al. 2019 and the rotations Ghifary et al. 2015, both as implemented in DomainBed, with one
+difference: the assignment of images to environments depends on the trial alone.
 """
 
 from collections.abc import Hashable, Sequence
@@ -13,47 +13,49 @@ from numpy.random import RandomState
 from PIL import Image
 
 from domainbed.datasets.base import ArrayEnvironment, MultipleDomainDataset
-from domainbed.hparams_registry import Hparams
+from domainbed.hparams import Hparams
 from domainbed.seeding import seed_hash
 
 LABEL_NOISE = 0.25
 
-
-Share: TypeAlias = tuple[np.ndarray, np.ndarray]  # images, uint8 [n, height, width] in 0..255, and digits [n] in 0..9
+# Images, uint8 [n, height, width] in 0..255, and digits [n] in 0..9.
+LabeledImages: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class Digits(MultipleDomainDataset):
-    """A set of digits, dealt out to environments."""
+    """A set of digits, partitioned into environments. A subclass implements `load_images` and `make_environments`."""
+
+    SMALL_IMAGES = True
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
-        self.environments = list(self._dealt_out(root, self.version(root), trial_seed))
+        self.environments = list(self._environments_of_trial(root, self.version(root), trial_seed))
 
     @classmethod
-    @lru_cache(maxsize=2)  # a process that trains job after job makes a trial's environments once
-    def _dealt_out(cls, root: str | None, version: Hashable, trial_seed: int) -> list[ArrayEnvironment]:
+    @lru_cache(maxsize=2)  # a process that runs several jobs of a trial builds its environments once
+    def _environments_of_trial(cls, root: str | None, version: Hashable, trial_seed: int) -> list[ArrayEnvironment]:
         rng = RandomState(seed_hash(trial_seed))
-        return cls.shifted(deal(*cls.load_images(root), len(cls.ENVIRONMENTS), rng), rng)
+        return cls.make_environments(partition(*cls.load_images(root), len(cls.ENVIRONMENTS), rng), rng)
 
     @staticmethod
-    def load_images(root: str | None) -> Share:
-        """All images and digits. They are taken to stay what they are as long as `version` does."""
-        raise NotImplementedError("a set of digits says how it is loaded")
+    def load_images(root: str | None) -> LabeledImages:
+        """Return all images and digits. The result is cached until `version` changes."""
+        raise NotImplementedError("a subclass must implement load_images")
 
     @staticmethod
     def version(root: str | None) -> Hashable:
-        """Something that changes when what `load_images` reads does."""
+        """Return a value that changes whenever the files that `load_images` reads change."""
         return None
 
     @classmethod
-    def shifted(cls, shares: Sequence[Share], rng: RandomState) -> list[ArrayEnvironment]:
-        """The environments, made of their shares of the digits."""
-        raise NotImplementedError("it says how environments differ")
+    def make_environments(cls, parts: Sequence[LabeledImages], rng: RandomState) -> list[ArrayEnvironment]:
+        """Return the environments, each made from one part of the digits."""
+        raise NotImplementedError("a subclass must implement make_environments")
 
 
 class Colored(Digits):
-    """Is the digit below 5? The colour knows better in training than it will in the test.
+    """Classify digits as below 5 or not; color predicts the label better than shape, but not in the test environment.
 
-    Colour and label agree in 90 % and 80 % of the first two environments' images, and in 10 % of the last one's.
+    Color and label agree in 90 % and 80 % of the images of the first two environments, and in 10 % of the last one's.
     """
 
     ENVIRONMENTS = ["+90%", "+80%", "-90%"]
@@ -61,54 +63,56 @@ class Colored(Digits):
     num_classes = 2
 
     @classmethod
-    def shifted(cls, shares: Sequence[Share], rng: RandomState) -> list[ArrayEnvironment]:
-        return [color(*share, d, rng) for share, d in zip(shares, cls.DISAGREEMENT, strict=True)]
+    def make_environments(cls, parts: Sequence[LabeledImages], rng: RandomState) -> list[ArrayEnvironment]:
+        return [color(*part, d, rng) for part, d in zip(parts, cls.DISAGREEMENT, strict=True)]
 
 
 class Rotated(Digits):
-    """Which digit is it, at an angle that training never showed?"""
+    """Classify digits at an angle that is not in the training environments."""
 
     ENVIRONMENTS = ["0", "15", "30", "45", "60", "75"]
     num_classes = 10
 
     @classmethod
-    def shifted(cls, shares: Sequence[Share], rng: RandomState) -> list[ArrayEnvironment]:
-        return [rotate(*share, int(e)) for share, e in zip(shares, cls.ENVIRONMENTS, strict=True)]
+    def make_environments(cls, parts: Sequence[LabeledImages], rng: RandomState) -> list[ArrayEnvironment]:
+        return [rotate(*part, int(angle)) for part, angle in zip(parts, cls.ENVIRONMENTS, strict=True)]
 
 
-def deal(images: np.ndarray, digits: np.ndarray, n: int, rng: RandomState) -> list[Share]:
-    """Shuffle, and deal the images out: environment i of `n` takes every n-th, from the i-th on."""
+def partition(images: np.ndarray, digits: np.ndarray, n: int, rng: RandomState) -> list[LabeledImages]:
+    """Shuffle the images and split them into `n` parts; part i takes every n-th image, starting at the i-th."""
     order = rng.permutation(len(images))
     return [(images[order[i::n]], digits[order[i::n]]) for i in range(n)]
 
 
 def color(images: np.ndarray, digits: np.ndarray, disagreement: float, rng: RandomState) -> ArrayEnvironment:
-    """Two classes, [digit < 5] with a quarter of the labels flipped, and a colour that tells the noisy label.
+    """Return an environment of two classes, [digit < 5] with 25 % label noise, whose colors predict the noisy label.
 
     Args:
         images: uint8 [n, height, width].
         digits: [n], 0..9.
-        disagreement: how often colour and label differ.
+        disagreement: probability that color and label differ.
 
     Returns:
-        images uint8 [n, 2, height, width], of which channel `colour` holds the digit and the other one zeros.
+        An environment with images uint8 [n, 2, height, width]. The channel of the color holds the digit, the other one
+        is zero.
     """
     labels = (digits < 5) ^ (rng.random_sample(len(digits)) < LABEL_NOISE)
-    colour = labels ^ (rng.random_sample(len(labels)) < disagreement)
-    both = np.zeros((len(images), 2, *images.shape[1:]), dtype=np.uint8)
-    both[np.arange(len(images)), colour.astype(int)] = images
-    return ArrayEnvironment(both, labels.astype(np.int64))
+    channel = labels ^ (rng.random_sample(len(labels)) < disagreement)
+    colored = np.zeros((len(images), 2, *images.shape[1:]), dtype=np.uint8)
+    colored[np.arange(len(images)), channel.astype(int)] = images
+    return ArrayEnvironment(colored, labels.astype(np.int64))
 
 
 def rotate(images: np.ndarray, digits: np.ndarray, degrees: int) -> ArrayEnvironment:
-    """Ten classes, turned counter-clockwise about the centre by PIL: bilinear, black fill, 256 grey levels.
+    """Return an environment of ten classes with the images rotated counterclockwise about their center.
 
-    torchvision's rotation of tensors is faster, but differs at the borders (by up to 112 grey levels on MNIST); PIL's
-    gives DomainBed's pixels to the bit.
+    PIL rotates (bilinear, black fill, 256 gray levels), and the result is bit-identical to DomainBed's. torchvision's
+    rotation of tensors is faster but differs at the borders, by up to 112 gray levels on MNIST.
 
     Args:
         images: uint8 [n, height, width].
         digits: [n], 0..9.
+        degrees: angle of rotation.
     """
-    turned = [np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR)) for image in images]
-    return ArrayEnvironment(np.stack(turned)[:, None], digits.astype(np.int64))
+    rotated = [np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR)) for image in images]
+    return ArrayEnvironment(np.stack(rotated)[:, None], digits.astype(np.int64))

@@ -1,4 +1,4 @@
-"""A dataset's folder beside what is known of it: environments, classes, counts, and whether every image decodes."""
+"""Verification of a dataset on disk: environments, classes and counts are compared, and every image is decoded."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,134 +11,127 @@ from tqdm import tqdm
 
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out, read_tree
-from domainbed.datasets.mnist import COMPLETE, FILES, MNIST, missing_files, raw_folder
-from domainbed.datasets.photos import Photographs, PublishedDataset
+from domainbed.datasets.mnist import MNIST, NUM_IMAGES, missing_files, raw_folder
+from domainbed.datasets.photos import PhotoDataset, PublishedDataset
 from domainbed.errors import UsageError, suggest
 from domainbed.files import atomic_write
 from domainbed.loading.decode import BadImageError, decode, read_file
 
-MNIST_MD5 = dict(
-    zip(
-        FILES,
-        (
-            "6bbc9ace898e44ae57da46a324031adb",
-            "a25bea736e30d166cdddb491f175f624",
-            "2646ac647ad5339dbf082846283269ea",
-            "27ae3e4e09519cfbb04c329615203637",
-        ),
-        strict=True,
-    )
-)
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
 
 
 @dataclass
-class Verdict:
-    """What was found.
+class Verification:
+    """The result of a verification.
 
     Attributes:
-        lines: for people.
-        sound: whether everything is as known, and every image whole.
+        lines: messages for the user.
+        is_valid: whether everything matches what is known and every image decodes.
         broken: the images that do not decode, as paths relative to the dataset's folder.
     """
 
     lines: list[str] = field(default_factory=list)
-    sound: bool = True
+    is_valid: bool = True
     broken: list[str] = field(default_factory=list)
 
-    def differs(self, line: str) -> None:
+    def add_problem(self, line: str) -> None:
         self.lines.append(line)
-        self.sound = False
+        self.is_valid = False
 
 
-def verify(dataset: type[MultipleDomainDataset], data_dir: str) -> Verdict:
-    """Look at all that a dataset has in data_dir.
+def verify(dataset: type[MultipleDomainDataset], data_dir: str) -> Verification:
+    """Verify all files of a dataset in data_dir.
 
     Raises:
-        UsageError: it is not there.
+        UsageError: the dataset does not exist there.
     """
-    if issubclass(dataset, Photographs):
-        return verify_photographs(dataset, data_dir)
+    if issubclass(dataset, PhotoDataset):
+        return verify_photos(dataset, data_dir)
     if issubclass(dataset, MNIST):
         return verify_mnist(data_dir)
-    return Verdict(["needs no files"])
+    return Verification(["no files needed"])
 
 
-def verify_photographs(dataset: type[Photographs], data_dir: str) -> Verdict:
-    verdict, root = Verdict(), dataset.dataset_folder(data_dir)
+def verify_photos(dataset: type[PhotoDataset], data_dir: str) -> Verification:
+    """Verify a photo dataset: compare it with known counts and classes, and decode every image."""
+    result, root = Verification(), dataset.dataset_folder(data_dir)
     try:
         folders = dataset.environment_folders(data_dir)
         environments, classes = read_tree(root, folders, [False] * len(folders))
     except UsageError as error:
-        verdict.differs(str(error))
-        return verdict
+        result.add_problem(str(error))
+        return result
     counts = [len(environment) for environment in environments]
     if issubclass(dataset, PublishedDataset):
-        compare_counts(verdict, folders, counts, dataset.IMAGES, (root / LEAVE_OUT_FILE).exists())
-        compare_classes(verdict, classes, dataset)
+        compare_counts(result, folders, counts, dataset.IMAGES, (root / LEAVE_OUT_FILE).exists())
+        compare_classes(result, classes, dataset)
     else:
-        verdict.lines += [f"{folder}: {n:,} images" for folder, n in zip(folders, counts, strict=True)]
-        verdict.lines.append(f"{sum(counts):,} images of {len(classes)} classes: {', '.join(classes)}")
+        result.lines += [f"{folder}: {n:,} images" for folder, n in zip(folders, counts, strict=True)]
+        result.lines.append(f"{sum(counts):,} images in {len(classes)} classes: {', '.join(classes)}")
     for path in sorted(read_leave_out(root)):
         if not (root / path).is_file():
-            verdict.lines.append(f"{root / LEAVE_OUT_FILE} names {path}, which is not there")
-    decode_all(verdict, root, [file for environment in environments for file in environment.files])
-    return verdict
+            result.lines.append(f"{root / LEAVE_OUT_FILE} lists {path}, which does not exist")
+    decode_all(result, root, [file for environment in environments for file in environment.files])
+    return result
 
 
 def compare_counts(
-    verdict: Verdict, folders: Sequence[str], counts: Sequence[int], known: Sequence[Sequence[int]], leaves_out: bool
+    result: Verification, folders: Sequence[str], counts: Sequence[int], known: Sequence[Sequence[int]], has_list: bool
 ) -> None:
-    """Tell the images of each environment beside those of the nearest known count."""
+    """Compare the images per environment with the closest of the known counts; the published one is the first."""
     total = f"{sum(counts):,} images"
     if not known:
-        verdict.lines += [f"{folder}: {n:,} images" for folder, n in zip(folders, counts, strict=True)]
-        verdict.lines.append(f"{total}; no published count to compare them with")
+        result.lines += [f"{folder}: {n:,} images" for folder, n in zip(folders, counts, strict=True)]
+        result.lines.append(f"{total}; no published count to compare with")
         return
-    nearest = min(known, key=lambda published: np.abs(np.subtract(published, counts)).sum())
-    for folder, n, published in zip(folders, counts, nearest, strict=True):
-        more = f", {n - published:,} too many" if n > published else ""
-        verdict.lines.append(f"{folder}: {n:,} of {published:,} images{more}")
-    if tuple(counts) == tuple(nearest):
-        as_known = (
-            "as published" if nearest is known[0] else f"as known, but the published tables had {sum(known[0]):,}"
-        )
-        verdict.lines.append(f"{total}, {as_known}")
-    elif all(n <= published for n, published in zip(counts, nearest, strict=True)):
-        verdict.differs(f"{total}, a part only of the {sum(nearest):,} published")
+    closest = min(known, key=lambda candidate: np.abs(np.subtract(candidate, counts)).sum())
+    for folder, n, expected in zip(folders, counts, closest, strict=True):
+        excess = f", {n - expected:,} too many" if n > expected else ""
+        result.lines.append(f"{folder}: {n:,} of {expected:,} images{excess}")
+    if tuple(counts) == tuple(closest):
+        is_published = closest is known[0]
+        origin = "as published" if is_published else f"a known count; the published tables used {sum(known[0]):,}"
+        result.lines.append(f"{total}, {origin}")
+    elif all(n <= expected for n, expected in zip(counts, closest, strict=True)):
+        result.add_problem(f"{total}, only part of the {sum(closest):,} published")
     else:
-        hint = "" if leaves_out else f"; is there a {LEAVE_OUT_FILE} to be had?"
-        verdict.differs(f"{total}, not the {sum(nearest):,} published{hint}")
+        hint = "" if has_list else f"; does the dataset need a {LEAVE_OUT_FILE}?"
+        result.add_problem(f"{total}, not the {sum(closest):,} published{hint}")
 
 
-def compare_classes(verdict: Verdict, classes: Sequence[str], dataset: type[PublishedDataset]) -> None:
+def compare_classes(result: Verification, classes: Sequence[str], dataset: type[PublishedDataset]) -> None:
+    """Compare the classes with the published ones."""
     if len(classes) != dataset.NUM_CLASSES:
-        verdict.differs(f"{len(classes)} classes, not {dataset.NUM_CLASSES}")
+        result.add_problem(f"{len(classes)} classes, not {dataset.NUM_CLASSES}")
     else:
-        verdict.lines.append(f"{len(classes)} classes")
+        result.lines.append(f"{len(classes)} classes")
     if dataset.CLASSES:
         for name in sorted(set(classes).difference(dataset.CLASSES)):
-            verdict.differs(f"class {name!r} is none of {dataset.__name__}'s; {suggest(name, dataset.CLASSES)}")
+            result.add_problem(f"{name!r} is not a class of {dataset.__name__}; {suggest(name, dataset.CLASSES)}")
         for name in sorted(set(dataset.CLASSES).difference(classes)):
-            verdict.differs(f"class {name!r} is missing")
+            result.add_problem(f"class {name!r} is missing")
 
 
-def decode_all(verdict: Verdict, root: Path, files: Sequence[str]) -> None:
-    """Decode every image, in a process a CPU core: with threads, it took more than twice as long."""
-    results = Parallel(n_jobs=-1, return_as="generator")(delayed(trouble)(root, file) for file in files)
-    unreadable = 0
-    for file, found in zip(files, tqdm(results, total=len(files), unit=" images", disable=None), strict=True):
-        if isinstance(found, BadImageError):
-            verdict.broken.append(file)
-        elif found:
-            unreadable += 1
-        if found:
-            verdict.differs(str(found))
-    n_bad = len(verdict.broken) + unreadable
-    verdict.lines.append(f"{n_bad:,} of {len(files):,} images broken" if n_bad else f"all {len(files):,} images decode")
+def decode_all(result: Verification, root: Path, files: Sequence[str]) -> None:
+    """Decode every image, with one process per CPU core (threads took more than twice as long)."""
+    errors = Parallel(n_jobs=-1, return_as="generator")(delayed(check_image)(root, file) for file in files)
+    n_bad = 0
+    for file, error in zip(files, tqdm(errors, total=len(files), unit=" images", disable=None), strict=True):
+        if error is not None:
+            n_bad += 1
+            result.add_problem(str(error))
+        if isinstance(error, BadImageError):
+            result.broken.append(file)
+    result.lines.append(f"{n_bad:,} of {len(files):,} images broken" if n_bad else f"all {len(files):,} images decode")
 
 
-def trouble(root: Path, file: str) -> UsageError | None:
-    """What is wrong with an image, if something is."""
+def check_image(root: Path, file: str) -> UsageError | None:
+    """Return the error that reading an image raises, or None."""
     try:
         decode(read_file(root / file), file)
     except UsageError as error:
@@ -146,31 +139,32 @@ def trouble(root: Path, file: str) -> UsageError | None:
     return None
 
 
-def verify_mnist(data_dir: str) -> Verdict:
-    """Compare MNIST's four files with those that are known."""
+def verify_mnist(data_dir: str) -> Verification:
+    """Compare the checksums of MNIST's four files with the known ones."""
     if missing := missing_files(data_dir):
-        raise UsageError(f"MNIST is not there: {raw_folder(data_dir)} lacks {', '.join(missing)}")
-    verdict = Verdict()
-    for name, known in MNIST_MD5.items():
-        came = hashlib.md5((raw_folder(data_dir) / name).read_bytes(), usedforsecurity=False).hexdigest()
-        if came != known:
-            verdict.differs(f"{raw_folder(data_dir) / name} has the md5 {came}, not {known}")
-    if verdict.sound:
-        verdict.lines.append(f"{COMPLETE:,} images, as published")
-    return verdict
+        raise UsageError(f"MNIST not found: {raw_folder(data_dir)} lacks {', '.join(missing)}")
+    result = Verification()
+    for name, expected in MNIST_MD5.items():
+        path = raw_folder(data_dir) / name
+        actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if actual != expected:
+            result.add_problem(f"{path} has MD5 {actual}, expected {expected}")
+    if result.is_valid:
+        result.lines.append(f"{NUM_IMAGES:,} images, as published")
+    return result
 
 
 def write_leave_out(root: Path, files: Sequence[str]) -> Path:
-    """Add files, as paths relative to root, to root/leave_out.txt, and return its path. What stands there stays.
+    """Append files, as paths relative to root, to root/leave_out.txt and return its path.
 
     Raises:
-        UsageError: a name can't be written there.
+        UsageError: the format cannot represent a file's name.
     """
     path = root / LEAVE_OUT_FILE
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    new_line = "\n" if before and not before.endswith("\n") else ""
-    with atomic_write(path) as whole:
-        whole.write((before + new_line + "".join(f"{file}\n" for file in files)).encode())
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    new_line = "\n" if old and not old.endswith("\n") else ""
+    with atomic_write(path) as file:
+        file.write((old + new_line + "".join(f"{name}\n" for name in files)).encode())
     if unlisted := sorted(set(files) - read_leave_out(root)):
-        raise UsageError(f"{path} can't hold such names; delete or rename {', '.join(unlisted)}")
+        raise UsageError(f"{path} cannot list these names; delete or rename {', '.join(unlisted)}")
     return path

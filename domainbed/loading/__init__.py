@@ -1,1 +1,1 @@
-"""How images reach the network: which ones are trained on, which make a batch, and where they lie."""
+"""How images reach the network: splits, sampling, decoding, augmentation, caches, and transfer to the device."""

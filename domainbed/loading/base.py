@@ -1,4 +1,4 @@
-"""The contract of a feed: it is asked for batches by index and brings them, in order, to the device."""
+"""The contract of a feed: it receives requests for batches and yields the batches, in order, on the device."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
@@ -10,14 +10,14 @@ Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # images [n, channels, hei
 
 
 class Request(NamedTuple):
-    """A batch of one environment.
+    """A request for a batch of one environment.
 
     Attributes:
-        env: the environment's number.
-        indices: [n], which of its images.
-        augmentation_key: names the table of numbers that says how each image is augmented; None to leave them as they
-            are. Images that are never augmented (arrays) ignore it.
-        row: the first of the table's n rows that are meant.
+        env: index of the environment.
+        indices: [n], indices of the images.
+        augmentation_key: selects the table of random numbers for the augmentation; None for no augmentation.
+            Array environments, which are never augmented, ignore it.
+        row: the table's row for the first image; the others use the rows that follow.
     """
 
     env: int
@@ -27,11 +27,11 @@ class Request(NamedTuple):
 
 
 class Feed:
-    """Brings images to the device.
+    """A source of batches on the device.
 
     Attributes:
-        batch_size: how many images at once are good for evaluation.
-        bad_images: the files that could not be decoded and were replaced.
+        batch_size: a good batch size for evaluation.
+        bad_images: broken files that were replaced by other images.
     """
 
     batch_size: int
@@ -40,11 +40,11 @@ class Feed:
         self.bad_images: set[str] = set()
 
     def batches(self, requests: Iterable[Sequence[Request]]) -> Iterator[list[Batch]]:
-        """For each of `requests`, which may be endless, the batches that it asks for, on the device.
+        """Yield, for each element of `requests`, its batches on the device.
 
-        Requests are read ahead of what has been delivered.
+        `requests` may be endless and is read ahead of the batches.
 
         Raises:
-            UsageError: an image can't be read.
+            UsageError: an image cannot be read.
         """
-        raise NotImplementedError(f"{type(self).__name__} feeds nothing")
+        raise NotImplementedError(f"{type(self).__name__} must implement batches")

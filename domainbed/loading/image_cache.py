@@ -1,8 +1,9 @@
-"""The optional cache of photographs: a pack for each environment, made once and shared by all jobs."""
+"""The optional cache of photos (`--cache`): one pack per environment, built once and shared by all jobs."""
 
 import glob
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,127 +18,123 @@ from domainbed.files import file_lock
 from domainbed.loading.pack import Pack, write_pack
 
 LOCK_FILE = ".lock"
-SLICE = 500  # files that a thread looks at in one go
-INDEX_BYTES = 24  # that an image takes in a pack's index, at most
+FILES_PER_TASK = 500
+INDEX_BYTES = 24  # upper bound of an image's size in a pack's index
 
 
 def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Sequence[str]]) -> list[Pack] | None:
-    """The packs of a dataset's environments, made first where they are missing or their files have changed.
+    """Return the packs of a dataset's environments, after building those that are missing or outdated.
 
-    They hold pixels, if all of these fit, else the files' bytes. Of several jobs that want them at once, one makes them
-    and the others wait.
+    Packs store pixels if all of them fit within the limit, else the files' bytes. If several jobs need the same packs,
+    one builds them and the others wait.
 
     Args:
-        directory: of the cache; made where it is not there.
-        limit_gb: the most that the directory may hold, in GiB, packs of other datasets included.
-        environments: name -> paths of its image files. The name begins the pack's.
+        directory: the cache's folder, created if it does not exist.
+        limit_gb: the maximum size of this folder in GiB, including packs of other datasets.
+        environments: name -> paths of the image files. A pack's file name starts with the environment's name.
 
     Returns:
-        A pack an environment; None, with a message, where there is no room for them, or the directory can't be used.
+        One pack per environment; None, after printing why, if they do not fit or the folder cannot be written.
 
     Raises:
-        UsageError: an image can't be read.
+        UsageError: an image file cannot be read.
     """
-    wanted = [_Wanted(directory, name, files) for name, files in environments.items()]
-    if packs := _opened(wanted):
+    entries = [_CacheEntry(directory, name, files) for name, files in environments.items()]
+    if packs := _open_all(entries):
         return packs
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with file_lock(directory / LOCK_FILE, f"waiting for another job to fill the cache {directory}"):
-            _fill(directory, limit_gb, [one for one in wanted if not one.open()])
-            packs = _opened(wanted)
+            _build(directory, limit_gb, [entry for entry in entries if not entry.open()])
+            packs = _open_all(entries)
     except OSError as error:
-        tqdm.write(f"the cache {directory} can't be filled ({error}): images are read from their files")
+        tqdm.write(f"cannot write to the cache {directory} ({error}); reading images from their files")
         return None
     if packs is None:
-        tqdm.write(f"the cache {directory} has no room under --cache_gb {limit_gb:g}: images are read from their files")
+        tqdm.write(f"the images do not fit in the cache {directory} (--cache_gb {limit_gb:g}); reading them from files")
     return packs
 
 
-class _Wanted:
-    """An environment's pack, there or not yet."""
+class _CacheEntry:
+    """The pack of an environment, whether or not it exists yet."""
 
     def __init__(self, directory: Path, name: str, files: Sequence[str]) -> None:
         self.files = files
         self.fingerprint = fingerprint(files)
-        # The same name in another folder has another pack, and so has another list of its files.
+        # The same name in another folder, or another selection of the same files, has a pack of its own.
         self.stem = f"{name}-{_short_hash(os.path.dirname(files[0]))}"
         self.path = directory / f"{self.stem}-{_short_hash(*files)}.pack"
 
     def open(self) -> Pack | None:
-        """The pack, if it is there and its files are still what they were."""
-        with suppress(OSError, ValueError, KeyError):
+        """Return the pack if it exists and its files have not changed."""
+        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
             pack = Pack(self.path, self.files)
             if pack.fingerprint == self.fingerprint:
                 return pack
         return None
 
 
-def _opened(wanted: Sequence[_Wanted]) -> list[Pack] | None:
-    packs = [pack for one in wanted if (pack := one.open())]
-    return packs if len(packs) == len(wanted) else None
+def _open_all(entries: Sequence[_CacheEntry]) -> list[Pack] | None:
+    packs = [pack for entry in entries if (pack := entry.open())]
+    return packs if len(packs) == len(entries) else None
 
 
-def _fill(directory: Path, limit_gb: float, missing: Sequence[_Wanted]) -> None:
-    """Make the packs that are missing, if there is room for all of them."""
+def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry]) -> None:
+    """Build missing packs if there is room for all of them. The caller holds the lock."""
     if not missing:
-        return  # another job has made them
-    for unfinished in directory.glob("*.part"):  # of a job that was killed: only who holds the lock writes
+        return  # another job built them
+    for unfinished in directory.glob("*.part"):  # left by a killed job, because only the lock's owner writes
         unfinished.unlink()
-    for one in missing:
-        one.path.unlink(missing_ok=True)  # it is outdated, and takes room
-    is_decoded = _choose_form(missing, limit_gb * 2**30 - _bytes_in(directory))
+    for entry in missing:
+        entry.path.unlink(missing_ok=True)  # outdated
+    is_decoded = _choose_format(missing, limit_gb * 2**30 - _size_of_folder(directory))
     if is_decoded is None:
-        for one in missing:  # lists of the same files that somebody may have done with
-            for other in directory.glob(f"{glob.escape(one.stem)}-*.pack"):
+        for entry in missing:  # make room by deleting other selections of the same files
+            for other in directory.glob(f"{glob.escape(entry.stem)}-*.pack"):
                 other.unlink()
-        is_decoded = _choose_form(missing, limit_gb * 2**30 - _bytes_in(directory))
+        is_decoded = _choose_format(missing, limit_gb * 2**30 - _size_of_folder(directory))
     if is_decoded is None:
         return
-    total = sum(len(one.files) for one in missing)
+    total = sum(len(entry.files) for entry in missing)
     with tqdm(total=total, desc=f"filling {directory}", unit="image", disable=None) as bar:
-        for one in missing:
-            write_pack(one.path, one.files, one.fingerprint, is_decoded, joblib.cpu_count(), bar)
+        for entry in missing:
+            write_pack(entry.path, entry.files, entry.fingerprint, is_decoded, joblib.cpu_count(), bar)
 
 
 def fingerprint(files: Sequence[str]) -> str:
-    """A hash of the files' names, sizes and times of change. (Threads would take five times as long to ask for these.)
+    """Return a hash of the files' names, sizes and modification times. (Threads would make this five times slower.)
 
     Raises:
-        UsageError: one is not there.
+        UsageError: a file does not exist.
     """
     digest = hashlib.sha256()
     for file in files:
         try:
             stat = os.stat(file)
         except OSError as error:
-            raise UsageError(f"can't read {file}: {error.strerror}") from error
+            raise UsageError(f"cannot read {file}: {error.strerror}") from error
         digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _total(size_of: Callable[[Sequence[str]], int], files: Sequence[str]) -> int:
-    """The sizes of all files together, asked for in slices: a task a file would cost more than what it does."""
-    slices = [files[i : i + SLICE] for i in range(0, len(files), SLICE)]
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        return sum(pool.map(size_of, slices))
-
-
-def _short_hash(*words: str) -> str:
-    return hashlib.md5("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:8]
-
-
-def _choose_form(missing: Sequence[_Wanted], room: float) -> bool | None:
-    """Whether the images are kept as pixels (True) or as their files' bytes (False); None where neither fits."""
-    files = [file for one in missing for file in one.files]
+def _choose_format(missing: Sequence[_CacheEntry], room: float) -> bool | None:
+    """Return True if the pixels of all images fit in `room` bytes, False if only their files do, else None."""
+    files = [file for entry in missing for file in entry.files]
     room -= INDEX_BYTES * (len(files) + 100 * len(missing))
-    if _total(_decoded_bytes, files) <= room:
+    if _sum_sizes(_decoded_bytes, files) <= room:
         return True
-    return False if _total(_file_bytes, files) <= room else None
+    return False if _sum_sizes(_file_bytes, files) <= room else None
+
+
+def _sum_sizes(size_of: Callable[[Sequence[str]], int], files: Sequence[str]) -> int:
+    """Return the total size of all files, computed by threads in chunks (one task per file would cost more)."""
+    chunks = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        return sum(pool.map(size_of, chunks))
 
 
 def _decoded_bytes(files: Sequence[str]) -> int:
-    """The size of images' pixels; their headers tell, nothing is decoded. A broken image takes no room."""
+    """Return the size of the images' pixels according to their headers, without broken images."""
     total = 0
     for file in files:
         with suppress(Exception), Image.open(file) as image:
@@ -149,6 +146,10 @@ def _file_bytes(files: Sequence[str]) -> int:
     return sum(map(os.path.getsize, files))
 
 
-def _bytes_in(directory: Path) -> int:
+def _size_of_folder(directory: Path) -> int:
     with os.scandir(directory) as entries:
         return sum(entry.stat().st_size for entry in entries)
+
+
+def _short_hash(*words: str) -> str:
+    return hashlib.md5("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:8]

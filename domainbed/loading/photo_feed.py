@@ -1,12 +1,13 @@
-"""Environments whose images are photographs: read, cropped to one size, augmented and brought to the device.
+"""The feed of photo environments: images are read, cropped to one size, augmented and moved to the device.
 
-Worker processes, shared by all environments, prepare whole requests ahead of the training loop.
+Worker processes, shared by all environments, prepare complete requests ahead of the training loop.
 """
 
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,20 +17,20 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
-from domainbed.loading.augmentation import COLUMNS, Augmentation, augmented, normalised, resized_crop, to_bytes
+from domainbed.loading.augmentation import NUM_UNIFORMS, Augmentation, augment, normalize, resized_crop, to_bytes
 from domainbed.loading.base import Batch, Feed, Request
 from domainbed.loading.decode import BadImageError, decode, read_file
-from domainbed.loading.sampling import uniforms
+from domainbed.loading.sampling import draw_uniforms
 
 
-class Images(Protocol):
-    """Images by number: uint8 [height, width, 3] of any size, or BadImageError."""
+class ImageSource(Protocol):
+    """Images by index: uint8 [height, width, 3] of any size. Raises BadImageError for a broken image."""
 
     def __getitem__(self, i: int) -> torch.Tensor: ...
 
 
-class Files:
-    """Images in their files."""
+class FileImages:
+    """Images read from their files."""
 
     def __init__(self, files: Sequence[str]) -> None:
         self._files = files
@@ -39,23 +40,24 @@ class Files:
 
 
 class PhotoEnvironment(NamedTuple):
-    """What a feed of photographs knows of an environment.
+    """The images of one environment.
 
     Attributes:
-        images: to read from.
-        files: [n], their names.
+        images: the source of the pixels.
+        files: [n], file names.
         labels: [n].
-        part: [n], the number of the part (in, out, …) that each belongs to: a broken image is replaced within it.
+        part: [n], index of the split's part (in, out, uda) that each image belongs to. A broken image is replaced by
+            another one of the same part.
     """
 
-    images: Images
+    images: ImageSource
     files: Sequence[str]
     labels: np.ndarray
     part: np.ndarray
 
 
-class Prepared(NamedTuple):
-    """A request that is met: uint8 images [n, 3, *size], and the augmentation that the device has yet to apply."""
+class PreparedBatch(NamedTuple):
+    """A batch on the host: uint8 images [n, 3, *size], and the augmentation that remains for the device, if any."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -64,14 +66,14 @@ class Prepared(NamedTuple):
 
 
 class PhotoFeed(Feed):
-    """Reads photographs of any size and brings them as the network wants them.
+    """A feed of photos of any size.
 
     Args:
-        environments: where the images are.
-        size: (height, width) that the network wants.
-        device: where batches are wanted.
-        workers: processes that read ahead; 0 to read in this one.
-        skip_bad: put another image of its class and part in a broken one's place.
+        environments: the images.
+        size: (height, width) of the batches.
+        device: the device of the batches.
+        workers: number of worker processes; with 0, images are read in this process.
+        skip_bad: replace a broken image by another one of its class and part.
     """
 
     def __init__(
@@ -86,102 +88,111 @@ class PhotoFeed(Feed):
         self.batch_size = 32 if device.type == "cpu" else 256
         self._device = device
         self._workers = workers
-        self._desk = _Desk(environments, size, augment=device.type == "cpu", skip_bad=skip_bad)
+        self._dataset = _RequestDataset(environments, size, augment_here=device.type == "cpu", skip_bad=skip_bad)
 
     def batches(self, requests: Iterable[Sequence[Request]]) -> Iterator[list[Batch]]:
         loader = DataLoader(
-            self._desk,
-            sampler=requests,  # any iterable will do, an endless one too
+            self._dataset,
+            sampler=requests,  # any iterable works, even an endless one
             batch_size=None,
             num_workers=self._workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=self._device.type == "cuda" and self._workers > 0,
-            worker_init_fn=_deaf,
-            generator=torch.Generator(),  # its seed for workers is drawn from here, not from the job's generator
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # for the workers' seeds, which would otherwise advance the job's generator
         )
         for prepared in loader:
             if isinstance(prepared, UsageError):
                 raise prepared
-            yield [self._deliver(one) for one in prepared]
+            yield [self._finish(batch) for batch in prepared]
 
-    def _deliver(self, prepared: Prepared) -> Batch:
-        for file in prepared.replaced:
+    def _finish(self, batch: PreparedBatch) -> Batch:
+        for file in batch.replaced:
             if file not in self.bad_images:
                 self.bad_images.add(file)
-                tqdm.write(f"{file} is a broken image; another of its class takes its place")
-        x = prepared.images.to(self._device, non_blocking=True)
-        if prepared.augmentation is not None:
-            x = augmented(x.float(), prepared.augmentation)
-        return normalised(x), prepared.labels.to(self._device, non_blocking=True)
+                tqdm.write(f"Replacing broken image {file} by another one of its class")
+        x = batch.images.to(self._device, non_blocking=True)
+        if batch.augmentation is not None:
+            x = augment(x.float(), batch.augmentation)
+        return normalize(x), batch.labels.to(self._device, non_blocking=True)
 
 
-class _Desk(Dataset):
-    """Where requests are worked on: in a worker process, or in the job's own.
+@dataclass(eq=False)
+class _RequestDataset(Dataset):
+    """A dataset whose indices are requests and whose items are batches, prepared in a worker process or the job's own.
 
-    Args:
-        augment: flip the crops and change their colours here; else it is left to the device.
+    Attributes:
+        environments, size, skip_bad: as for PhotoFeed.
+        augment_here: flip the crops and change their colors here rather than on the device.
     """
 
-    def __init__(
-        self, environments: Sequence[PhotoEnvironment], size: tuple[int, int], augment: bool, skip_bad: bool
-    ) -> None:
-        self._environments = environments
-        self._size = size
-        self._augment = augment
-        self._skip_bad = skip_bad
+    environments: Sequence[PhotoEnvironment]
+    size: tuple[int, int]
+    augment_here: bool
+    skip_bad: bool
 
-    def __getitem__(self, requests: Sequence[Request]) -> list[Prepared] | UsageError:
-        """Errors are returned: raised, they would come out of the worker wrapped in its traceback."""
+    def __getitem__(self, requests: Sequence[Request]) -> list[PreparedBatch] | UsageError:
+        """Return errors rather than raising them, because DataLoader wraps those of a worker in its traceback."""
         try:
             with torch.no_grad():
                 return [self._prepare(request) for request in requests]
         except UsageError as error:
             return error
 
-    def _prepare(self, request: Request) -> Prepared:
-        environment = self._environments[request.env]
-        n = len(request.indices)
+    def _prepare(self, request: Request) -> PreparedBatch:
+        environment = self.environments[request.env]
         augmentation = None
         if request.augmentation_key is not None:
-            rows = request.row, request.row + n
-            augmentation = Augmentation(uniforms(request.augmentation_key, *rows, COLUMNS))
+            stop = request.row + len(request.indices)
+            augmentation = Augmentation(draw_uniforms(request.augmentation_key, request.row, stop, NUM_UNIFORMS))
         crops: list[torch.Tensor] = []
         replaced: list[str] = []
         for i, index in enumerate(request.indices.tolist()):
             image = self._read(environment, index, replaced)
             height, width = image.shape[:2]
             box = augmentation.crop(i, height, width) if augmentation else (0, 0, height, width)
-            crop = resized_crop(image, box, self._size)
-            if augmentation and self._augment:  # one by one, while the image is in the CPU's cache
-                # Bytes again (as in the published pipeline at every step): they are a quarter of the way.
-                crop = to_bytes(augmented(crop[None].float(), augmentation[i : i + 1]))[0]
+            crop = resized_crop(image, box, self.size)
+            if augmentation and self.augment_here:  # one by one, while the image is in the CPU's cache
+                # Rounded to uint8 (as in the published pipeline after each step), a quarter of the bytes to transfer.
+                crop = to_bytes(augment(crop[None].float(), augmentation[i : i + 1]))[0]
             crops.append(crop)
         labels = torch.from_numpy(environment.labels[request.indices])
-        return Prepared(torch.stack(crops), labels, None if self._augment else augmentation, replaced)
+        return PreparedBatch(torch.stack(crops), labels, None if self.augment_here else augmentation, replaced)
 
     def _read(self, environment: PhotoEnvironment, index: int, replaced: list[str]) -> torch.Tensor:
+        """Return an image or, with skip_bad, its replacement; add the broken files to `replaced`."""
         try:
             return environment.images[index]
         except BadImageError as error:
-            if not self._skip_bad:
+            if not self.skip_bad:
                 raise UsageError(
-                    f"{error}; mend it, name it in leave_out.txt (scripts.download --verify --write_leave_out finds "
-                    "all such files), or give --on_bad_image skip"
+                    f"{error}; repair it, list it in leave_out.txt (scripts.download --verify --write_leave_out lists "
+                    "all broken images), or use --on_bad_image skip"
                 ) from error
             replaced.append(environment.files[index])
-        for other in replacements(environment, index):
+        for candidate in replacement_candidates(environment, index):
             try:
-                return environment.images[other]
+                return environment.images[candidate]
             except BadImageError:
-                replaced.append(environment.files[other])
-        raise UsageError(f"{environment.files[index]} is broken, and so is every other image of its class and split")
+                replaced.append(environment.files[candidate])
+        raise UsageError(f"{environment.files[index]} and all other images of its class and split are broken")
 
 
-def _deaf(worker: int) -> None:
-    """A signal to stop reaches a job's every process, but is its main process's to answer, which needs the others yet.
+def replacement_candidates(environment: PhotoEnvironment, index: int) -> Iterator[int]:
+    """Yield the other images of the same class and part, starting after `index` and wrapping around."""
+    is_candidate = (environment.labels == environment.labels[index]) & (environment.part == environment.part[index])
+    (candidates,) = np.nonzero(is_candidate)
+    start = int(np.searchsorted(candidates, index))
+    yield from np.roll(candidates, -start)[1:].tolist()
 
-    (They end with it in any case.)
-    """
+
+def _identity(prepared: object) -> object:
+    """Replace DataLoader's collate function, which would convert everything to tensors."""
+    return prepared
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ignore signals to stop: the job's main process handles them and still needs its workers, which exit with it."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -189,36 +200,24 @@ def _deaf(worker: int) -> None:
 
 @contextmanager
 def explain_dead_worker() -> Iterator[None]:
-    """Within it, the death of a feed's process is the user's to answer.
+    """Turn the death of a worker process into a UsageError that says what to change.
 
-    It stands around all that is done while a feed works: torch hears of a death by a signal, whatever runs then.
+    The block must contain everything that runs while a feed is in use: DataLoader reports a dead worker from a signal
+    handler, which may interrupt any code.
     """
     try:
         try:
             yield
-        except (ConnectionError, EOFError):  # it may have died as it handed images over; then the signal ends this
+        except (ConnectionError, EOFError):  # the worker may have died during a transfer, and the signal follows
             time.sleep(5)
             raise
     except RuntimeError as error:
         death: BaseException | None = error
         while death is not None and "DataLoader worker" not in str(death):
-            death = death.__context__  # what it interrupts may fail in turn, as writing a checkpoint does
+            death = death.__context__  # the interrupted code may have failed in turn, e.g. writing a checkpoint
         if death is None:
             raise
         raise UsageError(
-            f"a process that reads photographs died ({death}); memory or /dev/shm (docker run --shm-size) may be too "
-            "small: give fewer --loader_workers, or 0 to read in the job's own process"
+            f"an image loader process died ({death}); it may have run out of memory or of /dev/shm (docker run "
+            "--shm-size): reduce --loader_workers, or use 0 to read images in the job's own process"
         ) from error
-
-
-def replacements(environment: PhotoEnvironment, index: int) -> Iterator[int]:
-    """The other images of the same class and part, from the next one on, around to the one before."""
-    alike = (environment.labels == environment.labels[index]) & (environment.part == environment.part[index])
-    (others,) = np.nonzero(alike)
-    start = int(np.searchsorted(others, index))
-    yield from np.roll(others, -start)[1:].tolist()
-
-
-def _as_it_is(prepared: object) -> object:
-    """In place of DataLoader's conversion of everything to tensors."""
-    return prepared

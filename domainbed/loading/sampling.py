@@ -1,37 +1,40 @@
-"""Which images make the batch of a step: a function of (job seed, environment, step), never of the batches before it.
+"""Sampling of the images of each batch: a function of (job seed, environment, step), independent of earlier batches.
 
-So there is no state to save. A resumed job, a pool of workers and a captured graph all see the same images.
+There is therefore no state to save: a resumed job, a pool of workers and a captured graph all see the same images.
 """
 
 import numpy as np
 
 from domainbed.seeding import seed_hash
 
-_WORDS = 4  # a Philox counter gives four 64-bit words
+_WORDS_PER_COUNTER = 4  # a Philox counter yields four 64-bit words
 
 
-def uniforms(key: int, start: int, stop: int, columns: int) -> np.ndarray:
-    """The rows start, …, stop - 1 of an endless table of numbers in [0, 1) that `key` names: [stop - start, columns].
+def draw_uniforms(key: int, start: int, stop: int, columns: int) -> np.ndarray:
+    """Return the rows start, …, stop - 1 of the infinite table of random numbers selected by `key`.
 
-    Philox is counter-based: any row can be had without the ones before, and NumPy keeps the stream of a bit generator
-    the same for ever (which it does not promise of Generator.integers).
+    Philox is counter-based, so any row can be computed without the rows before it. NumPy guarantees the stream of a bit
+    generator, but not that of Generator.integers.
+
+    Returns:
+        [stop - start, columns], in [0, 1).
     """
-    counters = -(-columns // _WORDS)  # that a row uses up
-    bits = np.random.Philox(key=key).advance(start * counters)
-    words = bits.random_raw((stop - start) * counters * _WORDS).reshape(stop - start, -1)
+    counters_per_row = -(-columns // _WORDS_PER_COUNTER)
+    bits = np.random.Philox(key=key).advance(start * counters_per_row)
+    words = bits.random_raw((stop - start) * counters_per_row * _WORDS_PER_COUNTER).reshape(stop - start, -1)
     return (words[:, :columns] >> np.uint64(11)) * 2.0**-53
 
 
 class BatchSampler:
-    """Draws batches with replacement from the images `indices` of one environment.
+    """A sampler that draws batches with replacement from some images of one environment.
 
     Args:
-        indices: [n], what to draw from.
-        batch_size: images a batch.
+        indices: [n], indices of the images to draw from.
+        batch_size: images per batch.
         seed: the job's seed.
-        env: the environment's number.
-        labels: [n], the labels of `indices`, to draw each class as often as any other; None to draw every image as
-            often as any other.
+        env: index of the environment.
+        labels: [n], labels of `indices`, to draw all classes with equal probability; None to draw all images with equal
+            probability.
     """
 
     def __init__(
@@ -45,12 +48,12 @@ class BatchSampler:
             self._groups = [indices[labels == label] for label in np.unique(labels)]
 
     def batches(self, start: int, stop: int) -> np.ndarray:
-        """The batches of the steps start, …, stop - 1: indices [stop - start, batch_size]."""
-        uniform = uniforms(self._key, start, stop, self.batch_size)
-        # The first digit of `uniform` in base len(groups) chooses the group, the rest the image within it.
+        """Return the batches of the steps start, …, stop - 1: indices [stop - start, batch_size]."""
+        uniform = draw_uniforms(self._key, start, stop, self.batch_size)
+        # The first digit of `uniform` in base len(groups) selects the group, the remainder the image in it.
         scaled = uniform * len(self._groups)
         group = scaled.astype(np.int64)
         sizes = np.array([len(g) for g in self._groups])
         position = ((scaled - group) * sizes[group]).astype(np.int64)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        return np.concatenate(self._groups)[starts[group] + position]
+        offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        return np.concatenate(self._groups)[offsets[group] + position]

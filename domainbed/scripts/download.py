@@ -1,4 +1,4 @@
-"""Datasets, fetched and verified: `python -m domainbed.scripts.download --data_dir data --dataset PACS`."""
+"""Download and verify datasets: `python -m domainbed.scripts.download --data_dir data --dataset PACS`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,18 +10,19 @@ from domainbed.errors import UsageError
 
 def parser() -> cli.Parser:
     p = cli.Parser(
-        prog="python -m domainbed.scripts.download",
-        description="Fetch datasets from those who publish them, or tell how to get them by hand. Run again after an "
-        "interruption, this goes on where it was. With --verify, look at what is there instead: environments, classes "
-        "and counts beside the known ones, and whether every image decodes; the status is 1 where something differs.",
+        prog=cli.command_name("download"),
+        description="Download datasets from their publishers, or print how to get them manually. An interrupted "
+        "download is resumed by running the command again. With --verify, nothing is downloaded: environments, classes "
+        "and image counts are compared with known ones and every image is decoded; the exit status is 1 if anything "
+        "differs.",
     )
-    p.add_argument("--data_dir", required=True, help="folder to fetch into; for Folder, the tree itself")
-    p.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help=f"of {', '.join(DATASETS)}")
-    p.add_argument("--verify", action="store_true", help="fetch nothing; check what is there, on all CPU cores")
+    p.add_argument("--data_dir", required=True, help="folder to download into; for Folder, the tree itself")
+    p.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help=f"one or more of {', '.join(DATASETS)}")
+    p.add_argument("--verify", action="store_true", help="download nothing; check existing files, on all CPU cores")
     p.add_argument(
         "--write_leave_out",
         action="store_true",
-        help="with --verify: add the broken images to leave_out.txt in the dataset's folder, so that they aren't read",
+        help="with --verify: add broken images to leave_out.txt in the dataset's folder, which excludes them",
     )
     return p
 
@@ -30,70 +31,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     datasets = {name: get_dataset_class(name) for name in args.dataset}
     if args.write_leave_out and not args.verify:
-        raise UsageError("--write_leave_out needs --verify, which finds the broken images")
+        raise UsageError("--write_leave_out requires --verify, which finds the broken images")
     if not os.path.isdir(args.data_dir):
-        raise UsageError(f"--data_dir {args.data_dir!r} is not a folder; make it first")
+        raise UsageError(f"--data_dir {args.data_dir!r} is not a folder; create it first")
     if args.verify:
         return verify_all(datasets, args.data_dir, args.write_leave_out)
-    fetch_all(datasets, args.data_dir)
+    download_all(datasets, args.data_dir)
     return 0
 
 
-def fetch_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: str) -> None:
-    """Fetch each dataset; one that fails does not keep the others. Raises UsageError, in the end, where one did."""
+def download_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: str) -> None:
+    """Download each dataset; if one fails, continue with the others.
+
+    Raises:
+        UsageError: after all downloads, if any of them failed.
+    """
     from domainbed.datasets.photos import Folder, PublishedDataset
     from domainbed.datasets.publishers.fetch import FetchError
     from domainbed.datasets.publishers.install import install
-    from domainbed.datasets.publishers.sources import by_hand
+    from domainbed.datasets.publishers.sources import manual_instructions
 
-    failed = []
+    failures = []
     for name, dataset in datasets.items():
         try:
             if issubclass(dataset, Folder):
-                raise UsageError("it is a tree of your own, there is nothing to fetch (--verify checks it)")
+                raise UsageError("it is your own tree, nothing to download (check it with --verify)")
             if not issubclass(dataset, PublishedDataset):
                 dataset.prepare(data_dir)
                 print(f"{name}: ready")
             elif install(dataset, data_dir):
-                print(f"{name}: fetched into {dataset.dataset_folder(data_dir)}; --verify checks it")
+                print(f"{name}: downloaded to {dataset.dataset_folder(data_dir)}; check it with --verify")
             else:
                 print(
-                    f"{name}: {dataset.dataset_folder(data_dir)} is there already and stays as it is; "
-                    "--verify checks it, and without it, it is fetched again"
+                    f"{name}: {dataset.dataset_folder(data_dir)} already exists, skipping; check it with --verify, or "
+                    "delete it to download it again"
                 )
         except UsageError as error:
-            failed.append(f"{name}: {error}")
+            failures.append(f"{name}: {error}")
             if isinstance(error, FetchError) and issubclass(dataset, PublishedDataset):
-                print(by_hand(dataset, data_dir))
-    if failed:
-        raise UsageError("; ".join(failed))
+                print(manual_instructions(dataset, data_dir))
+    if failures:
+        raise UsageError("; ".join(failures))
 
 
-def verify_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: str, write: bool) -> int:
-    """Print what is found of each dataset. Returns 0 where all is as known, else 1.
+def verify_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: str, list_broken: bool) -> int:
+    """Verify each dataset, print the results, and return 0 if all are valid, else 1.
 
     Raises:
-        UsageError: in the end, where one is not there.
+        UsageError: after all verifications, if a dataset does not exist.
     """
-    from domainbed.datasets.photos import Photographs
-    from domainbed.datasets.verify import verify, write_leave_out
+    from domainbed.datasets import verify
+    from domainbed.datasets.photos import PhotoDataset
 
-    sound, failed = True, []
+    is_valid, failures = True, []
     for name, dataset in datasets.items():
         try:
-            verdict = verify(dataset, data_dir)
-            print(f"{name}: {'as it should be' if verdict.sound else 'NOT as it should be'}")
-            for line in verdict.lines:
+            result = verify.verify(dataset, data_dir)
+            print(f"{name}: {'OK' if result.is_valid else 'NOT OK'}")
+            for line in result.lines:
                 print(f"  {line}")
-            sound = sound and verdict.sound
-            if write and verdict.broken and issubclass(dataset, Photographs):
-                path = write_leave_out(dataset.dataset_folder(data_dir), verdict.broken)
-                print(f"  {path} now names the broken images, which are left out")
+            is_valid = is_valid and result.is_valid
+            if list_broken and result.broken and issubclass(dataset, PhotoDataset):
+                path = verify.write_leave_out(dataset.dataset_folder(data_dir), result.broken)
+                print(f"  Added the broken images to {path}; they are left out from now on")
         except UsageError as error:
-            failed.append(str(error))
-    if failed:
-        raise UsageError("; ".join(failed))
-    return 0 if sound else 1
+            failures.append(str(error))
+    if failures:
+        raise UsageError("; ".join(failures))
+    return 0 if is_valid else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embedded sets; what they share with their MNIST namesakes is tested here on 1,797 images, there on 70,000."""
+"""Tests of the 8x8 digits. Code shared with the MNIST datasets is tested here on 1,797 images, there on 70,000."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def make(dataset_class, trial_seed=0):
     return dataset_class(None, [0], {}, trial_seed)
 
 
-def test_colored_digits_has_three_environments_of_all_images():
+def test_colored_digits_partitions_all_images_into_three_environments():
     dataset = make(ColoredDigits)
     assert ColoredDigits.ENVIRONMENTS == ["+90%", "+80%", "-90%"]
     assert [len(e) for e in dataset] == [599, 599, 599]
@@ -25,7 +25,7 @@ def test_colored_digits_has_three_environments_of_all_images():
     assert sorted(map(bytes, gray)) == sorted(map(bytes, np.rint(load_digits().images * 255 / 16).astype(np.uint8)))
 
 
-def test_rotated_digits_has_six_environments_of_all_images():
+def test_rotated_digits_partitions_all_images_into_six_environments():
     dataset = make(RotatedDigits)
     assert RotatedDigits.ENVIRONMENTS == ["0", "15", "30", "45", "60", "75"]
     assert [len(e) for e in dataset] == [300, 300, 300, 299, 299, 299]
@@ -35,18 +35,16 @@ def test_rotated_digits_has_six_environments_of_all_images():
 
 
 @pytest.mark.parametrize("name", ["ColoredDigits", "RotatedDigits"])
-def test_environments_depend_on_the_trial_alone(name: str):
-    def everything(trial_seed, test_envs=(0,), hparams=None):
+def test_environments_depend_only_on_the_trial(name: str):
+    def load(trial_seed, test_envs=(0,), hparams=None):
         return [(e.images, e.labels) for e in DATASETS[name](None, test_envs, hparams or {}, trial_seed)]
 
-    for (x, y), (same_x, same_y), (other_x, _) in zip(
-        everything(1), everything(1, (2,), {"batch_size": 3}), everything(2), strict=True
-    ):
+    for (x, y), (same_x, same_y), (other_x, _) in zip(load(1), load(1, (2,), {"batch_size": 3}), load(2), strict=True):
         assert np.array_equal(x, same_x)
         assert np.array_equal(y, same_y)
         assert not np.array_equal(x, other_x)
 
 
-def test_an_environment_has_a_label_an_image():
-    with pytest.raises(ValueError, match=r"labels \[n\] are wanted"):
+def test_array_environment_requires_one_label_per_image():
+    with pytest.raises(ValueError, match=r"expected images .* and labels \[n\], got"):
         ArrayEnvironment(np.zeros((3, 1, 8, 8)), np.zeros(2))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
-from domainbed.datasets.image_folders import common_classes, look_alike, read_tree
+from domainbed.datasets.image_folders import is_likely_typo, merge_classes, read_tree
 from domainbed.errors import UsageError
 from tests.images import write_image, write_tree
 
@@ -16,8 +16,8 @@ def read(root: Path, folders: list[str] = ENVS):
     return read_tree(root, folders, [True, False])
 
 
-def test_files_come_in_the_order_of_torchvisions_image_folder(tmp_path: Path):
-    """For the published splits are drawn from it."""
+def test_file_order_equals_torchvision_image_folder(tmp_path: Path):
+    """The published splits depend on this order."""
     root = write_tree(tmp_path, {env: {"dog": 12, "Cat": 2, "a bird": 3} for env in ENVS})
     for i, name in enumerate(["Z.JPG", "a.jpeg", "ü.bmp", "10.tiff", "9.webp", "deep/er/b.png", "dee/c.png", "x.pgm"]):
         if name.endswith(".pgm"):
@@ -27,18 +27,18 @@ def test_files_come_in_the_order_of_torchvisions_image_folder(tmp_path: Path):
             write_image(path.with_suffix(path.suffix.lower()), i)
             path.with_suffix(path.suffix.lower()).rename(path)
     for name in ["notes.txt", "Thumbs.db"]:
-        (root / "art/dog" / name).write_text("no image")
+        (root / "art/dog" / name).write_text("not an image")
     environments, classes = read(root)
     for env, environment in zip(ENVS, environments, strict=True):
-        theirs = ImageFolder(str(root / env))
-        assert theirs.classes == classes
+        reference = ImageFolder(str(root / env))
+        assert reference.classes == classes
         assert [
             (str(root / f), y) for f, y in zip(environment.files, environment.labels, strict=True)
-        ] == theirs.samples
-    assert [e.augmented for e in environments] == [True, False]
+        ] == reference.samples
+    assert [e.is_augmented for e in environments] == [True, False]
 
 
-def test_what_other_systems_hide_is_no_image(tmp_path: Path):
+def test_hidden_files_and_folders_are_ignored(tmp_path: Path):
     root = write_tree(tmp_path, {env: {"dog": 2, "cat": 1} for env in ENVS})
     (root / "art/dog/._000.png").write_bytes(b"resource fork")
     (root / "art/.thumbs").mkdir()
@@ -49,7 +49,7 @@ def test_what_other_systems_hide_is_no_image(tmp_path: Path):
     assert len(environments[0]) == 3
 
 
-def test_an_environment_may_lack_a_class(tmp_path: Path):
+def test_environment_may_lack_a_class(tmp_path: Path):
     root = write_tree(tmp_path, {"art": {"dog": 1, "cat": 1}, "photo": {"dog": 1, "horse": 2}})
     environments, classes = read(root)
     assert classes == ["cat", "dog", "horse"]
@@ -61,7 +61,7 @@ def test_an_environment_may_lack_a_class(tmp_path: Path):
     ("one", "other"),
     [("dogs", "dog"), ("Dog", "dog"), ("alarm_clock", "Alarm Clock"), ("girafe", "giraffe"), ("hose", "horse")],
 )
-def test_a_misspelt_class_is_named_with_its_twin(tmp_path: Path, one: str, other: str):
+def test_misspelled_class_is_an_error_that_names_both(tmp_path: Path, one: str, other: str):
     root = write_tree(tmp_path, {"art": {one: 1, "cat": 1}, "photo": {other: 1, "cat": 1}})
     with pytest.raises(UsageError) as error:
         read(root)
@@ -72,46 +72,48 @@ def test_a_misspelt_class_is_named_with_its_twin(tmp_path: Path, one: str, other
 @pytest.mark.parametrize(
     ("one", "other"), [("dog", "cat"), ("house", "horse"), ("pen", "pencil"), ("class 10", "class 11"), ("3", "8")]
 )
-def test_different_classes_are_no_misspellings(one: str, other: str):
-    assert common_classes({"art": [one, "x"], "photo": [other, "x"]}) == sorted([one, other, "x"])
+def test_different_classes_are_not_misspellings(one: str, other: str):
+    assert merge_classes({"art": [one, "x"], "photo": [other, "x"]}) == sorted([one, other, "x"])
 
 
-def test_similar_classes_that_all_have_are_none_either():
-    assert common_classes({"a": ["dog", "dogs"], "b": ["dog", "dogs"]}) == ["dog", "dogs"]
+def test_similar_classes_in_all_environments_are_not_misspellings():
+    assert merge_classes({"a": ["dog", "dogs"], "b": ["dog", "dogs"]}) == ["dog", "dogs"]
 
 
 @given(name=st.text(min_size=1, max_size=12), other=st.text(min_size=1, max_size=12))
-def test_looking_alike_is_mutual(name: str, other: str):
-    assert look_alike(name, name)
-    assert look_alike(name, other) == look_alike(other, name)
+def test_is_likely_typo_is_symmetric(name: str, other: str):
+    assert is_likely_typo(name, name)
+    assert is_likely_typo(name, other) == is_likely_typo(other, name)
 
 
-def test_files_to_leave_out(tmp_path: Path):
+def test_leave_out_file(tmp_path: Path):
     root = write_tree(tmp_path, {env: {"dog": 3, "cat": 1} for env in ENVS})
     (root / "leave_out.txt").write_text(
         "# duplicates\n./art/dog/001.png\n\nphoto\\dog\\002.png\r\nart/dog/999.png\nart/cat/000.png\n"
     )
-    with pytest.warns(UserWarning, match=r"1 lines of .*leave_out\.txt name no image, such as 'art/dog/999\.png'"):
+    with pytest.warns(UserWarning, match=r"1 lines of .*leave_out\.txt match no image, e\.g\. 'art/dog/999\.png'"):
         environments, classes = read(root)
     assert environments[0].files == ("art/dog/000.png", "art/dog/002.png")
     assert environments[1].files == ("photo/cat/000.png", "photo/dog/000.png", "photo/dog/001.png")
-    assert classes == ["cat", "dog"], "a class stays, also where all its images are left out"
+    assert classes == ["cat", "dog"], "a class is kept even if all its images are left out"
     (root / "leave_out.txt").write_text("".join(f"art/{file}\n" for file in ("dog/000.png", "dog/001.png")))
     with open(root / "leave_out.txt", "a") as file:
         file.write("art/dog/002.png\nart/cat/000.png\n")
-    with pytest.raises(UsageError, match=r"leave_out\.txt leaves no image of art"):
+    with pytest.raises(UsageError, match=r"leave_out\.txt leaves out all images of art"):
         read(root)
-    (root / "leave_out.txt").write_bytes(b"\xef\xbb\xbfart/dog/001.png\n")  # as Windows marks UTF-8
+    (root / "leave_out.txt").write_bytes(
+        b"\xef\xbb\xbfart/dog/001.png\n"
+    )  # with a byte order mark, as written by Windows
     assert read(root)[0][0].files == ("art/cat/000.png", "art/dog/000.png", "art/dog/002.png")
     (root / "leave_out.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match=r"can't read .*leave_out\.txt"):
+    with pytest.raises(UsageError, match=r"cannot read .*leave_out\.txt"):
         read(root)
 
 
-def test_a_tree_without_classes(tmp_path: Path):
+def test_tree_without_classes_is_an_error(tmp_path: Path):
     root = write_tree(tmp_path, {"art": {"dog": 1}})
     write_image(root / "photo/1.png")
-    with pytest.raises(UsageError, match="photo holds no folder per class with images in it"):
+    with pytest.raises(UsageError, match="photo has no class folders with images"):
         read(root)
-    with pytest.raises(UsageError, match=r"can't look into .*sketch: No such file"):
+    with pytest.raises(UsageError, match=r"cannot list .*sketch: No such file"):
         read(root, ["art", "sketch"])

@@ -1,4 +1,4 @@
-"""The environments' sizes and statistics, on the complete MNIST; loading and its mistakes, on a small one."""
+"""Tests of the MNIST datasets: sizes and statistics on the complete MNIST, loading and its errors on a small one."""
 
 import socket
 from pathlib import Path
@@ -31,21 +31,21 @@ def colored(mnist_dir):
 
 @pytest.fixture(scope="module")
 def digit_of(images_and_digits):
-    """The digit that each of MNIST's images shows (no two of them are equal)."""
+    """Map the bytes of each MNIST image to its digit (no two images are equal)."""
     images, digits = images_and_digits
     known = {image.tobytes(): digit for image, digit in zip(images, digits, strict=True)}
     assert len(known) == 70_000
     return known
 
 
-def test_colored_sizes(colored, images_and_digits):
+def test_colored_mnist_partitions_all_images(colored, images_and_digits):
     assert [len(e) for e in colored] == [23_334, 23_333, 23_333]
     assert all(e.images.shape[1:] == (2, 28, 28) for e in colored)
     assert sorted_images(np.concatenate([e.images.max(axis=1) for e in colored])) == sorted_images(images_and_digits[0])
 
 
-def test_label_noise_and_colours(colored, digit_of):
-    """Within four standard deviations of a frequency in 23,333 draws."""
+def test_label_noise_and_color_frequencies(colored, digit_of):
+    """Frequencies are within four standard deviations for 23,333 draws."""
     for environment, disagreement in zip(colored, (0.1, 0.2, 0.9), strict=True):
         n = len(environment)
         gray = environment.images.max(axis=1)
@@ -55,58 +55,58 @@ def test_label_noise_and_colours(colored, digit_of):
 
         channel_sums = environment.images.sum(axis=(2, 3), dtype=np.int64)
         assert ((channel_sums == 0).sum(axis=1) == 1).all(), "exactly one channel is empty"
-        colour = channel_sums.argmax(axis=1)
-        differ = np.mean(colour != environment.labels)
+        color = channel_sums.argmax(axis=1)
+        differ = np.mean(color != environment.labels)
         assert differ == pytest.approx(disagreement, abs=4 * np.sqrt(disagreement * (1 - disagreement) / n))
         flipped = environment.labels != (digits < 5)
-        assert np.mean(colour[flipped] != environment.labels[flipped]) == pytest.approx(disagreement, abs=0.02)
+        assert np.mean(color[flipped] != environment.labels[flipped]) == pytest.approx(disagreement, abs=0.02)
 
 
-def test_rotated_sizes_and_angles(mnist_dir, images_and_digits, digit_of):
+def test_rotated_mnist_sizes_and_angles(mnist_dir, images_and_digits, digit_of):
     dataset = RotatedMNIST(mnist_dir, [0], {}, trial_seed=0)
     assert [len(e) for e in dataset] == [11_667, 11_667, 11_667, 11_667, 11_666, 11_666]
     labels = np.concatenate([e.labels for e in dataset])
     assert np.bincount(labels).tolist() == np.bincount(images_and_digits[1]).tolist()
-    unturned = dataset[0]
-    assert [digit_of[i.tobytes()] for i in unturned.images[:200, 0]] == unturned.labels[:200].tolist()
+    unrotated = dataset[0]
+    assert [digit_of[i.tobytes()] for i in unrotated.images[:200, 0]] == unrotated.labels[:200].tolist()
     for environment, angle in zip(dataset, (0, 15, 30, 45, 60, 75), strict=True):
-        assert abs(_measured_angle(unturned, environment) - angle) < 3
+        assert abs(_measured_angle(unrotated, environment) - angle) < 3
 
 
-def _measured_angle(unturned, environment) -> float:
-    """By how much the mean image of each digit must be turned to look like this environment's, in degrees."""
+def _measured_angle(unrotated, environment) -> float:
+    """Return the rotation of the mean image of each digit that best matches the environment, in degrees."""
     errors = {}
     for angle in range(-5, 90):
         error = 0.0
         for digit in range(10):
-            mean = unturned.images[unturned.labels == digit, 0].mean(axis=0)
-            turned = rotate(mean.astype(np.uint8)[None], np.zeros(1), angle).images[0, 0]
-            error += np.square(turned - environment.images[environment.labels == digit, 0].mean(axis=0)).sum()
+            mean = unrotated.images[unrotated.labels == digit, 0].mean(axis=0)
+            rotated = rotate(mean.astype(np.uint8)[None], np.zeros(1), angle).images[0, 0]
+            error += np.square(rotated - environment.images[environment.labels == digit, 0].mean(axis=0)).sum()
         errors[angle] = error
     return min(errors, key=errors.__getitem__)
 
 
-def test_rotation_is_torchvisions_of_pil_images(images_and_digits):
-    """What DomainBed does, image by image: counter-clockwise, bilinear, black fill."""
+def test_rotation_equals_torchvision_on_pil_images(images_and_digits):
+    """DomainBed rotates image by image: counterclockwise, bilinear, black fill."""
     images, digits = images_and_digits[0][:50], images_and_digits[1][:50]
     for angle in (0, 15, 75):
-        turned = rotate(images, digits, angle)
-        for image, ours in zip(images, turned.images, strict=True):
+        rotated = rotate(images, digits, angle)
+        for image, result in zip(images, rotated.images, strict=True):
             pil = torchvision.transforms.ToPILImage()(image[:, :, None])
-            theirs = TF.rotate(pil, angle, interpolation=InterpolationMode.BILINEAR, fill=(0,))
-            assert np.array_equal(np.asarray(theirs), ours[0])
+            expected = TF.rotate(pil, angle, interpolation=InterpolationMode.BILINEAR, fill=(0,))
+            assert np.array_equal(np.asarray(expected), result[0])
 
 
-def test_training_and_test_images_are_taken_together(small_mnist_dir):
+def test_training_and_test_images_are_combined(small_mnist_dir):
     images, digits = ColoredMNIST.load_images(small_mnist_dir)
     assert images.shape == (120, 28, 28)
     assert digits.shape == (120,)
-    for _ in range(2):  # also where the environments are made already
-        with pytest.warns(UserWarning, match="holds 120 images, not MNIST's 70000: the results won't compare"):
+    for _ in range(2):  # the second time from the cached environments
+        with pytest.warns(UserWarning, match="has 120 images, not MNIST's 70000: results are not comparable"):
             assert [len(e) for e in ColoredMNIST(small_mnist_dir, [0], {}, 0)] == [40, 40, 40]
 
 
-def test_other_files_in_their_place_are_read_anew(small_mnist_dir: str):
+def test_changed_files_invalidate_cached_environments(small_mnist_dir: str):
     with pytest.warns(UserWarning, match="120 images"):
         first, again, other = (ColoredMNIST(small_mnist_dir, [0], {}, trial).environments for trial in (0, 0, 1))
     assert all(one is other for one, other in zip(first, again, strict=True))
@@ -118,14 +118,14 @@ def test_other_files_in_their_place_are_read_anew(small_mnist_dir: str):
         assert not np.array_equal(ColoredMNIST(small_mnist_dir, [0], {}, 0)[0].images, first[0].images)
 
 
-def test_no_data_dir():
-    with pytest.raises(UsageError, match="ColoredMNIST needs --data_dir"):
+def test_missing_data_dir_is_an_error():
+    with pytest.raises(UsageError, match="ColoredMNIST requires --data_dir"):
         ColoredMNIST.prepare(None)
     with pytest.raises(UsageError, match="--data_dir '/no/such/folder' is not a folder"):
         RotatedMNIST.prepare("/no/such/folder")
 
 
-def test_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_download_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def no_network(*args, **kwargs):
         raise OSError("no network in tests")
 
@@ -139,8 +139,8 @@ def test_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert socket.getdefaulttimeout() is None
 
 
-def test_download_fills_in_what_is_missing(small_mnist_dir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """torchvision's download is replaced by a copy of the small MNIST: what is there already stays."""
+def test_download_adds_only_missing_files(small_mnist_dir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Use a copy of the small MNIST instead of torchvision's download."""
     source = Path(small_mnist_dir) / "MNIST" / "raw"
     target = tmp_path / "other" / "MNIST" / "raw"
     target.mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_download_fills_in_what_is_missing(small_mnist_dir, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("length", [0, 10, 5000])
-def test_damaged_file_is_told(small_mnist_dir, length: int):
+def test_damaged_file_is_an_error(small_mnist_dir, length: int):
     damaged = Path(small_mnist_dir) / "MNIST" / "raw" / "train-images-idx3-ubyte"
     damaged.write_bytes(damaged.read_bytes()[:length])
     ColoredMNIST.prepare(small_mnist_dir)
@@ -168,7 +168,7 @@ def test_damaged_file_is_told(small_mnist_dir, length: int):
         ColoredMNIST(small_mnist_dir, [0], {}, 0)
 
 
-def test_labels_of_another_number(small_mnist_dir):
+def test_label_count_mismatch_is_an_error(small_mnist_dir):
     raw = Path(small_mnist_dir) / "MNIST" / "raw"
     (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
     with pytest.raises(UsageError, match="120 images, but 60 labels"):

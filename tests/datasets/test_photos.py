@@ -26,7 +26,9 @@ AUGMENTED = {"data_augmentation": True}
         ("SVIRO", "aclass escape hilux i3 lexus tesla tiguan tucson x5 zoe", None, 7, 300),
     ],
 )
-def test_the_protocols_table(name: str, environments: str, images: int | None, num_classes: int, freq: int):
+def test_datasets_match_the_published_protocol(
+    name: str, environments: str, images: int | None, num_classes: int, freq: int
+):
     dataset = get_dataset_class(name)
     assert issubclass(dataset, PublishedDataset)
     assert environments.split() == dataset.ENVIRONMENTS
@@ -37,17 +39,17 @@ def test_the_protocols_table(name: str, environments: str, images: int | None, n
     assert sorted(dataset.ENVIRONMENT_FOLDERS) == list(dataset.ENVIRONMENT_FOLDERS), "sorted folder order"
 
 
-def test_both_counts_of_terra_incognita_are_known():
+def test_terra_incognita_has_two_known_counts():
     assert [sum(counts) for counts in get_dataset_class("TerraIncognita").IMAGES] == [24_788, 24_330]
 
 
-def test_the_benchmark_is_31_environments_of_seven_datasets():
+def test_benchmark_has_31_environments():
     assert sum(num_environments(name) for name in BENCHMARK) == 31
     assert set(BENCHMARK) < set(DATASETS)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_small_likeness_is_read(name: str, tmp_path: Path):
+def test_published_dataset_is_read(name: str, tmp_path: Path):
     write_dataset(tmp_path, name, per_class=2)
     dataset = get_dataset_class(name)(str(tmp_path), [1], AUGMENTED, 0)
     n = len(dataset.ENVIRONMENTS)
@@ -57,23 +59,23 @@ def test_a_small_likeness_is_read(name: str, tmp_path: Path):
         assert len(environment) == 2 * dataset.NUM_CLASSES
         assert all(file.startswith(f"{folder}/") for file in environment.files)
         assert np.bincount(environment.labels).tolist() == [2] * dataset.NUM_CLASSES
-        assert environment.augmented == (i != 1)
-    plain = get_dataset_class(name)(str(tmp_path), [1], {"data_augmentation": False}, 0)
-    assert not any(environment.augmented for environment in plain)
+        assert environment.is_augmented == (i != 1)
+    unaugmented = get_dataset_class(name)(str(tmp_path), [1], {"data_augmentation": False}, 0)
+    assert not any(environment.is_augmented for environment in unaugmented)
 
 
-def test_folders_are_found_by_name_whatever_lies_beside_them(tmp_path: Path):
+def test_environment_folders_match_by_normalized_name(tmp_path: Path):
     root = write_dataset(tmp_path, "OfficeHome", per_class=1, classes=2)
     (root / "Real World").rename(root / "real_world")
     (root / "__MACOSX").mkdir()
     write_tree(root, {"AAA extra": {"class 000": 1}})
-    with pytest.warns(UserWarning, match="holds 2 classes, not the 65 of OfficeHome"):
+    with pytest.warns(UserWarning, match="has 2 classes, not the 65 of OfficeHome"):
         dataset = get_dataset_class("OfficeHome")(str(tmp_path), [0], AUGMENTED, 0)
     assert [e.files[0].split("/")[0] for e in dataset] == ["Art", "Clipart", "Product", "real_world"]
 
 
-def test_what_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"PACS needs --data_dir, the folder that holds PACS/"):
+def test_missing_folders_are_named_in_the_error(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"PACS requires --data_dir, the folder that contains PACS/"):
         get_dataset_class("PACS")(None, [0], AUGMENTED, 0)
     with pytest.raises(UsageError, match=r"scripts\.download --data_dir .* --dataset PACS"):
         get_dataset_class("PACS")(str(tmp_path), [0], AUGMENTED, 0)
@@ -83,7 +85,7 @@ def test_what_is_not_there_is_named(tmp_path: Path):
         get_dataset_class("PACS")(str(tmp_path), [0], AUGMENTED, 0)
 
 
-def test_a_folder_of_ones_own(tmp_path: Path):
+def test_folder_reads_environments_and_classes_from_the_tree(tmp_path: Path):
     root = write_tree(tmp_path / "mine", {"day": {"car": 2, "tram": 1}, "night": {"car": 1}, "dusk": {"tram": 3}})
     dataset = Folder(str(root), [0], AUGMENTED, 0)
     assert Folder.environment_names(str(root)) == ["day", "dusk", "night"]
@@ -95,7 +97,7 @@ def test_a_folder_of_ones_own(tmp_path: Path):
         JobConfig("Folder", "ERM", (3,), data_dir=str(root))
 
 
-def test_trees_of_ones_own_are_told_apart_by_their_environments(tmp_path: Path):
+def test_job_name_depends_on_the_environments_of_the_tree(tmp_path: Path):
     trees = [write_tree(tmp_path / name, {env: {"x": 1, "y": 1} for env in name}) for name in ("ab", "ac")]
     names = {JobConfig("Folder", "ERM", (0,), data_dir=str(tree)).name() for tree in trees}
     assert len(names) == 2
@@ -104,22 +106,22 @@ def test_trees_of_ones_own_are_told_apart_by_their_environments(tmp_path: Path):
     assert JobConfig("Folder", "ERM", (0,), data_dir=str(tmp_path / "moved/ab")).name() in names
 
 
-def test_folders_that_will_not_do(tmp_path: Path):
-    with pytest.raises(UsageError, match="Folder needs --data_dir"):
+def test_invalid_trees_are_errors(tmp_path: Path):
+    with pytest.raises(UsageError, match="Folder requires --data_dir"):
         JobConfig("Folder", "ERM", (0,))
-    with pytest.raises(UsageError, match="can't look into no/such: No such file"):
+    with pytest.raises(UsageError, match="cannot list no/such: No such file"):
         JobConfig("Folder", "ERM", (0,), data_dir="no/such")
     root = write_tree(tmp_path, {"only": {"x": 1, "y": 1}})
-    with pytest.raises(UsageError, match=r"must hold a folder per environment, two at least, not \['only'\]"):
+    with pytest.raises(UsageError, match=r"must contain one folder per environment, at least two; found \['only'\]"):
         Folder(str(root), [0], AUGMENTED, 0)
     write_tree(root, {"other": {"x": 1}})
     Folder(str(root), [0], AUGMENTED, 0)
     (root / "only/y/000.png").unlink()
-    with pytest.raises(UsageError, match="holds a single class, x; the tree must be environment/class/image"):
+    with pytest.raises(UsageError, match="has a single class, x; the tree must be environment/class/image"):
         Folder(str(root), [0], AUGMENTED, 0)
 
 
-def test_the_real_pacs_images(pacs_dir: str):
+def test_real_pacs_images(pacs_dir: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset = get_dataset_class("PACS")(pacs_dir, [0], AUGMENTED, 0)
@@ -132,10 +134,10 @@ def test_the_real_pacs_images(pacs_dir: str):
             assert pixels.std() > 10
 
 
-def test_a_class_of_one_environment_alone(tmp_path: Path):
+def test_class_of_a_single_environment_is_kept_with_a_warning(tmp_path: Path):
     root = write_dataset(tmp_path, "PACS", per_class=1)
     write_image(root / "photo/zebra/1.png")
-    with pytest.warns(UserWarning, match="holds 8 classes, not the 7 of PACS"):
+    with pytest.warns(UserWarning, match="has 8 classes, not the 7 of PACS"):
         dataset = get_dataset_class("PACS")(str(tmp_path), [0], AUGMENTED, 0)
     assert dataset.num_classes == 8
     assert dataset[2].labels.max() == 7

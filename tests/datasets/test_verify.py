@@ -1,4 +1,4 @@
-"""What --verify finds: on small trees made here, and on real images where they are."""
+"""Tests of --verify, on small trees written here and on real images if available."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from domainbed.errors import UsageError
 
 
 class Small(PublishedDataset):
-    """Two environments, two classes, and two counts that are known: 6 images and 5."""
+    """A dataset of two environments and two classes, with two known counts: 6 and 5 images."""
 
     FOLDER = "small"
     ENVIRONMENTS = ["A", "B"]
@@ -26,7 +26,7 @@ class Small(PublishedDataset):
 
 
 def draw(path: Path) -> None:
-    """A random image, in whatever form the path's name asks for."""
+    """Write a random image in the format given by the file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.RandomState(len(path.name)).randint(0, 256, (20, 30, 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -34,16 +34,16 @@ def draw(path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """The 6 images of Small. Returns its folder."""
+    """Write the 6 images of Small and return its folder."""
     for file in ("one/cat/1.jpg", "one/dog/1.png", "two/cat/1.jpg", "two/cat/2.jpg", "two/dog/1.jpg", "two/dog/2.jpg"):
         draw(tmp_path / "small" / file)
     return tmp_path / "small"
 
 
 def break_some(root: Path) -> list[str]:
-    """Make four images broken, each in its own way. Returns them."""
-    whole = (root / "one/cat/1.jpg").read_bytes()
-    (root / "one/cat/1.jpg").write_bytes(whole[: len(whole) // 2])
+    """Break four images in different ways and return their paths."""
+    data = (root / "one/cat/1.jpg").read_bytes()
+    (root / "one/cat/1.jpg").write_bytes(data[: len(data) // 2])
     (root / "two/cat/2.jpg").write_text("404: not found")
     (root / "two/dog/1.jpg").write_bytes(b"")
     png = bytearray((root / "one/dog/1.png").read_bytes())
@@ -52,59 +52,59 @@ def break_some(root: Path) -> list[str]:
     return ["one/cat/1.jpg", "one/dog/1.png", "two/cat/2.jpg", "two/dog/1.jpg"]
 
 
-def test_as_published(small: Path):
-    verdict = verify(Small, str(small.parent))
-    assert verdict.lines == [
+def test_published_dataset_is_valid(small: Path):
+    result = verify(Small, str(small.parent))
+    assert result.lines == [
         "one: 2 of 2 images",
         "two: 4 of 4 images",
         "6 images, as published",
         "2 classes",
         "all 6 images decode",
     ]
-    assert verdict.sound
+    assert result.is_valid
 
 
-def test_another_known_count(small: Path):
+def test_other_known_count_is_valid(small: Path):
     (small / "two/cat/1.jpg").unlink()
-    verdict = verify(Small, str(small.parent))
-    assert "5 images, as known, but the published tables had 6" in verdict.lines
-    assert verdict.sound
+    result = verify(Small, str(small.parent))
+    assert "5 images, a known count; the published tables used 6" in result.lines
+    assert result.is_valid
 
 
-def test_terra_incognitas_two_counts_are_known():
+def test_known_counts():
     assert [sum(counts) for counts in TerraIncognita.IMAGES] == [24_788, 24_330]
     assert sum(DomainNet.IMAGES[0]) == 586_575
 
 
-def test_part_only(small: Path):
+def test_incomplete_dataset_is_invalid(small: Path):
     (small / "two/cat/1.jpg").unlink()
     (small / "two/dog/1.jpg").unlink()
-    verdict = verify(Small, str(small.parent))
-    assert "two: 2 of 3 images" in verdict.lines
-    assert "4 images, a part only of the 5 published" in verdict.lines
-    assert not verdict.sound
+    result = verify(Small, str(small.parent))
+    assert "two: 2 of 3 images" in result.lines
+    assert "4 images, only part of the 5 published" in result.lines
+    assert not result.is_valid
 
 
-def test_too_many(small: Path):
+def test_excess_images_are_invalid_unless_left_out(small: Path):
     draw(small / "two/cat/3.jpg")
-    verdict = verify(Small, str(small.parent))
-    assert "two: 5 of 4 images, 1 too many" in verdict.lines
-    assert "7 images, not the 6 published; is there a leave_out.txt to be had?" in verdict.lines
-    assert not verdict.sound
+    result = verify(Small, str(small.parent))
+    assert "two: 5 of 4 images, 1 too many" in result.lines
+    assert "7 images, not the 6 published; does the dataset need a leave_out.txt?" in result.lines
+    assert not result.is_valid
     (small / "leave_out.txt").write_text("two/cat/3.jpg\ntwo/cat/4.jpg\n")
-    verdict = verify(Small, str(small.parent))
-    assert "6 images, as published" in verdict.lines
-    assert f"{small / 'leave_out.txt'} names two/cat/4.jpg, which is not there" in verdict.lines
-    assert verdict.sound
+    result = verify(Small, str(small.parent))
+    assert "6 images, as published" in result.lines
+    assert f"{small / 'leave_out.txt'} lists two/cat/4.jpg, which does not exist" in result.lines
+    assert result.is_valid
 
 
-def test_other_classes(small: Path):
+def test_wrong_classes_are_invalid(small: Path):
     for env in ("one", "two"):
         (small / env / "cat").rename(small / env / "horse")
-    verdict = verify(Small, str(small.parent))
-    assert "class 'horse' is none of Small's; choose from cat, dog" in verdict.lines
-    assert "class 'cat' is missing" in verdict.lines
-    assert not verdict.sound
+    result = verify(Small, str(small.parent))
+    assert "'horse' is not a class of Small; choose from cat, dog" in result.lines
+    assert "class 'cat' is missing" in result.lines
+    assert not result.is_valid
     draw(small / "two" / "zebra" / "1.jpg")
     assert "3 classes, not 2" in verify(Small, str(small.parent)).lines
 
@@ -113,100 +113,100 @@ def test_other_classes(small: Path):
     ("old", "new", "line"),
     [
         ("two", "three", "has no folder 'two', an environment of Small"),
-        ("two/dog", "two/Dog", "look like the same class"),
+        ("two/dog", "two/Dog", "seem to be the same class"),
     ],
 )
-def test_what_the_reader_refuses(small: Path, old: str, new: str, line: str):
+def test_unreadable_tree_is_invalid(small: Path, old: str, new: str, line: str):
     (small / old).rename(small / new)
-    verdict = verify(Small, str(small.parent))
-    assert len(verdict.lines) == 1
-    assert line in verdict.lines[0]
-    assert not verdict.sound
+    result = verify(Small, str(small.parent))
+    assert len(result.lines) == 1
+    assert line in result.lines[0]
+    assert not result.is_valid
 
 
-def test_broken_images_are_listed_and_left_out(small: Path):
+def test_broken_images_are_listed_and_can_be_left_out(small: Path):
     broken = break_some(small)
-    verdict = verify(Small, str(small.parent))
-    assert not verdict.sound
-    assert verdict.broken == broken
+    result = verify(Small, str(small.parent))
+    assert not result.is_valid
+    assert result.broken == broken
     for file in broken:
-        assert any(line.startswith(f"{file} is a broken image (") for line in verdict.lines)
-    assert "4 of 6 images broken" in verdict.lines
+        assert any(line.startswith(f"{file} is a broken image (") for line in result.lines)
+    assert "4 of 6 images broken" in result.lines
 
     (small / "leave_out.txt").write_text("# mine\ntwo/dog/9.jpg")
-    write_leave_out(small, verdict.broken[:-1])
+    write_leave_out(small, result.broken[:-1])
     expected = "# mine\ntwo/dog/9.jpg\none/cat/1.jpg\none/dog/1.png\ntwo/cat/2.jpg\n"
     assert (small / "leave_out.txt").read_text() == expected
     assert sorted(os.listdir(small)) == ["leave_out.txt", "one", "two"]
 
 
-def test_unreadable_file_is_no_broken_image(small: Path):
-    """A loop of links: nothing is known about the image, so it isn't to be left out."""
+def test_unreadable_file_is_not_a_broken_image(small: Path):
+    """The file is a link to itself; the image may be fine, so it must not be left out."""
     (small / "two/cat/1.jpg").unlink()
     (small / "two/cat/1.jpg").symlink_to("1.jpg")
-    verdict = verify(Small, str(small.parent))
-    assert any("can't read" in line and "two/cat/1.jpg" in line for line in verdict.lines)
-    assert verdict.broken == []
-    assert not verdict.sound
+    result = verify(Small, str(small.parent))
+    assert any("cannot read" in line and "two/cat/1.jpg" in line for line in result.lines)
+    assert result.broken == []
+    assert not result.is_valid
 
 
-def test_name_that_cannot_be_listed(small: Path):
+def test_name_with_line_break_cannot_be_left_out(small: Path):
     draw(small / "two/cat/a\nb.jpg")
-    with pytest.raises(UsageError, match="can't hold such names; delete or rename"):
+    with pytest.raises(UsageError, match="cannot list these names; delete or rename"):
         write_leave_out(small, ["two/cat/a\nb.jpg"])
 
 
-def test_folder(small: Path):
-    verdict = verify(Folder, str(small))
-    assert verdict.lines == [
+def test_own_tree(small: Path):
+    result = verify(Folder, str(small))
+    assert result.lines == [
         "one: 2 images",
         "two: 4 images",
-        "6 images of 2 classes: cat, dog",
+        "6 images in 2 classes: cat, dog",
         "all 6 images decode",
     ]
-    assert verdict.sound
+    assert result.is_valid
     break_some(small)
-    assert not verify(Folder, str(small)).sound
+    assert not verify(Folder, str(small)).is_valid
 
 
-def test_no_count_is_known(tmp_path: Path):
+def test_dataset_without_published_count(tmp_path: Path):
     for env in SVIRO.ENVIRONMENT_FOLDERS:
         for name in range(7):
             draw(tmp_path / "sviro" / env / str(name) / "1.png")
-    verdict = verify(SVIRO, str(tmp_path))
-    assert "zoe: 7 images" in verdict.lines
-    assert "70 images; no published count to compare them with" in verdict.lines
-    assert verdict.sound
+    result = verify(SVIRO, str(tmp_path))
+    assert "zoe: 7 images" in result.lines
+    assert "70 images; no published count to compare with" in result.lines
+    assert result.is_valid
 
 
-def test_not_there(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"PACS is not there: .*scripts.download --data_dir .* --dataset PACS"):
+def test_missing_dataset_is_an_error(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"PACS not found: .*scripts.download --data_dir .* --dataset PACS"):
         verify(PACS, str(tmp_path))
-    with pytest.raises(UsageError, match=r"MNIST is not there: .* lacks train-images-idx3-ubyte, "):
+    with pytest.raises(UsageError, match=r"MNIST not found: .* lacks train-images-idx3-ubyte, "):
         verify(ColoredMNIST, str(tmp_path))
 
 
-def test_digits_need_nothing():
-    assert verify(ColoredDigits, "").lines == ["needs no files"]
+def test_digits_need_no_files():
+    assert verify(ColoredDigits, "").lines == ["no files needed"]
 
 
-def test_another_mnist(small_mnist_dir: str):
-    verdict = verify(RotatedMNIST, small_mnist_dir)
-    assert len(verdict.lines) == 4
-    assert all("ubyte has the md5" in line for line in verdict.lines)
-    assert not verdict.sound
+def test_wrong_mnist_checksums_are_invalid(small_mnist_dir: str):
+    result = verify(RotatedMNIST, small_mnist_dir)
+    assert len(result.lines) == 4
+    assert all("ubyte has MD5" in line for line in result.lines)
+    assert not result.is_valid
 
 
-def test_mnist(mnist_dir: str):
-    verdict = verify(ColoredMNIST, mnist_dir)
-    assert verdict.lines == ["70,000 images, as published"]
-    assert verdict.sound
+def test_complete_mnist_is_valid(mnist_dir: str):
+    result = verify(ColoredMNIST, mnist_dir)
+    assert result.lines == ["70,000 images, as published"]
+    assert result.is_valid
 
 
-def test_real_images(pacs_dir: str):
-    verdict = verify(PACS, pacs_dir)
-    assert verdict.broken == []
-    assert "7 classes" in verdict.lines
+def test_real_pacs_images(pacs_dir: str):
+    result = verify(PACS, pacs_dir)
+    assert result.broken == []
+    assert "7 classes" in result.lines
     n = sum(1 for path in (Path(pacs_dir) / "PACS").rglob("*.*") if path.suffix.lower() in (".jpg", ".png"))
-    assert f"all {n:,} images decode" in verdict.lines
-    assert verdict.sound == (n == 9_991)
+    assert f"all {n:,} images decode" in result.lines
+    assert result.is_valid == (n == 9_991)

@@ -13,29 +13,29 @@ RGBA = Image.fromarray(PIXELS, "RGBA")
 RGB = Image.fromarray(PIXELS[:, :, :3].copy())
 
 
-def saved(image: Image.Image, form: str) -> bytes:
+def saved(image: Image.Image, image_format: str) -> bytes:
     file = io.BytesIO()
-    image.save(file, form)
+    image.save(file, image_format)
     return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("image", "form"),
+    ("image", "image_format"),
     [
         (RGB, "PNG"),
         (RGB, "BMP"),
         (RGB, "TIFF"),
         (RGB, "PPM"),
-        (RGBA, "PNG"),  # transparency is dropped, the colours under it stay
+        (RGBA, "PNG"),  # transparency is dropped without changing the colors
         (RGBA, "TIFF"),
     ],
 )
-def test_lossless_colours_come_back(image: Image.Image, form: str):
-    assert np.array_equal(decode(saved(image, form), "x"), PIXELS[:, :, :3])
+def test_lossless_formats_keep_colors(image: Image.Image, image_format: str):
+    assert np.array_equal(decode(saved(image, image_format), "x"), PIXELS[:, :, :3])
 
 
 @pytest.mark.parametrize(
-    ("image", "form"),
+    ("image", "image_format"),
     [
         (RGB, "JPEG"),
         (RGB, "WEBP"),
@@ -51,23 +51,23 @@ def test_lossless_colours_come_back(image: Image.Image, form: str):
         (RGB.quantize(4), "BMP"),
     ],
 )
-def test_every_mode_becomes_rgb_as_pil_converts_it(image: Image.Image, form: str):
-    data = saved(image, form)
+def test_every_mode_is_converted_to_rgb_as_in_pil(image: Image.Image, image_format: str):
+    data = saved(image, image_format)
     pixels = decode(data, "x")
     assert pixels.shape == (5, 7, 3)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-def test_deep_greys_are_scaled_not_clipped():
+def test_deep_grays_are_scaled_not_clipped():
     levels = np.array([[0, 257, 65535, 32896]], dtype=np.uint16)
-    for form in ("PNG", "TIFF"):
-        assert decode(saved(Image.fromarray(levels), form), "x")[0, :, 0].tolist() == [0, 1, 255, 128]
+    for image_format in ("PNG", "TIFF"):
+        assert decode(saved(Image.fromarray(levels), image_format), "x")[0, :, 0].tolist() == [0, 1, 255, 128]
     floats = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
     assert decode(saved(floats, "TIFF"), "x")[0, :, 1].tolist() == [0, 128, 255]
 
 
-def test_orientation_notes_are_ignored():
+def test_exif_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -77,21 +77,21 @@ def test_orientation_notes_are_ignored():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no image", saved(RGB, "PNG")[:-30], saved(RGB, "JPEG")[:-30], saved(RGB, "TIFF")[:60], b"\xff\xd8\xff"],
+    [b"", b"not an image", saved(RGB, "PNG")[:-30], saved(RGB, "JPEG")[:-30], saved(RGB, "TIFF")[:60], b"\xff\xd8\xff"],
 )
-def test_what_is_no_whole_image_is_named(data: bytes):
+def test_incomplete_image_is_an_error_that_names_the_file(data: bytes):
     with pytest.raises(BadImageError, match=r"a/b\.jpg is a broken image"):
         decode(data, "a/b.jpg")
 
 
-@pytest.mark.parametrize(("data", "told"), [(b"", "the file is empty"), (b"no image", "of no form that is known")])
-def test_what_is_no_image_is_told_in_words_of_the_file(data: bytes, told: str):
+@pytest.mark.parametrize(("data", "reason"), [(b"", "the file is empty"), (b"not an image", "unknown format")])
+def test_non_image_error_message(data: bytes, reason: str):
     with pytest.raises(BadImageError) as error:
         decode(data, "a/b.jpg")
-    assert str(error.value) == f"a/b.jpg is a broken image ({told})"
+    assert str(error.value) == f"a/b.jpg is a broken image ({reason})"
 
 
-def test_a_file_that_cannot_be_read_is_no_broken_image(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"can't read .*gone\.png: No such file") as error:
+def test_unreadable_file_is_not_a_broken_image(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"cannot read .*gone\.png: No such file") as error:
         read_file(tmp_path / "gone.png")
     assert not isinstance(error.value, BadImageError)

@@ -1,4 +1,4 @@
-"""Packs and the cache: what comes out is what the files hold, whoever makes them, however that ends."""
+"""Tests of packs and the cache: contents, limits, staleness, concurrency, and killed processes."""
 
 import os
 import pickle
@@ -26,11 +26,11 @@ GB = 1.0
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, list[str]]:
-    """Two environments of 5 lossless images of different sizes."""
-    of_each = {name: [str(tmp_path / name / f"{i}.png") for i in range(5)] for name in ("a", "b")}
-    for seed, file in enumerate(file for names in of_each.values() for file in names):
+    """Write two environments of 5 lossless images of different sizes and return their files."""
+    files = {name: [str(tmp_path / name / f"{i}.png") for i in range(5)] for name in ("a", "b")}
+    for seed, file in enumerate(file for names in files.values() for file in names):
         write_image(Path(file), seed, (30 + seed, 40 - seed))
-    return of_each
+    return files
 
 
 def pixels(file: str) -> torch.Tensor:
@@ -51,7 +51,7 @@ def check(packs: list[Pack] | None, files: dict[str, list[str]]) -> list[Pack]:
     return packs
 
 
-def test_pixels_come_back(tmp_path: Path, files: dict[str, list[str]]):
+def test_packs_return_the_pixels_of_the_files(tmp_path: Path, files: dict[str, list[str]]):
     packs = check(open_cached(tmp_path / "cache", GB, files), files)
     assert all(pack.is_decoded for pack in packs)
     assert len(list((tmp_path / "cache").glob("*.pack"))) == 2
@@ -60,15 +60,13 @@ def test_pixels_come_back(tmp_path: Path, files: dict[str, list[str]]):
     check([pack.to(torch.device("cpu")) for pack in packs], files)
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+def test_existing_packs_are_not_rebuilt(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
     open_cached(tmp_path / "cache", GB, files)
-    monkeypatch.setattr(cache, "write_pack", lambda *args: pytest.fail("made again"))
+    monkeypatch.setattr(cache, "write_pack", lambda *args: pytest.fail("rebuilt"))
     check(open_cached(tmp_path / "cache", GB, files), files)
 
 
-def test_without_room_for_pixels_the_files_are_kept_and_without_that_nothing(
-    tmp_path: Path, files: dict[str, list[str]], capsys
-):
+def test_size_limit_selects_pixels_file_bytes_or_no_cache(tmp_path: Path, files: dict[str, list[str]], capsys):
     size = sum(os.path.getsize(file) for names in files.values() for file in names)
     decoded = sum(pixels(file).numel() for names in files.values() for file in names)
     assert size < decoded
@@ -77,16 +75,16 @@ def test_without_room_for_pixels_the_files_are_kept_and_without_that_nothing(
     assert not any(pack.is_decoded for pack in packs)
     assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= size
     assert open_cached(tmp_path / "tiny", (size - 1) / 2**30, files) is None
-    assert "no room under --cache_gb" in capsys.readouterr().out
+    assert "do not fit in the cache" in capsys.readouterr().out
     assert not list((tmp_path / "tiny").glob("*.pack*"))
-    # what other datasets have there counts
+    # Packs of other datasets count.
     (tmp_path / "small" / "other.pack").write_bytes(bytes(size))
     (tmp_path / "a" / "0.png").touch()
     assert open_cached(tmp_path / "small", 1.5 * size / 2**30, files) is None
     assert (tmp_path / "small" / "other.pack").exists()
 
 
-def test_what_a_killed_job_left_takes_no_room(tmp_path: Path, files: dict[str, list[str]]):
+def test_leftovers_of_a_killed_job_are_removed(tmp_path: Path, files: dict[str, list[str]]):
     decoded = sum(pixels(file).numel() for names in files.values() for file in names)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "a-12345678-12345678.pack.part").write_bytes(bytes(decoded))
@@ -94,15 +92,15 @@ def test_what_a_killed_job_left_takes_no_room(tmp_path: Path, files: dict[str, l
     assert all(pack.is_decoded for pack in packs)
 
 
-def test_what_is_there_counts_as_there_whatever_the_room(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
-    """Also for a job that had to wait for it."""
+def test_existing_packs_are_used_regardless_of_the_limit(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    """This includes packs that another job built while this one waited."""
     open_cached(tmp_path / "cache", GB, files)
-    opened = cache._opened
-    monkeypatch.setattr(cache, "_opened", lambda wanted: monkeypatch.setattr(cache, "_opened", opened))
+    open_all = cache._open_all
+    monkeypatch.setattr(cache, "_open_all", lambda entries: monkeypatch.setattr(cache, "_open_all", open_all))
     check(open_cached(tmp_path / "cache", 0.0, files), files)
 
 
-def test_two_lists_of_the_same_files_stand_side_by_side_while_there_is_room(
+def test_two_selections_of_the_same_files_coexist_within_the_limit(
     tmp_path: Path, files: dict[str, list[str]], monkeypatch
 ):
     fewer = {**files, "a": files["a"][:3]}
@@ -113,7 +111,7 @@ def test_two_lists_of_the_same_files_stand_side_by_side_while_there_is_room(
     check(open_cached(tmp_path / "tight", decoded / 2**30, fewer), fewer)
     packs = check(open_cached(tmp_path / "tight", decoded / 2**30, files), files)
     assert all(pack.is_decoded for pack in packs)
-    assert len(list((tmp_path / "tight").glob("*.pack"))) == 2, "the other list had to make room"
+    assert len(list((tmp_path / "tight").glob("*.pack"))) == 2, "the pack of the other selection was deleted"
 
 
 def index_bytes(files: dict[str, list[str]]) -> int:
@@ -121,7 +119,7 @@ def index_bytes(files: dict[str, list[str]]) -> int:
 
 
 @pytest.mark.parametrize("change", ["time", "size"])
-def test_changed_files_are_noticed(tmp_path: Path, files: dict[str, list[str]], change: str):
+def test_changed_files_are_detected(tmp_path: Path, files: dict[str, list[str]], change: str):
     open_cached(tmp_path / "cache", GB, files)
     before = sorted(path.name for path in (tmp_path / "cache").glob("*.pack"))
     first = Path(files["a"][0])
@@ -137,7 +135,7 @@ def test_changed_files_are_noticed(tmp_path: Path, files: dict[str, list[str]], 
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "index", "other"])
-def test_a_damaged_pack_is_made_again(tmp_path: Path, files: dict[str, list[str]], damage: str):
+def test_damaged_pack_is_rebuilt(tmp_path: Path, files: dict[str, list[str]], damage: str):
     open_cached(tmp_path / "cache", GB, files)
     path = next((tmp_path / "cache").glob("a-*.pack"))
     data = path.read_bytes()
@@ -146,7 +144,7 @@ def test_a_damaged_pack_is_made_again(tmp_path: Path, files: dict[str, list[str]
     check(open_cached(tmp_path / "cache", GB, files), files)
 
 
-def test_the_same_names_elsewhere_have_other_packs(tmp_path: Path, files: dict[str, list[str]]):
+def test_same_names_in_another_folder_have_their_own_packs(tmp_path: Path, files: dict[str, list[str]]):
     open_cached(tmp_path / "cache", GB, files)
     other = {name: [file.replace(f"/{name}/", f"/else/{name}/") for file in names] for name, names in files.items()}
     for names, new in zip(files.values(), other.values(), strict=True):
@@ -158,7 +156,7 @@ def test_the_same_names_elsewhere_have_other_packs(tmp_path: Path, files: dict[s
 
 
 @pytest.mark.parametrize("limit", [GB, 3e-5])
-def test_a_broken_image_is_told_when_it_is_read(tmp_path: Path, files: dict[str, list[str]], limit: float):
+def test_broken_image_is_an_error_when_it_is_read(tmp_path: Path, files: dict[str, list[str]], limit: float):
     Path(files["a"][3]).write_bytes(Path(files["a"][3]).read_bytes()[:-40])
     packs = open_cached(tmp_path / "cache", limit, files)
     assert packs is not None
@@ -168,40 +166,40 @@ def test_a_broken_image_is_told_when_it_is_read(tmp_path: Path, files: dict[str,
     assert torch.equal(packs[0][4], pixels(files["a"][4]))
 
 
-def test_memory_that_runs_out_is_no_broken_image(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
-    def full(*args):
+def test_memory_error_is_not_a_broken_image(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    def open_image(*args):
         raise MemoryError
 
     with monkeypatch.context() as m:
-        m.setattr("domainbed.loading.decode.Image.open", full)
+        m.setattr("domainbed.loading.decode.Image.open", open_image)
         with pytest.raises(MemoryError):
             write_pack(tmp_path / "a.pack", files["a"], "", True, 2, tqdm(disable=True))
     assert not (tmp_path / "a.pack").exists()
     check(open_cached(tmp_path / "cache", GB, files), files)
 
 
-def test_a_missing_file_is_named(tmp_path: Path, files: dict[str, list[str]]):
+def test_missing_file_is_an_error(tmp_path: Path, files: dict[str, list[str]]):
     os.remove(files["b"][2])
-    with pytest.raises(UsageError, match=r"can't read .*b/2\.png: No such file"):
+    with pytest.raises(UsageError, match=r"cannot read .*b/2\.png: No such file"):
         open_cached(tmp_path / "cache", GB, files)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, files: dict[str, list[str]], capsys):
+def test_unwritable_cache_is_not_used(tmp_path: Path, files: dict[str, list[str]], capsys):
     (tmp_path / "cache").write_text("a file")
     assert open_cached(tmp_path / "cache", GB, files) is None
-    assert "can't be filled" in capsys.readouterr().out
+    assert "cannot write to the cache" in capsys.readouterr().out
 
 
-def test_of_several_at_once_one_fills_it(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
-    made = []
+def test_one_of_several_jobs_fills_the_cache(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    written = []
     write_pack = cache.write_pack
 
-    def slowly(path, *args):
-        made.append(path)
+    def write_slowly(path, *args):
+        written.append(path)
         time.sleep(0.2)
         write_pack(path, *args)
 
-    monkeypatch.setattr(cache, "write_pack", slowly)
+    monkeypatch.setattr(cache, "write_pack", write_slowly)
     found: list[list[Pack] | None] = []
     threads = [
         threading.Thread(target=lambda: found.append(open_cached(tmp_path / "cache", GB, files))) for _ in range(4)
@@ -213,7 +211,7 @@ def test_of_several_at_once_one_fills_it(tmp_path: Path, files: dict[str, list[s
     assert len(found) == 4
     for packs in found:
         check(packs, files)
-    assert len(made) == 2
+    assert len(written) == 2
 
 
 FILL = """
@@ -221,10 +219,10 @@ import sys, time
 from pathlib import Path
 from domainbed.loading import pack
 decode = pack.decode
-def slowly(*args):
+def decode_slowly(*args):
     time.sleep(float(sys.argv[2]))
     return decode(*args)
-pack.decode = slowly
+pack.decode = decode_slowly
 from domainbed.loading.image_cache import open_cached
 print("begin", flush=True)
 names = {name: sorted(map(str, Path(sys.argv[1], name).glob("?.png"))) for name in "ab"}
@@ -234,7 +232,7 @@ print(len(packs), sum(int(p[i].sum()) for p in packs for i in range(len(p))))
 
 
 @pytest.mark.slow
-def test_one_that_is_killed_leaves_the_others_to_it(tmp_path: Path, files: dict[str, list[str]]):
+def test_waiting_jobs_take_over_from_a_killed_one(tmp_path: Path, files: dict[str, list[str]]):
     def start(delay: float) -> subprocess.Popen:
         command = [sys.executable, "-c", FILL, str(tmp_path), str(delay)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -245,10 +243,10 @@ def test_one_that_is_killed_leaves_the_others_to_it(tmp_path: Path, files: dict[
     deadline = time.monotonic() + 60
     while not list((tmp_path / "cache").glob("*.part")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert list((tmp_path / "cache").glob("*.part")), "it did not begin"
+    assert list((tmp_path / "cache").glob("*.part")), "the fill did not start"
     waiting = [start(delay=0) for _ in range(2)]
     time.sleep(1)
-    assert all(process.poll() is None for process in waiting), "they did not wait"
+    assert all(process.poll() is None for process in waiting), "a process did not wait"
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
     expected = sum(int(pixels(file).sum()) for names in files.values() for file in names)

@@ -16,14 +16,14 @@ from domainbed.loading.sampling import BatchSampler
     env=st.integers(0, 5),
     cuts=st.lists(st.integers(0, 30), max_size=5),
 )
-def test_a_batch_does_not_depend_on_the_batches_before(n, batch_size, seed, env, cuts):
+def test_batch_is_independent_of_earlier_batches(n, batch_size, seed, env, cuts):
     indices = np.arange(100, 100 + n)
-    whole = BatchSampler(indices, batch_size, seed, env).batches(0, 30)
-    assert whole.shape == (30, batch_size)
-    assert np.isin(whole, indices).all()
+    expected = BatchSampler(indices, batch_size, seed, env).batches(0, 30)
+    assert expected.shape == (30, batch_size)
+    assert np.isin(expected, indices).all()
     edges = sorted({0, 30, *cuts})
     for start, stop in itertools.pairwise(edges):
-        assert (BatchSampler(indices, batch_size, seed, env).batches(start, stop) == whole[start:stop]).all()
+        assert (BatchSampler(indices, batch_size, seed, env).batches(start, stop) == expected[start:stop]).all()
 
 
 def test_batches_differ_between_steps_environments_and_seeds():
@@ -34,14 +34,14 @@ def test_batches_differ_between_steps_environments_and_seeds():
     assert len(set(rows)) == 200
 
 
-def test_every_image_is_drawn_as_often():
+def test_images_are_drawn_uniformly():
     drawn = BatchSampler(np.arange(40), 100, seed=3, env=0).batches(0, 400).ravel()
     assert chisquare(np.bincount(drawn, minlength=40)).pvalue > 1e-3
-    # with replacement: a batch of 100 from 40 images holds some twice, and almost never all
+    # With replacement: a batch of 100 from 40 images has duplicates and almost never all images.
     assert all(len(set(batch)) < 40 for batch in drawn.reshape(400, 100)[:20])
 
 
-def test_class_balanced_draws_each_class_as_often_and_its_images_evenly():
+def test_class_balanced_draws_classes_and_their_images_uniformly():
     labels = np.repeat([0, 1, 3], [5, 20, 75])
     rng = np.random.RandomState(0)
     indices = rng.permutation(1000)[:100]
@@ -55,7 +55,7 @@ def test_class_balanced_draws_each_class_as_often_and_its_images_evenly():
         assert chisquare(np.unique(of_class, return_counts=True)[1]).pvalue > 1e-3
 
 
-def test_the_last_image_can_be_drawn_and_none_behind_it():
+def test_indices_cover_the_whole_range():
     for n in (1, 2, 3, 7):
         drawn = BatchSampler(np.arange(n), 512, seed=0, env=0).batches(0, 100)
         assert drawn.max() == n - 1
@@ -63,5 +63,5 @@ def test_the_last_image_can_be_drawn_and_none_behind_it():
 
 
 @pytest.mark.parametrize("step", [0, 7, 4_999, 10**9])
-def test_steps_far_away_cost_nothing(step: int):
+def test_any_step_can_be_drawn_directly(step: int):
     assert BatchSampler(np.arange(9), 4, seed=0, env=0).batches(step, step + 1).shape == (1, 4)

@@ -1,4 +1,4 @@
-"""The command line that fetches and verifies: what it prints, and its status."""
+"""Tests of the download command: its output and exit status."""
 
 import os
 from pathlib import Path
@@ -14,21 +14,21 @@ from tests.datasets.publishers.test_unpack import make_zip
 from tests.datasets.test_verify import draw
 from tests.web_server import running
 
-MISTAKES = [
+ERRORS = [
     (["--data_dir", "."], "the following arguments are required: --dataset"),
     (["--dataset", "PACS"], "the following arguments are required: --data_dir"),
     (["--data_dir", ".", "--dataset", "PACS", "OficeHome"], "unknown dataset 'OficeHome'; did you mean OfficeHome"),
-    (["--data_dir", "no/such", "--dataset", "PACS"], "--data_dir 'no/such' is not a folder; make it first"),
+    (["--data_dir", "no/such", "--dataset", "PACS"], "--data_dir 'no/such' is not a folder; create it first"),
     (["--data_dir", "", "--dataset", "PACS"], "--data_dir '' is not a folder"),
-    (["--data_dir", ".", "--dataset", "PACS", "--write_leave_out"], "--write_leave_out needs --verify"),
-    (["--data_dir", ".", "--dataset", "PACS", "--verify"], "PACS is not there: PACS is not a folder. How to get it"),
-    (["--data_dir", ".", "--dataset", "Folder"], "Folder: it is a tree of your own, there is nothing to fetch"),
-    (["--data_dir", ".", "--dataset", "SVIRO"], "SVIRO: it can only be had by hand"),
+    (["--data_dir", ".", "--dataset", "PACS", "--write_leave_out"], "--write_leave_out requires --verify"),
+    (["--data_dir", ".", "--dataset", "PACS", "--verify"], "PACS not found: PACS is not a folder; to get it, run"),
+    (["--data_dir", ".", "--dataset", "Folder"], "Folder: it is your own tree, nothing to download"),
+    (["--data_dir", ".", "--dataset", "SVIRO"], "SVIRO: must be downloaded manually"),
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), MISTAKES, ids=str)
-def test_mistake(run_module, tmp_path: Path, args: list[str], message: str):
+@pytest.mark.parametrize(("args", "message"), ERRORS, ids=str)
+def test_invalid_usage_is_a_one_line_error(run_module, tmp_path: Path, args: list[str], message: str):
     finished = run_module("download", *args)
     assert finished.returncode == 2, finished.stderr
     assert message in finished.stderr
@@ -37,18 +37,18 @@ def test_mistake(run_module, tmp_path: Path, args: list[str], message: str):
     assert list((tmp_path / "cwd").iterdir()) == []
 
 
-def test_by_hand(run_module, tmp_path: Path):
+def test_manual_instructions(run_module, tmp_path: Path):
     finished = run_module("download", "--data_dir", tmp_path, "--dataset", "SVIRO")
-    assert "get     sviro_grayscale_rectangle_classification.zip" in finished.stdout
+    assert "download  sviro_grayscale_rectangle_classification.zip" in finished.stdout
     assert "https://sviro.kl.dfki.de" in finished.stdout
     assert f"{tmp_path}/sviro/<environment>/<class>/<image>" in finished.stdout
 
 
 @pytest.fixture
 def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """PACS, one image an environment, and a VLCS whose address is dead. Yields data_dir."""
+    """Serve PACS with one image per environment and a VLCS with a dead link. Yields data_dir."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch, "PAUSE", 0)
+    monkeypatch.setattr(fetch, "RETRY_DELAY", 0)
     for folder in PACS.ENVIRONMENT_FOLDERS:
         draw(tmp_path / "kfold" / folder / "dog" / "1.jpg")
     members = {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*.jpg")}
@@ -60,22 +60,22 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         yield str(tmp_path / "data")
 
 
-def test_one_that_fails_does_not_keep_the_others(offered: str, capsys: pytest.CaptureFixture):
+def test_failed_download_does_not_stop_the_others(offered: str, capsys: pytest.CaptureFixture):
     args = ["--data_dir", offered, "--dataset", "VLCS", "PACS", "ColoredDigits"]
-    with pytest.raises(UsageError, match=r"^VLCS: http://127.0.0.1:\d+/dead: the server answers 404 Not Found$"):
+    with pytest.raises(UsageError, match=r"^VLCS: http://127.0.0.1:\d+/dead: HTTP 404 Not Found$"):
         download.main(args)
     printed = capsys.readouterr().out
-    assert "How to get VLCS by hand:\n  get     its page\n" in printed
+    assert "To get VLCS manually:\n  download  its page\n" in printed
     assert "Caltech101 1,415, LabelMe 2,656, SUN09 3,282, VOC2007 3,376\n" in printed
-    assert f"PACS: fetched into {offered}/PACS; --verify checks it\n" in printed
+    assert f"PACS: downloaded to {offered}/PACS; check it with --verify\n" in printed
     assert "ColoredDigits: ready\n" in printed
     assert sorted(os.listdir(offered)) == [".download", "PACS"]
 
     assert download.main(["--data_dir", offered, "--dataset", "PACS"]) == 0
-    assert f"PACS: {offered}/PACS is there already and stays as it is" in capsys.readouterr().out
+    assert f"PACS: {offered}/PACS already exists, skipping" in capsys.readouterr().out
 
 
-def test_verify_leaves_out_what_is_broken(offered: str, capsys: pytest.CaptureFixture):
+def test_verify_can_leave_out_broken_images(offered: str, capsys: pytest.CaptureFixture):
     download.main(["--data_dir", offered, "--dataset", "PACS"])
     Path(offered, "PACS/photo/dog/1.jpg").write_bytes(b"")
     draw(Path(offered, "PACS/photo/dog/2.jpg"))
@@ -83,13 +83,16 @@ def test_verify_leaves_out_what_is_broken(offered: str, capsys: pytest.CaptureFi
 
     assert download.main(verify) == 1
     printed = capsys.readouterr().out
-    assert "PACS: NOT as it should be\n" in printed
+    assert "PACS: NOT OK\n" in printed
     assert "art_painting: 1 of 2,048 images\n" in printed
     assert "photo/dog/1.jpg is a broken image (" in printed
     assert not Path(offered, "PACS/leave_out.txt").exists()
 
     assert download.main([*verify, "--write_leave_out"]) == 1
-    assert f"{offered}/PACS/leave_out.txt now names the broken images, which are left out\n" in capsys.readouterr().out
+    assert (
+        f"Added the broken images to {offered}/PACS/leave_out.txt; they are left out from now on\n"
+        in capsys.readouterr().out
+    )
     assert Path(offered, "PACS/leave_out.txt").read_text() == "photo/dog/1.jpg\n"
 
     assert download.main([*verify, "--write_leave_out"]) == 1
@@ -97,7 +100,7 @@ def test_verify_leaves_out_what_is_broken(offered: str, capsys: pytest.CaptureFi
     assert Path(offered, "PACS/leave_out.txt").read_text() == "photo/dog/1.jpg\n"
 
 
-def test_status_of_verifying(mnist_dir: str, small_mnist_dir: str):
+def test_exit_status_of_verify(mnist_dir: str, small_mnist_dir: str):
     args = ["--dataset", "RotatedMNIST", "ColoredDigits", "--verify"]
     assert download.main(["--data_dir", mnist_dir, *args]) == 0
     assert download.main(["--data_dir", small_mnist_dir, *args]) == 1

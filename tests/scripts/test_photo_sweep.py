@@ -1,4 +1,4 @@
-"""Photographs from command to table, with real processes."""
+"""End-to-end tests of photo datasets, from command to table, with real processes."""
 
 import os
 import re
@@ -46,12 +46,12 @@ def test_resnets_on_real_pacs_images(run_module, tmp_path: Path, pacs_dir: str):
     for algorithm in ("ERM", "Fishr"):
         table, averages, *oracle = rows_of(tables, algorithm)
         assert len(re.findall(r"\d+\.\d \+/- 0\.0", table)) == 5
-        assert len(re.findall(r"\d+\.\d", averages)) == 4  # with its error, the overall one and the rank
+        assert len(re.findall(r"\d+\.\d", averages)) == 4  # average, its error, overall average, and rank
         assert len(oracle) == 2
 
 
 @pytest.mark.slow
-def test_a_tree_of_ones_own(run_module, tmp_path: Path):
+def test_sweep_on_own_tree(run_module, tmp_path: Path):
     tree = write_tree(tmp_path / "seasons", {env: {"ash": 5, "oak": 5} for env in ("autumn", "spring", "winter")})
     command = [
         *("sweep", "launch", "--datasets", "Folder", "--data_dir", tree, "--algorithms", "ERM", "--n_trials", 1),
@@ -66,7 +66,7 @@ def test_a_tree_of_ones_own(run_module, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_loader_process_that_dies_is_told_in_one_line(tmp_path: Path):
+def test_dead_loader_process_is_a_one_line_error(tmp_path: Path):
     tree = write_tree(tmp_path / "seasons", {env: {"ash": 5, "oak": 5} for env in ("spring", "winter")})
     command = [
         *(sys.executable, "-m", "domainbed.scripts.train", "--dataset", "Folder", "--data_dir", tree),
@@ -84,13 +84,13 @@ def test_a_loader_process_that_dies_is_told_in_one_line(tmp_path: Path):
     finally:
         job.kill()
     assert job.returncode == 2, err
-    assert err.splitlines()[-1].startswith("error: a process that reads photographs died")
+    assert err.splitlines()[-1].startswith("error: an image loader process died")
     assert "--loader_workers" in err
     assert "Traceback" not in err
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_there_are_told_before_anything_starts(run_module, tmp_path: Path):
+def test_missing_weights_are_reported_before_anything_starts(run_module, tmp_path: Path):
     tree = write_tree(tmp_path / "seasons", {env: {"ash": 5, "oak": 5} for env in ("spring", "winter")})
     command = ["sweep", "launch", "--datasets", "Folder", "--data_dir", tree, "--algorithms", "ERM", "--n_trials", 1]
     finished = run_module(
@@ -104,7 +104,7 @@ def test_weights_that_are_not_there_are_told_before_anything_starts(run_module, 
         },
     )
     assert finished.returncode == 2
-    assert "resnet50-0676ba61.pth is not in" in finished.stderr
+    assert "resnet50-0676ba61.pth was not found in" in finished.stderr
     assert '{"pretrained": false}' in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "sweep").exists()

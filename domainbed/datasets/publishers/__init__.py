@@ -1,1 +1,1 @@
-"""What the publishers of photographs offer, and how it becomes the folder that the reader expects."""
+"""Downloads of the published photo datasets: sources, download, unpacking, and arrangement into environment folders."""

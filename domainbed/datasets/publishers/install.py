@@ -1,13 +1,12 @@
-"""From a publisher's archives to the folder that the reader expects, which is there whole or not at all."""
+"""From a publisher's archives to a dataset's folder, which appears complete or not at all."""
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from domainbed.datasets.image_folders import plain, subfolders
+from domainbed.datasets.image_folders import normalize_name, subfolders
 from domainbed.datasets.photos import PublishedDataset
 from domainbed.datasets.publishers.fetch import FetchError, fetch
 from domainbed.datasets.publishers.sources import SOURCES, Source
@@ -15,93 +14,88 @@ from domainbed.datasets.publishers.unpack import unpack
 from domainbed.errors import UsageError
 from domainbed.files import file_lock
 
-ASIDE = ".download"
+DOWNLOAD_FOLDER = ".download"
 
 
 def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
-    """Fetch and unpack a dataset in data_dir/.download, then move it into place; tells what it does.
+    """Download and unpack a dataset in data_dir/.download, then move it into place.
 
-    An interrupted download stays in data_dir/.download, for the next call to go on. Of two processes that want the same
-    dataset, the second waits for the first.
+    Interrupted downloads are kept there and resumed by the next call. If two processes install the same dataset, the
+    second waits for the first.
 
     Returns:
-        False where its folder is there already, which is left as it is.
+        False if the dataset's folder exists already; it is not changed.
 
     Raises:
-        FetchError: its publisher does not offer it, or not in a way that works.
+        FetchError: the dataset cannot be downloaded automatically, or the download failed.
         UsageError: the disk is full.
     """
     name, target = dataset.__name__, Path(data_dir) / dataset.FOLDER
-    aside = Path(data_dir) / ASIDE / name
-    if os.path.lexists(target) and not aside.exists():
+    temporary = Path(data_dir) / DOWNLOAD_FOLDER / name
+    if os.path.lexists(target) and not temporary.exists():
         return False
     if not SOURCES[name].archives:
-        raise FetchError("it can only be had by hand")
-    with alone(aside):
+        raise FetchError("must be downloaded manually")
+    temporary.parent.mkdir(exist_ok=True)
+    # The lock file is never deleted, because another process may be waiting for it.
+    with file_lock(temporary.with_name(f"{name}.lock"), f"another process is downloading {name}; waiting for it"):
         is_new = not os.path.lexists(target)
         if is_new:
-            aside.mkdir(exist_ok=True)
+            temporary.mkdir(exist_ok=True)
             try:
-                os.rename(build(dataset, SOURCES[name], aside), target)
+                os.rename(fetch_and_unpack(dataset, SOURCES[name], temporary), target)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise UsageError(f"the disk of {data_dir} is full; what came of {name} is kept, run again") from error
-        shutil.rmtree(aside, ignore_errors=True)
+                raise UsageError(
+                    f"the disk of {data_dir} is full; partial downloads of {name} are kept, free some space and run "
+                    "again"
+                ) from error
+            finally:
+                with suppress(OSError):  # not empty: partial downloads for the next run
+                    temporary.rmdir()
+        shutil.rmtree(temporary, ignore_errors=True)
     return is_new
 
 
-@contextmanager
-def alone(aside: Path) -> Iterator[None]:
-    """Hold a dataset's folder in ASIDE, which goes when it is empty. The lock's file stays: others may wait for it."""
-    aside.parent.mkdir(exist_ok=True)
-    waiting = f"another process is fetching {aside.name}; waiting for it"
-    with file_lock(aside.with_name(f"{aside.name}.lock"), waiting):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # something came that a second run can use
-                aside.rmdir()
-
-
-def build(dataset: type[PublishedDataset], source: Source, aside: Path) -> Path:
-    """Fetch and unpack the archives. Returns the folder, in `aside`, that holds the environments."""
+def fetch_and_unpack(dataset: type[PublishedDataset], source: Source, temporary: Path) -> Path:
+    """Download and unpack the archives. Returns the folder below `temporary` that contains the environments."""
     if source.note:
         print(f"note: {source.note}", flush=True)
     for archive in source.archives:
-        print(f"fetching {archive.url}", flush=True)
-        sha256 = fetch(archive.url, aside / archive.name, archive.sha256)
-        checked = "as known" if archive.sha256 else "none is known to compare it with"
-        print(
-            f"{archive.name}: {(aside / archive.name).stat().st_size:,} bytes, sha256 {sha256} ({checked})", flush=True
-        )
-    unpacked = aside / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was killed
+        print(f"downloading {archive.url}", flush=True)
+        path = temporary / archive.name
+        sha256 = fetch(archive.url, path, archive.sha256)
+        check = "verified" if archive.sha256 else "no known checksum to compare with"
+        print(f"{archive.name}: {path.stat().st_size:,} bytes, SHA-256 {sha256} ({check})", flush=True)
+    unpacked = temporary / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed run
     unpacked.mkdir()
     try:
         for archive in source.archives:
             try:
-                unpack(aside / archive.name, unpacked)
+                unpack(temporary / archive.name, unpacked)
             except FetchError as error:
-                (aside / archive.name).unlink()
-                raise FetchError(f"{archive.url}: {error}; it is deleted, a second run fetches it again") from error
+                (temporary / archive.name).unlink()
+                raise FetchError(f"{archive.url}: {error}; deleted it, run again to download it again") from error
         if source.arrange:
             source.arrange(unpacked)
-        return find(dataset, unpacked)
+        return find_environments(dataset, unpacked)
     except BaseException:
         shutil.rmtree(unpacked, ignore_errors=True)
         raise
 
 
-def find(dataset: type[PublishedDataset], unpacked: Path) -> Path:
-    """The folder that holds the environments, in whatever folders the publisher packed it."""
-    wanted = {plain(name) for name in dataset.ENVIRONMENT_FOLDERS}
+def find_environments(dataset: type[PublishedDataset], unpacked: Path) -> Path:
+    """Return the folder that contains the environments' folders, at any depth."""
+    expected = {normalize_name(name) for name in dataset.ENVIRONMENT_FOLDERS}
     folders = [unpacked]
     for folder in folders:
         names = subfolders(folder)
-        if wanted <= {plain(name) for name in names}:
+        if expected <= {normalize_name(name) for name in names}:
             return folder
         folders += [folder / name for name in names]
     raise FetchError(
-        f"what came has no folder with {', '.join(dataset.ENVIRONMENT_FOLDERS)} in it, but {subfolders(unpacked)}"
+        f"the download has no folder that contains {', '.join(dataset.ENVIRONMENT_FOLDERS)}, "
+        f"only {subfolders(unpacked)}"
     )

@@ -1,7 +1,7 @@
-"""What the publishers of the photographs offer, and what is left to do by hand.
+"""Download sources of the photo datasets, and instructions for those that must be downloaded manually.
 
-Google Drive's files are those of DomainBed's own script. They were reported gone in 2025 (DomainBed's issue 165);
-whether they are, a try tells. DomainNet's sums are those that TensorFlow Datasets recorded; the others' aren't known.
+The Google Drive files are those of DomainBed's own script; they were reported missing in 2025 (DomainBed issue 165).
+DomainNet's checksums are those recorded by TensorFlow Datasets; the other archives have no known checksums.
 """
 
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainbed.datasets.photos import PublishedDataset
-from domainbed.datasets.publishers.terra_incognita import sort_images
+from domainbed.datasets.publishers.terra_incognita import arrange_images
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch: .zip and .tar.gz are unpacked. `sha256` of the file, where it is known."""
+    """A file to download; .zip and .tar.gz are unpacked. `sha256` is its checksum, if known."""
 
     name: str
     url: str
@@ -23,61 +23,61 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset comes from.
+    """The origin of a dataset.
 
     Attributes:
-        by_hand: an address for people, and what is to be had there.
-        archives: what can be fetched, in order (what is small and may be dead comes first).
-        arrange: brings what was unpacked into the form environment/class/image, somewhere below that folder.
-        note: what whoever fetches it has to know.
+        manual: what to download manually, and the web page that has it.
+        archives: the files to download automatically, in order (small ones and unreliable links first).
+        arrange: rearranges the unpacked files into environment/class/image, somewhere below the given folder.
+        note: printed before the download.
     """
 
-    by_hand: str
+    manual: str
     archives: tuple[Archive, ...] = ()
     arrange: Callable[[Path], None] | None = None
     note: str = ""
 
 
-COPIES = "https://github.com/facebookresearch/DomainBed/issues/165 (copies that others share)"
+MIRRORS = "https://github.com/facebookresearch/DomainBed/issues/165 (copies shared by users)"
 LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
 VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 
 
-def drive(file_id: str) -> str:
-    """The address from which Google Drive sends a file of any size without a question."""
+def drive_url(file_id: str) -> str:
+    """Return the URL from which Google Drive sends a file of any size without a confirmation page."""
     return f"https://drive.usercontent.google.com/download?id={file_id}&export=download&confirm=t"
 
 
 SOURCES = {
     "VLCS": Source(
-        by_hand=f"VLCS.tar.gz, its folder VLCS: {COPIES}",
-        archives=(Archive("VLCS.tar.gz", drive("1skwblH1_okBwxWxmRsp9_qi15hyPpxg8")),),
+        manual=f"VLCS.tar.gz (the folder VLCS in it): {MIRRORS}",
+        archives=(Archive("VLCS.tar.gz", drive_url("1skwblH1_okBwxWxmRsp9_qi15hyPpxg8")),),
     ),
     "PACS": Source(
-        by_hand="PACS.zip, its folder kfold: "
+        manual="PACS.zip (the folder kfold in it): "
         "https://drive.google.com/drive/folders/0B6x7gtvErXgfUU1WcGY5SzdwZVk?resourcekey=0-2fvpQY_QSyJf2uIECzqPuQ "
-        f"(its author's), or {COPIES}",
-        archives=(Archive("PACS.zip", drive("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd")),),
+        f"(the author's), or {MIRRORS}",
+        archives=(Archive("PACS.zip", drive_url("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd")),),
     ),
     "OfficeHome": Source(
-        by_hand="OfficeHomeDataset_10072016.zip, its folder of that name: "
-        f"https://www.hemanthdv.org/officeHomeDataset.html, or {COPIES}",
-        archives=(Archive("OfficeHomeDataset_10072016.zip", drive("1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC")),),
+        manual="OfficeHomeDataset_10072016.zip (the folder of that name in it): "
+        f"https://www.hemanthdv.org/officeHomeDataset.html, or {MIRRORS}",
+        archives=(Archive("OfficeHomeDataset_10072016.zip", drive_url("1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC")),),
     ),
     "TerraIncognita": Source(
-        by_hand="images and annotations of the 'CCT20 benchmark subset': "
-        "https://lila.science/datasets/caltech-camera-traps (the images are then to be sorted, by the annotations' "
-        "location and category)",
+        manual="images and annotations of the 'CCT20 benchmark subset': "
+        "https://lila.science/datasets/caltech-camera-traps (then sort the images by the annotations' location and "
+        "category)",
         archives=(
             Archive("eccv_18_annotations.tar.gz", f"{LILA}/eccv_18_annotations.tar.gz"),
             Archive("eccv_18_all_images_sm.tar.gz", f"{LILA}/eccv_18_all_images_sm.tar.gz"),
         ),
-        arrange=sort_images,
-        note="the archive that the published tables were made with is gone: today's yields 24,330 images, not their "
-        "24,788 (--verify knows both)",
+        arrange=arrange_images,
+        note="the archive used for the published tables (24,788 images) is no longer available; the current one has "
+        "24,330 images (--verify accepts both)",
     ),
     "DomainNet": Source(
-        by_hand="the six archives ('cleaned version') of https://ai.bu.edu/M3SDA/; and, as domain_net/leave_out.txt, "
+        manual="the six archives ('cleaned version') at https://ai.bu.edu/M3SDA/ and, as domain_net/leave_out.txt, "
         "https://github.com/facebookresearch/DomainBed/blob/main/domainbed/misc/domain_net_duplicates.txt",
         archives=(
             Archive(
@@ -113,26 +113,26 @@ SOURCES = {
                 "23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc",
             ),
         ),
-        note="18.4 GB to download, and as much again while it is unpacked",
+        note="18.4 GB to download, plus the same again while unpacking",
     ),
     "SVIRO": Source(
-        by_hand="sviro_grayscale_rectangle_classification.zip, its folder SVIRO_DOMAINBED: "
-        "https://sviro.kl.dfki.de/download/ (asks to accept a licence)",
+        manual="sviro_grayscale_rectangle_classification.zip (the folder SVIRO_DOMAINBED in it): "
+        "https://sviro.kl.dfki.de/download/ (requires accepting a license)",
     ),
 }
 
 
-def by_hand(dataset: type[PublishedDataset], data_dir: str) -> str:
-    """What to do, in lines: from where, to where, and what should be there in the end."""
+def manual_instructions(dataset: type[PublishedDataset], data_dir: str) -> str:
+    """Return instructions for a manual download: the source, the destination, and the expected images."""
     name = dataset.__name__
     source = SOURCES[name]
-    totals = [f"{sum(counts):,}" for counts in dataset.IMAGES]
-    counts = [f"{n:,}" for n in dataset.IMAGES[0]] if dataset.IMAGES else [""] * len(dataset.ENVIRONMENT_FOLDERS)
-    there = ", ".join(f"{env} {n}".strip() for env, n in zip(dataset.ENVIRONMENT_FOLDERS, counts, strict=True))
-    note = f"\n  note    {source.note}" if source.note else ""
-    return f"""How to get {name} by hand:
-  get     {source.by_hand}
-  put it  as {Path(data_dir) / dataset.FOLDER}/<environment>/<class>/<image>
-  so that the environments and their images are {there}
-          ({dataset.NUM_CLASSES} classes{"; in all " if totals else ""}{" or ".join(totals)})
-  check   python -m domainbed.scripts.download --data_dir {data_dir} --dataset {name} --verify{note}"""
+    totals = " or ".join(f"{sum(counts):,}" for counts in dataset.IMAGES)
+    counts = [f" {n:,}" for n in dataset.IMAGES[0]] if dataset.IMAGES else [""] * len(dataset.ENVIRONMENT_FOLDERS)
+    expected = ", ".join(f"{env}{n}" for env, n in zip(dataset.ENVIRONMENT_FOLDERS, counts, strict=True))
+    note = f"\n  note      {source.note}" if source.note else ""
+    return f"""To get {name} manually:
+  download  {source.manual}
+  move to   {Path(data_dir) / dataset.FOLDER}/<environment>/<class>/<image>
+  expected  {expected}
+            ({dataset.NUM_CLASSES} classes{f"; {totals} images in total" if totals else ""})
+  check     python -m domainbed.scripts.download --data_dir {data_dir} --dataset {name} --verify{note}"""

@@ -1,4 +1,4 @@
-"""Archives from elsewhere: unpacked into a folder that no member can leave, and whole."""
+"""Unpacking of untrusted archives: no file is written outside the folder, and damage is detected."""
 
 import gzip
 import shutil
@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
 
 from tqdm import tqdm
 
@@ -17,12 +16,12 @@ from domainbed.datasets.publishers.fetch import FetchError
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .zip or .tar.gz into a folder; another file is copied there as it is.
+    """Unpack a .zip or .tar.gz into a folder; copy any other file there.
 
-    Only files and folders are made, with this user's permissions: datasets need no links.
+    Only regular files and folders are unpacked; datasets need no links.
 
     Raises:
-        FetchError: it is damaged, cut short, or has a member that leads out of the folder or is no file.
+        FetchError: the archive is damaged or truncated, or has a member outside the folder or of another kind.
     """
     if archive.name.endswith(".zip"):
         with explain_damage(archive):
@@ -36,45 +35,40 @@ def unpack(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def explain_damage(archive: Path) -> Iterator[None]:
+    """Turn the errors that damaged archives raise into FetchError."""
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise FetchError(f"{archive.name} is no whole archive ({error})") from error
+        raise FetchError(f"{archive.name} is damaged or incomplete ({error})") from error
 
 
 def unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as z:
         for member in tqdm(z.infolist(), desc=archive.name, unit=" files", disable=None):
-            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was packed on another system
-            target = inside(folder, member.filename, archive, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if packed on a system without Unix file types
+            path = check_member(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
             if not member.is_dir():
-                with z.open(member) as data:
-                    write(data, target)
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with z.open(member) as data, open(target, "wb") as file:
+                    shutil.copyfileobj(data, file, 1 << 20)
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:
     with gzip.open(archive) as unzipped:
-        with tarfile.open(fileobj=unzipped, mode="r|") as t:
-            for member in tqdm(t, desc=archive.name, unit=" files", disable=None):
-                target = inside(folder, member.name, archive, member.isreg() or member.isdir())
-                if data := t.extractfile(member):
-                    with data:
-                        write(data, target)
-        while unzipped.read(1 << 20):  # what follows the last member: only there gzip compares its checksum
+        with tarfile.open(fileobj=unzipped, mode="r|") as tar:
+            for member in tqdm(tar, desc=archive.name, unit=" files", disable=None):
+                check_member(archive, member.name, member.isreg() or member.isdir())
+                tar.extract(member, folder, filter="data")
+        while unzipped.read(1 << 20):  # gzip verifies its checksum only at the end of the stream
             pass
 
 
-def inside(folder: Path, name: str, archive: Path, plain: bool) -> Path:
-    """Where a member goes. Raises FetchError where that is not within the folder, or it is no plain file or folder."""
-    path = PurePosixPath(name.replace("\\", "/"))
+def check_member(archive: Path, name: str, is_plain: bool) -> PurePosixPath:
+    """Return a member's relative path. Raises FetchError if it is outside the destination or not a plain file."""
+    path = PurePosixPath(name.replace("\\", "/"))  # some Windows tools write backslashes
     if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive:
-        raise FetchError(f"{archive.name} is not to be trusted: its member {name!r} leads out of its folder")
-    if not plain:
-        raise FetchError(f"{archive.name} is not to be trusted: its member {name!r} is neither file nor folder")
-    return folder / path
-
-
-def write(data: IO[bytes], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, "wb") as file:
-        shutil.copyfileobj(data, file, 1 << 20)
+        raise FetchError(f"{archive.name} is not safe to unpack: {name!r} is outside the destination")
+    if not is_plain:
+        raise FetchError(f"{archive.name} is not safe to unpack: {name!r} is not a regular file or folder")
+    return path

@@ -1,4 +1,4 @@
-"""What the tests of downloads share."""
+"""Fixtures for tests of downloads."""
 
 from collections.abc import Iterator
 
@@ -10,8 +10,8 @@ from tests.web_server import Server, running
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A web server on this machine, reached without a proxy; tries follow one another at once."""
+    """Run a local web server that is reached without a proxy; retry without delay."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch, "PAUSE", 0)
+    monkeypatch.setattr(fetch, "RETRY_DELAY", 0)
     with running() as server:
         yield server

@@ -1,4 +1,4 @@
-"""From archives on a server of this machine to data_dir/PACS, or to nothing at all; TerraIncognita's sorting."""
+"""Tests of dataset installation from archives on a local server."""
 
 import errno
 import json
@@ -15,17 +15,17 @@ from filelock import FileLock
 from domainbed.datasets.photos import PACS, SVIRO, DomainNet, TerraIncognita
 from domainbed.datasets.publishers import fetch, install
 from domainbed.datasets.publishers.fetch import FetchError
-from domainbed.datasets.publishers.sources import SOURCES, Archive, Source, by_hand
+from domainbed.datasets.publishers.sources import SOURCES, Archive, Source, manual_instructions
 from domainbed.errors import UsageError
 from tests.datasets.publishers.test_unpack import make_tar, make_zip
 
 IMAGES = {f"kfold/{folder}/dog/{i}.jpg": os.urandom(1000) for folder in PACS.ENVIRONMENT_FOLDERS for i in range(3)}
-LEAVINGS = {f"__MACOSX/kfold/{folder}/._dog": b"x" for folder in PACS.ENVIRONMENT_FOLDERS}
+MACOS_FILES = {f"__MACOSX/kfold/{folder}/._dog": b"x" for folder in PACS.ENVIRONMENT_FOLDERS}
 
 
 @pytest.fixture
 def offer(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Let the server offer archives (name -> members) as those of a dataset."""
+    """Return a function that offers archives (name -> members) as those of a dataset."""
 
     def offer(dataset: str, arrange=None, **archives: dict[str, bytes]) -> None:
         offered = []
@@ -38,7 +38,7 @@ def offer(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 (make_zip if name.endswith(".zip") else make_tar)(path, members)
             server.offer(name, path.read_bytes())
             offered.append(Archive(name, server.url(name)))
-        monkeypatch.setitem(SOURCES, dataset, Source("its page", tuple(offered), arrange, "mind this"))
+        monkeypatch.setitem(SOURCES, dataset, Source("its page", tuple(offered), arrange, "some note"))
 
     return offer
 
@@ -50,31 +50,31 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All files in a folder, but for locks."""
-    there = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in there}
+    """Return the contents of all files in a folder, except for locks."""
+    paths = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 
 def entries(data_dir: Path) -> list[str]:
-    """What lies in data_dir and what is under way there, but for locks."""
-    aside = data_dir / ".download"
-    under_way = [p.name for p in aside.iterdir() if p.suffix != ".lock"] if aside.exists() else []
-    return sorted([p.name for p in data_dir.iterdir() if p != aside] + under_way)
+    """Return the names in data_dir and in its download folder, except for locks."""
+    temporary = data_dir / ".download"
+    partial = [p.name for p in temporary.iterdir() if p.suffix != ".lock"] if temporary.exists() else []
+    return sorted([p.name for p in data_dir.iterdir() if p != temporary] + partial)
 
 
 @pytest.mark.parametrize("archive", ["PACS__zip", "PACS__tar__gz"])
-def test_fetched_unpacked_and_moved(offer, data_dir: Path, archive: str, capsys: pytest.CaptureFixture):
-    offer("PACS", **{archive: LEAVINGS | IMAGES})
+def test_install(offer, data_dir: Path, archive: str, capsys: pytest.CaptureFixture):
+    offer("PACS", **{archive: MACOS_FILES | IMAGES})
     assert install.install(PACS, str(data_dir))
     assert files(data_dir) == {name.replace("kfold", "PACS"): data for name, data in IMAGES.items()}
     assert entries(data_dir) == ["PACS"]
     printed = capsys.readouterr().out
-    assert "mind this" in printed
-    assert "sha256" in printed
-    assert "(none is known to compare it with)" in printed
+    assert "some note" in printed
+    assert "SHA-256" in printed
+    assert "(no known checksum to compare with)" in printed
 
 
-def test_what_is_there_is_not_touched(server, offer, data_dir: Path):
+def test_existing_folder_is_not_changed(server, offer, data_dir: Path):
     offer("PACS", PACS__zip=IMAGES)
     (data_dir / "PACS").mkdir()
     assert not install.install(PACS, str(data_dir))
@@ -83,7 +83,7 @@ def test_what_is_there_is_not_touched(server, offer, data_dir: Path):
     assert server.files["/PACS.zip"].requests == []
 
 
-def test_several_archives_and_a_list(offer, data_dir: Path):
+def test_several_archives_and_a_leave_out_file(offer, data_dir: Path):
     archives = {f"{env}__zip": {f"{env}/dog/1.jpg": b"x"} for env in DomainNet.ENVIRONMENT_FOLDERS}
     offer("DomainNet", leave_out__txt={"leave_out.txt": b"real/dog/1.jpg\n"}, **archives)
     install.install(DomainNet, str(data_dir))
@@ -91,19 +91,21 @@ def test_several_archives_and_a_list(offer, data_dir: Path):
     assert files(data_dir) == {"domain_net/leave_out.txt": b"real/dog/1.jpg\n"} | expected
 
 
-def test_one_dead_address_keeps_what_came(server, offer, data_dir: Path):
+def test_failed_archive_keeps_the_others(server, offer, data_dir: Path):
     offer("DomainNet", clipart__zip={"clipart/dog/1.jpg": b"x"}, real__zip={"real/dog/1.jpg": b"x"})
     dead = server.files.pop("/real.zip")
-    with pytest.raises(FetchError, match=r"real.zip: the server answers 404"):
+    with pytest.raises(FetchError, match=r"real.zip: HTTP 404"):
         install.install(DomainNet, str(data_dir))
     assert sorted(os.listdir(data_dir / ".download" / "DomainNet")) == ["clipart.zip"]
     server.files["/real.zip"] = dead
-    with pytest.raises(FetchError, match=r"what came has no folder with clipart, .* in it, but \['clipart', 'real'\]"):
+    with pytest.raises(
+        FetchError, match=r"the download has no folder that contains clipart, .*, only \['clipart', 'real'\]"
+    ):
         install.install(DomainNet, str(data_dir))
     assert server.files["/clipart.zip"].requests == [""]
 
 
-def test_nothing_came_nothing_stays(server, offer, data_dir: Path):
+def test_failed_download_leaves_no_files(server, offer, data_dir: Path):
     offer("PACS", PACS__zip=IMAGES)
     server.files.clear()
     with pytest.raises(FetchError, match="404"):
@@ -112,12 +114,12 @@ def test_nothing_came_nothing_stays(server, offer, data_dir: Path):
 
 
 @pytest.mark.parametrize("bad", [b"<html>", None])
-def test_bad_archive_is_deleted_and_fetched_again(server, offer, data_dir: Path, bad: bytes | None):
+def test_damaged_archive_is_deleted_and_downloaded_again(server, offer, data_dir: Path, bad: bytes | None):
     offer("PACS", PACS__zip=IMAGES)
     good = server.files["/PACS.zip"].data
     server.files["/PACS.zip"].data = bad or good[: len(good) // 2]
     with pytest.raises(
-        FetchError, match=r"PACS.zip is no whole archive .*; it is deleted, a second run fetches it again"
+        FetchError, match=r"PACS.zip is damaged or incomplete .*; deleted it, run again to download it again"
     ):
         install.install(PACS, str(data_dir))
     assert entries(data_dir) == []
@@ -126,31 +128,34 @@ def test_bad_archive_is_deleted_and_fetched_again(server, offer, data_dir: Path,
     assert len(files(data_dir / "PACS")) == len(IMAGES)
 
 
-def test_climbing_archive(offer, data_dir: Path, tmp_path: Path):
+def test_archive_with_paths_outside_the_folder(offer, data_dir: Path, tmp_path: Path):
     offer("PACS", PACS__tar__gz=IMAGES | {"../../../../evil": b"x"})
-    with pytest.raises(FetchError, match="leads out of its folder"):
+    with pytest.raises(FetchError, match=r"not safe to unpack.* outside the destination"):
         install.install(PACS, str(data_dir))
     assert entries(data_dir) == []
     assert not list(tmp_path.rglob("evil"))
 
 
 def test_full_disk(offer, data_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(archive: Path, folder: Path) -> None:
+    def unpack(archive: Path, folder: Path) -> None:
         (folder / "half").write_bytes(b"x")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     offer("PACS", PACS__zip=IMAGES)
     with monkeypatch.context() as patch:
-        patch.setattr(install, "unpack", full)
-        with pytest.raises(UsageError, match=r"the disk of .* is full; what came of PACS is kept, run again"):
+        patch.setattr(install, "unpack", unpack)
+        with pytest.raises(
+            UsageError,
+            match=r"the disk of .* is full; partial downloads of PACS are kept, free some space and run again",
+        ):
             install.install(PACS, str(data_dir))
     assert os.listdir(data_dir / ".download" / "PACS") == ["PACS.zip"]
     assert install.install(PACS, str(data_dir))
     assert entries(data_dir) == ["PACS"]
 
 
-def test_by_hand_only(data_dir: Path):
-    with pytest.raises(FetchError, match="only be had by hand"):
+def test_dataset_without_automatic_download(data_dir: Path):
+    with pytest.raises(FetchError, match="must be downloaded manually"):
         install.install(SVIRO, str(data_dir))
     assert entries(data_dir) == []
 
@@ -176,15 +181,15 @@ def test_second_process_waits_for_the_first(server, offer, data_dir: Path):
     with FileLock(data_dir / ".download" / "PACS.lock"):
         process = start(server, data_dir)
         assert process.stdout is not None
-        assert process.stdout.readline() == "another process is fetching PACS; waiting for it\n"
-        (data_dir / "PACS").mkdir()  # the first one's
+        assert process.stdout.readline() == "another process is downloading PACS; waiting for it\n"
+        (data_dir / "PACS").mkdir()  # installed by the first process
     assert process.communicate(timeout=60)[0] == "False\n"
     assert entries(data_dir) == ["PACS"]
     assert server.files["/PACS.zip"].requests == []
 
 
 @pytest.mark.slow
-def test_two_at_once(server, offer, data_dir: Path):
+def test_concurrent_installs(server, offer, data_dir: Path):
     offer("PACS", PACS__zip=IMAGES)
     processes = [start(server, data_dir) for _ in range(2)]
     ends = sorted(process.communicate(timeout=120)[0].splitlines()[-1] for process in processes)
@@ -194,7 +199,7 @@ def test_two_at_once(server, offer, data_dir: Path):
 
 
 @pytest.mark.slow
-def test_killed_while_fetching(server, offer, data_dir: Path):
+def test_resume_after_sigkill_while_downloading(server, offer, data_dir: Path):
     members = {name.replace("1.jpg", f"{i}.jpg"): os.urandom(300_000) for i, name in enumerate(IMAGES)}
     offer("PACS", PACS__zip=members)
     archive = server.files["/PACS.zip"]
@@ -207,15 +212,15 @@ def test_killed_while_fetching(server, offer, data_dir: Path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     archive.slow = 0
-    there = part.stat().st_size
-    assert 0 < there < len(archive.data)
+    size = part.stat().st_size
+    assert 0 < size < len(archive.data)
     assert install.install(PACS, str(data_dir))
-    assert archive.requests == ["", f"bytes={there}-"]
+    assert archive.requests == ["", f"bytes={size}-"]
     assert entries(data_dir) == ["PACS"]
 
 
-def test_killed_while_unpacking_or_cleaning_up(offer, data_dir: Path):
-    """What such a run leaves does no harm and goes."""
+def test_leftovers_of_a_killed_process_are_removed(offer, data_dir: Path):
+    """The process was killed while unpacking or while cleaning up."""
     offer("PACS", PACS__zip=IMAGES)
     half = data_dir / ".download" / "PACS" / "unpacked" / "kfold" / "photo" / "dog"
     half.mkdir(parents=True)
@@ -228,7 +233,7 @@ def test_killed_while_unpacking_or_cleaning_up(offer, data_dir: Path):
 
 
 def annotations(*images: tuple[str, int | str, list[str]]) -> bytes:
-    """A COCO file of images (name, place, animals)."""
+    """Return a COCO file of images (name, location, animals)."""
     animals = ["bird", "car", "coyote"]
     return json.dumps(
         {
@@ -243,7 +248,7 @@ def annotations(*images: tuple[str, int | str, list[str]]) -> bytes:
     ).encode()
 
 
-def test_terra_incognita(offer, data_dir: Path):
+def test_terra_incognita_is_arranged_by_location_and_animal(offer, data_dir: Path):
     places = {f"in{n}": n for n in (38, 43, 46, 100)}
     members = {f"eccv_18_all_images_sm/{name}.jpg": name.encode() for name in [*places, "two", "car", "far", "none"]}
     train = annotations(*((name, place, ["bird", "bird"]) for name, place in places.items()), ("far", 7, ["bird"]))
@@ -253,7 +258,7 @@ def test_terra_incognita(offer, data_dir: Path):
     parts = {
         "eccv_18_annotation_files/train_annotations.json": train,
         "eccv_18_annotation_files/cis_test_annotations.json": test,
-        "eccv_18_annotation_files/._train_annotations.json": b"what macOS leaves",
+        "eccv_18_annotation_files/._train_annotations.json": b"written by macOS",
     }
     offer("TerraIncognita", SOURCES["TerraIncognita"].arrange, annotations__tar__gz=parts, images__tar__gz=members)
     assert install.install(TerraIncognita, str(data_dir))
@@ -264,37 +269,39 @@ def test_terra_incognita(offer, data_dir: Path):
     }
 
 
-def test_terra_incognita_that_does_not_fit(offer, data_dir: Path):
+def test_terra_incognita_with_missing_image(offer, data_dir: Path):
     parts = {"eccv_18_annotation_files/train_annotations.json": annotations(("gone", 38, ["bird"]))}
     images = {"eccv_18_all_images_sm/other.jpg": b"x"}
     offer("TerraIncognita", SOURCES["TerraIncognita"].arrange, annotations__tar__gz=parts, images__tar__gz=images)
-    with pytest.raises(FetchError, match=r"annotations don't fit its images .*gone.jpg"):
+    with pytest.raises(FetchError, match=r"annotations do not match its images .*gone.jpg"):
         install.install(TerraIncognita, str(data_dir))
 
 
 def test_sources_are_well_formed():
     for name, source in SOURCES.items():
-        assert "https://" in source.by_hand
+        assert "https://" in source.manual
         for archive in source.archives:
             assert archive.url.startswith(("https://", "http://")), name
-            assert archive.sha256 or archive.url.startswith("https://"), f"{name}: nothing vouches for {archive.url}"
+            assert archive.sha256 or archive.url.startswith("https://"), (
+                f"{name}: {archive.url} has neither HTTPS nor a checksum"
+            )
             assert archive.sha256 is None or len(archive.sha256) == 64
             assert archive.name.endswith((".zip", ".tar.gz", ".txt"))
 
 
-def test_how_to_get_it_by_hand():
-    text = by_hand(TerraIncognita, "data")
+def test_manual_instructions():
+    text = manual_instructions(TerraIncognita, "data")
     assert "https://lila.science/datasets/caltech-camera-traps" in text
     assert "data/terra_incognita/<environment>/<class>/<image>" in text
     assert "location_100 4,879, location_38 9,767, location_43 4,020, location_46 6,122" in text
-    assert "10 classes; in all 24,788 or 24,330" in text
-    assert "today's yields 24,330 images, not their 24,788" in text
-    assert "(7 classes)" in by_hand(SVIRO, "data")
+    assert "10 classes; 24,788 or 24,330 images in total" in text
+    assert "the current one has 24,330 images" in text
+    assert "(7 classes)" in manual_instructions(SVIRO, "data")
 
 
-def test_tries_are_few_and_pauses_grow(offer, server, data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_retry_delays_grow(offer, server, data_dir: Path, monkeypatch: pytest.MonkeyPatch):
     slept: list[float] = []
-    monkeypatch.setattr(fetch, "PAUSE", 1.0)
+    monkeypatch.setattr(fetch, "RETRY_DELAY", 1.0)
     monkeypatch.setattr(fetch.time, "sleep", slept.append)
     offer("PACS", PACS__zip=IMAGES)
     server.files["/PACS.zip"].status = 503
