@@ -1,1 +1,1 @@
-"""One job: its configuration, the training loop, evaluation, and the model it leaves."""
+"""Everything about a single job: configuration, training loop, evaluation, checkpoints, and the saved model."""

@@ -1,4 +1,4 @@
-"""The training checkpoint: all that a stopped job needs to go on as if it had never stopped."""
+"""The checkpoint of an unfinished job: everything needed to resume as if the job had never stopped."""
 
 import errno
 import os
@@ -19,72 +19,66 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
-from domainbed.engine.metrics import MetricLog, Metrics
+from domainbed.engine.metrics import MetricHistory, MetricLog
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
 from domainbed.loading.base import Feed
-from domainbed.records import CHECKPOINT_FILE, RESULTS_FILE, cut_records, last_record, read_job, records_length
-from domainbed.seeding import generators_state, restore_generators
+from domainbed.records import CHECKPOINT_FILE, RESULTS_FILE, last_record, read_job, records_length, truncate_records
+from domainbed.seeding import get_rng_state, set_rng_state
 
 PREVIOUS_FILE = "checkpoint_previous.pt"
-CHECKPOINT_NAMES = (CHECKPOINT_FILE, PREVIOUS_FILE)
+CHECKPOINT_FILES = (CHECKPOINT_FILE, PREVIOUS_FILE)
 
 KEYS = {"args", "step", "is_evaluated", "figures", "seconds", "records_length", "bad_images", "algorithm", "generators"}
 
 
 class Progress:
-    """Where a job is: between two updates, or between an update and the evaluation behind it.
+    """The position of a job: between two updates, or between an update and its evaluation.
 
     Attributes:
-        step: how many updates are done.
-        is_evaluated: whether the evaluation behind the last of them is done.
-        told: the figures of the updates since the last evaluation.
+        step: the number of updates done, which is also the next update's step.
+        is_evaluated: whether the last of them has been evaluated.
+        metrics: the metrics of the updates since the last evaluation.
+        seconds: the time that these updates took.
     """
 
     def __init__(
-        self, step: int = 0, is_evaluated: bool = True, figures: Metrics | None = None, seconds: float = 0.0
+        self, step: int = 0, is_evaluated: bool = True, metrics: MetricHistory | None = None, seconds: float = 0.0
     ) -> None:
         self.step = step
         self.is_evaluated = is_evaluated
-        self.told = MetricLog(step, figures)
-        self._before = seconds
-        self._began: float | None = None
+        self.metrics = MetricLog(step, metrics)
+        self.seconds = seconds
+        self.start_timer()
 
-    def is_past(self, stop: int) -> bool:
-        """Whether the first `stop` updates and the evaluation behind them are done."""
-        return (self.step, self.is_evaluated) >= (stop, True)
+    def start_timer(self) -> None:
+        """Exclude the time up to now from `seconds`."""
+        self._timed_until = time.perf_counter()
 
-    def begin(self) -> None:
-        """The next updates begin now."""
-        self._began = time.perf_counter()
+    def add_time(self) -> None:
+        """Add the time since the last call of this method or of `start_timer` to `seconds`."""
+        now = time.perf_counter()
+        self.seconds += now - self._timed_until
+        self._timed_until = now
 
-    def seconds(self) -> float:
-        """How long the updates since the last evaluation took."""
-        return self._before + (0.0 if self._began is None else time.perf_counter() - self._began)
-
-    def pause(self) -> None:
-        """The updates are done; what comes before the next is not their time."""
-        self._before = self.seconds()
-        self._began = None
-
-    def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
-        """One more update is done, and told these."""
-        self.told.add(figures)
+    def add_update(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
+        """Count an update that returned these metrics."""
+        self.metrics.add(metrics)
         self.step += 1
         self.is_evaluated = False
+        self.add_time()
 
-    def evaluated(self) -> None:
-        """The evaluation is done and recorded."""
+    def finish_evaluation(self) -> None:
+        """Note that the last update has been evaluated, and the record written."""
         self.is_evaluated = True
-        self.told = MetricLog(self.step)
-        self._before = 0.0
-        self._began = None
+        self.metrics = MetricLog(self.step)
+        self.seconds = 0.0
 
 
-class Checkpoints:
-    """Writes the job's checkpoints when they are due, and goes on from them.
+class Checkpointer:
+    """Saves a job's checkpoints, and resumes from them.
 
-    Which images a step sees depends on its number alone, so a checkpoint holds no state of samplers or loaders.
+    A checkpoint contains no state of samplers or loaders, because the batch of a step depends only on its number.
     """
 
     def __init__(
@@ -100,163 +94,159 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
     def resume(self) -> Progress:
-        """Bring algorithm, generators and records to where the last good checkpoint was, or to the start.
+        """Restore algorithm, random generators and records from the last valid checkpoint, if one exists.
 
         Raises:
-            UsageError: the folder holds another job's unfinished run.
+            UsageError: the folder contains another job's unfinished run, or a checkpoint of another version.
         """
-        refuse_another_run(self._folder, self._config)
-        remove_half_written(self._folder)
+        check_records(self._folder, self._config)
+        remove_partial_files(self._folder)
         progress = Progress()
         if saved := load_checkpoint(self._folder):
-            refuse_another(self._folder, saved["args"], self._config)
+            check_args(self._folder, saved["args"], self._config)
             try:
                 self._algorithm.load_training_state(saved["algorithm"])
             except (RuntimeError, ValueError, KeyError, AttributeError) as error:
                 raise UsageError(
-                    f"{self._folder / CHECKPOINT_FILE} does not fit the algorithm as it is now; delete the folder to "
-                    f"begin the job anew ({type(error).__name__}: {one_line(error)})"
+                    f"{self._folder / CHECKPOINT_FILE} does not match the current algorithm; delete the folder to "
+                    f"start over ({type(error).__name__}: {one_line(error)})"
                 ) from error
             self._feed.bad_images.update(saved["bad_images"])
             progress = Progress(saved["step"], saved["is_evaluated"], saved["figures"], saved["seconds"])
-            restore_generators(saved["generators"])
+            set_rng_state(saved["generators"])
             self._lock.check()
-            cut_records(self._folder, saved["records_length"])
-            tqdm.write(f"This job goes on from its checkpoint after {progress.step} steps.")
+            truncate_records(self._folder, saved["records_length"])
+            tqdm.write(f"Resuming from checkpoint at step {progress.step}.")
         elif records_length(self._folder):
-            cut_records(self._folder, 0)
-            tqdm.write("An unfinished run of this job was here, without a checkpoint; it is begun anew.")
-        self._lock.begin(progress.step)
+            truncate_records(self._folder, 0)
+            tqdm.write("Unfinished run found, but no checkpoint; starting over.")
+        self._lock.start_from(progress.step)
         self._first_step = progress.step
         return progress
 
-    def after_update(self, progress: Progress) -> None:
-        """Save if it is time to. Raises Interrupted where the job shall stop."""
-        self._lock.step = progress.step
+    def stop_if_requested(self, progress: Progress, rng_state: dict[str, Any] | None = None) -> None:
+        """Save a checkpoint and raise Interrupted if the caller of `train` requests a stop.
+
+        Args:
+            progress: the position to resume from.
+            rng_state: the state of the random generators at this position; by default, their current state.
+        """
         if self._should_stop():
-            self._stop(progress, generators_state())
+            self.save(progress, rng_state)
+            updates = progress.step - self._first_step
+            raise Interrupted(f"stopped after {progress.step} of {self._config.steps} steps", updates)
+
+    def save_if_due(self, progress: Progress) -> None:
+        """Save a checkpoint if the last one is older than `--save_every`."""
         if time.monotonic() - self._saved_at > 60 * self._config.save_every:
             self.save(progress)
 
-    def stopper(self, progress: Progress) -> Callable[[], None]:
-        """A function that ends an evaluation by Interrupted where the job shall stop.
-
-        The evaluation is then made anew when the job goes on. (What updates depend on, `predict` must not change.)
-        """
-        generators = generators_state()
-
-        def stop_if_asked() -> None:
-            if self._should_stop():
-                self._stop(progress, generators)
-
-        return stop_if_asked
-
-    def save(self, progress: Progress, generators: dict[str, Any] | None = None) -> None:
-        """Write the checkpoint whole or not at all; the one before is kept until the next is written."""
+    def save(self, progress: Progress, rng_state: dict[str, Any] | None = None) -> None:
+        """Save a checkpoint atomically, and keep the previous one in case this one is damaged later."""
         self._lock.check()
-        path = self._folder / CHECKPOINT_FILE
         saved = {
             "args": self._config.args(),
             "step": progress.step,
             "is_evaluated": progress.is_evaluated,
-            "figures": progress.told.numbers(),
-            "seconds": progress.seconds(),
+            "figures": progress.metrics.to_python(),
+            "seconds": progress.seconds,
             "records_length": records_length(self._folder),
             "bad_images": sorted(self._feed.bad_images),
             "algorithm": self._algorithm.training_state(),
-            "generators": generators or generators_state(),
-            "versions": versions(),
+            "generators": rng_state or get_rng_state(),
+            "versions": software_versions(),
         }
-        with atomic_write(path, kept=self._folder / PREVIOUS_FILE) as file:
+        with atomic_write(self._folder / CHECKPOINT_FILE, backup=self._folder / PREVIOUS_FILE) as file:
             torch.save(saved, file)
         self._saved_at = time.monotonic()
 
-    def _stop(self, progress: Progress, generators: dict[str, Any]) -> None:
-        self.save(progress, generators)
-        updates = progress.step - self._first_step
-        raise Interrupted(f"stopped after {progress.step} of {self._config.steps} steps", updates)
-
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """What `Checkpoints.save` wrote last, or None. A damaged checkpoint is told, and the one before takes its place."""
-    for name in CHECKPOINT_NAMES:
+    """Return the last valid checkpoint, or None if there is none. Damaged checkpoints are reported and skipped."""
+    for name in CHECKPOINT_FILES:
         path = folder / name
         try:
             saved = _read(path)
             if records_length(folder) < saved["records_length"]:
-                raise _DamagedError(f"{RESULTS_FILE} lacks records that were there when it was written")
+                raise _DamagedError(f"{RESULTS_FILE} lacks records that were written before the checkpoint")
         except FileNotFoundError:
             continue
         except _DamagedError as error:
-            tqdm.write(f"{path} is damaged and can't be used: {error}")
+            tqdm.write(f"{path} is damaged and cannot be used: {error}")
             continue
-        if (theirs := saved.get("versions")) != versions():
-            tqdm.write(f"{path} was written by {theirs}; the last digits may come out otherwise")
-        if name == PREVIOUS_FILE:  # else the next to be written would put the damaged one in its place
+        if (versions := saved.get("versions")) != software_versions():
+            tqdm.write(f"{path} was written by {versions}; results may differ in the last digits")
+        if name == PREVIOUS_FILE:  # otherwise the next checkpoint would replace it by the damaged one
             os.replace(path, folder / CHECKPOINT_FILE)
         return saved
     return None
 
 
 class _DamagedError(Exception):
-    """A checkpoint is not what was written."""
+    """The contents of a checkpoint are not what was written."""
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Only what is wrong with the file itself counts as damage: a GPU that fails, say, must cost no good checkpoint."""
+    """Read a checkpoint. Only defects of the file itself count as damage, not a failing GPU, for example."""
     try:
-        with zipfile.ZipFile(path) as parts:  # torch.load looks at no checksum
-            if damaged := parts.testzip():
-                raise _DamagedError(f"the checksum of its part {damaged} is wrong")
-        # Any object that an algorithm chose to save, as it was.
+        with zipfile.ZipFile(path) as archive:  # torch.load verifies no checksums
+            if member := archive.testzip():
+                raise _DamagedError(f"the checksum of its member {member} is wrong")
+        # weights_only=False: an algorithm may save any object.
         saved = torch.load(path, map_location="cpu", weights_only=False)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise _DamagedError(error) from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that is away for a while is no damage
+        if error.errno != errno.EINVAL:  # a temporarily unavailable file system is not damage
             raise
-        raise _DamagedError("its table of parts leads nowhere") from error
+        raise _DamagedError("its zip directory is invalid") from error
     if not isinstance(saved, dict) or not set(saved) >= KEYS:
-        raise UsageError(f"{path} was written by another version of domainbed; delete the folder to begin the job anew")
-    # What lay on a GPU comes back there.
+        raise UsageError(f"{path} was written by another version of domainbed; delete the folder to start over")
+    # Load again to restore GPU tensors to the GPU.
     return torch.load(path, weights_only=False) if torch.cuda.is_available() else saved
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove them, and what a process that was killed had half-written. Only who holds the folder's lock may."""
-    for name in CHECKPOINT_NAMES:
+    """Remove a job's checkpoints and partial files. Requires the folder's lock."""
+    for name in CHECKPOINT_FILES:
         (folder / name).unlink(missing_ok=True)
-    remove_half_written(folder)
+    remove_partial_files(folder)
 
 
-def remove_half_written(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
+    """Remove the files that a killed process was writing."""
     for path in folder.glob("*.part"):
         path.unlink(missing_ok=True)
 
 
-def versions() -> str:
-    """What trains here."""
+def software_versions() -> str:
+    """Return the versions of the software that trains."""
     return f"domainbed {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
-def refuse_another_run(folder: Path, config: JobConfig) -> None:
-    """See that the records in the folder, if there are any, are this job's. Raises UsageError."""
+def check_records(folder: Path, config: JobConfig) -> None:
+    """Check that any records in the folder are this job's. Raises UsageError."""
     if records_length(folder):
         records, _ = read_job(folder)
         for record in records[:1]:
             args = record.get("args")
-            refuse_another(folder, args if isinstance(args, dict) else {}, config)
-        if not records and (other := last_record(folder)):
+            check_args(folder, args if isinstance(args, dict) else {}, config)
+        if not records and (last := last_record(folder)):
             raise UsageError(
-                f"{folder} holds records of schema version {other.get('schema_version')}, of which this domainbed "
-                "knows nothing; choose another --output_dir"
+                f"{folder} contains records of schema version {last.get('schema_version')}, which this version of "
+                "domainbed cannot read; choose another --output_dir"
             )
 
 
-def refuse_another(folder: Path, theirs: Mapping[str, Any], config: JobConfig) -> None:
-    """See that the arguments of what is in the folder are this job's, but for those that lie beside the result."""
-    ours = config.args()
-    telling = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.is_own_tree())]
-    other = [f"{name} {value}" for name, value in recorded_args(theirs, telling).items()]
-    if other != [f"{f.name} {ours[f.name]}" for f in telling]:
-        raise UsageError(f"{folder} holds another, unfinished run ({', '.join(other)}); choose another --output_dir")
+def check_args(folder: Path, args: Mapping[str, Any], config: JobConfig) -> None:
+    """Check that these recorded arguments match the job's in all fields that determine its results.
+
+    Raises:
+        UsageError: they do not.
+    """
+    selected = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.has_custom_environments())]
+    recorded = [f"{name} {value}" for name, value in recorded_args(args, selected).items()]
+    if recorded != [f"{name} {value}" for name, value in recorded_args(config.args(), selected).items()]:
+        raise UsageError(
+            f"{folder} contains another, unfinished run ({', '.join(recorded)}); choose another --output_dir"
+        )

@@ -1,132 +1,186 @@
-"""What a job is: the arguments of `domainbed.scripts.train`, checked."""
+"""The configuration of a job: the arguments of `domainbed.scripts.train`, validated."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from typing import Any
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.datasets import get_dataset_class
-from domainbed.errors import UsageError, suggest
-from domainbed.hparams_registry import Hparams, resolve_hparams
+from domainbed.datasets import DATASETS, get_dataset_class
+from domainbed.engine.tracking import NO_TRACKER, TRACKERS
+from domainbed.errors import UsageError
+from domainbed.hparams import Hparams, parse_overrides
+from domainbed.hparams_registry import resolve_hparams
+from domainbed.options import check_options, option
 
 TASKS = ("domain_generalization", "domain_adaptation")
-EVALUATIONS = ("all", "splits")
-BAD_IMAGES = ("error", "skip")
-ENGINES = ("auto", "eager", "captured")
-COMPILES = ("auto", "on", "off")
-TRACKS = ("nothing", "landscape")
 PRECISIONS = ("tf32", "fp32", "bf16")  # see compute.set_precision
-
-
-def unhashed_option(default: Any) -> Any:
-    """A field that says where data lie or what is left behind: it determines no result, so it names no folder."""
-    return field(default=default, compare=False)
 
 
 @dataclass(frozen=True)
 class JobConfig:
-    """One job. A config that exists is valid; two that compare equal give the same records (from the same data_dir).
+    """A valid job. Equal configurations produce equal records (from the same data_dir).
 
-    Attributes:
-        dataset, algorithm: registered names.
-        test_envs: indices of the environments that are not trained on, ascending.
-        task: one of TASKS.
-        hparams: overrides as a JSON object, or None.
-        hparams_seed: 0 for the defaults, else the number of a random draw.
-        trial_seed: the trial, which decides splits and environments.
-        seed: everything else that is random (initial weights, batches, dropout).
-        steps, checkpoint_freq: how many updates, and how often to evaluate; None stands for the dataset's own.
-        holdout_fraction: of each environment, the part that is held out.
-        uda_holdout_fraction: of a test environment's other part, what domain adaptation may see without labels.
-        eval: one of EVALUATIONS: all splits, or all that a selection method reads (not the training environments' in).
-        clean_evaluation: evaluate training environments without augmentation.
-        data_dir, output_dir: where the images lie, where the job's folder is.
-        weights_dir: where pretrained weights are looked for first.
-        on_bad_image: one of BAD_IMAGES: what becomes of a broken image. (A finished run that met none is the same
-            either way; one that did counts them in its records.)
-        cache, cache_gb: a directory for packs of decoded photographs, or None, and the most that it may hold, in GiB.
-        resident_gb: the most that images may take of the device for the whole job, in GiB; None: half of what is free.
-        loader_workers: processes that read photographs ahead; None for what suits the machine.
-        save_every: minutes after which a training checkpoint is due, besides the one at every evaluation.
-        deterministic: only operations that always give the same bits, also on a GPU.
-        precision: one of PRECISIONS.
-        engine: one of ENGINES: whether updates are captured. (They are the same within rounding.)
-        compile: one of COMPILES: whether featurizers are compiled. (Likewise.)
-        track: one of TRACKS: what else each record tells; see engine/landscape.py.
-        skip_model_save, save_model_every_checkpoint: which models to leave there.
-        imports: the user's modules to import first.
+    Fields with `compare=False` (paths, caches, speed, files to leave behind) do not determine the records.
 
     Raises:
-        UsageError: on construction, naming the argument that can't be.
+        UsageError: on construction, if an argument is invalid; the message names it.
     """
 
-    dataset: str
-    algorithm: str
-    test_envs: tuple[int, ...]
-    task: str = TASKS[0]
-    hparams: str | None = None
-    hparams_seed: int = 0
-    trial_seed: int = 0
-    seed: int = 0
-    steps: int = None  # type: ignore[assignment]  # the dataset's own, once constructed
-    checkpoint_freq: int = None  # type: ignore[assignment]  # likewise
-    holdout_fraction: float = 0.2
-    uda_holdout_fraction: float = 0.0
-    eval: str = EVALUATIONS[0]
-    clean_evaluation: bool = False
-    precision: str = PRECISIONS[0]
-    data_dir: str | None = unhashed_option(None)
-    output_dir: str = unhashed_option("train_output")
-    skip_model_save: bool = unhashed_option(False)
-    save_model_every_checkpoint: bool = unhashed_option(False)
-    imports: tuple[str, ...] = unhashed_option(())
-    weights_dir: str | None = unhashed_option(None)
-    on_bad_image: str = unhashed_option(BAD_IMAGES[0])
-    cache: str | None = unhashed_option(None)
-    cache_gb: float = unhashed_option(100.0)
-    resident_gb: float | None = unhashed_option(None)
-    loader_workers: int | None = unhashed_option(None)
-    save_every: float = unhashed_option(10.0)
-    deterministic: bool = unhashed_option(False)
-    engine: str = unhashed_option(ENGINES[0])
-    compile: str = unhashed_option(COMPILES[0])
-    track: str = unhashed_option(TRACKS[0])
+    dataset: str = option(help="dataset to train and test on", metavar="NAME", choices=DATASETS)
+    algorithm: str = option(help="algorithm to train with", metavar="NAME", choices=ALGORITHMS)
+    test_envs: tuple[int, ...] = option(
+        help="indices, from 0, of the environments to test on; all others are trained on",
+        flags=("--test_envs", "--test_env"),  # DomainBed's users write the latter for a single environment
+        metavar="N",
+    )
+    task: str = option(
+        TASKS[0], help="domain_adaptation also trains on unlabeled images of the test environments", choices=TASKS
+    )
+    hparams: str | None = option(
+        None, help="hyperparameters to override, as a JSON object such as '{\"batch_size\": 16}'", metavar="JSON"
+    )
+    hparams_seed: int = option(
+        0, help="0: default hyperparameters; otherwise the number of a random draw", metavar="N", at_least=0
+    )
+    trial_seed: int = option(0, help="seed of the trial: determines splits and environments", metavar="N", at_least=0)
+    seed: int = option(
+        0,
+        help="seed of everything else: initial weights, batches, dropout",
+        metavar="N",
+        at_least=0,
+        below=2**32,
+    )
+    steps: int = option(None, help="number of updates", metavar="N", if_unset="the dataset's own", at_least=1)
+    checkpoint_freq: int = option(
+        None, help="number of updates between evaluations", metavar="N", if_unset="the dataset's own", at_least=1
+    )
+    holdout_fraction: float = option(
+        0.2, help="fraction of each environment to hold out for validation", metavar="FRACTION", above=0, below=1
+    )
+    uda_holdout_fraction: float = option(
+        0.0,
+        help="fraction of the test environments to train on without labels (with --task domain_adaptation)",
+        metavar="FRACTION",
+        at_least=0,
+        below=1,
+    )
+    eval: str = option(
+        "all",
+        help="splits to evaluate: all of them, or only those that a selection method reads (`splits` omits the "
+        "in-splits of the training environments)",
+        choices=("all", "splits"),
+    )
+    clean_evaluation: bool = option(
+        False, help="evaluate training environments without augmentation (published results use augmentation)"
+    )
+    precision: str = option(
+        PRECISIONS[0],
+        help="tf32: PyTorch's default, in which convolutions on a GPU may round their inputs to TF32; fp32: no "
+        "rounding; bf16: featurizers compute in bfloat16 with float32 weights, classifiers and penalties in float32. "
+        "Determines results, and therefore the name of the job's folder in a sweep",
+        choices=PRECISIONS,
+    )
+    data_dir: str | None = option(
+        None,
+        help="folder that contains the datasets (not required for the digits); for the dataset Folder, the dataset "
+        "itself",
+        metavar="DIR",
+        compare=False,
+    )
+    output_dir: str = option("train_output", help="the job's folder", metavar="DIR", compare=False)
+    skip_model_save: bool = option(False, help="do not save model.pkl", compare=False)
+    save_model_every_checkpoint: bool = option(False, help="also save a model at each evaluation", compare=False)
+    imports: tuple[str, ...] = option(
+        (),
+        help="your modules to import first, such as my_algorithms",
+        flags=("--import",),
+        metavar="MODULE",
+        compare=False,
+    )
+    weights_dir: str | None = option(
+        None, help="folder to search for pretrained weights before torch's cache", metavar="DIR", compare=False
+    )
+    # A finished run without broken images is the same either way; the records of one with broken images count them.
+    on_bad_image: str = option(
+        "error",
+        help="error: a broken image fails the job; skip: another image of its class replaces it, and records count "
+        "the replaced images",
+        choices=("error", "skip"),
+        compare=False,
+    )
+    cache: str | None = option(
+        None,
+        help="folder in which all jobs share decoded photographs; created if necessary",
+        metavar="DIR",
+        compare=False,
+    )
+    cache_gb: float = option(100.0, help="maximum size of --cache", metavar="GIB", at_least=0, compare=False)
+    resident_gb: float | None = option(
+        None,
+        help="maximum GPU memory for images that stay on the GPU for the whole job",
+        metavar="GIB",
+        if_unset="half of the free memory",
+        at_least=0,
+        compare=False,
+    )
+    loader_workers: int | None = option(
+        None,
+        help="number of processes that read photographs ahead",
+        metavar="N",
+        if_unset="with a GPU one per core of the job, at most 8; otherwise 0",
+        at_least=0,
+        compare=False,
+    )
+    save_every: float = option(
+        10.0,
+        help="time between checkpoints to resume from; each evaluation saves one as well",
+        metavar="MINUTES",
+        above=0,
+        compare=False,
+    )
+    deterministic: bool = option(
+        False,
+        help="make results on a GPU reproducible bit by bit (slower; fails on operations that cannot be deterministic)",
+        compare=False,
+    )
+    engine: str = option(
+        "auto",
+        help="auto: on a GPU, capture updates as CUDA graphs (one per phase of the algorithm) if the algorithm allows "
+        "it; captured: the same, but fail without a GPU; eager: run updates without capturing them. Results agree "
+        "within rounding",
+        choices=("auto", "eager", "captured"),
+        compare=False,
+    )
+    compile: str = option(
+        "auto",
+        help="whether to compile featurizers with torch.compile; auto: on a GPU, for built-in algorithms and jobs of "
+        "at least 1,000 steps. Results agree within rounding",
+        choices=("auto", "on", "off"),
+        compare=False,
+    )
+    track: str = option(
+        NO_TRACKER,
+        help="what else to record at each evaluation; landscape: distances between the training domains' risks, "
+        "gradients and Hessians (of the classifier, on one batch per domain), which `plot` draws",
+        choices=lambda: (NO_TRACKER, *TRACKERS),
+        compare=False,
+    )
 
     def __post_init__(self) -> None:
+        check_options(self)
         dataset = get_dataset_class(self.dataset)
-        if self.algorithm not in ALGORITHMS:
-            raise UsageError(f"unknown algorithm {self.algorithm!r}; {suggest(self.algorithm, ALGORITHMS)}")
-        ALGORITHMS.import_plugin(self.algorithm)  # which registers its hyperparameters
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UsageError(f"unknown {name} {getattr(self, name)!r}; {suggest(getattr(self, name), known)}")
         names = dataset.environment_names(self.data_dir)
         self._set(
             test_envs=_checked_test_envs(self.test_envs, self.dataset, names),
             steps=dataset.N_STEPS if self.steps is None else self.steps,
             checkpoint_freq=dataset.CHECKPOINT_FREQ if self.checkpoint_freq is None else self.checkpoint_freq,
         )
-        for name, least in (("steps", 1), ("checkpoint_freq", 1), ("hparams_seed", 0), ("trial_seed", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("cache_gb", "resident_gb", "loader_workers"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:  # nor NaN
-                raise UsageError(f"--{name} must be at least 0, not {getattr(self, name)}")
-        if not self.save_every > 0:
-            raise UsageError(f"--save_every must be above 0 minutes, not {self.save_every}")
-        if self.seed >= 2**32:
-            raise UsageError(f"--seed must be below 2**32, not {self.seed}")
-        if not 0 < self.holdout_fraction < 1:
-            raise UsageError(f"--holdout_fraction must lie between 0 and 1, not {self.holdout_fraction}")
-        if not 0 <= self.uda_holdout_fraction < 1:
-            raise UsageError(f"--uda_holdout_fraction must lie in [0, 1), not {self.uda_holdout_fraction}")
         if (self.task == "domain_adaptation") != (self.uda_holdout_fraction > 0):
-            raise UsageError("--task domain_adaptation and an --uda_holdout_fraction above 0 need one another")
+            raise UsageError("--task domain_adaptation requires an --uda_holdout_fraction above 0, and vice versa")
         if self.hparams is not None:
-            self.resolved_hparams()
-            overrides = json.loads(self.hparams)
+            overrides = parse_overrides(self.hparams)  # names and types are checked when the algorithm is created
             self._set(hparams=json.dumps(overrides, sort_keys=True) if overrides else None)
 
     def _set(self, **values: Any) -> None:
@@ -134,77 +188,71 @@ class JobConfig:
             object.__setattr__(self, name, value)
 
     def resolved_hparams(self) -> Hparams:
-        """The hyperparameters that the job trains with, by name."""
+        """Return the hyperparameters of the job by name: defaults or a random draw, with overrides applied."""
         return resolve_hparams(self.algorithm, self.dataset, self.hparams_seed, self.trial_seed, self.hparams)
 
-    def is_own_tree(self) -> bool:
-        """Whether the dataset is a tree of the user's own (Folder), so that data_dir says which it is."""
+    def has_custom_environments(self) -> bool:
+        """Return whether data_dir determines the environments, as for the dataset Folder."""
         return not get_dataset_class(self.dataset).ENVIRONMENTS
 
     def environment_names(self) -> list[str]:
-        """The names of the dataset's environments."""
+        """Return the names of the dataset's environments."""
         return get_dataset_class(self.dataset).environment_names(self.data_dir)
 
     def name(self) -> str:
-        """A hash of what determines the result: the name of the job's folder in a sweep.
+        """Return a hash of everything that determines the records, used as the name of the job's folder in a sweep.
 
-        Optional arguments at their defaults are left out, so that a later version's new arguments rename nothing.
+        Optional arguments at their defaults are not hashed, so that arguments can be added without renaming jobs.
         """
         args = asdict(self)
-        named = {
+        hashed = {
             f.name: args[f.name]
             for f in fields(self)
-            if f.compare and (f.name in _ALWAYS_NAMED or args[f.name] != f.default)
+            if f.compare and (f.name in _ALWAYS_HASHED or args[f.name] != f.default)
         }
-        if self.is_own_tree():
-            named["environments"] = self.environment_names()  # it may be moved, but not become another
-        return hashlib.md5(json.dumps(named, sort_keys=True).encode("utf-8")).hexdigest()
+        if self.has_custom_environments():
+            hashed["environments"] = self.environment_names()  # the folder may move, but must hold the same ones
+        return hashlib.md5(json.dumps(hashed, sort_keys=True).encode("utf-8")).hexdigest()
 
     def args(self) -> dict[str, Any]:
-        """All arguments as JSON knows them, as they stand in each record."""
+        """Return all arguments as JSON values, as stored in each record."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def of_args(cls, args: Mapping[str, Any]) -> "JobConfig":
-        """The job of these arguments from `args`, which may be another version's.
+    def from_recorded_args(cls, args: Mapping[str, Any]) -> "JobConfig":
+        """Return the job with the arguments of a record, which another version may have written.
+
+        Arguments that this version does not know are ignored.
 
         Raises:
-            UsageError: it can't be.
+            UsageError: an argument is invalid.
         """
         known: dict[str, Any] = {f.name: args[f.name] for f in fields(cls) if f.name in args}
         known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**known)
 
 
-def recorded_args(args: Mapping[str, Any], which: Sequence[Field]) -> dict[str, Any]:
-    """Arguments as a record's `args` tell them.
+def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[str, Any]:
+    """Return the selected arguments of a record's `args`.
 
-    One that they lack was not there yet, and stood at its default; None where it has none.
+    The version that wrote the record may not have had an argument yet. Its value is then the default, or None if it
+    has no default.
     """
-    return {f.name: args.get(f.name, None if f.default is MISSING else f.default) for f in which}
+    return {f.name: args.get(f.name, None if f.default is MISSING else f.default) for f in selected}
 
 
-_CHOICES = {
-    "task": TASKS,
-    "eval": EVALUATIONS,
-    "on_bad_image": BAD_IMAGES,
-    "precision": PRECISIONS,
-    "engine": ENGINES,
-    "compile": COMPILES,
-    "track": TRACKS,
-}
-_ALWAYS_NAMED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
+_ALWAYS_HASHED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
 
 
 def _checked_test_envs(test_envs: tuple[int, ...], dataset: str, environments: list[str]) -> tuple[int, ...]:
-    if not test_envs:
-        raise UsageError(f"--test_envs names no environment of {dataset} to test on")
     known = ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
+    if not test_envs:
+        raise UsageError(f"--test_envs is empty; choose from {known}")
     for env in test_envs:
         if not 0 <= env < len(environments):
             raise UsageError(f"--test_envs {env}: {dataset} has no such environment; choose from {known}")
     if len(set(test_envs)) != len(test_envs):
         raise UsageError(f"--test_envs {' '.join(map(str, test_envs))} names an environment twice")
     if len(test_envs) == len(environments):
-        raise UsageError(f"--test_envs names all environments of {dataset}; leave one of {known} to train on")
+        raise UsageError(f"--test_envs leaves no environment of {dataset} to train on; omit one of {known}")
     return tuple(sorted(test_envs))

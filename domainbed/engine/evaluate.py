@@ -1,4 +1,4 @@
-"""How many images of each split a model gets right."""
+"""The accuracy of a model on each split."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,17 +8,20 @@ from domainbed.algorithms.base import Algorithm, predicted_classes
 from domainbed.loading.base import Feed, Request
 
 
-@torch.no_grad()  # not inference_mode: an algorithm may adapt itself in predict
+@torch.no_grad()  # not inference_mode: an algorithm may adapt in predict
 def accuracies(
     algorithm: Algorithm,
     feed: Feed,
     requests: Iterable[tuple[str, Request]],
     before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """The accuracy on the images of all requests that have the same name, by that name (`env0_in_acc`, …).
+    """Return the accuracy on each split.
 
-    A single logit (of an algorithm that has but one) says class 1 where it is positive. `before_batch` is called again
-    and again, and may put an end to it by an exception.
+    Args:
+        algorithm: the model; its `predict` returns logits [n, classes], or [n, 1] for two classes.
+        feed: loads the requested images.
+        requests: (name, request) pairs; requests of the same name (`env0_in_acc`, …) form one split.
+        before_batch: called before each batch; an exception that it raises ends the evaluation.
     """
     named = list(requests)
     correct: dict[str, list[torch.Tensor]] = {}
@@ -33,12 +36,12 @@ def accuracies(
     algorithm.train()
     if not correct:
         return {}
-    counts = torch.stack([torch.stack(of_batches).sum() for of_batches in correct.values()]).tolist()  # waits once
+    counts = torch.stack([torch.stack(batch_counts).sum() for batch_counts in correct.values()]).tolist()  # one sync
     return {name: count / images[name] for name, count in zip(correct, counts, strict=True)}
 
 
 def split_on_oom(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """What a network gives for images x, in halves where the device's memory does not hold all at once."""
+    """Return the network's output for images x [n, …], halving batches that do not fit into the device's memory."""
     try:
         return network(x)
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""Which feed brings a job's images to the device: arrays, a cache of photographs, or their files."""
+"""The feed of a job: brings images to the device from arrays, a cache of photographs, or image files."""
 
 import os
 from collections.abc import Sequence
@@ -12,47 +12,49 @@ from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.loading.arrays import ArrayFeed
 from domainbed.loading.base import Feed
+from domainbed.loading.device_memory import move_to_device
 from domainbed.loading.image_cache import open_cached
 from domainbed.loading.pack import Pack
-from domainbed.loading.photo_feed import Files, Images, PhotoEnvironment, PhotoFeed
-from domainbed.loading.residence import move_to_device
+from domainbed.loading.photo_feed import FileImages, ImageSource, PhotoEnvironment, PhotoFeed
 from domainbed.loading.splits import Split
 
-MOST_WORKERS = 8  # more than a GPU asks for
+MAX_LOADER_WORKERS = 8  # more than a GPU needs
 
 
 def open_feed(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequence[Split], device: torch.device) -> Feed:
-    """What brings the dataset's images to the device.
+    """Return the feed that brings the dataset's images to the device.
 
     Raises:
-        UsageError: they can't be read.
+        UsageError: the images cannot be read.
     """
     arrays = [e for e in dataset if isinstance(e, ArrayEnvironment)]
     photographs = [e for e in dataset if isinstance(e, FileEnvironment)]
     if not photographs:
         return ArrayFeed([e.images for e in arrays], [e.labels for e in arrays], device, config.resident_gb)
     if arrays:
-        raise UsageError(f"the environments of {config.dataset} must all be arrays, or all be files")
+        raise UsageError(f"the environments of {config.dataset} must be either all arrays or all files")
 
-    # Real paths: the same files have the same cache, however the user came to them.
+    # Resolve links, so that the same files always use the same cache.
     files = [[f"{folder}/{file}" for file in e.files] for e in photographs for folder in [os.path.realpath(e.folder)]]
-    images, are_on_device = _images(config, files, device)
+    sources, are_on_device = _image_sources(config, files, device)
     environments = [
-        PhotoEnvironment(images[i], files[i], photographs[i].labels, part_numbers(split))
+        PhotoEnvironment(sources[i], files[i], photographs[i].labels, part_numbers(split))
         for i, split in enumerate(splits)
     ]
-    workers = 0 if are_on_device else loader_workers(config.loader_workers, device)
+    workers = 0 if are_on_device else num_loader_workers(config.loader_workers, device)
     return PhotoFeed(environments, dataset.input_shape[1:], device, workers, config.on_bad_image == "skip")
 
 
-def _images(config: JobConfig, files: Sequence[Sequence[str]], device: torch.device) -> tuple[Sequence[Images], bool]:
-    """Where each environment's images are read from, and whether that is the device itself."""
+def _image_sources(
+    config: JobConfig, files: Sequence[Sequence[str]], device: torch.device
+) -> tuple[Sequence[ImageSource], bool]:
+    """Return the source of each environment's images, and whether the sources are on the device."""
     packs = None
     if config.cache:
         names = [f"{config.dataset}-{name}" for name in config.environment_names()]
         packs = open_cached(Path(config.cache), config.cache_gb, dict(zip(names, files, strict=True)))
     if packs is None:
-        return [Files(of_environment) for of_environment in files], False
+        return [FileImages(environment_files) for environment_files in files], False
     if device.type == "cpu" or not all(pack.is_decoded for pack in packs):
         return packs, False
 
@@ -64,18 +66,18 @@ def _images(config: JobConfig, files: Sequence[Sequence[str]], device: torch.dev
 
 
 def part_numbers(split: Split) -> np.ndarray:
-    """For each image of an environment, the number of the part that it belongs to."""
+    """Return the number [images] of the part (in, out, …) that each image of an environment belongs to."""
     numbers = np.zeros(sum(map(len, split.parts().values())), dtype=np.int8)
     for number, indices in enumerate(split.parts().values()):
         numbers[indices] = number
     return numbers
 
 
-def loader_workers(wanted: int | None, device: torch.device) -> int:
-    """How many processes read ahead: what is wanted or, beside a GPU, one for each core that this job may use.
+def num_loader_workers(requested: int | None, device: torch.device) -> int:
+    """Return the number of processes that read photographs ahead.
 
-    Without a GPU the network itself keeps the cores busy.
+    By default, that is one per core of this job with a GPU, and none without, because the network occupies the cores.
     """
-    if wanted is not None:
-        return wanted
-    return 0 if device.type == "cpu" else min(MOST_WORKERS, torch.get_num_threads())
+    if requested is not None:
+        return requested
+    return 0 if device.type == "cpu" else min(MAX_LOADER_WORKERS, torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals are noted, and the job ends by itself at the next safe point."""
+"""Stopping on signals: a signal is noted, and the job stops at the next point at which it can be resumed."""
 
 import os
 import signal
@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGUSR2 comes from a batch system shortly before the time is over, SIGHUP when a terminal closes. (Not on Windows.)
-FROM_OUTSIDE = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
-FROM_ANYONE = [signal.SIGINT, *FROM_OUTSIDE]
+# A batch system sends SIGUSR2 shortly before the time limit, a closing terminal SIGHUP. Windows has neither.
+TERMINATION_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
+STOP_SIGNALS = [signal.SIGINT, *TERMINATION_SIGNALS]
 
 
 class Interrupted(Exception):
-    """A job stopped because it was asked to. What it needs to go on is on disk.
+    """A job stopped because its caller requested it. Everything needed to resume is on disk.
 
     Attributes:
-        updates: how many it had done since it began or went on.
+        updates: the number of updates since the job started or was resumed.
     """
 
     def __init__(self, message: str, updates: int) -> None:
@@ -24,10 +24,10 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Whether this process was asked to stop: call it.
+    """A callable that returns whether this process has received a request to stop.
 
     Attributes:
-        signals: those that asked, the first one first.
+        signals: the signals received, in order.
     """
 
     def __init__(self) -> None:
@@ -36,23 +36,23 @@ class StopRequest:
     def __call__(self) -> bool:
         return bool(self.signals)
 
-    def note(self, signum: int, frame: FrameType | None) -> None:
-        """The handler. The first signal is noted; a second Ctrl-C ends the process where it stands."""
-        is_second = signum in self.signals
-        self.signals.append(signum)  # before anything that a second signal could come into
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal: note the request, or raise KeyboardInterrupt on a second Ctrl-C."""
+        is_repeated = signum in self.signals
+        self.signals.append(signum)  # first, because another signal may interrupt what follows
         if signum == signal.SIGINT:
-            if is_second:
+            if is_repeated:
                 raise KeyboardInterrupt
-            # print could meet itself half-way through a line
-            os.write(2, b"\nStopping as soon as all is saved; Ctrl-C again stops at once.\n")
+            # print is not reentrant.
+            os.write(2, b"\nStopping after saving a checkpoint; press Ctrl-C again to stop immediately.\n")
 
 
 @contextmanager
-def stop_on_signals(signals: Sequence[int] = FROM_ANYONE) -> Iterator[StopRequest]:
-    """Within it, these signals are requests to stop. Only a process's main thread may enter it."""
+def stop_on_signals(signals: Sequence[int] = STOP_SIGNALS) -> Iterator[StopRequest]:
+    """Treat these signals as requests to stop. Requires the main thread."""
     request = StopRequest()
-    heard = [signum for signum in signals if signal.getsignal(signum) != signal.SIG_IGN]  # nohup's to decide
-    before = {signum: signal.signal(signum, request.note) for signum in heard}
+    handled = [signum for signum in signals if signal.getsignal(signum) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {signum: signal.signal(signum, request.handle) for signum in handled}
     try:
         yield request
     finally:

@@ -1,7 +1,7 @@
-"""One process a job, on whatever machines share the folder: a file that tells who trains it, and a heartbeat.
+"""A lock per job, valid across machines that share its folder: a file with the owner's name and a heartbeat.
 
-Of a process on this machine the system tells whether it lives. Of one elsewhere only its heartbeat tells, and clocks of
-machines differ, so a lock is taken from its holder only after this process has itself watched it stand still.
+The system knows whether an owner on this machine is alive. An owner on another machine is judged by its heartbeat.
+Because clocks differ between machines, its lock is broken only after this process has watched the heartbeat stop.
 """
 
 import json
@@ -27,31 +27,31 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = "lock"
-HEARTBEAT = 15.0  # seconds between two beats
-EXPIRY = 120.0  # seconds without a beat after which a holder on another machine looks dead
-WATCH = 3 * HEARTBEAT  # seconds that it is then watched before its lock is taken
-WIDTH = 1024  # bytes: a beat overwrites the one before in place, which needs no room on a full disk
+HEARTBEAT_INTERVAL = 15.0  # seconds
+HEARTBEAT_TIMEOUT = 120.0  # seconds without a heartbeat after which an owner on another machine is presumed dead
+TAKEOVER_DELAY = 3 * HEARTBEAT_INTERVAL  # seconds to watch for a heartbeat before breaking the lock of such an owner
+LOCK_SIZE = 1024  # bytes; a heartbeat overwrites the previous one, which works on a full disk, too
 
 
 class TakenError(UsageError):
-    """Another process trains this job, or has finished it."""
+    """Another process is training this job, or has finished it."""
 
 
 @dataclass(frozen=True)
 class LockOwner:
-    """Who trains a job, and how far it is.
+    """The process that trains a job, and its progress.
 
     Attributes:
-        host: its name.
-        machine: what tells one machine's (or container's) process numbers from another's.
-        pid, started: the process, and when it started in the machine's own count, for numbers are used again.
-        parent: the launcher that started it, or 0 where nobody but a shell did.
-        slurm_job: SLURM's number of the job ("12" or "12_3", of an array's task), or "".
-        beat: how many heartbeats there were.
-        step: how many updates are done.
-        first_step: how many were done when this process took the job on.
-        seconds: how long ago that was.
-        inode: the number of the lock's file. Where the file has another, it is a copy, in which nobody trains.
+        host: the host's name.
+        machine: see `machine_id`; process numbers are unique within a machine.
+        pid, started: the process and its start time (see `process_start`), because process numbers are reused.
+        parent: the process number of its launcher, or 0 if it was not started by one.
+        slurm_job: the SLURM job ("12", or "12_3" for a task of an array), or "".
+        beat: the number of heartbeats.
+        step: the number of updates done.
+        first_step: the number of updates done when the process started or resumed the job.
+        seconds: the time since then.
+        inode: the lock file's inode number. If the file has another one, it is a copy that nothing owns.
     """
 
     host: str
@@ -67,25 +67,35 @@ class LockOwner:
     inode: int = 0
 
     def rate(self) -> float:
-        """Updates a second since it took the job on, evaluations and loading included."""
+        """Return the number of updates per second by this process, including loading and evaluations."""
         return (self.step - self.first_step) / self.seconds if self.seconds else 0.0
+
+    def is_alive(self) -> bool | None:
+        """Return whether the process is alive, or None if it is on another machine or hidden by the system."""
+        if self.machine != machine_id():
+            return None
+        start = process_start(self.pid)
+        if start is None:
+            return False
+        return start == self.started if start and self.started else None
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" + (f", SLURM job {self.slurm_job}" if self.slurm_job else "")
 
 
 def this_process() -> LockOwner:
+    """Return this process as an owner."""
     environ = os.environ
     job = environ.get("SLURM_JOB_ID", "")
     if "SLURM_ARRAY_JOB_ID" in environ:
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
     pid, launcher = os.getpid(), multiprocessing.parent_process()
     parent = (launcher.pid or 0) if launcher else 0
-    return LockOwner(socket.gethostname(), this_machine(), pid, start_of(pid) or "", parent, job)
+    return LockOwner(socket.gethostname(), machine_id(), pid, process_start(pid) or "", parent, job)
 
 
-def this_machine() -> str:
-    """The running system, and within it the container."""
+def machine_id() -> str:
+    """Return an identifier of the running system and, within it, of the container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -93,27 +103,27 @@ def this_machine() -> str:
         return f"{uuid.getnode()}"
 
 
-def start_of(pid: int) -> str | None:
-    """When a process of this machine started ("" where the system does not tell), or None if there is none."""
+def process_start(pid: int) -> str | None:
+    """Return the start time of a process on this machine, "" if the system hides it, or None if it is not alive."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
     except PermissionError:
         pass  # another user's
-    if not (fields := _proc_stat(pid)):
+    if not (stat := _proc_stat(pid)):
         return ""
-    return None if fields[0] == "Z" else fields[19]  # a zombie is dead
+    return None if stat[0] == "Z" else stat[19]  # a zombie is dead
 
 
-def parent_of(pid: int) -> int | None:
-    """The process that has started a process of this machine; None where the system does not tell."""
-    fields = _proc_stat(pid)
-    return int(fields[1]) if fields else None
+def parent_pid(pid: int) -> int | None:
+    """Return the process number of a process's parent on this machine, or None if unknown."""
+    stat = _proc_stat(pid)
+    return int(stat[1]) if stat else None
 
 
 def _proc_stat(pid: int) -> list[str]:
-    """What proc(5) tells of a process, from its third field (the state) on; nothing where there is no /proc."""
+    """Return the fields of /proc/{pid}/stat (see proc(5)) from the third (state) on, or [] if it cannot be read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -121,110 +131,114 @@ def _proc_stat(pid: int) -> list[str]:
 
 
 class Lock:
-    """A job's lock, held by this process.
+    """The lock of a job's folder, held by this process.
 
     Attributes:
-        step: set by the training loop; told with each heartbeat.
+        step: the number of updates done; set by the training loop, and written with each heartbeat.
     """
 
     def __init__(self, folder: Path, descriptor: int) -> None:
         self.step = 0
         self._path = folder / LOCK_FILE
         self._descriptor = descriptor
-        self._holder = this_process()
-        self._began = time.monotonic()
+        self._owner = this_process()
+        self._created_at = time.monotonic()
         self._first_step = 0
         self._beats = 0
-        self._released = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._is_released = threading.Event()
+        self._thread = threading.Thread(target=self._run_heartbeat, daemon=True)
         self._write()
 
-    def start(self) -> None:
-        """The lock has its place: beat."""
-        self._heart.start()
+    def start_heartbeat(self) -> None:
+        """Start the heartbeat, once the file is in place."""
+        self._thread.start()
 
-    def begin(self, step: int) -> None:
-        """Say that training goes on from here."""
+    def start_from(self, step: int) -> None:
+        """Note that training starts or resumes at this step."""
         self.step = self._first_step = step
         self._write()
 
     def check(self) -> None:
-        """See that this process still holds the lock. It may have been thought dead (its machine was suspended, say).
+        """Check that this process still holds the lock. It loses it if it is presumed dead, as when suspended.
 
         Raises:
-            TakenError: it does not. Nothing must be written to the folder any more.
+            TakenError: it does not. Nothing may be written to the folder any more.
         """
-        if not self._is_mine():
-            time.sleep(1)  # one that took it by mistake puts it back
-            if not self._is_mine():
-                raise TakenError(f"{self._path.parent} was taken over by another process while this one stood still")
+        if not self._is_in_place():
+            time.sleep(1)  # a process that took it by mistake puts it back
+            if not self._is_in_place():
+                raise TakenError(f"{self._path.parent} was taken over by another process while this one was suspended")
 
     def release(self) -> None:
-        self._released.set()
-        self._heart.join()
-        if self._is_mine():
-            # What takers put away, too: one that was killed has left it.
+        """Stop the heartbeat and remove the lock, unless another process has taken it over."""
+        self._is_released.set()
+        self._thread.join()
+        if self._is_in_place():
+            # Also remove what a killed process moved away while breaking a lock.
             for path in [self._path, *self._path.parent.glob(f"{LOCK_FILE}.*")]:
                 with suppress(OSError):
                     path.unlink()
         os.close(self._descriptor)
 
-    def _is_mine(self) -> bool:
-        return _is_at(self._path, self._descriptor)
+    def _is_in_place(self) -> bool:
+        return _is_same_file(self._path, self._descriptor)
 
-    def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT):
-            with suppress(OSError):  # a file system that is away for a while; if for long, `check` will tell
+    def _run_heartbeat(self) -> None:
+        while not self._is_released.wait(HEARTBEAT_INTERVAL):
+            with suppress(OSError):  # the file system is unavailable; if for too long, `check` raises
                 self._write()
 
     def _write(self) -> None:
         self._beats += 1
-        told = asdict(self._holder) | {
+        content = asdict(self._owner) | {
             "beat": self._beats,
             "step": self.step,
             "first_step": self._first_step,
-            "seconds": round(time.monotonic() - self._began, 3),
+            "seconds": round(time.monotonic() - self._created_at, 3),
             "inode": os.fstat(self._descriptor).st_ino,
         }
-        os.pwrite(self._descriptor, json.dumps(told).encode().ljust(WIDTH), 0)
+        os.pwrite(self._descriptor, json.dumps(content).encode().ljust(LOCK_SIZE), 0)
         os.fsync(self._descriptor)
 
 
-def _made(path: Path) -> Lock:
-    """A new lock. It names this process from its first moment on, so that one that is killed then keeps nobody out.
+def _create_lock(path: Path) -> Lock:
+    """Create a lock that names its owner from the start, so that one whose owner is killed at once can be broken.
 
     Raises:
-        FileExistsError: there is one.
+        FileExistsError: there is a lock.
     """
     if path.exists():
         raise FileExistsError
-    aside = path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
-    descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    temporary = _temporary_path(path)
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
         lock = Lock(path.parent, descriptor)
         try:
-            os.link(aside, path)
+            os.link(temporary, path)
         except FileExistsError:
-            if not _is_at(path, descriptor):  # else only a server's answer was lost
+            if not _is_same_file(path, descriptor):  # otherwise a file server's reply was lost
                 raise
-        except FileNotFoundError:  # another came and went meanwhile, and tidied up
+        except FileNotFoundError:  # another process released its lock in the meantime, and removed the temporary file
             raise FileExistsError from None
-        except OSError:  # a file system without links
+        except OSError:  # the file system does not support links
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
-            os.replace(aside, path)
-        lock.start()
+            os.replace(temporary, path)
+        lock.start_heartbeat()
         return lock
-    except BaseException:  # a full disk, say
+    except BaseException:  # including a full disk
         os.close(descriptor)
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file is the one that stands at `path`."""
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
+
+
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
-        with open(path, "rb") as file:  # opened anew: a network file system then asks its server
+        with open(path, "rb") as file:  # opening it makes a network file system query its server
             return os.path.samestat(os.fstat(file.fileno()), os.fstat(descriptor))
     except OSError:
         return False
@@ -232,7 +246,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Lock]:
-    """Hold a job's folder.
+    """Hold the lock of a job's folder.
 
     Raises:
         TakenError: another process holds it.
@@ -240,7 +254,7 @@ def locked(folder: Path) -> Iterator[Lock]:
     path = folder / LOCK_FILE
     while True:
         try:
-            lock = _made(path)
+            lock = _create_lock(path)
             break
         except FileExistsError:
             break_stale_lock(path)
@@ -251,43 +265,33 @@ def locked(folder: Path) -> Iterator[Lock]:
 
 
 def lock_owner(folder: Path) -> LockOwner | None:
-    """Who the folder's lock names; None if there is no lock, or nothing to be read in it."""
+    """Return the owner that the folder's lock names, or None if there is no lock or it is not readable."""
     try:
-        told = json.loads((folder / LOCK_FILE).read_bytes())
-        return LockOwner(**{f.name: told[f.name] for f in fields(LockOwner)})
+        content = json.loads((folder / LOCK_FILE).read_bytes())
+        return LockOwner(**{f.name: content[f.name] for f in fields(LockOwner)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process seems to train there. One on another machine whose heartbeat is old is taken for dead."""
-    return seems_alive(folder, None)
+def is_locked(folder: Path, now: float | None = None) -> bool:
+    """Return whether the folder's lock has an owner that is alive or, if unknown, had a recent heartbeat.
 
-
-def lives_here(owner: LockOwner) -> bool | None:
-    """Whether it is a live process of this machine; None where that can't be known (it is elsewhere, or hidden)."""
-    if owner.machine != this_machine():
-        return None
-    start = start_of(owner.pid)
-    if start is None:
-        return False
-    return start == owner.started if start and owner.started else None
-
-
-def seems_alive(folder: Path, now: float | None) -> bool:
-    """As `is_locked`; `now` is the time by the clock of the folder's file system (None: look)."""
+    Args:
+        folder: a job's folder.
+        now: the current `file_system_time`, which is read if not given.
+    """
     try:
-        lock = (folder / LOCK_FILE).stat()
+        status = (folder / LOCK_FILE).stat()
     except OSError:
         return False
     owner = lock_owner(folder)
-    if owner and (lives := lives_here(owner)) is not None:
-        return lives and owner.inode in (0, lock.st_ino)
-    return abs((file_system_time(folder) if now is None else now) - lock.st_mtime) <= EXPIRY
+    if owner and (is_alive := owner.is_alive()) is not None:
+        return is_alive and owner.inode in (0, status.st_ino)
+    return abs((file_system_time(folder) if now is None else now) - status.st_mtime) <= HEARTBEAT_TIMEOUT
 
 
 def file_system_time(folder: Path) -> float:
-    """The time by the clock that dates the folder's files, which on a network may not be this machine's."""
+    """Return the current time by the clock that timestamps the folder's files, which may be a file server's."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"now")
@@ -298,52 +302,56 @@ def file_system_time(folder: Path) -> float:
 
 
 def break_stale_lock(path: Path) -> None:
-    """Put a dead process's lock away. Raises TakenError if its holder lives."""
+    """Remove the lock of a dead owner.
+
+    Raises:
+        TakenError: the owner is alive, or another process has broken the lock.
+    """
     owner = lock_owner(path.parent)
-    before = _look(path)
+    before = _read_state(path)
     if before is None:
-        return  # released just now
+        return  # released in the meantime
     taken = TakenError(f"{path.parent} is being trained by another process" + (f" ({owner})" if owner else ""))
-    if seems_alive(path.parent, None):
+    if is_locked(path.parent):
         raise taken
-    if not owner or lives_here(owner) is None:
-        tqdm.write(f"{path} is old: watching for {WATCH:.0f} s whether its owner ({owner}) is alive")
-        deadline = time.monotonic() + WATCH
+    if not owner or owner.is_alive() is None:
+        tqdm.write(f"{path} is old: watching for {TAKEOVER_DELAY:.0f} s whether its owner ({owner}) is alive")
+        deadline = time.monotonic() + TAKEOVER_DELAY
         while time.monotonic() < deadline:
-            time.sleep(min(1.0, WATCH / 10))
-            if _look(path) != before:
+            time.sleep(min(1.0, TAKEOVER_DELAY / 10))
+            if _read_state(path) != before:
                 raise taken
-    with _one_at_a_time(path):
-        if (now := _look(path)) != before:
+    with _exclusive(path):
+        if (now := _read_state(path)) != before:
             if now is None:
                 return
             raise taken
-        mine = path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
+        removed = _temporary_path(path)
         with suppress(FileNotFoundError):
-            os.rename(path, mine)  # where takers can't exclude one another, one succeeds
-            if _look(mine) != before:  # ... but another had it put away and took the job on, just now
+            os.rename(path, removed)  # succeeds for one process only, also if the file system cannot lock files
+            if _read_state(removed) != before:  # another process broke the lock and took the job just before
                 with suppress(FileExistsError):
-                    os.link(mine, path)
-                mine.unlink()
+                    os.link(removed, path)
+                removed.unlink()
                 raise taken
-            mine.unlink()
+            removed.unlink()
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Exclude others that take the same lock, where the file system can."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Exclude other processes that break the same lock, if the file system supports it."""
     with ExitStack() as stack:
         if fcntl:
             with suppress(OSError):
-                file = stack.enter_context(open(path, "r+b"))  # NFS wants it open for writing
+                file = stack.enter_context(open(path, "r+b"))  # NFS requires write access
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _look(path: Path) -> tuple[int, int, bytes] | None:
-    """What changes with a heartbeat or a new holder (who may come by the number of the file that was put away)."""
+def _read_state(path: Path) -> tuple[int, int, bytes] | None:
+    """Return a state that changes with each heartbeat and each owner (an inode number alone may be reused)."""
     try:
-        with open(path, "rb") as file:  # opened anew: a network file system then asks its server
+        with open(path, "rb") as file:  # opening it makes a network file system query its server
             status = os.fstat(file.fileno())
             return status.st_ino, status.st_mtime_ns, file.read()
     except FileNotFoundError:

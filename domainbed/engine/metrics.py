@@ -1,4 +1,4 @@
-"""What updates tell of themselves between two evaluations, and whether training is still sound."""
+"""The metrics that updates return between two evaluations, and the check that training has not diverged."""
 
 import math
 from collections.abc import Mapping
@@ -9,70 +9,68 @@ import torch
 from domainbed.algorithms.base import Algorithm
 from domainbed.errors import UsageError
 
+# Name -> (step, value) of each update that returned a metric of this name.
+MetricHistory: TypeAlias = dict[str, list[tuple[int, torch.Tensor | float]]]
+
 
 class NonFiniteError(UsageError):
-    """Training went astray: a figure or a weight is infinite or not a number."""
+    """Training has diverged: a metric or a weight is infinite or NaN."""
 
-    def __init__(self, step: int, what: str) -> None:
+    def __init__(self, step: int, problem: str) -> None:
         super().__init__(
-            f"at step {step} {what}; the job ends, its records up to here stay. Smaller steps (lr) may help or, where "
-            "there is a penalty, a smaller weight of it"
+            f"training diverged at step {step}: {problem}; records of earlier steps are kept. Try a lower learning "
+            "rate (lr) or, if the algorithm has a penalty, a smaller penalty weight"
         )
 
 
-Metrics: TypeAlias = dict[
-    str, list[tuple[int, torch.Tensor | float]]
-]  # name -> (step, value) of each update that told it
-
-
 class MetricLog:
-    """The figures of the updates from step `start` on, kept where they lie: only reading them waits for the device.
+    """The metrics of successive updates, kept on their device: only reading them synchronizes.
 
     Args:
-        start: the step of the update whose figures are added first.
-        told: what `numbers` gave after the updates before.
+        step: the step of the first update whose metrics will be added.
+        history: the metrics of earlier updates, as returned by `to_python`.
     """
 
-    def __init__(self, start: int, told: Metrics | None = None) -> None:
-        self._step = start
-        self._told: Metrics = told or {}
+    def __init__(self, step: int, history: MetricHistory | None = None) -> None:
+        self._step = step
+        self._history: MetricHistory = history or {}
 
-    def add(self, figures: Mapping[str, torch.Tensor | float]) -> None:
-        """Take the figures of the next update. Tensors are copied: an algorithm may write into its own again."""
-        for name, value in figures.items():
+    def add(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
+        """Add the metrics of the next update. Tensors are copied, because an algorithm may overwrite its own."""
+        for name, value in metrics.items():
             if not isinstance(value, SupportsFloat) or (isinstance(value, torch.Tensor) and value.numel() != 1):
-                raise TypeError(f"update's figure {name!r} must be one number, not {value!r}")
-            kept = value.detach().clone() if isinstance(value, torch.Tensor) else value
-            self._told.setdefault(name, []).append((self._step, kept))
+                raise TypeError(f"metric {name!r} returned by update must be a single number, not {value!r}")
+            copy = value.detach().clone() if isinstance(value, torch.Tensor) else value
+            self._history.setdefault(name, []).append((self._step, copy))
         self._step += 1
 
-    def read(self) -> dict[str, float]:
-        """The mean of each figure over the updates that told it.
+    def mean(self) -> dict[str, float]:
+        """Return the mean of each metric over the updates that returned it.
 
         Raises:
-            NonFiniteError: some are not finite, at the step that is named.
+            NonFiniteError: a value is not finite; the error names the first such step.
         """
-        told = self.numbers()
-        bad: dict[int, list[str]] = {}
-        for name, values in told.items():
+        history = self.to_python()
+        problems: dict[int, list[str]] = {}
+        for name, values in history.items():
             for step, value in values:
                 if not math.isfinite(value):
-                    bad.setdefault(step, []).append(f"{name} is {value}")
-        if bad:
-            step = min(bad)
-            raise NonFiniteError(step, " and ".join(bad[step]))
-        return {name: math.fsum(value / len(values) for _, value in values) for name, values in told.items()}
+                    problems.setdefault(step, []).append(f"{name} is {value}")
+        if problems:
+            step = min(problems)
+            raise NonFiniteError(step, " and ".join(problems[step]))
+        return {name: math.fsum(value / len(values) for _, value in values) for name, values in history.items()}
 
-    def numbers(self) -> dict[str, list[tuple[int, float]]]:
-        """Every update's figures as Python's numbers, for a checkpoint."""
+    def to_python(self) -> dict[str, list[tuple[int, float]]]:
+        """Return the history with all values as Python floats, to be saved in a checkpoint."""
         return {
-            name: list(zip([step for step, _ in told], _numbers([value for _, value in told]), strict=True))
-            for name, told in self._told.items()
+            name: list(zip([step for step, _ in values], _to_floats([value for _, value in values]), strict=True))
+            for name, values in self._history.items()
         }
 
 
-def _numbers(values: list[torch.Tensor | float]) -> list[float]:
-    """As Python numbers; by one transfer, where all lie on one device."""
+def _to_floats(values: list[torch.Tensor | float]) -> list[float]:
+    """Convert to floats, in a single transfer if all values are on one device."""
     tensors = [value.reshape(()) for value in values if isinstance(value, torch.Tensor)]
     if len(tensors) == len(values) and len({tensor.device for tensor in tensors}) == 1:
         return torch.stack(tensors).double().tolist()
@@ -80,13 +78,13 @@ def _numbers(values: list[torch.Tensor | float]) -> list[float]:
 
 
 def check_weights(algorithm: Algorithm, step: int) -> None:
-    """See that the weights are finite after the update of `step`, for no figure has told of it yet.
+    """Check that all weights are finite after the update of `step`, whose effect no metric shows yet.
 
     Raises:
-        NonFiniteError: one is not.
+        NonFiniteError: a weight is not finite.
     """
     weights = [(name, p) for name, p in algorithm.named_parameters() if p.is_floating_point()]
     finite = torch.stack([p.detach().isfinite().all() for _, p in weights]).tolist() if weights else []
     for (name, _), is_finite in zip(weights, finite, strict=True):
         if not is_finite:
-            raise NonFiniteError(step, f"the update left weights of {name} that are not finite")
+            raise NonFiniteError(step, f"the weights of {name} are not finite after the update")

@@ -1,4 +1,4 @@
-"""The model that a job leaves, and how to have it back."""
+"""Creating, saving and loading the model of a job."""
 
 import warnings
 from pathlib import Path
@@ -9,61 +9,63 @@ from tqdm import tqdm
 
 from domainbed.algorithms import get_algorithm_class
 from domainbed.algorithms.base import Algorithm
-from domainbed.backbones import untrained, weights_in
-from domainbed.compute import featurizers_of, set_compiled, set_precision
+from domainbed.backbones import use_weights_dir, without_weights
+from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
-from domainbed.engine.capturable import is_ours
+from domainbed.engine.capturable import is_builtin
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
+from domainbed.hparams import Hparams
 from domainbed.registry import import_modules
 
-MODEL = "model.pkl"  # in a job's folder; after an evaluation, model_step{step}.pkl
+MODEL_FILE = "model.pkl"  # in a job's folder; --save_model_every_checkpoint also saves model_step{step}.pkl
 
-# Steps; an estimate. To compile takes up to a minute, to load what another job compiled some seconds.
-WORTH_COMPILING = 1000
+# An estimate: compiling takes up to a minute, loading what another job has compiled takes seconds.
+MIN_STEPS_TO_COMPILE = 1000
 
 
-def make_algorithm(config: JobConfig, dataset: MultipleDomainDataset) -> Algorithm:
-    """The job's algorithm with its initial weights, for the dataset's training environments.
+def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainDataset) -> Algorithm:
+    """Return the job's algorithm, with its initial weights, for the dataset's training environments.
 
     Raises:
-        UsageError: it refuses its hyperparameters or the images' size.
+        UsageError: the algorithm rejects its hyperparameters or the size of the images.
     """
     algorithm_class = get_algorithm_class(config.algorithm)
     num_domains = len(dataset) - len(config.test_envs)
-    hparams = config.resolved_hparams()
     if hparams["batch_size"] < algorithm_class.MIN_BATCH_SIZE:
         raise UsageError(
-            f"{config.algorithm} needs a batch_size of at least {algorithm_class.MIN_BATCH_SIZE}, "
+            f"{config.algorithm} requires a batch_size of at least {algorithm_class.MIN_BATCH_SIZE}, "
             f"not {hparams['batch_size']}"
         )
     try:
-        with weights_in(config.weights_dir):
-            return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, hparams)
+        with use_weights_dir(config.weights_dir):
+            return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, dict(hparams))
     except UsageError:
         raise
     except ValueError as error:
-        raise UsageError(f"{config.algorithm} can't be made with these hyperparameters: {error}") from error
+        raise UsageError(f"cannot create {config.algorithm} with these hyperparameters: {error}") from error
 
 
 def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> Algorithm:
-    """Bring the algorithm to its device, where it will compute as the job asks.
+    """Set precision and compilation as configured, and move the algorithm to the device.
 
     Raises:
-        UsageError: it can't compute like that.
+        UsageError: the algorithm or the device does not support the configuration.
     """
     set_precision(config.precision, algorithm)
     if config.compile == "on" and config.deterministic and device.type == "cuda":
-        raise UsageError("--compile on chooses kernels by their speed, so that it can't be --deterministic on a GPU")
-    is_compiled = config.compile == "on" or (
+        raise UsageError(
+            "--compile on selects kernels by measured speed and cannot be combined with --deterministic on a GPU"
+        )
+    should_compile = config.compile == "on" or (
         config.compile == "auto"
         and device.type == "cuda"
         and not config.deterministic
-        and config.steps >= WORTH_COMPILING
-        and is_ours(type(algorithm))  # another might differentiate a featurizer twice, which compiled ones can't
+        and config.steps >= MIN_STEPS_TO_COMPILE
+        and is_builtin(type(algorithm))  # others may differentiate twice, which compiled featurizers do not support
     )
-    reason = set_compiled(featurizers_of(algorithm), device) if is_compiled else ""
+    reason = enable_compilation(featurizers_of(algorithm), device) if should_compile else ""
     if reason and config.compile == "on":
         raise UsageError(f"--compile on: {reason}")
     if reason:
@@ -72,7 +74,7 @@ def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> 
 
 
 def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, algorithm: Algorithm) -> None:
-    """Write the model whole or not at all."""
+    """Save the model atomically."""
     saved = {
         "args": config.args(),
         "model_input_shape": tuple(dataset.input_shape),
@@ -86,25 +88,25 @@ def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, al
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Algorithm:
-    """A saved model, ready to predict: `load_model("train_output/model.pkl").predict(images)`.
+    """Load a saved model for prediction: `load_model("train_output/model.pkl").predict(images)`.
 
     Args:
-        path: a model.pkl that `domainbed.scripts.train` wrote.
-        device: where to put it.
+        path: a model.pkl saved by `domainbed.scripts.train`.
+        device: the device to load it to.
 
     Raises:
-        UsageError: there is no such file, or it holds no model of ours.
+        UsageError: the file does not exist, or is not a model saved by train.
     """
-    return load_job(path, device)[1]
+    return load_model_and_args(path, device)[1]
 
 
-def load_job(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], Algorithm]:
-    """The arguments of the job that left a model, as they stand in its records, and that model; see `load_model`."""
+def load_model_and_args(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], Algorithm]:
+    """Return the arguments of the job that saved a model, as in its records, and the model; see `load_model`."""
     saved = _read(path)
     args = saved["args"]
     try:
         import_modules(args.get("imports", ()))
-        with untrained():
+        with without_weights():
             algorithm = get_algorithm_class(args["algorithm"])(
                 saved["model_input_shape"],
                 saved["model_num_classes"],
@@ -120,21 +122,17 @@ def load_job(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    """What `save_model` wrote, its tensors on the CPU.
-
-    Raises:
-        UsageError: the file can't be read, or something else wrote it.
-    """
+    """Read what `save_model` wrote, with all tensors on the CPU."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are not torch's
+            warnings.simplefilter("ignore")  # about pickles that torch did not write
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"cannot load a model from {path}: {error.strerror or one_line(error)}") from error
     except MemoryError:
-        raise  # that says nothing of the file
-    except Exception as error:  # whose words advise to run whatever code is in the file
-        raise UsageError(f"{path} holds no model that train wrote") from error
+        raise  # says nothing about the file
+    except Exception as error:  # torch's message would advise running any code in the file
+        raise UsageError(f"{path} is not a model saved by train") from error
     if not isinstance(saved, dict) or not isinstance(saved.get("args"), dict) or "model_dict" not in saved:
-        raise UsageError(f"{path} holds no model that train wrote")
+        raise UsageError(f"{path} is not a model saved by train")
     return saved

@@ -1,4 +1,4 @@
-"""How a job's updates are done: as they are written or, on a GPU, captured once and then done again by one call."""
+"""Running a job's updates: eagerly or, on a GPU, captured once per phase and then replayed."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -9,191 +9,181 @@ from tqdm import tqdm
 
 from domainbed.algorithms.base import Algorithm, Minibatch
 from domainbed.engine.capturable import Snapshot
-from domainbed.engine.graphs import CudaGraphs, Graphs
+from domainbed.engine.graphs import CudaGraphs
 from domainbed.errors import UsageError, one_line
 
 UpdateMetrics: TypeAlias = Mapping[str, torch.Tensor | float]  # what an update returns
+Minibatches: TypeAlias = Sequence[Minibatch]
+Unlabeled: TypeAlias = Sequence[torch.Tensor] | None
 
 
 class EagerSteps:
-    """The algorithm's updates as they are written."""
+    """Runs the algorithm's `update`."""
 
     def __init__(self, algorithm: Algorithm) -> None:
         self.algorithm = algorithm
 
-    def update(
-        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> UpdateMetrics:
-        """`Algorithm.update`."""
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> UpdateMetrics:
+        """Run one update; see `Algorithm.update`."""
         return self.algorithm.update(minibatches, unlabeled)
 
 
-class _Recorded(NamedTuple):
-    """The updates of one phase.
+class _CapturedUpdate(NamedTuple):
+    """The captured update of a phase.
 
     Attributes:
-        inputs: the tensors that the recorded work reads the batches from, images and labels.
-        shapes: theirs.
-        again: does it once more.
-        told: what it tells, in tensors that the next update overwrites.
-        counts: by how much it raises each counter of the algorithm's.
+        inputs: the images and labels that the captured work reads; see `_inputs`.
+        replay: runs it.
+        metrics: the metrics that it returns, in tensors that each replay overwrites.
+        increments: by how much it increases each counter of the algorithm.
     """
 
     inputs: tuple[list[torch.Tensor], list[torch.Tensor]]
-    shapes: list[list[torch.Size]]
-    again: Callable[[], None]
-    told: UpdateMetrics
-    counts: dict[str, int]
+    replay: Callable[[], None]
+    metrics: UpdateMetrics
+    increments: dict[str, int]
 
 
 class CapturedSteps(EagerSteps):
-    """One graph for each of the algorithm's phases.
+    """Replays one graph per phase of the algorithm.
 
-    The first update of a phase is done as it is written (it may make the optimizer's state), the second likewise and
-    watched, the third is recorded. An algorithm whose updates can't be recorded goes on as it is written, which is told
-    in one line.
+    The first update of a phase runs eagerly, because it may initialize the optimizer's state. The second also runs
+    eagerly and is checked. The third is captured. If an update cannot be captured, all run eagerly from then on, and
+    one line of output states the reason.
 
     Attributes:
         reason: why updates are not captured, or an empty string.
     """
 
-    def __init__(self, algorithm: Algorithm, graphs: Graphs) -> None:
+    def __init__(self, algorithm: Algorithm, graphs: CudaGraphs) -> None:
         super().__init__(algorithm)
         self.reason = ""
         self._graphs = graphs
-        self._counts: dict[str, dict[str, int] | None] = {}  # of phases that were begun; None: not watched yet
-        self._recorded: dict[str, _Recorded] = {}
-        for adam in _adams(algorithm):
+        self._increments: dict[str, dict[str, int] | None] = {}  # of phases that have started; None: not checked yet
+        self._captured: dict[str, _CapturedUpdate] = {}
+        for adam in _adam_optimizers(algorithm):
             _set_flags(adam, graphs.adam_flags)
 
-    def update(
-        self, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> UpdateMetrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> UpdateMetrics:
         if self.reason:
             return super().update(minibatches, unlabeled)
         phase = self.algorithm.phase
-        if recorded := self._recorded.get(phase):
-            return self._replayed(recorded, minibatches, unlabeled)
-        with self._graphs.aside():
-            if phase not in self._counts:
-                self._counts[phase] = None
+        if captured := self._captured.get(phase):
+            return self._replay(captured, minibatches, unlabeled)
+        with self._graphs.side_stream():
+            if phase not in self._increments:
+                self._increments[phase] = None
                 return super().update(minibatches, unlabeled)
-            if self._counts[phase] is None:
-                return self._watched(phase, minibatches, unlabeled)
-            return self._captured(phase, minibatches, unlabeled)
+            if self._increments[phase] is None:
+                return self._check(phase, minibatches, unlabeled)
+            return self._capture(phase, minibatches, unlabeled)
 
-    def _replayed(
-        self, recorded: _Recorded, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
-    ) -> UpdateMetrics:
-        given = _inputs(minibatches, unlabeled)
-        if [[tensor.shape for tensor in of_type] for of_type in given] != recorded.shapes:
+    def _replay(self, captured: _CapturedUpdate, minibatches: Minibatches, unlabeled: Unlabeled) -> UpdateMetrics:
+        inputs = _inputs(minibatches, unlabeled)
+        if _shapes(inputs) != _shapes(captured.inputs):
             return super().update(minibatches, unlabeled)
-        for ours, theirs in zip(recorded.inputs, given, strict=True):
-            torch._foreach_copy_(ours, theirs)
-        recorded.again()
-        for name, count in recorded.counts.items():
-            setattr(self.algorithm, name, getattr(self.algorithm, name) + count)
-        return recorded.told
+        for destinations, sources in zip(captured.inputs, inputs, strict=True):
+            torch._foreach_copy_(destinations, sources)
+        captured.replay()
+        for name, increment in captured.increments.items():
+            setattr(self.algorithm, name, getattr(self.algorithm, name) + increment)
+        return captured.metrics
 
-    def _watched(
-        self, phase: str, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
-    ) -> UpdateMetrics:
-        """Update, and see whether that can be recorded."""
+    def _check(self, phase: str, minibatches: Minibatches, unlabeled: Unlabeled) -> UpdateMetrics:
+        """Run the update eagerly, and check whether it can be captured."""
         try:
             before = Snapshot(self.algorithm, self._graphs.device)
         except UsageError as error:
-            self._go_on_as_written(str(error))
+            self._fall_back(str(error))
             return super().update(minibatches, unlabeled)
-        told: UpdateMetrics | None = None
+        metrics: UpdateMetrics | None = None
         try:
-            with self._graphs.watched():
-                told = super().update(minibatches, unlabeled)
-            self._counts[phase] = before.counts(self.algorithm)
+            with self._graphs.detect_sync():
+                metrics = super().update(minibatches, unlabeled)
+            self._increments[phase] = before.counter_increments(self.algorithm)
         except UsageError as error:
-            if told is None:
-                raise  # the update's own
-            self._go_on_as_written(str(error))
-        return told
+            if metrics is None:
+                raise  # from the update itself
+            self._fall_back(str(error))
+        return metrics
 
-    def _captured(
-        self, phase: str, minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
-    ) -> UpdateMetrics:
-        """Record the update, and do it."""
-        counts = self._counts[phase] or {}
-        before = {name: getattr(self.algorithm, name) for name in counts}
+    def _capture(self, phase: str, minibatches: Minibatches, unlabeled: Unlabeled) -> UpdateMetrics:
+        """Capture the update, then run it by its first replay."""
+        increments = self._increments[phase] or {}
+        before = {name: getattr(self.algorithm, name) for name in increments}
         labeled = [(x.clone(), y.clone()) for x, y in minibatches]
         others = None if unlabeled is None else [x.clone() for x in unlabeled]
         try:
-            again, told = self._graphs.capture(lambda: self.algorithm.update(labeled, others))
-            reason = self._miscount(before, counts)
-        except RuntimeError as error:  # also a device whose memory is too small for it
+            replay, metrics = self._graphs.capture(lambda: self.algorithm.update(labeled, others))
+            reason = self._check_counters(before, increments)
+        except RuntimeError as error:  # including an out-of-memory error
             reason = f"{type(error).__name__}: {one_line(error)[:200]}"
-            if not self._graphs.survives:
+            if not self._graphs.survives_failure:
                 raise UsageError(
-                    f"{type(self.algorithm).__name__}'s updates can't be captured ({reason}); with --engine eager they "
-                    "run as they are written"
+                    f"cannot capture the updates of {type(self.algorithm).__name__} ({reason}); pass --engine eager to "
+                    "run them eagerly"
                 ) from error
-        if reason:  # not within `except`, where the error still holds all that the update had made
+        if reason:  # outside of `except`, in which the error keeps all tensors of the update alive
             for name, count in before.items():
                 setattr(self.algorithm, name, count)
-            self._go_on_as_written(reason)
+            self._fall_back(reason)
             return super().update(minibatches, unlabeled)
-        again()  # what was recorded has not been done yet
-        inputs = _inputs(labeled, others)
-        shapes = [[tensor.shape for tensor in of_type] for of_type in inputs]
-        self._recorded[phase] = _Recorded(inputs, shapes, again, told, counts)
-        return told
+        replay()
+        self._captured[phase] = _CapturedUpdate(_inputs(labeled, others), replay, metrics, increments)
+        return metrics
 
-    def _miscount(self, before: Mapping[str, int], counts: Mapping[str, int]) -> str:
-        """What is wrong if this update counted otherwise than the one before it, as one does that begins anew."""
-        for name, count in counts.items():
-            if getattr(self.algorithm, name) != before[name] + count:
-                return f"its {name} does not rise by {count} each time"
+    def _check_counters(self, before: Mapping[str, int], increments: Mapping[str, int]) -> str:
+        """Return an error if a counter changed differently in the captured update, as one that wraps around does."""
+        for name, increment in increments.items():
+            if getattr(self.algorithm, name) != before[name] + increment:
+                return f"{name} does not increase by {increment} in every update"
         return ""
 
-    def _go_on_as_written(self, reason: str) -> None:
+    def _fall_back(self, reason: str) -> None:
         self.reason = reason
-        self._recorded.clear()
+        self._captured.clear()
         gc.collect()
         if self._graphs.device.type == "cuda":
-            torch.cuda.empty_cache()  # of what was recorded
-        tqdm.write(f"{type(self.algorithm).__name__}'s updates are not captured, but run as they are written: {reason}")
+            torch.cuda.empty_cache()  # memory of the graphs
+        tqdm.write(f"{type(self.algorithm).__name__}: falling back to eager updates: {reason}")
 
 
-def _inputs(
-    minibatches: Sequence[Minibatch], unlabeled: Sequence[torch.Tensor] | None
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Images and labels apart: tensors of one type are copied by one call."""
+def _inputs(minibatches: Minibatches, unlabeled: Unlabeled) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return images and labels separately, because tensors of one type are copied by a single call."""
     return [*(x for x, _ in minibatches), *(unlabeled or ())], [y for _, y in minibatches]
 
 
-def are_captured(engine: str, device: torch.device) -> bool:
-    """Whether updates shall be captured: as asked or, if that is "auto", where there is a GPU.
+def _shapes(inputs: tuple[list[torch.Tensor], list[torch.Tensor]]) -> list[list[torch.Size]]:
+    return [[tensor.shape for tensor in tensors] for tensors in inputs]
+
+
+def should_capture(engine: str, device: torch.device) -> bool:
+    """Return whether to capture updates: as requested or, if engine is "auto", on a GPU.
 
     Raises:
-        UsageError: "captured" is asked for without a GPU.
+        UsageError: "captured" is requested without a GPU.
     """
     if engine == "captured" and device.type != "cuda":
-        raise UsageError("--engine captured needs a GPU; auto captures where there is one")
+        raise UsageError("--engine captured requires a GPU; auto captures updates if a GPU is available")
     return engine != "eager" and device.type == "cuda"
 
 
-def make_steps(algorithm: Algorithm, device: torch.device, captured: bool) -> EagerSteps:
-    """How the updates of an algorithm, whose state is loaded, are done."""
-    if captured:
+def make_steps(algorithm: Algorithm, device: torch.device, is_captured: bool) -> EagerSteps:
+    """Return what runs the updates of an algorithm whose state has been loaded."""
+    if is_captured:
         return CapturedSteps(algorithm, CudaGraphs(device))
-    for adam in _adams(algorithm):  # it may come from the checkpoint of a captured run
+    for adam in _adam_optimizers(algorithm):  # the checkpoint may be that of a captured run
         if adam.param_groups[0]["capturable"] != adam.defaults["capturable"]:
             _set_flags(adam, {"capturable": adam.defaults["capturable"]})
     return EagerSteps(algorithm)
 
 
-def _adams(algorithm: Algorithm) -> list[torch.optim.Optimizer]:
+def _adam_optimizers(algorithm: Algorithm) -> list[torch.optim.Optimizer]:
     return [value for value in vars(algorithm).values() if isinstance(value, torch.optim.Adam | torch.optim.AdamW)]
 
 
 def _set_flags(adam: torch.optim.Optimizer, flags: Mapping[str, bool]) -> None:
-    """Set these options, and bring step counters where they need them: to the device if any is on, else the host."""
+    """Set these options, and move step counters to the device if any option is on, otherwise to the host."""
     for group in adam.param_groups:
         group.update(flags)
         for p in group["params"]:

@@ -1,184 +1,225 @@
-"""The training of one job, from its first step to its last."""
+"""The training loop of a job."""
 
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from itertools import islice
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from domainbed.algorithms.base import Algorithm
 from domainbed.compute import featurizers_of
-from domainbed.engine.checkpoint import Checkpoints, remove_checkpoints, versions
+from domainbed.datasets import MultipleDomainDataset
+from domainbed.engine.checkpoint import Checkpointer, Progress, remove_checkpoints, software_versions
 from domainbed.engine.config import JobConfig
+from domainbed.engine.control import JobControl
 from domainbed.engine.data import Batches, evaluation_requests, load_data
 from domainbed.engine.evaluate import accuracies
 from domainbed.engine.feed import open_feed
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.metrics import check_weights
-from domainbed.engine.model import MODEL, make_algorithm, save_model, to_device
-from domainbed.engine.steps import are_captured, make_steps
+from domainbed.engine.model import MODEL_FILE, make_algorithm, save_model, to_device
+from domainbed.engine.steps import make_steps, should_capture
+from domainbed.engine.tracking import Tracker, make_tracker
 from domainbed.files import make_folder
-from domainbed.landscape.view import begin_tracking, tracked
+from domainbed.loading.base import Feed
+from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.photo_feed import explain_dead_worker
-from domainbed.loading.residence import explain_out_of_memory
+from domainbed.loading.splits import Split
 from domainbed.records import append_record, is_done, mark_done
 from domainbed.registry import import_modules
-from domainbed.seeding import seed_everything
+from domainbed.seeding import get_rng_state, seed_everything
 
 
-def train(
-    config: JobConfig,
-    on_record: Callable[[int], None] = lambda step: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    lock: Lock | None = None,
-) -> None:
-    """Train one job and leave its folder: records, the model unless unwanted, and `done` at the end.
+def train(config: JobConfig, control: JobControl | None = None) -> None:
+    """Train a job and write its folder: records, the model unless skipped, and finally `done`.
 
-    An unfinished run of this job goes on from its last checkpoint. Nothing is written before the arguments and the data
-    have proved good.
+    An unfinished run of the same job is resumed from its last checkpoint. Nothing is written before the arguments and
+    the data have been validated.
 
     Args:
         config: the job.
-        on_record: called with the step after each record.
-        should_stop: asked after every update, and between the batches of an evaluation.
-        lock: the folder's, where the caller holds it already.
+        control: follows the job and stops it; by default, the job runs to its end.
 
     Raises:
-        UsageError: the folder holds a finished run, or another job's, or another process trains there; or the data
-            can't be used.
-        NonFiniteError: training went astray; the records before stay.
-        Interrupted: `should_stop` said so. All that is needed to go on is saved.
+        UsageError: the folder contains a finished run or another job's run, another process is training the job, or
+            the data cannot be used.
+        NonFiniteError: training diverged; the records of earlier steps are kept.
+        Interrupted: `control.should_stop` returned True; everything needed to resume has been saved.
     """
+    control = control or JobControl()
     import_modules(config.imports)
     folder = Path(config.output_dir)
-    refuse_finished(folder)
-    if lock is None:
-        refuse_locked(folder)
-    dataset, splits = load_data(config)
+    check_available(folder, control.lock)
+    setup = set_up(config)
+    algorithm = setup.algorithm
+    with hold_folder(folder, control.lock) as lock, tqdm(total=config.steps, unit="step", disable=None) as bar:
+        checkpointer = Checkpointer(config, algorithm, setup.feed, lock, control.should_stop)
+        progress = checkpointer.resume()
+        print_header(config, setup)
+        steps = make_steps(algorithm, setup.device, setup.is_captured)
+        batches = setup.batches.steps(progress.step, config.steps)
+        bar.update(progress.step)
+        start = progress.step
+        if not progress.is_evaluated and is_evaluation_due(start - 1, config):
+            start -= 1  # the run was stopped between this update and its evaluation
+        progress.start_timer()
+        for step in range(start, config.steps):
+            if step == progress.step:
+                minibatches, unlabeled = next(batches)
+                progress.add_update(steps.update(minibatches, unlabeled))
+                bar.update()
+                lock.step = progress.step
+                checkpointer.stop_if_requested(progress)
+                checkpointer.save_if_due(progress)
+            if is_evaluation_due(step, config):
+                # A job that is stopped during an evaluation repeats it when resumed.
+                stop = partial(checkpointer.stop_if_requested, progress, get_rng_state())
+                record = evaluate(config, setup, progress, before_batch=stop)
+                lock.check()
+                if config.save_model_every_checkpoint:  # before the checkpoint: a resumed job would not save it
+                    save_model(folder / f"model_step{step}.pkl", config, setup.dataset, algorithm)
+                append_record(folder, record)
+                progress.finish_evaluation()
+                checkpointer.save(progress)
+                tqdm.write(format_progress(record, config.test_envs))
+                control.on_record(step)
+                progress.start_timer()
+        lock.check()
+        if not config.skip_model_save:
+            save_model(folder / MODEL_FILE, config, setup.dataset, algorithm)
+        mark_done(folder)
+        remove_checkpoints(folder)
+
+
+def check_available(folder: Path, lock: Lock | None) -> None:
+    """Raise TakenError if the run in this folder is finished or, unless the caller holds its lock, being trained."""
+    if is_done(folder):
+        raise TakenError(f"{folder} contains a finished run; delete it or choose another --output_dir")
+    if lock is None and is_locked(folder):
+        raise TakenError(f"{folder} is being trained by another process ({lock_owner(folder)})")
+
+
+@contextmanager
+def hold_folder(folder: Path, lock: Lock | None) -> Iterator[Lock]:
+    """Create the job's folder and hold its lock, unless the caller does. Explain errors that the user can resolve."""
+    make_folder(folder)
+    with (
+        locked(folder) if lock is None else nullcontext(lock) as lock,
+        explain_out_of_memory(),
+        explain_dead_worker(),
+    ):
+        check_available(folder, lock)  # another process may have finished the run in the meantime
+        yield lock
+
+
+class Setup(NamedTuple):
+    """Everything that a job is trained with, created from its configuration alone."""
+
+    dataset: MultipleDomainDataset
+    environments: list[str]
+    splits: list[Split]
+    device: torch.device
+    algorithm: Algorithm
+    feed: Feed
+    batches: Batches
+    tracker: Tracker | None
+    is_captured: bool
+
+
+def set_up(config: JobConfig) -> Setup:
+    """Load the data, seed all random generators, and create the algorithm. Nothing is written."""
+    hparams = config.resolved_hparams()
+    dataset, splits = load_data(config, hparams)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    captured = are_captured(config.engine, device)
+    is_captured = should_capture(config.engine, device)
     set_determinism(config.deterministic)
     if device.type == "cuda":
-        gc.collect()  # of the job before this one in the same process
+        gc.collect()  # objects of the previous job in this process
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
         keep_freed_memory()
     seed_everything(config.seed)
     with explain_out_of_memory():
-        algorithm = to_device(make_algorithm(config, dataset), config, device)
+        algorithm = to_device(make_algorithm(config, hparams, dataset), config, device)
+        algorithm.train()
         feed = open_feed(config, dataset, splits, device)
-    is_tracked = begin_tracking(config, algorithm)
-    ways = ["updates to be captured"] * captured
-    ways += ["featurizers compiled"] * any(featurizer.is_compiled for featurizer in featurizers_of(algorithm))
-    names = config.environment_names()
-    steps_per_epoch = min(len(split.in_) for split in splits) / algorithm.hparams["batch_size"]
-
-    make_folder(folder)
-    algorithm.train()
-    with (
-        locked(folder) if lock is None else nullcontext(lock) as lock,
-        explain_out_of_memory(),
-        explain_dead_worker(),
-        tqdm(total=config.steps, unit="step", disable=None) as bar,
-    ):
-        refuse_finished(folder)  # another process may have been faster
-        checkpoints = Checkpoints(config, algorithm, feed, lock, should_stop)
-        progress = checkpoints.resume()
-        steps = make_steps(algorithm, device, captured)
-        tqdm.write(", ".join([versions(), str(device), *ways]))
-        tqdm.write(f"args: {config.args()}\nhparams: {algorithm.hparams}")
-        tqdm.write("accuracies in percent: trained on / held out, [test environment]")
-        bar.update(progress.step)
-        batches = Batches(config, dataset, splits, feed).steps(progress.step, config.steps)
-        for start, stop in evaluation_intervals(config.steps, config.checkpoint_freq):
-            if progress.is_past(stop):
-                continue
-            progress.begin()
-            for minibatches, unlabeled in islice(batches, stop - progress.step):
-                progress.add(steps.update(minibatches, unlabeled))
-                bar.update()
-                checkpoints.after_update(progress)
-            figures = progress.told.read()  # waits for the device, so that the time is right
-            progress.pause()
-            step_time = progress.seconds() / (stop - start)
-
-            step = stop - 1
-            check_weights(algorithm, step)
-            requests = evaluation_requests(config, dataset, splits, step, feed.batch_size)
-            record = {
-                "step": step,
-                "epoch": step / steps_per_epoch,
-                **figures,
-                **accuracies(algorithm, feed, requests, checkpoints.stopper(progress)),
-                "bad_images": len(feed.bad_images),
-                "step_time": step_time,
-                "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
-                **(tracked(config, algorithm, splits, feed) if is_tracked else {}),  # after memory is read
-                "environments": names,
-                "args": config.args(),
-                "hparams": algorithm.hparams,
-            }
-            lock.check()
-            if config.save_model_every_checkpoint:  # before the checkpoint, behind which nobody comes back to it
-                save_model(folder / f"model_step{step}.pkl", config, dataset, algorithm)
-            append_record(folder, record)
-            progress.evaluated()
-            checkpoints.save(progress)
-            tqdm.write(progress_line(record, config.test_envs))
-            on_record(step)
-        lock.check()
-        if not config.skip_model_save:
-            save_model(folder / MODEL, config, dataset, algorithm)
-        mark_done(folder)
-        remove_checkpoints(folder)
+    batches = Batches(config, hparams, dataset, splits, feed)
+    tracker = make_tracker(config, algorithm, splits, feed)
+    return Setup(dataset, config.environment_names(), splits, device, algorithm, feed, batches, tracker, is_captured)
 
 
-def set_determinism(everywhere: bool) -> None:
-    """Have convolutions give the same bits each time and, if `everywhere`, refuse operations on a GPU that don't."""
+def set_determinism(is_required: bool) -> None:
+    """Make cuDNN deterministic and, if required, reject all nondeterministic operations on a GPU."""
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    if everywhere:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU's library starts
-    torch.use_deterministic_algorithms(everywhere)
+    if is_required:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized
+    torch.use_deterministic_algorithms(is_required)
 
 
-def refuse_finished(folder: Path) -> None:
-    if is_done(folder):
-        raise TakenError(f"{folder} holds a finished run; delete it or choose another --output_dir")
+def is_evaluation_due(step: int, config: JobConfig) -> bool:
+    """Return whether the protocol evaluates after this step: every `checkpoint_freq` steps, and after the last."""
+    return step % config.checkpoint_freq == 0 or step == config.steps - 1
 
 
-def refuse_locked(folder: Path) -> None:
-    """Before the data are loaded for nothing."""
-    if is_locked(folder):
-        raise TakenError(f"{folder} is being trained by another process ({lock_owner(folder)})")
+def updates_since_evaluation(step: int, checkpoint_freq: int) -> int:
+    """Return the number of updates between the previous evaluation and the one after this step."""
+    return step % checkpoint_freq or min(checkpoint_freq, step + 1)
 
 
-def evaluation_intervals(steps: int, checkpoint_freq: int) -> Iterator[tuple[int, int]]:
-    """The steps start, …, stop - 1 up to each evaluation: after every step that checkpoint_freq divides, and the last.
+def evaluate(
+    config: JobConfig, setup: Setup, progress: Progress, before_batch: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Return the record of the last update's step.
 
-    >>> list(stretches(12, 5))
-    [(0, 1), (1, 6), (6, 11), (11, 12)]
+    Raises:
+        NonFiniteError: training diverged.
     """
-    start = 0
-    while start < steps:
-        stop = min(-(-start // checkpoint_freq) * checkpoint_freq + 1, steps)
-        yield start, stop
-        start = stop
+    algorithm, feed, tracker = setup.algorithm, setup.feed, setup.tracker
+    step = progress.step - 1
+    metrics = progress.metrics.mean()  # synchronizes, so that the time below includes all of the device's work
+    progress.add_time()
+    check_weights(algorithm, step)
+    requests = evaluation_requests(config, setup.dataset, setup.splits, step, feed.batch_size)
+    steps_per_epoch = min(len(split.in_) for split in setup.splits) / algorithm.hparams["batch_size"]
+    return {
+        "step": step,
+        "epoch": step / steps_per_epoch,
+        **metrics,
+        **accuracies(algorithm, feed, requests, before_batch),
+        "bad_images": len(feed.bad_images),
+        "step_time": progress.seconds / updates_since_evaluation(step, config.checkpoint_freq),
+        "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else 0.0,
+        **(tracker.record() if tracker else {}),  # after mem_gb, which does not include it
+        "environments": setup.environments,
+        "args": config.args(),
+        "hparams": algorithm.hparams,
+    }
 
 
-def progress_line(record: Mapping[str, Any], test_envs: tuple[int, ...]) -> str:
-    """One evaluation for people: accuracies in percent, *in* and *out* split, test environments in brackets."""
+def print_header(config: JobConfig, setup: Setup) -> None:
+    """Print what the job runs on, its arguments, and a legend for the progress lines."""
+    modes = ["captured updates"] * setup.is_captured
+    modes += ["compiled featurizers"] * any(featurizer.is_compiled for featurizer in featurizers_of(setup.algorithm))
+    tqdm.write(", ".join([software_versions(), str(setup.device), *modes]))
+    tqdm.write(f"args: {config.args()}\nhparams: {setup.algorithm.hparams}")
+    tqdm.write("accuracies in percent: in split/out split, [test environment]")
+
+
+def format_progress(record: Mapping[str, Any], test_envs: tuple[int, ...]) -> str:
+    """Return a line on one evaluation: accuracies on in and out splits in percent, test environments in brackets."""
     parts = [f"step {record['step']:>5}"]
     if "loss" in record:
         parts.append(f"loss {record['loss']:.4f}")
     for i, name in enumerate(record["environments"]):
-        measured = [record.get(f"env{i}_{part}_acc") for part in ("in", "out")]
-        scores = "/".join("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in measured)
+        values = [record.get(f"env{i}_{part}_acc") for part in ("in", "out")]
+        scores = "/".join("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in values)
         parts.append(f"[{name} {scores}]" if i in test_envs else f"{name} {scores}")
     return "  ".join([*parts, f"{1000 * record['step_time']:.1f} ms/step"])

@@ -1,5 +1,4 @@
-"""A stand-in for CUDA graphs on a CPU: what torch did is written down, operation by operation, and done again without
-the Python that asked for it."""
+"""A stand-in for CUDA graphs on a CPU: torch operations are recorded and replayed without running the Python code."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,95 +9,95 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from domainbed.errors import UsageError
-from tests.algorithms.test_all import NoWaiting
+from tests.algorithms.test_all import NoSynchronization
 
 
-def waits(func: Any) -> bool:
-    return func.name().removeprefix("aten::").removeprefix("_").startswith(NoWaiting.WAITS)
+def synchronizes(func: Any) -> bool:
+    return func.name().removeprefix("aten::").removeprefix("_").startswith(NoSynchronization.SYNCHRONIZING)
 
 
-class Watch(TorchDispatchMode):
-    """Sees whether the host would have waited for a GPU."""
+class SyncDetector(TorchDispatchMode):
+    """Detects operations that would synchronize with a GPU."""
 
-    waited = False
+    has_synced = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.waited |= waits(func)
+        self.has_synced |= synchronizes(func)
         return func(*args, **(kwargs or {}))
 
 
 class Recording(TorchDispatchMode):
-    """Writes operations down, and what lay where they wrote."""
+    """Records operations, and the contents of the memory that they write to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[tuple[Any, tuple, dict, Any]] = []
         self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.own: set[int] = set()  # memory that came into being here
+        self.allocated: set[int] = set()  # memory allocated by the operations
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if waits(func):
+        if synchronizes(func):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func.name()}")
         for tensor in written(func, args, kwargs):
-            place = tensor.untyped_storage().data_ptr()
-            if place not in self.own and place not in self.before:
-                whole = tensor.new_empty(0).set_(tensor.untyped_storage())
-                self.before[place] = whole, whole.clone()
+            address = tensor.untyped_storage().data_ptr()
+            if address not in self.allocated and address not in self.before:
+                storage = tensor.new_empty(0).set_(tensor.untyped_storage())
+                self.before[address] = storage, storage.clone()
         result = func(*args, **kwargs)
-        given = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
-        self.own |= {t.untyped_storage().data_ptr() for t in tensors(result)} - given
+        inputs = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+        self.allocated |= {t.untyped_storage().data_ptr() for t in tensors(result)} - inputs
         self.operations.append((func, args, kwargs, result))
         return result
 
 
 class Tape:
-    """See domainbed.engine.graphs.Graphs."""
+    """Has the interface of `domainbed.engine.graphs.CudaGraphs`."""
 
     device = torch.device("cpu")
-    adam_flags = {"fused": True}  # of the kinds of Adam that know a CPU, the one that reads no number there
+    adam_flags = {"fused": True}  # the Adam implementation for CPUs that does not read step counters on the host
 
-    def __init__(self, survives: bool = True) -> None:
-        self.survives = survives
+    def __init__(self, survives_failure: bool = True) -> None:
+        self.survives_failure = survives_failure
         self.captured = 0
         self.replayed = 0
 
-    def aside(self):
+    def side_stream(self):
         return nullcontext()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        with Watch() as watch:
+    def detect_sync(self) -> Iterator[None]:
+        with SyncDetector() as detector:
             yield
-        if watch.waited:
-            raise UsageError("it waits for the device")
+        if detector.has_synced:
+            raise UsageError("update synchronizes with the device")
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         generator = torch.get_rng_state()
         recording = Recording()
         try:
             with recording:
-                returned = work()
-        finally:  # recording does nothing
+                result = work()
+        finally:  # undo the operations, because capturing must not execute them
             with torch.no_grad():
-                for whole, value in recording.before.values():
-                    whole.copy_(value)
+                for storage, value in recording.before.values():
+                    storage.copy_(value)
             torch.set_rng_state(generator)
         self.captured += 1
 
         @torch.no_grad()
-        def again() -> None:
+        def replay() -> None:
             self.replayed += 1
-            for func, args, kwargs, result in recording.operations:
-                given = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
-                fresh = [t for t in tensors(result) if t.untyped_storage().data_ptr() not in given]
-                if not fresh and not written(func, args, kwargs):
-                    continue  # a view, which still is one
-                for old, new in zip(tensors(result), tensors(func(*args, **kwargs)), strict=True):
-                    if old.untyped_storage().data_ptr() not in given:
+            for func, args, kwargs, output in recording.operations:
+                inputs = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+                outputs = [t for t in tensors(output) if t.untyped_storage().data_ptr() not in inputs]
+                if not outputs and not written(func, args, kwargs):
+                    continue  # a view, which is still valid
+                for old, new in zip(tensors(output), tensors(func(*args, **kwargs)), strict=True):
+                    if old.untyped_storage().data_ptr() not in inputs:
                         old.copy_(new)
 
-        return again, returned
+        return replay, result
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:
@@ -106,9 +105,9 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def written(func: Any, args: tuple, kwargs: dict) -> list[torch.Tensor]:
-    """The tensors that an operation writes into."""
-    found = []
+    """Return the tensors that an operation writes to."""
+    targets = []
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            found += tensors(args[i] if i < len(args) else kwargs.get(argument.name))
-    return found
+            targets += tensors(args[i] if i < len(args) else kwargs.get(argument.name))
+    return targets

@@ -12,16 +12,16 @@ def make(**kwargs) -> JobConfig:
     return JobConfig(**{"dataset": "ColoredMNIST", "algorithm": "ERM", "test_envs": (0,), **kwargs})
 
 
-def test_what_is_left_open_is_the_datasets_own():
+def test_steps_and_checkpoint_freq_default_to_the_datasets():
     config = make()
     assert (config.steps, config.checkpoint_freq) == (5001, 100)
     assert make(steps=5001, checkpoint_freq=100) == config
     assert make(steps=5001, checkpoint_freq=100).name() == config.name()
 
 
-def test_the_name_is_a_hash_of_what_determines_the_result():
+def test_name_hashes_exactly_what_determines_the_records():
     names = {make().name()}
-    beside = {
+    not_hashed = {
         "data_dir": "/x",
         "output_dir": "/y",
         "skip_model_save": True,
@@ -39,9 +39,9 @@ def test_the_name_is_a_hash_of_what_determines_the_result():
         "compile": "off",
         "track": "landscape",
     }
-    assert make(**beside).name() in names
+    assert make(**not_hashed).name() in names
     assert make(hparams="{}").name() in names
-    determining = {
+    hashed = {
         "dataset": "RotatedMNIST",
         "test_envs": (1,),
         "task": "domain_adaptation",
@@ -57,21 +57,21 @@ def test_the_name_is_a_hash_of_what_determines_the_result():
         "clean_evaluation": True,
         "precision": "bf16",
     }
-    for name, value in determining.items():
-        adapts = name in ("task", "uda_holdout_fraction")
-        names.add(make(**{name: value}).name() if not adapts else make(**{**determining, name: value}).name())
-    assert len(names) == len(determining), "task and uda_holdout_fraction only go together"
-    assert set(determining) | set(beside) | {"algorithm"} == {f.name for f in dataclasses.fields(JobConfig)}
+    for name, value in hashed.items():
+        is_adaptation = name in ("task", "uda_holdout_fraction")
+        names.add(make(**{name: value}).name() if not is_adaptation else make(**{**hashed, name: value}).name())
+    assert len(names) == len(hashed), "task and uda_holdout_fraction require one another"
+    assert set(hashed) | set(not_hashed) | {"algorithm"} == {f.name for f in dataclasses.fields(JobConfig)}
     assert make(hparams='{"lr": 0.5, "batch_size": 3}').name() == make(hparams='{"batch_size":3,"lr":0.5}').name()
 
 
-def test_names_stay_what_they_are():
-    """Another name would make every sweep of the past look undone."""
+def test_names_are_stable():
+    """With other names, all jobs of existing sweeps would count as not launched."""
     assert make().name() == "2441d3614c14c51e29dcc7cd5049b2fc"
     assert make(hparams_seed=3, trial_seed=1, seed=5).name() == "75ecb8aab4dfb5a6711c7e9757ab549c"
 
 
-def test_args_are_json_and_pickles_are_whole():
+def test_args_are_json_and_pickling_preserves_the_job():
     config = make(test_envs=(2, 0), hparams='{"lr": 0.5}', imports=("os",))
     args = config.args()
     assert json.loads(json.dumps(args)) == args
@@ -85,29 +85,54 @@ def test_args_are_json_and_pickles_are_whole():
     [
         ({"dataset": "ColourMNIST"}, "unknown dataset 'ColourMNIST'; did you mean ColoredMNIST"),
         ({"algorithm": "ERN"}, "unknown algorithm 'ERN'; did you mean ERM?"),
-        ({"task": "generalization"}, "unknown task 'generalization'"),
+        ({"task": "generalization"}, "invalid --task 'generalization'"),
         ({"test_envs": (3,)}, "--test_envs 3: ColoredMNIST has no such environment; choose from 0 (+90%), 1 (+80%)"),
         ({"test_envs": (-1,)}, "--test_envs -1"),
-        ({"test_envs": ()}, "--test_envs names no environment"),
+        ({"test_envs": ()}, "--test_envs is empty; choose from 0 (+90%)"),
         ({"test_envs": (1, 1)}, "names an environment twice"),
-        ({"test_envs": (0, 1, 2)}, "names all environments of ColoredMNIST; leave one"),
+        ({"test_envs": (0, 1, 2)}, "--test_envs leaves no environment of ColoredMNIST to train on; omit one of 0"),
         ({"steps": 0}, "--steps must be at least 1, not 0"),
         ({"checkpoint_freq": 0}, "--checkpoint_freq must be at least 1"),
         ({"hparams_seed": -1}, "--hparams_seed must be at least 0"),
         ({"trial_seed": -1}, "--trial_seed must be at least 0"),
         ({"seed": -5}, "--seed must be at least 0"),
-        ({"seed": 2**32}, "--seed must be below 2**32"),
-        ({"holdout_fraction": 0.0}, "--holdout_fraction must lie between 0 and 1"),
-        ({"holdout_fraction": 1.0}, "--holdout_fraction must lie between 0 and 1"),
-        ({"holdout_fraction": float("nan")}, "--holdout_fraction must lie between 0 and 1"),
-        ({"uda_holdout_fraction": 1.0}, "--uda_holdout_fraction must lie in [0, 1)"),
-        ({"uda_holdout_fraction": 0.5}, "need one another"),
-        ({"task": "domain_adaptation"}, "need one another"),
-        ({"hparams": '{"lrr": 1}'}, "did you mean lr?"),
+        ({"seed": 2**32}, "--seed must be at least 0 and below 4,294,967,296, not 4294967296"),
+        ({"holdout_fraction": 0.0}, "--holdout_fraction must be above 0 and below 1, not"),
+        ({"holdout_fraction": 1.0}, "--holdout_fraction must be above 0 and below 1, not"),
+        ({"holdout_fraction": float("nan")}, "--holdout_fraction must be above 0 and below 1, not"),
+        ({"uda_holdout_fraction": 1.0}, "--uda_holdout_fraction must be at least 0 and below 1, not 1.0"),
+        (
+            {"uda_holdout_fraction": 0.5},
+            "--task domain_adaptation requires an --uda_holdout_fraction above 0, and vice versa",
+        ),
+        (
+            {"task": "domain_adaptation"},
+            "--task domain_adaptation requires an --uda_holdout_fraction above 0, and vice versa",
+        ),
+        ({"hparams": '{"lr": 1'}, "is not JSON"),
+        ({"hparams": "[1]"}, "must be a JSON object"),
     ],
 )
-def test_mistakes_are_named(kwargs: dict, message: str):
+def test_invalid_argument_is_named(kwargs: dict, message: str):
     with pytest.raises(UsageError) as error:
         make(**kwargs)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_job_equals_the_job_from_its_recorded_args():
+    config = make(output_dir="job", track="landscape", imports=("json",))
+    args = config.args()
+    assert JobConfig.from_recorded_args(args) == config
+    assert JobConfig.from_recorded_args(args).args() == args
+    older = {name: value for name, value in args.items() if name not in ("track", "precision")}
+    assert JobConfig.from_recorded_args({**older, "unknown_option": 1}) == config
+    with pytest.raises(UsageError, match="unknown dataset"):
+        JobConfig.from_recorded_args({**args, "dataset": "Digits"})
+
+
+def test_hyperparameters_are_checked_when_they_are_resolved():
+    """Until then, the algorithm need not be imported."""
+    config = make(hparams='{"lrr": 1}')
+    with pytest.raises(UsageError, match=r"ERM has no hyperparameter 'lrr'; did you mean lr\?"):
+        config.resolved_hparams()

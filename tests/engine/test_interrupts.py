@@ -1,4 +1,4 @@
-"""Requests to stop: noted, told, and answered at once the second time."""
+"""Stop requests by signals."""
 
 import os
 import signal
@@ -6,59 +6,59 @@ from collections.abc import Iterator
 
 import pytest
 
-from domainbed.engine.interrupts import FROM_ANYONE, FROM_OUTSIDE, stop_on_signals
+from domainbed.engine.interrupts import STOP_SIGNALS, TERMINATION_SIGNALS, stop_on_signals
 
 
 @pytest.fixture(autouse=True)
-def as_from_a_terminal() -> Iterator[None]:
-    """Whatever the tests were started with (nohup ignores SIGHUP)."""
-    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in FROM_OUTSIDE}
+def default_handlers() -> Iterator[None]:
+    """Signals are handled as in a terminal, even if the tests run under nohup, which ignores SIGHUP."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in TERMINATION_SIGNALS}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
 
-@pytest.mark.parametrize("signum", FROM_ANYONE, ids=lambda s: s.name)
-def test_a_signal_is_noted_and_harms_nothing(signum: signal.Signals, capfd: pytest.CaptureFixture):
-    before = {s: signal.getsignal(s) for s in FROM_ANYONE}
-    with stop_on_signals() as asked_to_stop:
-        assert not asked_to_stop()
+@pytest.mark.parametrize("signum", STOP_SIGNALS, ids=lambda s: s.name)
+def test_signal_requests_a_stop(signum: signal.Signals, capfd: pytest.CaptureFixture):
+    before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
+    with stop_on_signals() as stop_request:
+        assert not stop_request()
         os.kill(os.getpid(), signum)
-        assert asked_to_stop()
-        assert asked_to_stop(), "it stays so"
-        assert asked_to_stop.signals == [signum]
-    assert {s: signal.getsignal(s) for s in FROM_ANYONE} == before
-    told = "\nStopping as soon as all is saved; Ctrl-C again stops at once.\n"
-    assert capfd.readouterr().err == (told if signum == signal.SIGINT else "")
+        assert stop_request()
+        assert stop_request(), "requests are permanent"
+        assert stop_request.signals == [signum]
+    assert {s: signal.getsignal(s) for s in STOP_SIGNALS} == before
+    message = "\nStopping after saving a checkpoint; press Ctrl-C again to stop immediately.\n"
+    assert capfd.readouterr().err == (message if signum == signal.SIGINT else "")
 
 
-def test_a_second_ctrl_c_ends_it_where_it_stands_also_after_another_signal(capfd: pytest.CaptureFixture):
+def test_second_ctrl_c_raises_also_after_another_signal(capfd: pytest.CaptureFixture):
     for first in ([], [signal.SIGTERM], [signal.SIGUSR2, signal.SIGTERM]):
-        with stop_on_signals() as asked_to_stop:
+        with stop_on_signals() as stop_request:
             for signum in [*first, signal.SIGINT]:
                 os.kill(os.getpid(), signum)
-            assert asked_to_stop.signals == [*first, signal.SIGINT]
+            assert stop_request.signals == [*first, signal.SIGINT]
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_other_signals_twice_are_no_haste():
-    with stop_on_signals() as asked_to_stop:
+def test_other_repeated_signals_do_not_raise():
+    with stop_on_signals() as stop_request:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert asked_to_stop()
+        assert stop_request()
 
 
-def test_what_was_ignored_is_ignored_still():
-    """As by nohup."""
+def test_ignored_signal_is_still_ignored():
+    """As under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with stop_on_signals() as asked_to_stop:
+    with stop_on_signals() as stop_request:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert not asked_to_stop()
+        assert not stop_request()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-def test_ctrl_c_can_be_left_to_another():
-    with pytest.raises(KeyboardInterrupt), stop_on_signals(FROM_OUTSIDE):
+def test_ctrl_c_is_not_handled_if_not_requested():
+    with pytest.raises(KeyboardInterrupt), stop_on_signals(TERMINATION_SIGNALS):
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Who holds a job: on this machine and on others, whose clocks are wrong, and how the dead are told from the living."""
+"""Locks: owners on this machine and on others, with wrong clocks; live and dead owners; races."""
 
 import json
 import os
@@ -17,13 +17,13 @@ import pytest
 
 from domainbed.engine import lock as lock_module
 from domainbed.engine.lock import (
+    LockOwner,
     TakenError,
     is_locked,
     lock_owner,
     locked,
-    seems_alive,
-    start_of,
-    this_machine,
+    machine_id,
+    process_start,
     this_process,
 )
 
@@ -31,33 +31,33 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def dead() -> int:
-    """The number of a process that is no more."""
+def dead_pid() -> int:
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock is watched for a third of a second."""
-    monkeypatch.setattr(lock_module, "WATCH", 0.3)
+def short_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock is watched for 0.3 s before it is broken."""
+    monkeypatch.setattr(lock_module, "TAKEOVER_DELAY", 0.3)
 
 
-def leave(folder: Path, age: float = 0.0, **changes) -> bytes:
-    """Leave a lock with changes against one of this process, written `age` seconds ago; returns what is in it."""
-    told = json.dumps(asdict(this_process()) | changes).encode().ljust(lock_module.WIDTH)
-    return leave_bytes(folder, told, age)
+def write_lock(folder: Path, age: float = 0.0, **changes) -> bytes:
+    """Write the lock of an owner that differs from this process, `age` seconds ago; return its content."""
+    content = json.dumps(asdict(this_process()) | changes).encode().ljust(lock_module.LOCK_SIZE)
+    return write_lock_bytes(folder, content, age)
 
 
-def leave_bytes(folder: Path, told: bytes, age: float) -> bytes:
-    (folder / "lock").write_bytes(told)
+def write_lock_bytes(folder: Path, content: bytes, age: float) -> bytes:
+    (folder / "lock").write_bytes(content)
     os.utime(folder / "lock", (time.time() - age,) * 2)
-    return told
+    return content
 
 
-def is_taken_by_us(folder: Path) -> bool:
-    """Try to hold the folder; where that fails, whatever is there must be left."""
+def can_lock(folder: Path) -> bool:
+    """Return whether this process can hold the lock. If it cannot, check that the lock is left in place."""
     before = (folder / "lock").read_bytes()
     try:
         with locked(folder) as lock:
@@ -72,11 +72,11 @@ def is_taken_by_us(folder: Path) -> bool:
     return True
 
 
-def test_one_holder(tmp_path: Path):
+def test_lock_has_one_owner(tmp_path: Path):
     assert not is_locked(tmp_path)
     with locked(tmp_path) as lock:
         assert is_locked(tmp_path)
-        assert not is_taken_by_us(tmp_path)
+        assert not can_lock(tmp_path)
         with pytest.raises(TakenError, match=rf"is being trained by another process \(process {os.getpid()} on "):
             locked(tmp_path).__enter__()
         lock.check()
@@ -84,98 +84,102 @@ def test_one_holder(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_holds_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of a folder in which a live process trains: that one must not be taken for its holder, and stopped."""
-    monkeypatch.setattr(lock_module, "WATCH", 1e6)
+def test_copy_of_a_lock_has_no_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The live owner of the original must not be mistaken for the owner of the copy, and stopped."""
+    monkeypatch.setattr(lock_module, "TAKEOVER_DELAY", 1e6)
     for name in ("job", "copy"):
         (tmp_path / name).mkdir()
     with locked(tmp_path / "job") as lock:
         shutil.copy2(tmp_path / "job" / "lock", tmp_path / "copy" / "lock")
         assert is_locked(tmp_path / "job")
         assert not is_locked(tmp_path / "copy")
-        assert is_taken_by_us(tmp_path / "copy")
+        assert can_lock(tmp_path / "copy")
         lock.check()
         os.rename(tmp_path / "job", tmp_path / "moved")
         assert is_locked(tmp_path / "moved")
         os.rename(tmp_path / "moved", tmp_path / "job")
 
 
-def test_it_is_released_when_the_job_fails(tmp_path: Path):
+def test_lock_is_released_if_the_job_fails(tmp_path: Path):
     with pytest.raises(ZeroDivisionError), locked(tmp_path):
         1 / 0  # noqa: B018
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dead_process_of_this_machine_loses_it_at_once(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lock_module, "WATCH", 1e6)
-    leave(tmp_path, pid=dead)
+def test_lock_of_a_dead_local_process_is_broken_at_once(tmp_path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lock_module, "TAKEOVER_DELAY", 1e6)
+    write_lock(tmp_path, pid=dead_pid)
     assert not is_locked(tmp_path)
-    assert is_taken_by_us(tmp_path)
-    assert start_of(dead) is None
+    assert can_lock(tmp_path)
+    assert process_start(dead_pid) is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells when a process started")
-def test_so_does_one_whose_number_another_process_has_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lock_module, "WATCH", 1e6)
-    leave(tmp_path, started="1")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="requires the start times of processes")
+def test_lock_of_a_local_process_whose_pid_was_reused_is_broken_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lock_module, "TAKEOVER_DELAY", 1e6)
+    write_lock(tmp_path, started="1")
     assert not is_locked(tmp_path)
-    assert is_taken_by_us(tmp_path)
+    assert can_lock(tmp_path)
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells what a zombie is")
-def test_and_one_that_is_dead_but_not_waited_for(tmp_path: Path):
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="requires the states of processes")
+def test_lock_of_a_zombie_is_broken(tmp_path: Path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = start_of(process.pid)
-    leave(tmp_path, pid=process.pid, started=started)
+    started = process_start(process.pid)
+    write_lock(tmp_path, pid=process.pid, started=started)
     assert is_locked(tmp_path)
-    assert not is_taken_by_us(tmp_path)
+    assert not can_lock(tmp_path)
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert start_of(process.pid) is None
-    assert is_taken_by_us(tmp_path)
+    assert process_start(process.pid) is None
+    assert can_lock(tmp_path)
     process.communicate()
 
 
-def test_a_living_process_of_this_machine_may_stand_still_as_long_as_it_likes(tmp_path: Path, watched):
-    """Its heartbeat may be that of a suspended machine."""
-    leave(tmp_path, age=100 * HOUR)
+def test_live_local_process_keeps_its_lock_without_a_heartbeat(tmp_path: Path, short_delay):
+    """As after the machine was suspended."""
+    write_lock(tmp_path, age=100 * HOUR)
     assert is_locked(tmp_path)
-    assert not is_taken_by_us(tmp_path)
+    assert not can_lock(tmp_path)
 
 
-ELSEWHERE = {"machine": "another", "host": "there", "pid": 1, "started": "1"}
+ELSEWHERE = {"machine": "another", "host": "elsewhere", "pid": 1, "started": "1"}
 
 
-def test_a_fresh_heartbeat_from_elsewhere_is_believed(tmp_path: Path, watched):
-    leave(tmp_path, age=lock_module.EXPIRY - 30, **ELSEWHERE, slurm_job="12_3")
+def test_remote_owner_with_a_recent_heartbeat_keeps_its_lock(tmp_path: Path, short_delay):
+    write_lock(tmp_path, age=lock_module.HEARTBEAT_TIMEOUT - 30, **ELSEWHERE, slurm_job="12_3")
     assert is_locked(tmp_path)
-    with pytest.raises(TakenError, match=r"another process \(process 1 on there, SLURM job 12_3\)"):
+    with pytest.raises(TakenError, match=r"another process \(process 1 on elsewhere, SLURM job 12_3\)"):
         locked(tmp_path).__enter__()
-    assert not is_taken_by_us(tmp_path)
+    assert not can_lock(tmp_path)
 
 
-@pytest.mark.parametrize("age", [HOUR, -HOUR], ids=["old", "an hour ahead"])
-def test_one_that_stands_still_is_watched_and_taken(tmp_path: Path, watched, age: float, capsys: pytest.CaptureFixture):
-    leave(tmp_path, age, **ELSEWHERE)
+@pytest.mark.parametrize("age", [HOUR, -HOUR], ids=["an hour old", "an hour ahead"])
+def test_remote_owner_without_a_heartbeat_loses_its_lock(
+    tmp_path: Path, short_delay, age: float, capsys: pytest.CaptureFixture
+):
+    write_lock(tmp_path, age, **ELSEWHERE)
     assert not is_locked(tmp_path)
-    assert is_taken_by_us(tmp_path)
-    assert f"{tmp_path}/lock is old: watching for 0 s whether its holder (process 1 on there) is alive" in (
+    assert can_lock(tmp_path)
+    assert f"{tmp_path}/lock is old: watching for 0 s whether its owner (process 1 on elsewhere) is alive" in (
         capsys.readouterr().out
     )
 
 
 @contextmanager
-def beating(folder: Path, age: float, what: Callable[[int], None]) -> Iterator[None]:
-    """Somewhere, something is done to the lock again and again; the clock there is `age` behind."""
+def remote_heartbeat(folder: Path, age: float, write: Callable[[int], None]) -> Iterator[None]:
+    """Repeatedly write to the lock, timestamped by a clock that is `age` seconds slow."""
     stop = threading.Event()
 
-    def beat() -> None:
+    def write_heartbeats() -> None:
         n = 0
         while not stop.wait(0.02):
-            what(n := n + 1)
+            write(n := n + 1)
             os.utime(folder / "lock", (time.time() - age,) * 2)
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=write_heartbeats)
     thread.start()
     try:
         yield
@@ -185,36 +189,36 @@ def beating(folder: Path, age: float, what: Callable[[int], None]) -> Iterator[N
 
 
 @pytest.mark.parametrize("age", [HOUR, -HOUR], ids=["an hour behind", "an hour ahead"])
-def test_one_that_beats_by_a_wrong_clock_keeps_it(tmp_path: Path, watched, age: float):
-    leave(tmp_path, age, **ELSEWHERE)
-    descriptor = os.open(tmp_path / "lock", os.O_RDWR)  # as a holder beats: in place
+def test_remote_owner_with_a_wrong_clock_keeps_its_lock(tmp_path: Path, short_delay, age: float):
+    write_lock(tmp_path, age, **ELSEWHERE)
+    descriptor = os.open(tmp_path / "lock", os.O_RDWR)  # a heartbeat writes in place
 
-    def beat(n: int) -> None:
+    def write(n: int) -> None:
         os.pwrite(descriptor, json.dumps(asdict(this_process()) | ELSEWHERE | {"beat": n}).encode().ljust(1024), 0)
 
-    with beating(tmp_path, age, beat):
+    with remote_heartbeat(tmp_path, age, write):
         for _ in range(3):
-            assert not is_taken_by_us(tmp_path)
+            assert not can_lock(tmp_path)
     os.close(descriptor)
-    assert lock_owner(tmp_path).host == "there"
-    assert is_taken_by_us(tmp_path), "now it is dead"
+    assert lock_owner(tmp_path).host == "elsewhere"
+    assert can_lock(tmp_path), "the heartbeat has stopped"
 
 
-@pytest.mark.parametrize("told", [b"", b'{"host": "there", "mach', b"[]", b"\0" * 1024, b'{"host": 1}'])
-def test_a_lock_without_a_name_is_believed_while_it_is_fresh(tmp_path: Path, watched, told: bytes):
-    """It was made just now, or its holder died as it made it."""
-    leave_bytes(tmp_path, told, 0)
+@pytest.mark.parametrize("content", [b"", b'{"host": "elsewhere", "mach', b"[]", b"\0" * 1024, b'{"host": 1}'])
+def test_unreadable_lock_is_valid_while_recent(tmp_path: Path, short_delay, content: bytes):
+    """It has just been created, or its owner died while creating it."""
+    write_lock_bytes(tmp_path, content, 0)
     assert lock_owner(tmp_path) is None
     assert is_locked(tmp_path)
     with pytest.raises(TakenError, match=r"is being trained by another process$"):
         locked(tmp_path).__enter__()
-    leave_bytes(tmp_path, told, HOUR)
+    write_lock_bytes(tmp_path, content, HOUR)
     assert not is_locked(tmp_path)
-    assert is_taken_by_us(tmp_path)
+    assert can_lock(tmp_path)
 
 
-def test_a_lock_that_is_released_while_it_is_watched_is_free(tmp_path: Path, watched, monkeypatch: pytest.MonkeyPatch):
-    leave(tmp_path, HOUR, **ELSEWHERE)
+def test_lock_can_be_released_while_it_is_watched(tmp_path: Path, short_delay, monkeypatch: pytest.MonkeyPatch):
+    write_lock(tmp_path, HOUR, **ELSEWHERE)
     sleep = time.sleep
 
     def release(seconds: float) -> None:
@@ -222,7 +226,7 @@ def test_a_lock_that_is_released_while_it_is_watched_is_free(tmp_path: Path, wat
         sleep(seconds)
 
     monkeypatch.setattr(lock_module.time, "sleep", release)
-    with pytest.raises(TakenError):  # somebody was there
+    with pytest.raises(TakenError):  # the owner was alive
         locked(tmp_path).__enter__()
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
@@ -230,26 +234,28 @@ def test_a_lock_that_is_released_while_it_is_watched_is_free(tmp_path: Path, wat
         pass
 
 
-def test_who_finds_that_another_was_faster_puts_its_lock_back(tmp_path: Path, dead: int, monkeypatch):
-    """Between looking and putting the dead one's lock away, another process did so and took the job on."""
-    leave(tmp_path, pid=dead)
-    rename, theirs = os.rename, []
+def test_lock_taken_by_another_process_in_the_meantime_is_put_back(tmp_path: Path, dead_pid: int, monkeypatch):
+    """Another process breaks the stale lock and takes the job just before this one moves the lock away."""
+    write_lock(tmp_path, pid=dead_pid)
+    rename, contents = os.rename, []
 
     def too_late(source: Path, target: Path) -> None:
         (tmp_path / "lock").unlink()
-        theirs.append(leave(tmp_path, pid=os.getppid(), started=start_of(os.getppid())))
+        contents.append(write_lock(tmp_path, pid=os.getppid(), started=process_start(os.getppid())))
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", too_late)
     with pytest.raises(TakenError):
         locked(tmp_path).__enter__()
-    assert [(tmp_path / "lock").read_bytes()] == theirs
+    assert [(tmp_path / "lock").read_bytes()] == contents
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_takers_of_one_lock_wait_for_one_another(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch):
-    leave(tmp_path, pid=dead)
-    rename, waited, stack, locks = os.rename, [], ExitStack(), []
+def test_processes_that_break_the_same_lock_exclude_each_other(
+    tmp_path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+):
+    write_lock(tmp_path, pid=dead_pid)
+    rename, is_waiting, stack, locks = os.rename, [], ExitStack(), []
 
     def hold() -> None:
         with suppress(TakenError):
@@ -257,28 +263,28 @@ def test_takers_of_one_lock_wait_for_one_another(tmp_path: Path, dead: int, monk
 
     thread = threading.Thread(target=hold)
 
-    def slowly(source: Path, target: Path) -> None:
-        if not waited:
+    def slow_rename(source: Path, target: Path) -> None:
+        if not is_waiting:
             thread.start()
             thread.join(0.3)
-            waited.append(thread.is_alive())
+            is_waiting.append(thread.is_alive())
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", slowly)
+    monkeypatch.setattr(os, "rename", slow_rename)
     hold()
     thread.join()
-    assert waited == [True]
+    assert is_waiting == [True]
     (lock,) = locks
     lock.check()
     stack.close()
 
 
-def test_a_new_lock_may_be_tidied_up_by_another_before_it_has_its_place(tmp_path: Path, monkeypatch):
-    link, tidied = os.link, []
+def test_temporary_file_may_be_removed_by_another_process_before_it_is_linked(tmp_path: Path, monkeypatch):
+    link, removed = os.link, []
 
     def too_late(source: Path, target: Path) -> None:
-        if not tidied:
-            tidied.append(source)
+        if not removed:
+            removed.append(source)
             source.unlink()
         link(source, target)
 
@@ -290,23 +296,23 @@ def test_a_new_lock_may_be_tidied_up_by_another_before_it_has_its_place(tmp_path
 
 
 STALE = {
-    "a dead process": lambda folder, dead: leave(folder, pid=dead),
-    "another machine": lambda folder, dead: leave(folder, HOUR, **ELSEWHERE),
-    "nobody": lambda folder, dead: leave_bytes(folder, b"", HOUR),
+    "dead process": lambda folder, pid: write_lock(folder, pid=pid),
+    "remote owner": lambda folder, pid: write_lock(folder, HOUR, **ELSEWHERE),
+    "no owner": lambda folder, pid: write_lock_bytes(folder, b"", HOUR),
 }
 
 
 @pytest.mark.parametrize("kind", STALE)
 @pytest.mark.parametrize("racers", [2, 8])
-def test_of_many_that_want_a_dead_ones_lock_one_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: int, kind: str, racers: int
+def test_only_one_thread_breaks_a_stale_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead_pid: int, kind: str, racers: int
 ):
-    monkeypatch.setattr(lock_module, "WATCH", 0.01)
+    monkeypatch.setattr(lock_module, "TAKEOVER_DELAY", 0.01)
     with ThreadPoolExecutor(racers) as pool:
         for n in range(25):
             folder = tmp_path / str(n)
             folder.mkdir()
-            STALE[kind](folder, dead)
+            STALE[kind](folder, dead_pid)
             barrier, stack = threading.Barrier(racers), ExitStack()
 
             def race(folder=folder, barrier=barrier, stack=stack) -> object:
@@ -329,17 +335,17 @@ import multiprocessing, sys
 from pathlib import Path
 from domainbed.engine import lock
 
-lock.WATCH = 0.01
+lock.TAKEOVER_DELAY = 0.01
 
 def race(folder, barrier, winners, all_tried):
     barrier.wait()
     try:
-        with lock.locked(folder) as held:
-            held.check()
+        with lock.locked(folder) as own:
+            own.check()
             with winners:
                 winners.value += 1
             all_tried.wait()
-            held.check()
+            own.check()
     except lock.TakenError:
         all_tried.wait()
 
@@ -352,51 +358,51 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     for racer in racers:
         racer.join()
     assert all(racer.exitcode == 0 for racer in racers)
-    assert winners.value == 1, f"{winners.value} hold {folder}"
+    assert winners.value == 1, f"{winners.value} processes locked {folder}"
     assert list(folder.iterdir()) == []
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies a process, which this system can't")
-def test_nor_have_it_two_processes(tmp_path: Path, dead: int):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires fork")
+def test_only_one_process_breaks_a_stale_lock(tmp_path: Path, dead_pid: int):
     for n in range(40):
         (tmp_path / f"{n:02}").mkdir()
-        STALE[list(STALE)[n % 3]](tmp_path / f"{n:02}", dead)
-    finished = subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr
+        STALE[list(STALE)[n % 3]](tmp_path / f"{n:02}", dead_pid)
+    process = subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
 
 
-def test_a_holder_that_was_taken_for_dead_notices_and_leaves_the_others_lock(tmp_path: Path, monkeypatch):
+def test_owner_presumed_dead_notices_the_takeover_and_keeps_the_new_lock(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: None)
     with locked(tmp_path) as lock:
         (tmp_path / "lock").unlink()
-        theirs = leave(tmp_path, **ELSEWHERE)
-        with pytest.raises(TakenError, match="was taken over by another process while this one stood still"):
+        content = write_lock(tmp_path, **ELSEWHERE)
+        with pytest.raises(TakenError, match="was taken over by another process while this one was suspended"):
             lock.check()
-        lock.begin(7)  # its heart still beats, into nothing
-    assert (tmp_path / "lock").read_bytes() == theirs
+        lock.start_from(7)  # the heartbeat goes to the removed file
+    assert (tmp_path / "lock").read_bytes() == content
 
 
-def test_a_holder_whose_lock_is_put_back_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_owner_whose_lock_is_put_back_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with locked(tmp_path) as lock:
-        (tmp_path / "lock").rename(tmp_path / "away")
-        monkeypatch.setattr(lock_module.time, "sleep", lambda s: (tmp_path / "away").rename(tmp_path / "lock"))
+        (tmp_path / "lock").rename(tmp_path / "moved")
+        monkeypatch.setattr(lock_module.time, "sleep", lambda s: (tmp_path / "moved").rename(tmp_path / "lock"))
         lock.check()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_taker_put_away_goes_with_the_lock(tmp_path: Path):
+def test_files_of_a_killed_process_are_removed_with_the_lock(tmp_path: Path):
     with locked(tmp_path):
         (tmp_path / "lock.0123456789abcdef").write_bytes(b"")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_finds_no_room_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(*args) -> None:
+def test_lock_on_a_full_disk_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
+        patch.setattr(os, "pwrite", fail)
         with pytest.raises(OSError, match="No space left on device"):
             locked(tmp_path).__enter__()
     assert list(tmp_path.iterdir()) == []
@@ -404,22 +410,22 @@ def test_a_lock_that_finds_no_room_is_not_left_behind(tmp_path: Path, monkeypatc
         pass
 
 
-def test_a_lock_has_its_holders_name_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Else one that is killed just then would keep others out until its file is old."""
-    link, named = os.link, []
+def test_lock_names_its_owner_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Otherwise, an owner that is killed at once would exclude others until the file is old."""
+    link, owners = os.link, []
 
-    def look(source: Path, target: Path) -> None:
+    def record_owner(source: Path, target: Path) -> None:
         assert not (tmp_path / "lock").exists()
         link(source, target)
-        named.append(lock_owner(tmp_path).pid)
+        owners.append(lock_owner(tmp_path).pid)
 
-    monkeypatch.setattr(os, "link", look)
+    monkeypatch.setattr(os, "link", record_owner)
     with locked(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
-    assert named == [os.getpid()]
+    assert owners == [os.getpid()]
 
 
-def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lock_works_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def no_links(source: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -427,17 +433,17 @@ def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest
     with locked(tmp_path) as lock:
         lock.check()
         assert lock_owner(tmp_path).pid == os.getpid()
-        assert not is_taken_by_us(tmp_path)
+        assert not can_lock(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_heartbeat_tells_how_far_the_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lock_module, "HEARTBEAT", 0.01)
+def test_heartbeat_reports_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lock_module, "HEARTBEAT_INTERVAL", 0.01)
     monkeypatch.setenv("SLURM_JOB_ID", "34")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
 
-    def wait_for(step: int) -> lock_module.Holder:
+    def wait_for(step: int) -> LockOwner:
         deadline = time.monotonic() + 60
         while not ((owner := lock_owner(tmp_path)) and owner.step == step):
             assert time.monotonic() < deadline, "no heartbeat"
@@ -445,9 +451,9 @@ def test_the_heartbeat_tells_how_far_the_job_is(tmp_path: Path, monkeypatch: pyt
         return owner
 
     with locked(tmp_path) as lock:
-        lock.begin(7)
+        lock.start_from(7)
         first = wait_for(7)
-        assert (first.first_step, first.pid, first.machine) == (7, os.getpid(), this_machine())
+        assert (first.first_step, first.pid, first.machine) == (7, os.getpid(), machine_id())
         assert first.slurm_job == "12_3"
         lock.step = 10**12
         second = wait_for(10**12)
@@ -455,65 +461,65 @@ def test_the_heartbeat_tells_how_far_the_job_is(tmp_path: Path, monkeypatch: pyt
         assert second.beat > first.beat
         assert second.seconds >= first.seconds
         lock.step = 9
-        wait_for(9)  # a shorter line over a longer one
-        assert (tmp_path / "lock").stat().st_size == lock_module.WIDTH
+        wait_for(9)  # shorter than before
+        assert (tmp_path / "lock").stat().st_size == lock_module.LOCK_SIZE
     assert lock_owner(tmp_path) is None
 
 
-def test_a_heart_outlives_a_file_system_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lock_module, "HEARTBEAT", 0.01)
+def test_heartbeat_survives_a_temporarily_unavailable_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lock_module, "HEARTBEAT_INTERVAL", 0.01)
     failed, pwrite = threading.Event(), os.pwrite
 
-    def away(*args) -> None:
+    def fail_write(*args) -> None:
         failed.set()
         raise OSError(5, "Input/output error")
 
     with locked(tmp_path) as lock:
-        monkeypatch.setattr(os, "pwrite", away)
+        monkeypatch.setattr(os, "pwrite", fail_write)
         assert failed.wait(60)
         monkeypatch.setattr(os, "pwrite", pwrite)
         beat = lock_owner(tmp_path).beat
         deadline = time.monotonic() + 60
         while lock_owner(tmp_path).beat == beat:
-            assert time.monotonic() < deadline, "it stopped"
+            assert time.monotonic() < deadline, "the heartbeat has stopped"
             time.sleep(0.005)
         lock.check()
 
 
-def test_the_file_systems_clock_is_what_counts(tmp_path: Path):
-    leave(tmp_path, HOUR, **ELSEWHERE)
-    assert not seems_alive(tmp_path, None)
-    assert seems_alive(tmp_path, time.time() - HOUR)
-    assert seems_alive(tmp_path, time.time() - HOUR + lock_module.EXPIRY - 30)
-    assert not seems_alive(tmp_path, time.time() - HOUR + lock_module.EXPIRY + 30)
+def test_age_of_a_lock_is_measured_by_the_file_systems_clock(tmp_path: Path):
+    write_lock(tmp_path, HOUR, **ELSEWHERE)
+    assert not is_locked(tmp_path)
+    assert is_locked(tmp_path, time.time() - HOUR)
+    assert is_locked(tmp_path, time.time() - HOUR + lock_module.HEARTBEAT_TIMEOUT - 30)
+    assert not is_locked(tmp_path, time.time() - HOUR + lock_module.HEARTBEAT_TIMEOUT + 30)
     assert abs(lock_module.file_system_time(tmp_path) - time.time()) < 60
-    assert abs(lock_module.file_system_time(tmp_path / "nowhere") - time.time()) < 60
+    assert abs(lock_module.file_system_time(tmp_path / "missing") - time.time()) < 60
 
 
-def test_of_a_process_that_the_system_hides_only_the_heartbeat_tells(
-    tmp_path: Path, watched: None, monkeypatch: pytest.MonkeyPatch
+def test_hidden_local_process_is_judged_by_its_heartbeat(
+    tmp_path: Path, short_delay: None, monkeypatch: pytest.MonkeyPatch
 ):
-    """Where /proc is mounted with hidepid, nothing is told of another user's process."""
-    leave(tmp_path, pid=1, started="1")  # there is such a process, but it started at another time
+    """If /proc is mounted with hidepid, other users' processes are hidden."""
+    write_lock(tmp_path, pid=1, started="1")  # process 1 exists, but started at another time
     assert not is_locked(tmp_path)
     monkeypatch.setattr(lock_module, "_proc_stat", lambda pid: [])
     assert is_locked(tmp_path)
     with pytest.raises(TakenError), locked(tmp_path):
         pass
-    leave(tmp_path, age=HOUR, pid=1, started="1")
+    write_lock(tmp_path, age=HOUR, pid=1, started="1")
     assert not is_locked(tmp_path)
     with locked(tmp_path):
         pass
 
 
-def test_a_lost_answer_of_a_file_server_is_no_other_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lost_reply_of_a_file_server_is_not_mistaken_for_another_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     link = os.link
 
-    def linked_but_denied(source, target):
+    def link_and_fail(source, target):
         link(source, target)
         raise FileExistsError
 
-    monkeypatch.setattr(os, "link", linked_but_denied)
+    monkeypatch.setattr(os, "link", link_and_fail)
     with locked(tmp_path) as lock:
         lock.check()
         assert lock_owner(tmp_path).pid == os.getpid()

@@ -8,33 +8,33 @@ from hypothesis import strategies as st
 from domainbed.engine.metrics import MetricLog, NonFiniteError
 
 
-def test_means_are_over_the_updates_that_told_a_figure():
-    told = MetricLog(start=3)
-    told.add({"a": torch.tensor(1.0), "b": 4.0})
-    told.add({"a": torch.tensor([2.0], requires_grad=True)})  # some forget to detach, or to reduce
-    told.add({"c": torch.tensor(1, dtype=torch.int32), "b": torch.tensor(5.0)})
-    assert told.read() == {"a": 1.5, "b": 4.5, "c": 1.0}
-    assert MetricLog(0).read() == {}
+def test_mean_is_over_the_updates_that_returned_a_metric():
+    log = MetricLog(step=3)
+    log.add({"a": torch.tensor(1.0), "b": 4.0})
+    log.add({"a": torch.tensor([2.0], requires_grad=True)})  # not detached, not 0-dim
+    log.add({"c": torch.tensor(1, dtype=torch.int32), "b": torch.tensor(5.0)})
+    assert log.mean() == {"a": 1.5, "b": 4.5, "c": 1.0}
+    assert MetricLog(0).mean() == {}
 
 
-def test_an_algorithm_may_write_into_its_own_tensor_again():
-    told, own = MetricLog(0), torch.tensor(0.0)
+def test_algorithm_may_overwrite_its_tensor():
+    log, own = MetricLog(0), torch.tensor(0.0)
     for value in (1.0, 2.0, 6.0):
-        told.add({"a": own.fill_(value)})
-    assert told.read() == {"a": 3.0}
+        log.add({"a": own.fill_(value)})
+    assert log.mean() == {"a": 3.0}
 
 
-def test_a_figure_may_lie_here_and_there():
-    """A penalty that is torch.tensor(0.0) until it begins lies on the host, then on the device."""
-    told = MetricLog(0)
-    told.add({"penalty": torch.tensor(0.0), "loss": 1e308})
-    told.add({"penalty": 2.0, "loss": 1e308})
-    assert told.read() == {"penalty": 1.0, "loss": 1e308}  # whose sum is no finite number
+def test_metric_may_be_tensor_and_float_in_turn():
+    """And the mean is finite although the sum of the values is not."""
+    log = MetricLog(0)
+    log.add({"penalty": torch.tensor(0.0), "loss": 1e308})
+    log.add({"penalty": 2.0, "loss": 1e308})
+    assert log.mean() == {"penalty": 1.0, "loss": 1e308}
 
 
 @pytest.mark.parametrize("value", [None, "a", torch.rand(2), [1.0]])
-def test_what_is_no_number_is_named(value):
-    with pytest.raises(TypeError, match="update's figure 'spread' must be one number"):
+def test_metric_that_is_not_a_number_is_named(value):
+    with pytest.raises(TypeError, match="metric 'spread' returned by update must be a single number"):
         MetricLog(0).add({"loss": 1.0, "spread": value})
 
 
@@ -43,44 +43,44 @@ def test_what_is_no_number_is_named(value):
     st.integers(0, 100),
     st.booleans(),
 )
-def test_the_first_step_that_is_not_finite_is_named_with_all_its_terms(steps, start, as_tensor):
-    told = MetricLog(start)
+def test_first_nonfinite_step_is_named_with_all_its_metrics(steps, start, as_tensor):
+    log = MetricLog(start)
     for a, b in steps:
-        told.add({"a": torch.tensor(a) if as_tensor else a, "b": b})
+        log.add({"a": torch.tensor(a) if as_tensor else a, "b": b})
     bad = [(start + i, values) for i, values in enumerate(steps) if not all(map(math.isfinite, values))]
     if not bad:
-        assert told.read().keys() == ({"a", "b"} if steps else set())
+        assert log.mean().keys() == ({"a", "b"} if steps else set())
         return
     with pytest.raises(NonFiniteError) as error:
-        told.read()
+        log.mean()
     step, values = bad[0]
-    terms = " and ".join(f"{n} is {v}" for n, v in zip("ab", values, strict=True) if not math.isfinite(v))
-    assert str(error.value).startswith(f"at step {step} {terms};")
+    problems = " and ".join(f"{n} is {v}" for n, v in zip("ab", values, strict=True) if not math.isfinite(v))
+    assert str(error.value).startswith(f"training diverged at step {step}: {problems};")
 
 
 @given(st.lists(st.tuples(st.floats(), st.booleans()), max_size=8), st.integers(0, 8))
-def test_figures_can_be_put_down_and_taken_up_again(values, when):
-    """What was told before a stop counts like what is told after it, not finite or not."""
-    whole, first = MetricLog(3), MetricLog(3)
+def test_resumed_log_equals_uninterrupted(values, when):
+    """Metrics of updates before a stop count like those after it, finite or not."""
+    uninterrupted, resumed = MetricLog(3), MetricLog(3)
     for n, (value, is_tensor) in enumerate(values):
-        told = {"a": torch.tensor(value) if is_tensor else value} | ({"b": float(n)} if n % 2 else {})
-        whole.add(told)
+        metrics = {"a": torch.tensor(value) if is_tensor else value} | ({"b": float(n)} if n % 2 else {})
+        uninterrupted.add(metrics)
         if n == when:
-            first = MetricLog(3 + n, first.numbers())
-        first.add(told)
+            resumed = MetricLog(3 + n, resumed.to_python())
+        resumed.add(metrics)
     outcomes = []
-    for figures in (whole, first, MetricLog(3 + len(values), first.numbers())):
+    for log in (uninterrupted, resumed, MetricLog(3 + len(values), resumed.to_python())):
         try:
-            outcomes.append(figures.read())
+            outcomes.append(log.mean())
         except NonFiniteError as error:
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
-def test_numbers_are_pythons_own():
-    told = MetricLog(5)
-    told.add({"a": torch.tensor(1.5), "b": 2.0})
-    told.add({"a": torch.tensor([2.5])})
-    assert told.numbers() == {"a": [(5, 1.5), (6, 2.5)], "b": [(5, 2.0)]}
-    assert all(type(value) is float for values in told.numbers().values() for _, value in values)
-    assert MetricLog(0).numbers() == {}
+def test_to_python_returns_floats():
+    log = MetricLog(5)
+    log.add({"a": torch.tensor(1.5), "b": 2.0})
+    log.add({"a": torch.tensor([2.5])})
+    assert log.to_python() == {"a": [(5, 1.5), (6, 2.5)], "b": [(5, 2.0)]}
+    assert all(type(value) is float for values in log.to_python().values() for _, value in values)
+    assert MetricLog(0).to_python() == {}

@@ -1,6 +1,7 @@
-"""A job on image files: what the algorithm and the evaluation see of them, and what becomes of broken ones."""
+"""A job on image files: the images that it trains on and evaluates, and the handling of broken ones."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ NAMES = ["day", "dusk", "night"]
 SEEN: list[list[torch.Tensor]] = []
 
 
-class Colours(Algorithm):
-    """Judges by the mean colours of quarters of an image, quickly; keeps what it is trained on."""
+class QuarterColors(Algorithm):
+    """A fast classifier by the mean colors of an image's quarters. It keeps the images that it is trained on."""
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -44,8 +45,9 @@ class Colours(Algorithm):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(ALGORITHMS._registered, "Colours", Colours)
+def registered() -> Iterator[None]:
+    with ALGORITHMS.temporarily("QuarterColors", QuarterColors):
+        yield
 
 
 @pytest.fixture
@@ -56,18 +58,18 @@ def tree(tmp_path: Path) -> Path:
 def run(tree: Path, name: str, **kwargs) -> list[dict]:
     folder = tree.parent / name
     arguments = {"test_envs": (2,), "steps": 4, "checkpoint_freq": 2, "hparams": '{"batch_size": 3}'} | kwargs
-    train(JobConfig("Folder", "Colours", data_dir=str(tree), output_dir=str(folder), **arguments))
+    train(JobConfig("Folder", "QuarterColors", data_dir=str(tree), output_dir=str(folder), **arguments))
     records, problems = read_job(folder)
     assert problems == []
     return records
 
 
-def figures(records: list[dict]) -> list[dict]:
-    """What a job's arguments decide of its records."""
+def reproducible(records: list[dict]) -> list[dict]:
+    """Return the records without entries that differ between equal jobs."""
     return [{k: v for k, v in r.items() if k not in ("step_time", "mem_gb", "args")} for r in records]
 
 
-def test_the_records(tree: Path, capsys):
+def test_records_of_a_job_on_photographs(tree: Path, capsys):
     records = run(tree, "job")
     assert [r["step"] for r in records] == [0, 2, 3]
     for record in records:
@@ -79,11 +81,11 @@ def test_the_records(tree: Path, capsys):
     assert all(x.shape == (3, 3, 224, 224) for step in SEEN for x in step)
 
 
-def test_training_environments_are_evaluated_as_they_are_trained_or_clean(tree: Path):
-    published, again = run(tree, "published"), run(tree, "again")
+def test_clean_evaluation_affects_training_environments_only(tree: Path):
+    published, repeated = run(tree, "published"), run(tree, "repeated")
     clean = run(tree, "clean", clean_evaluation=True)
     plain = run(tree, "plain", hparams='{"batch_size": 3, "data_augmentation": false}')
-    assert figures(published) == figures(again)
+    assert reproducible(published) == reproducible(repeated)
     losses = [[r["loss"] for r in records] for records in (published, clean, plain)]
     assert losses[0] == losses[1], "training is the same"
     assert losses[0] != losses[2]
@@ -91,32 +93,31 @@ def test_training_environments_are_evaluated_as_they_are_trained_or_clean(tree: 
     def accuracies(records: list[dict], envs: tuple[int, ...]) -> list[float]:
         return [r[f"env{env}_{part}_acc"] for r in records for env in envs for part in ("in", "out")]
 
-    # The test environment is never augmented; of the others, other pictures are seen.
+    # The test environment is never augmented; the others are.
     assert accuracies(published, (2,)) == accuracies(clean, (2,))
     assert accuracies(published, (0, 1)) != accuracies(clean, (0, 1))
-    assert accuracies(clean, (0, 1)) != accuracies(plain, (0, 1)), "they were trained otherwise"
+    assert accuracies(clean, (0, 1)) != accuracies(plain, (0, 1)), "the models differ"
 
 
-def test_another_trees_unfinished_run_is_kept(tree: Path):
+def test_unfinished_run_on_another_folder_is_kept(tree: Path):
     run(tree, "job")
     (tree.parent / "job" / "done").unlink()
     other = write_tree(tree.parent / "other", {name: {"car": 8, "tram": 7} for name in NAMES})
-    arguments = {"test_envs": (2,), "steps": 4, "checkpoint_freq": 2, "hparams": '{"batch_size": 3}'}
-    with pytest.raises(UsageError, match=r"holds another, unfinished run .*data_dir .*/tree\)"):
-        train(JobConfig("Folder", "Colours", data_dir=str(other), output_dir=str(tree.parent / "job"), **arguments))
+    with pytest.raises(UsageError, match=r"contains another, unfinished run .*data_dir .*/tree\)"):
+        run(other, "job")
     assert len(run(tree, "job")) == 3
 
 
-def test_a_full_device_is_told_without_a_traceback(tree: Path, monkeypatch: pytest.MonkeyPatch):
+def test_out_of_memory_error_is_explained(tree: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Colours, "update", full)
-    with pytest.raises(UsageError, match=r"memory is full: --resident_gb 0 .*CUDA out of memory"):
+    monkeypatch.setattr(QuarterColors, "update", full)
+    with pytest.raises(UsageError, match=r"out of memory: use --resident_gb 0 .*CUDA out of memory"):
         run(tree, "job")
 
 
-def test_clean_accuracies_against_a_plain_count(tree: Path):
+def test_clean_accuracies_equal_a_plain_count(tree: Path):
     from PIL import Image
     from torchvision.transforms import functional as TF
 
@@ -136,34 +137,36 @@ def test_clean_accuracies_against_a_plain_count(tree: Path):
             assert last[f"env{env}_{part}_acc"] == pytest.approx(np.mean(correct))
 
 
-def test_in_splits_of_training_environments_can_be_left_out(tree: Path, capsys):
-    all_splits, fewer = run(tree, "all"), run(tree, "fewer", eval="splits")
-    gone = {"env0_in_acc", "env1_in_acc"}
-    assert figures(fewer) == [{k: v for k, v in r.items() if k not in gone} for r in figures(all_splits)]
+def test_eval_splits_omits_in_splits_of_training_environments(tree: Path, capsys):
+    all_splits, selected = run(tree, "all"), run(tree, "selected", eval="splits")
+    omitted = {"env0_in_acc", "env1_in_acc"}
+    assert reproducible(selected) == [
+        {k: v for k, v in r.items() if k not in omitted} for r in reproducible(all_splits)
+    ]
     assert "day -/" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("has_room_for_pixels", [True, False])
-def test_a_cache_changes_nothing_but_the_time(tree: Path, has_room_for_pixels: bool):
+@pytest.mark.parametrize("fits_pixels", [True, False])
+def test_cache_does_not_change_results(tree: Path, fits_pixels: bool):
     plain = run(tree, "plain")
     sizes = [file.stat().st_size for file in tree.glob("*/*/*")]
     index = INDEX_BYTES * (len(sizes) + 100 * len(NAMES))
-    cache_gb = 1.0 if has_room_for_pixels else (sum(sizes) + index) / 2**30
+    cache_gb = 1.0 if fits_pixels else (sum(sizes) + index) / 2**30
     cached = [run(tree, f"cached{i}", cache=str(tree.parent / "cache"), cache_gb=cache_gb) for i in range(2)]
     assert len(list((tree.parent / "cache").glob("Folder-*.pack"))) == 3
-    assert figures(plain) == figures(cached[0]) == figures(cached[1])
-    # The same tree by another way has the same packs.
+    assert reproducible(plain) == reproducible(cached[0]) == reproducible(cached[1])
+    # The same folder by a link uses the same packs.
     (tree.parent / "link").symlink_to(tree)
     run(tree.parent / "link", "linked", cache=str(tree.parent / "cache"), cache_gb=cache_gb)
     assert len(list((tree.parent / "cache").glob("*.pack"))) == 3
 
 
 @pytest.mark.slow
-def test_nor_do_worker_processes(tree: Path):
-    assert figures(run(tree, "alone")) == figures(run(tree, "helped", loader_workers=2))
+def test_worker_processes_do_not_change_results(tree: Path):
+    assert reproducible(run(tree, "no workers")) == reproducible(run(tree, "workers", loader_workers=2))
 
 
-def test_a_broken_image_ends_the_job_or_is_replaced(tree: Path):
+def test_broken_image_fails_the_job_or_is_replaced(tree: Path):
     for i in range(3):
         (tree / f"night/car/00{i}.png").write_bytes(b"oops")
     with pytest.raises(UsageError, match=r"night/car/00\d\.png is a broken image .*--on_bad_image skip"):
@@ -171,13 +174,13 @@ def test_a_broken_image_ends_the_job_or_is_replaced(tree: Path):
     assert not (tree.parent / "error" / "done").exists()
     records = run(tree, "skip", on_bad_image="skip")
     assert [r["bad_images"] for r in records] == [3, 3, 3]
-    # the same arguments but for that: the same folder in a sweep
+    # Equal configurations have the same folder in a sweep.
     assert JobConfig("Folder", "ERM", (0,), data_dir=str(tree), on_bad_image="skip") == JobConfig(
         "Folder", "ERM", (0,), data_dir=str(tree)
     )
 
 
-def test_two_trials_split_otherwise(tree: Path):
+def test_trials_have_different_splits(tree: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert figures(run(tree, "one")) != figures(run(tree, "two", trial_seed=1))
+        assert reproducible(run(tree, "one")) != reproducible(run(tree, "two", trial_seed=1))

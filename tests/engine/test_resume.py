@@ -1,4 +1,4 @@
-"""Jobs that are stopped or killed, at any moment, and gone on with: they end as one that never was, to the last bit."""
+"""Resuming: a job that is stopped or killed at any moment gives the same result as an undisturbed one, bit for bit."""
 
 import functools
 import itertools
@@ -29,6 +29,7 @@ from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.datasets import DATASETS
 from domainbed.engine import checkpoint, evaluate
 from domainbed.engine.config import JobConfig
+from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import TakenError
 from domainbed.engine.metrics import NonFiniteError
@@ -39,12 +40,12 @@ from tests.engine.test_train import Tiny
 from tests.images import write_tree
 
 FINISHED = {"results.jsonl", "done", "model.pkl"}
-# Of a record, what its job's result does not depend on.
-BESIDE = re.compile(rb'"(step_time|mem_gb|output_dir|save_every|loader_workers)": [^,}]+')
+# Entries of a record that are not part of the result.
+NOT_COMPARED = re.compile(rb'"(step_time|mem_gb|output_dir|save_every|loader_workers)": [^,}]+')
 
 
-class Gambler(Algorithm):
-    """Draws from every generator, trains and predicts by chance, and keeps something of each update."""
+class DrawsRandomly(Algorithm):
+    """An algorithm that draws from every random generator in update and predict, and keeps state of all kinds."""
 
     updates = 0
 
@@ -53,29 +54,29 @@ class Gambler(Algorithm):
         self.linear = torch.nn.Linear(int(np.prod(input_shape)), num_classes)
         self.optimizer = torch.optim.Adam(self.parameters(), 0.01)
         self.register_buffer("moving", torch.zeros(num_classes))
-        self.luck = [0.0]
+        self.draws = [0.0]
 
     def update(self, minibatches, unlabeled=None):
-        Gambler.updates += 1
+        DrawsRandomly.updates += 1
         x, y = concatenate(minibatches)
-        stake = random.random() + np.random.rand() + np.random.randn() ** 2 + torch.rand(())
+        weight = random.random() + np.random.rand() + np.random.randn() ** 2 + torch.rand(())
         logits = self.linear(F.dropout(x.flatten(1)))
-        loss = stake * F.cross_entropy(logits + self.luck[-1] * self.moving, y)
+        loss = weight * F.cross_entropy(logits + self.draws[-1] * self.moving, y)
         for images in unlabeled or []:
             loss = loss + self.linear(images.flatten(1)).square().mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.moving.mul_(0.9).add_(logits.detach().mean(0))
-        self.luck = [*self.luck[-2:], random.gauss(0, 1)]
-        return {"loss": loss.detach()} | ({"luck": self.luck[-1]} if random.random() < 0.5 else {})
+        self.draws = [*self.draws[-2:], random.gauss(0, 1)]
+        return {"loss": loss.detach()} | ({"draw": self.draws[-1]} if random.random() < 0.5 else {})
 
     def predict(self, x):
         return self.linear(x.flatten(1)) + torch.randn(len(x), 1) * self.moving + np.random.rand()
 
 
-class Colours(Algorithm):
-    """Judges photographs by their mean colours, quickly."""
+class MeanColor(Algorithm):
+    """A fast classifier of photographs by their mean color."""
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -95,115 +96,116 @@ class Colours(Algorithm):
 
 
 class Crash(BaseException):
-    """The end of a process, as near as a test in this one comes to it."""
+    """Simulates the death of the process."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATASETS._registered, "Tiny", Tiny)
-        patch.setitem(ALGORITHMS._registered, "Gambler", Gambler)
-        patch.setitem(ALGORITHMS._registered, "Colours", Colours)
+def registered() -> Iterator[None]:
+    with (
+        DATASETS.temporarily("Tiny", Tiny),
+        ALGORITHMS.temporarily("DrawsRandomly", DrawsRandomly),
+        ALGORITHMS.temporarily("MeanColor", MeanColor),
+    ):
         yield
 
 
 def make(folder: Path, **kwargs) -> JobConfig:
-    defaults = {"dataset": "Tiny", "algorithm": "Gambler", "test_envs": (1,), "steps": 7, "checkpoint_freq": 3}
-    defaults |= {"deterministic": torch.cuda.is_available()}  # without which a GPU's bits may differ
+    defaults = {"dataset": "Tiny", "algorithm": "DrawsRandomly", "test_envs": (1,), "steps": 7, "checkpoint_freq": 3}
+    defaults |= {"deterministic": torch.cuda.is_available()}
     return JobConfig(**{**defaults, "hparams": '{"batch_size": 4}', "output_dir": str(folder), **kwargs})
 
 
 def result(folder: Path) -> tuple[bytes, dict[str, dict[str, bytes]]]:
-    """A finished job's records, but for what its result does not depend on, and its models' weights."""
+    """Return the records of a finished job, without the entries not compared, and the weights of its models."""
     models = {path.name: torch.load(path, weights_only=True)["model_dict"] for path in folder.glob("*.pkl")}
     weights = {name: {k: v.cpu().numpy().tobytes() for k, v in model.items()} for name, model in models.items()}
-    return BESIDE.sub(b"", (folder / "results.jsonl").read_bytes()), weights
+    return NOT_COMPARED.sub(b"", (folder / "results.jsonl").read_bytes()), weights
 
 
 def undisturbed(**kwargs) -> tuple[bytes, dict[str, dict[str, bytes]]]:
-    """The result of a job that runs from its first step to its last."""
+    """Return the result of a job that runs without interruption."""
     with tempfile.TemporaryDirectory() as folder:
         train(make(Path(folder) / "job", **kwargs))
         return result(Path(folder) / "job")
 
 
-remembered = functools.cache(undisturbed)
+cached_undisturbed = functools.cache(undisturbed)
 
 
 def stop_at(n: int) -> Callable[[], bool]:
-    """Ask to stop when asked for the n-th time."""
-    asked = itertools.count(1)
-    return lambda: next(asked) == n
+    """Return a `should_stop` that requests a stop at its n-th call."""
+    calls = itertools.count(1)
+    return lambda: next(calls) == n
 
 
 def crash_at(n: int) -> Callable[[], bool]:
-    """End without saving when asked for the n-th time."""
-    asked = itertools.count(1)
+    """Return a `should_stop` that crashes at its n-th call."""
+    calls = itertools.count(1)
 
     def should_stop() -> bool:
-        if next(asked) == n:
+        if next(calls) == n:
             raise Crash
         return False
 
     return should_stop
 
 
-def run_to_the_end(config: JobConfig, disturbances: Iterable[Callable[[], bool]]) -> int:
-    """Train, disturbed by each in turn, and then in peace; returns how many came in time."""
-    came = 0
+def train_disturbed(config: JobConfig, disturbances: Iterable[Callable[[], bool]]) -> int:
+    """Train with each disturbance in turn, and finally without; return how many took effect."""
+    count = 0
     for should_stop in disturbances:
         try:
-            train(config, should_stop=should_stop)
+            train(config, JobControl(should_stop=should_stop))
         except (Interrupted, Crash):
-            came += 1
+            count += 1
         else:
-            return came
+            return count
     train(config)
-    return came
+    return count
 
 
-def test_stopped_at_every_moment(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """After each update, and before each batch of an evaluation: no update is made twice."""
+def test_job_stopped_at_any_point_equals_undisturbed(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """After each update, and before each batch of an evaluation. No update is repeated."""
     expected = undisturbed()
-    before = Gambler.updates
+    before = DrawsRandomly.updates
     for n in range(1, 100):
         folder = tmp_path / str(n)
-        if not run_to_the_end(make(folder), [stop_at(n)]):
+        if not train_disturbed(make(folder), [stop_at(n)]):
             break
-        assert result(folder) == expected, f"stopped when asked for the {n}. time"
+        assert result(folder) == expected, f"stopped at call {n}"
         assert {path.name for path in folder.iterdir()} == FINISHED
-        assert Gambler.updates - before == 7 * n
-        assert capsys.readouterr().out.count("This job goes on from its checkpoint after ") == 1
-    assert n == 7 + 3 * 6 + 1, "7 updates, and three evaluations of six batches"
+        assert DrawsRandomly.updates - before == 7 * n
+        assert capsys.readouterr().out.count("Resuming from checkpoint at step ") == 1
+    assert n == 7 + 3 * 6 + 1, "7 updates and three evaluations of 6 batches"
 
 
 @pytest.mark.parametrize("save_every", [1e-9, 10.0])
-def test_dead_at_every_moment(tmp_path: Path, save_every: float):
-    expected = remembered()
+def test_job_killed_at_any_point_equals_undisturbed(tmp_path: Path, save_every: float):
+    expected = cached_undisturbed()
     for n in range(1, 26):
-        assert run_to_the_end(make(tmp_path / str(n), save_every=save_every), [crash_at(n)]) == 1
-        assert result(tmp_path / str(n)) == expected, f"died when asked for the {n}. time"
+        assert train_disturbed(make(tmp_path / str(n), save_every=save_every), [crash_at(n)]) == 1
+        assert result(tmp_path / str(n)) == expected, f"crashed at call {n}"
 
 
-def test_a_checkpoint_is_written_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """And what came before it is not done again."""
+def test_checkpoint_is_saved_when_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Updates before it are not repeated."""
     now = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    asked = itertools.count(1)
+    calls = itertools.count(1)
 
     def should_stop() -> bool:
         now[0] += 30
-        if next(asked) == 1 + 6 + 7:
+        if next(calls) == 1 + 6 + 7:
             raise Crash
         return False
 
     config = make(tmp_path / "job", steps=20, checkpoint_freq=100, save_every=1.0)
     with pytest.raises(Crash):
-        train(config, should_stop=should_stop)
-    before = Gambler.updates
+        train(config, JobControl(should_stop=should_stop))
+    before = DrawsRandomly.updates
     train(config)
-    # The evaluation after the first update saved; then the third, sixth, … update is more than a minute later.
-    assert Gambler.updates - before == 20 - 1 - 6
+    # The evaluation after the first update saves; after that, every third update is more than a minute later.
+    assert DrawsRandomly.updates - before == 20 - 1 - 6
     assert result(tmp_path / "job") == undisturbed(steps=20, checkpoint_freq=100)
 
 
@@ -218,13 +220,13 @@ disturbance = st.builds(lambda end, n: end(n), st.sampled_from([stop_at, crash_a
     st.sampled_from(["{}", '{"class_balanced": true}']),
     st.booleans(),
 )
-def test_disturbed_again_and_again(disturbances, save_every, freq, hparams, adapts):
+def test_repeatedly_disturbed_job_equals_undisturbed(disturbances, save_every, freq, hparams, is_adaptation):
     more = {"checkpoint_freq": freq, "hparams": hparams}
-    if adapts:
+    if is_adaptation:
         more |= {"task": "domain_adaptation", "uda_holdout_fraction": 0.5}
     with tempfile.TemporaryDirectory() as folder:
-        run_to_the_end(make(Path(folder), save_every=save_every, **more), disturbances)
-        assert result(Path(folder)) == remembered(**more)
+        train_disturbed(make(Path(folder), save_every=save_every, **more), disturbances)
+        assert result(Path(folder)) == cached_undisturbed(**more)
         assert {path.name for path in Path(folder).iterdir()} == FINISHED
 
 
@@ -237,7 +239,7 @@ VARIANTS = {
     "VREx": {"algorithm": "VREx", "hparams": {"vrex_penalty_anneal_iters": 4}},
     "Fish": {"algorithm": "Fish", "hparams": {}},
     "Fishr": {"algorithm": "Fishr", "hparams": {"penalty_anneal_iters": 4}},
-    "Fishr, adapting": {
+    "Fishr, domain adaptation": {
         "algorithm": "Fishr",
         "hparams": {"penalty_anneal_iters": 3},
         "task": "domain_adaptation",
@@ -247,45 +249,45 @@ VARIANTS = {
 
 
 def digits(variant: str) -> dict:
-    """The arguments of a short job on digits."""
+    """Return the arguments of a short job on digits."""
     more = VARIANTS[variant]
     hparams = "{" + ", ".join(f'"{k}": {str(v).lower()}' for k, v in {"batch_size": 8, **more["hparams"]}.items()) + "}"
     return {"dataset": "ColoredDigits", "test_envs": (2,), **more, "hparams": hparams}
 
 
-def test_no_algorithm_is_forgotten_here():
-    assert set(ALGORITHMS._builtin) == {variant["algorithm"] for variant in VARIANTS.values()}
+def test_variants_include_every_algorithm():
+    assert set(ALGORITHMS.builtin_names) == {variant["algorithm"] for variant in VARIANTS.values()}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_algorithm_goes_on_as_if_it_had_never_stopped(tmp_path: Path, variant: str):
-    """Evaluations here ask thirty times and more whether to stop."""
+def test_every_algorithm_resumes_exactly(tmp_path: Path, variant: str):
+    """Each evaluation calls `should_stop` at least thirty times."""
     rng = np.random.RandomState(zlib.crc32(variant.encode()))
     ends = ([stop_at, crash_at][rng.randint(2)](n) for n in rng.randint(1, 40, 12))
     config = make(tmp_path / "job", **digits(variant), save_every=1e-9)
-    came = run_to_the_end(config, itertools.chain([stop_at(1), stop_at(40), stop_at(2)], ends))
-    assert came >= 4
+    count = train_disturbed(config, itertools.chain([stop_at(1), stop_at(40), stop_at(2)], ends))
+    assert count >= 4
     assert result(tmp_path / "job") == undisturbed(**digits(variant))
 
 
-def in_every_place(
+def crash_at_each_call(
     monkeypatch: pytest.MonkeyPatch, name: str, is_after: bool, run: Callable[[], None]
 ) -> Iterator[int]:
-    """Run again and again, ending at the first, second, … call of os.`name` until there is no further."""
-    call = getattr(os, name)
+    """Run repeatedly, crashing before or after the first, second, … call of os.`name`, until a run completes."""
+    function = getattr(os, name)
     for n in itertools.count(1):
         calls = itertools.count(1)
 
-        def ending(*args, calls=calls, n=n):
+        def crashing(*args, calls=calls, n=n):
             is_last = next(calls) == n
             if is_last and not is_after:
                 raise Crash
-            call(*args)
+            function(*args)
             if is_last:
                 raise Crash
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, name, ending)
+            patch.setattr(os, name, crashing)
             try:
                 run()
             except Crash:
@@ -296,11 +298,11 @@ def in_every_place(
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("name", ["fsync", "replace", "pwrite"])
-def test_dead_between_any_two_steps_of_writing(
+def test_job_killed_at_any_write_equals_undisturbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_after: bool
 ):
     more = {"save_model_every_checkpoint": True}
-    expected = remembered(**more)
+    expected = cached_undisturbed(**more)
     assert len(expected[1]) == 4
     folders = (tmp_path / str(n) for n in itertools.count())
     started: list[Path] = []
@@ -309,56 +311,54 @@ def test_dead_between_any_two_steps_of_writing(
         started.append(next(folders))
         train(make(started[-1], **more))
 
-    places = 0
-    for places in in_every_place(monkeypatch, name, is_after, run):
+    calls = 0
+    for calls in crash_at_each_call(monkeypatch, name, is_after, run):
         folder = started[-1]
         if not is_done(folder):
             train(make(folder, **more))
             assert {path.name for path in folder.iterdir()} == FINISHED | set(expected[1])
-        assert result(folder) == expected, f"died at os.{name} {places}"
-    assert places >= (2 if name == "pwrite" else 10)
+        assert result(folder) == expected, f"crashed at call {calls} of os.{name}"
+    assert calls >= (2 if name == "pwrite" else 10)
 
 
-def test_a_job_that_diverges_does_so_when_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Also where the figure that is not finite was told before it stopped."""
-    update = Gambler.update
+def test_diverging_job_diverges_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also if it was stopped after the update that returned the nonfinite metric."""
+    update = DrawsRandomly.update
 
     def diverging(self, minibatches, unlabeled=None):
-        figures = update(self, minibatches, unlabeled)
-        return figures | ({"loss": float("inf")} if float(figures["loss"]) > 5 else {})
+        metrics = update(self, minibatches, unlabeled)
+        return metrics | ({"loss": float("inf")} if float(metrics["loss"]) > 5 else {})
 
-    monkeypatch.setattr(Gambler, "update", diverging)
+    monkeypatch.setattr(DrawsRandomly, "update", diverging)
     messages = []
     for ends in ([], [stop_at(n) for n in (1, 8, 2, 1, 1, 2)]):
         with pytest.raises(NonFiniteError) as error:
-            run_to_the_end(make(tmp_path / str(len(messages)), steps=60, checkpoint_freq=40), ends)
+            train_disturbed(make(tmp_path / str(len(messages)), steps=60, checkpoint_freq=40), ends)
         messages.append(str(error.value))
     assert messages[0] == messages[1]
-    assert messages[0].startswith("at step ")
+    assert messages[0].startswith("training diverged at step ")
 
 
-def test_neither_evaluations_nor_what_came_before_count_as_the_updates_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """By a clock on which an update takes a second, and an evaluation a thousand."""
+def test_step_time_excludes_evaluations_and_earlier_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a clock by which an update takes 1 s, and a batch of an evaluation 1000 s."""
     now = [0.0]
-    update, in_halves = Gambler.update, evaluate.split_on_oom
+    update, split_on_oom = DrawsRandomly.update, evaluate.split_on_oom
 
     def slow_update(*args):
         now[0] += 1
         return update(*args)
 
-    def slow_in_halves(*args):
+    def slow_predict(*args):
         now[0] += 1000
-        return in_halves(*args)
+        return split_on_oom(*args)
 
     monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(Gambler, "update", slow_update)
-    monkeypatch.setattr(evaluate, "in_halves", slow_in_halves)
+    monkeypatch.setattr(DrawsRandomly, "update", slow_update)
+    monkeypatch.setattr(evaluate, "split_on_oom", slow_predict)
     ends = [stop_at(n) for n in (4, 9, 1, 3, 8, 1)]
-    assert run_to_the_end(make(tmp_path / "stopped"), ends) == 6
-    assert run_to_the_end(make(tmp_path / "dead", save_every=1e-9), [crash_at(n) for n in (9, 3, 8, 3)]) == 4
-    for name in ("stopped", "dead"):
+    assert train_disturbed(make(tmp_path / "stopped"), ends) == 6
+    assert train_disturbed(make(tmp_path / "killed", save_every=1e-9), [crash_at(n) for n in (9, 3, 8, 3)]) == 4
+    for name in ("stopped", "killed"):
         assert [r["step_time"] for r in read_job(tmp_path / name)[0]] == [1, 1, 1]
 
 
@@ -371,10 +371,10 @@ def tree(tmp_path: Path) -> Path:
 
 
 def photographs(tree: Path, **kwargs) -> dict:
-    """The arguments of a job whose training images are seen in updates alone, so that it counts what these met."""
+    """Return the arguments of a job that reads training images in updates only, so that it counts those read there."""
     return {
         "dataset": "Folder",
-        "algorithm": "Colours",
+        "algorithm": "MeanColor",
         "test_envs": (2,),
         "data_dir": str(tree),
         "hparams": '{"batch_size": 2}',
@@ -384,80 +384,80 @@ def photographs(tree: Path, **kwargs) -> dict:
     }
 
 
-def test_photographs(tree: Path, tmp_path: Path):
+def test_job_on_photographs_resumes_exactly(tree: Path, tmp_path: Path):
     expected = undisturbed(**photographs(tree))
-    (tmp_path / "whole").mkdir()
-    train(make(tmp_path / "whole", **photographs(tree)))
-    counts = [r["bad_images"] for r in read_job(tmp_path / "whole")[0]]
+    (tmp_path / "undisturbed").mkdir()
+    train(make(tmp_path / "undisturbed", **photographs(tree)))
+    counts = [r["bad_images"] for r in read_job(tmp_path / "undisturbed")[0]]
     assert 0 < counts[0] < counts[-1]
     for n in (1, 3, 6, 7, 8, 12, 15):
-        assert run_to_the_end(make(tmp_path / str(n), **photographs(tree)), [stop_at(n), stop_at(2)]) >= 1
+        assert train_disturbed(make(tmp_path / str(n), **photographs(tree)), [stop_at(n), stop_at(2)]) >= 1
         assert result(tmp_path / str(n)) == expected
     ends = [stop_at(1), stop_at(8), crash_at(3), stop_at(4)]
-    helped = make(tmp_path / "helped", **photographs(tree, loader_workers=1), save_every=1e-9)
-    assert run_to_the_end(helped, ends) == 4
-    assert result(tmp_path / "helped") == expected
+    with_worker = make(tmp_path / "with worker", **photographs(tree, loader_workers=1), save_every=1e-9)
+    assert train_disturbed(with_worker, ends) == 4
+    assert result(tmp_path / "with worker") == expected
 
 
-def test_broken_images_met_before_count_although_no_longer_met(tree: Path, tmp_path: Path):
+def test_resumed_job_counts_broken_images_read_before(tree: Path, tmp_path: Path):
     more = photographs(tree, steps=12, checkpoint_freq=100)
     config = make(tmp_path / "job", **more)
     with pytest.raises(Interrupted):
-        train(config, should_stop=stop_at(1 + 4 + 10))
-    met = len(checkpoint.load_checkpoint(tmp_path / "job")["bad_images"])
-    for image in tree.rglob("*.png"):  # all are mended
+        train(config, JobControl(should_stop=stop_at(1 + 4 + 10)))
+    count = len(checkpoint.load_checkpoint(tmp_path / "job")["bad_images"])
+    for image in tree.rglob("*.png"):  # repair all
         if image.stat().st_size == 4:
             image.write_bytes((tree / "day/car/000.png").read_bytes())
     train(config)
-    assert met > 0
-    assert [r["bad_images"] for r in read_job(tmp_path / "job")[0]][-1] == met
+    assert count > 0
+    assert [r["bad_images"] for r in read_job(tmp_path / "job")[0]][-1] == count
 
 
-def test_a_job_whose_lock_was_taken_over_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its machine was suspended, say, until another one took it for dead: at whichever record, even the last."""
+def test_job_whose_lock_was_taken_over_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as a job whose machine was suspended. At any record, including the last."""
     monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)
-    for at in (0, 3, 6):
-        folder = tmp_path / str(at)
-        left: dict[str, bytes] = {}
+    for takeover_step in (0, 3, 6):
+        folder = tmp_path / str(takeover_step)
+        files: dict[str, bytes] = {}
 
-        def take_over(step: int, folder=folder, at=at, left=left) -> None:
-            if step == at:
-                (folder / "lock").rename(folder / "theirs")
-                (folder / "lock").write_bytes(b"another's")
-                left.update({path.name: path.read_bytes() for path in folder.iterdir()})
+        def take_over(step: int, folder=folder, takeover_step=takeover_step, files=files) -> None:
+            if step == takeover_step:
+                (folder / "lock").rename(folder / "old lock")
+                (folder / "lock").write_bytes(b"another process")
+                files.update({path.name: path.read_bytes() for path in folder.iterdir()})
 
-        with pytest.raises(TakenError, match="was taken over by another process while this one stood still"):
-            train(make(folder, save_model_every_checkpoint=True), on_record=take_over)
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == left
-        assert "done" not in left
+        with pytest.raises(TakenError, match="was taken over by another process while this one was suspended"):
+            train(make(folder, save_model_every_checkpoint=True), JobControl(on_record=take_over))
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+        assert "done" not in files
 
 
 @pytest.mark.parametrize("end", ["update", "evaluation"])
-def test_nor_a_checkpoint_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str):
+def test_job_whose_lock_was_taken_over_saves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str):
     monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)
-    asked = itertools.count(1)
+    calls = itertools.count(1)
 
     def should_stop() -> bool:
-        if next(asked) < (8 if end == "update" else 12):
+        if next(calls) < (8 if end == "update" else 12):
             return False
         (tmp_path / "job" / "lock").unlink()
         return True
 
     with pytest.raises(TakenError):
-        train(make(tmp_path / "job"), should_stop=should_stop)
+        train(make(tmp_path / "job"), JobControl(should_stop=should_stop))
     assert checkpoint.load_checkpoint(tmp_path / "job")["step"] == 1
 
 
-def test_deterministic_holds_for_its_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_deterministic_applies_to_a_single_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seen = []
 
-    def look(step: int) -> None:
+    def read_settings(step: int) -> None:
         seen.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
 
     try:
-        train(make(tmp_path / "a", steps=1, deterministic=True), on_record=look)
-        train(make(tmp_path / "b", steps=1, deterministic=False), on_record=look)
+        train(make(tmp_path / "a", steps=1, deterministic=True), JobControl(on_record=read_settings))
+        train(make(tmp_path / "b", steps=1, deterministic=False), JobControl(on_record=read_settings))
     finally:
         torch.use_deterministic_algorithms(False)
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
@@ -467,13 +467,13 @@ def test_deterministic_holds_for_its_job_alone(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("minutes", [0, -1.0, float("nan")])
-def test_a_checkpoint_is_never_due_every_nothing(tmp_path: Path, minutes: float):
-    with pytest.raises(UsageError, match="--save_every must be above 0 minutes, not"):
+def test_save_every_must_be_positive(tmp_path: Path, minutes: float):
+    with pytest.raises(UsageError, match="--save_every must be above 0"):
         make(tmp_path, save_every=minutes)
 
 
-def child(config: JobConfig, log: Path) -> int:
-    """Start a process that trains; returns its number. (A copy of this one: importing torch takes seconds.)"""
+def start_process(config: JobConfig, log: Path) -> int:
+    """Start a process that trains, and return its id. It is forked, because importing torch takes seconds."""
     pid = os.fork()
     if pid:
         return pid
@@ -491,44 +491,44 @@ def child(config: JobConfig, log: Path) -> int:
         os._exit(status)
 
 
-def kill_and_go_on(root: str) -> None:
-    """Thirty jobs, each killed five times at moments spread over the time that it takes."""
+def kill_and_resume(root: str) -> None:
+    """Run thirty jobs, each killed at five random moments of its duration."""
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is shared by copies of a process: one that is killed would keep it
-    train(make(Path(root) / "first", **digits("ERM")))  # what is imported and set up now, the copies have
+    tqdm.set_lock(threading.RLock())  # forked processes share tqdm's own, which a killed one would never release
+    train(make(Path(root) / "first", **digits("ERM")))  # forked processes inherit all imports
     rng = np.random.RandomState(0)
     variants = list(VARIANTS)
-    killed, went_on = 0, 0
+    killed, resumed = 0, 0
     for i in range(30):
         more = {**digits(variants[i % len(variants)]), "seed": i, "steps": 10, "checkpoint_freq": 4}
         folder, log = Path(root) / f"job {i}", Path(root) / f"log {i}"
-        began = time.monotonic()
-        assert os.waitpid(child(make(Path(root) / f"whole {i}", **more), log), 0)[1] == 0, log.read_text()
-        duration = time.monotonic() - began
-        # Half of them have a checkpoint after every update.
+        started_at = time.monotonic()
+        assert os.waitpid(start_process(make(Path(root) / f"undisturbed {i}", **more), log), 0)[1] == 0, log.read_text()
+        duration = time.monotonic() - started_at
+        # Half of them save a checkpoint after every update.
         config = make(folder, **more, save_every=[1e-9, 10.0][i % 2])
         for moment in rng.uniform(0.05, 0.65, 5):
-            pid = child(config, log)
+            pid = start_process(config, log)
             time.sleep(moment * duration)
             os.kill(pid, signal.SIGKILL)
             killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
             if is_done(folder):
                 break
         else:
-            assert os.waitpid(child(config, log), 0)[1] == 0, log.read_text()
+            assert os.waitpid(start_process(config, log), 0)[1] == 0, log.read_text()
             assert {path.name for path in folder.iterdir()} == FINISHED
-        assert result(folder) == result(Path(root) / f"whole {i}"), f"job {i}"
-        went_on += log.read_text().count("This job goes on from its checkpoint after ")
-    print(f"{killed} kills; {went_on} times a job went on from a checkpoint")
+        assert result(folder) == result(Path(root) / f"undisturbed {i}"), f"job {i}"
+        resumed += log.read_text().count("Resuming from checkpoint at step ")
+    print(f"{killed} kills, {resumed} resumed from a checkpoint")
     assert killed > 100
-    assert went_on > 50
+    assert resumed > 50
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="copies a process, which this system can't")
-def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires fork")
+def test_process_killed_at_any_moment_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    process = multiprocessing.get_context("spawn").Process(target=kill_and_go_on, args=(str(tmp_path),))
+    process = multiprocessing.get_context("spawn").Process(target=kill_and_resume, args=(str(tmp_path),))
     process.start()
     process.join()
     assert process.exitcode == 0

@@ -1,4 +1,4 @@
-"""Captured updates against those as they are written: on a CPU by a stand-in for CUDA graphs, on a GPU by these."""
+"""Captured updates equal eager ones: on a CPU with a stand-in for CUDA graphs, on a GPU with CUDA graphs."""
 
 import copy
 import random
@@ -17,9 +17,10 @@ from domainbed.algorithms.erm import ERM
 from domainbed.engine import steps as engine_steps
 from domainbed.engine import train as engine_train
 from domainbed.engine.config import JobConfig
+from domainbed.engine.control import JobControl
 from domainbed.engine.graphs import CudaGraphs
 from domainbed.engine.interrupts import Interrupted
-from domainbed.engine.steps import CapturedSteps, EagerSteps, are_captured, make_steps
+from domainbed.engine.steps import CapturedSteps, EagerSteps, make_steps, should_capture
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import default_hparams
 from domainbed.records import read_job
@@ -39,7 +40,7 @@ def batches(n: int, size: int = 6) -> list[list[tuple[torch.Tensor, torch.Tensor
 
 
 def with_fused_adam(algorithm: Algorithm) -> Algorithm:
-    """So that all that is left to differ is the capture."""
+    """Use the same Adam implementation as the stand-in, so that only the capture can make a difference."""
     for value in vars(algorithm).values():
         if isinstance(value, torch.optim.Adam):
             for group in value.param_groups:
@@ -47,57 +48,57 @@ def with_fused_adam(algorithm: Algorithm) -> Algorithm:
     return algorithm
 
 
-def counted(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The phases in which its `update` runs."""
+def record_phases(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each call of `update` appends its phase."""
     phases: list[str] = []
     update = type(algorithm).update
 
-    def counting(self, *args):
+    def recording(self, *args):
         phases.append(self.phase)
         return update(self, *args)
 
-    monkeypatch.setattr(type(algorithm), "update", counting)
+    monkeypatch.setattr(type(algorithm), "update", recording)
     return phases
 
 
 def assert_same(captured: Algorithm, eager: Algorithm, **tolerance: float) -> None:
-    ours, theirs = (
+    actual, expected = (
         {path: torch.as_tensor(leaf).cpu() for path, leaf in leaves(algorithm.training_state())
          if "param_groups" not in path}
         for algorithm in (captured, eager)
     )  # fmt: skip
-    assert ours.keys() == theirs.keys()
-    for path, value in theirs.items():
-        torch.testing.assert_close(ours[path], value, **tolerance)
+    assert actual.keys() == expected.keys()
+    for path, value in expected.items():
+        torch.testing.assert_close(actual[path], value, **tolerance)
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_captured_updates_give_the_same_bits(name: str, variant: str | None, monkeypatch: pytest.MonkeyPatch):
-    """Over the anneal and all of DANN's turns, dropout included."""
+def test_captured_updates_equal_eager_updates(name: str, variant: str | None, monkeypatch: pytest.MonkeyPatch):
+    """Bit for bit, across penalty annealing and DANN's phases, with dropout."""
     torch.manual_seed(0)
     changes = {"mlp_dropout": 0.5} if name == "DANN" else {}
     eager = with_fused_adam(make(name, variant, **changes))
     captured = copy.deepcopy(eager)
     torch.manual_seed(5)
     expected = [{k: v.item() for k, v in eager.update(batch).items()} for batch in batches(UPDATES)]
-    calls = counted(captured, monkeypatch)
+    calls = record_phases(captured, monkeypatch)
     tape = Tape()
     steps = CapturedSteps(captured, tape)
     torch.manual_seed(5)
-    told = [{k: float(v) for k, v in steps.update(batch).items()} for batch in batches(UPDATES)]
+    metrics = [{k: float(v) for k, v in steps.update(batch).items()} for batch in batches(UPDATES)]
     assert steps.reason == ""
     phases = PHASES.get(name, {"update"})
-    if variant == "all_layers":  # whose memory format torch chooses anew at every call
+    if variant == "all_layers":  # torch may choose a different memory format in each call
         assert_same(captured, eager, rtol=1e-4, atol=1e-6)
     else:
-        assert told == expected
+        assert metrics == expected
         assert_same(captured, eager, rtol=0, atol=0)
     assert sorted(calls) == sorted(3 * list(phases))
     assert tape.captured == len(phases)
     assert tape.replayed == UPDATES - 2 * len(phases)
 
 
-def test_the_plain_adam_is_the_same_within_rounding():
+def test_captured_updates_equal_those_of_the_default_adam_within_rounding():
     torch.manual_seed(0)
     eager = make("Fishr")
     captured = copy.deepcopy(eager)
@@ -111,13 +112,13 @@ def test_the_plain_adam_is_the_same_within_rounding():
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 6, 7, 8, 20])
 @pytest.mark.parametrize("name", ["IRM", "DANN"])
-def test_gone_on_with_it_gives_the_same_bits(name: str, stop: int):
-    """Also from a checkpoint between the recording of two phases, and by the other engine."""
+def test_resumed_captured_updates_equal_undisturbed(name: str, stop: int):
+    """Also from a checkpoint between the captures of two phases, and if resumed eagerly."""
     torch.manual_seed(0)
-    whole = with_fused_adam(make(name))
-    first = copy.deepcopy(whole)
+    undisturbed = with_fused_adam(make(name))
+    first = copy.deepcopy(undisturbed)
     for batch in batches(30):
-        whole.update(batch)
+        undisturbed.update(batch)
     steps = CapturedSteps(first, Tape())
     for batch in batches(30)[:stop]:
         steps.update(batch)
@@ -127,10 +128,10 @@ def test_gone_on_with_it_gives_the_same_bits(name: str, stop: int):
         steps = engine(second)
         for batch in batches(30)[stop:]:
             steps.update(batch)
-        assert_same(second, whole, rtol=0, atol=0)
+        assert_same(second, undisturbed, rtol=0, atol=0)
 
 
-def test_unlabeled_images_are_seen_too():
+def test_captured_updates_receive_unlabeled_images():
     class Adapting(ERM):
         def update(self, minibatches, unlabeled=None):
             loss = self.predict(unlabeled[0]).square().mean() + F.cross_entropy(self.predict(minibatches[0][0]),
@@ -154,8 +155,8 @@ def test_unlabeled_images_are_seen_too():
     assert_same(captured, eager, rtol=0, atol=0)
 
 
-class Written(ERM):
-    """A user's own algorithm, with something that the device alone would not do."""
+class UserAlgorithm(ERM):
+    """A user's algorithm. Subclasses do something that a replay would not repeat."""
 
     def __init__(self) -> None:
         super().__init__((2, 8, 8), 3, 3, default_hparams("ERM", "ColoredDigits"))
@@ -166,7 +167,7 @@ class Written(ERM):
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3)
 
     def weight(self, loss: torch.Tensor) -> torch.Tensor | float:
-        """Of the loss."""
+        """Return the weight of the loss."""
         return 1.0
 
     def update(self, minibatches, unlabeled=None):
@@ -178,72 +179,72 @@ class Written(ERM):
         return {"loss": loss.detach()}
 
 
-class ReadsTheLoss(Written):
+class ReadsTheLoss(UserAlgorithm):
     def weight(self, loss):
         return 0.5 if loss.item() > 1 else 1.0
 
 
-class Counts(Written):
+class Counts(UserAlgorithm):
     def weight(self, loss):
         self.count += 1
         return 1 / self.count
 
 
-class Decays(Written):
+class Decays(UserAlgorithm):
     def weight(self, loss):
         self.rate *= 0.9
         return self.rate
 
 
-class Appends(Written):
+class Appends(UserAlgorithm):
     def weight(self, loss):
         self.seen.append(1.0)
         return 1 / len(self.seen)
 
 
-class Replaces(Written):
+class Replaces(UserAlgorithm):
     def weight(self, loss):
         self.mean = 0.9 * self.mean + 0.1 * loss.detach()
         return self.mean
 
 
-class DrawsWithNumpy(Written):
+class DrawsWithNumpy(UserAlgorithm):
     def weight(self, loss):
         return float(np.random.beta(1, 1))
 
 
-class DrawsWithPython(Written):
+class DrawsWithPython(UserAlgorithm):
     def weight(self, loss):
         return random.random()
 
 
-class Schedules(Written):
+class Schedules(UserAlgorithm):
     def update(self, minibatches, unlabeled=None):
-        figures = super().update(minibatches)
+        metrics = super().update(minibatches)
         self.scheduler.step()
-        return figures
+        return metrics
 
 
-class HasAnOddAttribute(Written):
+class HasUnsavableAttribute(UserAlgorithm):
     def weight(self, loss):
         self.odd = {1, 2}
         return 1.0
 
 
-class ChangesItsHparams(Written):
+class ChangesHparams(UserAlgorithm):
     def weight(self, loss):
         self.hparams["lr"] *= 0.5
         return self.hparams["lr"]
 
 
-class ChangesAModulesAttribute(Written):
+class ChangesModuleAttribute(UserAlgorithm):
     def weight(self, loss):
         self.featurizer.temperature = getattr(self.featurizer, "temperature", 1.0) / 2
         return self.featurizer.temperature
 
 
-class HandsItsPlaceBack(Written):
-    """The new tensor may come to lie where the old one lay."""
+class ReusesMemory(UserAlgorithm):
+    """Replaces a tensor by one that may be allocated at the same address."""
 
     def weight(self, loss):
         old = self.mean.clone()
@@ -252,8 +253,8 @@ class HandsItsPlaceBack(Written):
         return self.mean
 
 
-class ChangesAnObject(Written):
-    """With a state of its own that holds one."""
+class ChangesObject(UserAlgorithm):
+    """Defines a training state that contains a mutable object, and changes it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,8 +268,8 @@ class ChangesAnObject(Written):
         return self.queue[-1]
 
 
-class Wraps(Written):
-    """Its counter begins anew, which the watched update does not show."""
+class CounterWrapsAround(UserAlgorithm):
+    """Resets its counter, but not in the update that is checked."""
 
     @property
     def phase(self) -> str:
@@ -279,8 +280,8 @@ class Wraps(Written):
         return 1.0 + self.count
 
 
-class WaitsLater(Written):
-    """Not yet when it is watched: only the recording finds it."""
+class SynchronizesLater(UserAlgorithm):
+    """Synchronizes with the device, but not in the update that is checked: only capturing it fails."""
 
     phase = "mine"
 
@@ -290,7 +291,7 @@ class WaitsLater(Written):
 
 
 class FadesIn(DANN):
-    """A subclass of one that has phases, of which what it adds is no part."""
+    """Depends on the update count in a way that the inherited `phase` does not reflect."""
 
     def __init__(self) -> None:
         super().__init__((2, 8, 8), 3, 3, default_hparams("DANN", "ColoredDigits"))
@@ -300,55 +301,55 @@ class FadesIn(DANN):
 
 
 @pytest.mark.parametrize(
-    ("written", "reason"),
+    ("algorithm_class", "reason"),
     [
-        (ReadsTheLoss, "waits for the device"),
-        (Counts, "counts on the host (count), and Counts has no `phase` of its own"),
-        (FadesIn, "counts on the host (update_count), and FadesIn has no `phase` of its own"),
+        (ReadsTheLoss, "synchronizes with the device"),
+        (Counts, "counts on the host (count), but Counts does not define a `phase` of its own"),
+        (FadesIn, "counts on the host (update_count), but FadesIn does not define a `phase` of its own"),
         (Decays, "changes rate on the host"),
         (Appends, "changes seen"),
-        (Replaces, "keeps mean in a new place"),
+        (Replaces, "replaces the tensor mean"),
         (DrawsWithNumpy, "numpy's random generator"),
         (DrawsWithPython, "python's random generator"),
         (Schedules, "on the host"),
-        (HasAnOddAttribute, "attribute 'odd', a set"),
-        (ChangesItsHparams, "changes hparams.lr on the host"),
-        (ChangesAModulesAttribute, "changes featurizer.temperature on the host"),
-        (HandsItsPlaceBack, "keeps mean in a new place"),
-        (ChangesAnObject, "changes 1 on the host"),
-        (Wraps, "its count does not rise by 1 each time"),
-        (WaitsLater, "not permitted when stream is capturing"),
+        (HasUnsavableAttribute, "attribute 'odd', a set"),
+        (ChangesHparams, "changes hparams.lr on the host"),
+        (ChangesModuleAttribute, "changes featurizer.temperature on the host"),
+        (ReusesMemory, "replaces the tensor mean"),
+        (ChangesObject, "changes 1 on the host"),
+        (CounterWrapsAround, "count does not increase by 1 in every update"),
+        (SynchronizesLater, "not permitted when stream is capturing"),
     ],
 )
-def test_what_cannot_be_captured_runs_as_it_is_written(
-    written: type[Algorithm], reason: str, capsys: pytest.CaptureFixture
+def test_update_that_cannot_be_captured_runs_eagerly(
+    algorithm_class: type[Algorithm], reason: str, capsys: pytest.CaptureFixture
 ):
     torch.manual_seed(0)
-    eager = with_fused_adam(written())
+    eager = with_fused_adam(algorithm_class())
     captured = copy.deepcopy(eager)
-    told = []
+    metrics = []
     for update in (eager.update, (steps := CapturedSteps(captured, Tape())).update):
         torch.manual_seed(3), np.random.seed(3), random.seed(3)
-        told.append([[figure.item() for figure in update(batch).values()] for batch in batches(12)])
-    assert told[0] == told[1]
+        metrics.append([[value.item() for value in update(batch).values()] for batch in batches(12)])
+    assert metrics[0] == metrics[1]
     for p, q in zip(eager.parameters(), captured.parameters(), strict=True):
         assert torch.equal(p, q)
     assert [value for value in vars(captured).values() if isinstance(value, int)] == [
         value for value in vars(eager).values() if isinstance(value, int)
     ]
     assert reason in steps.reason
-    assert capsys.readouterr().out.count("run as they are written") == 1
+    assert capsys.readouterr().out.count("falling back to eager updates") == 1
 
 
-def test_where_a_failed_recording_leaves_disorder_the_job_ends_with_advice():
-    steps = CapturedSteps(WaitsLater(), Tape(survives=False))
+def test_job_fails_if_the_device_is_unusable_after_a_failed_capture():
+    steps = CapturedSteps(SynchronizesLater(), Tape(survives_failure=False))
     for batch in batches(2):
         steps.update(batch)
-    with pytest.raises(UsageError, match=r"WaitsLater's updates can't be captured \(.*; with --engine eager they run"):
+    with pytest.raises(UsageError, match=r"cannot capture the updates of SynchronizesLater \(.*; pass --engine eager"):
         steps.update(batches(1)[0])
 
 
-def test_batches_of_another_shape_are_not_replayed():
+def test_batch_of_another_shape_runs_eagerly():
     torch.manual_seed(0)
     eager = with_fused_adam(make("ERM"))
     captured = copy.deepcopy(eager)
@@ -361,34 +362,34 @@ def test_batches_of_another_shape_are_not_replayed():
     assert_same(captured, eager, rtol=0, atol=0)
 
 
-def test_an_updates_own_mistake_is_not_taken_for_a_reason():
-    class Mistaken(Written):
+def test_usage_error_of_the_update_itself_is_raised():
+    class Fails(UserAlgorithm):
         def weight(self, loss):
             self.seen.append(1.0)
             if len(self.seen) == 2:
-                raise UsageError("mine")
+                raise UsageError("from the update")
             return 1.0
 
-    steps = CapturedSteps(Mistaken(), Tape())
+    steps = CapturedSteps(Fails(), Tape())
     steps.update(batches(1)[0])
-    with pytest.raises(UsageError, match="mine"):
+    with pytest.raises(UsageError, match="from the update"):
         steps.update(batches(1)[0])
     assert steps.reason == ""
 
 
 @pytest.mark.parametrize(("engine", "on_cpu", "on_gpu"), [("auto", False, True), ("eager", False, False)])
-def test_auto_captures_where_there_is_a_gpu(engine: str, on_cpu: bool, on_gpu: bool):
-    assert are_captured(engine, torch.device("cpu")) is on_cpu
-    assert are_captured(engine, torch.device("cuda")) is on_gpu
+def test_auto_captures_on_a_gpu_only(engine: str, on_cpu: bool, on_gpu: bool):
+    assert should_capture(engine, torch.device("cpu")) is on_cpu
+    assert should_capture(engine, torch.device("cuda")) is on_gpu
 
 
-def test_without_a_gpu_nothing_is_captured():
-    with pytest.raises(UsageError, match="needs a GPU"):
-        are_captured("captured", torch.device("cpu"))
+def test_engine_captured_requires_a_gpu():
+    with pytest.raises(UsageError, match="requires a GPU"):
+        should_capture("captured", torch.device("cpu"))
 
 
-def test_a_captured_runs_optimizer_is_a_plain_one_again():
-    """As where a job that began on a GPU goes on without."""
+def test_eager_steps_reset_a_captured_optimizer():
+    """As when a job started on a GPU is resumed without one."""
     torch.manual_seed(0)
     plain = make("ERM")
     for batch in batches(4):
@@ -396,7 +397,7 @@ def test_a_captured_runs_optimizer_is_a_plain_one_again():
     other = copy.deepcopy(plain)
     for group in other.optimizer.param_groups:
         group.update(capturable=True)
-    steps = make_steps(other, torch.device("cpu"), captured=False)
+    steps = make_steps(other, torch.device("cpu"), is_captured=False)
     for batch in batches(8)[4:]:
         plain.update(batch)
         steps.update(batch)
@@ -404,11 +405,13 @@ def test_a_captured_runs_optimizer_is_a_plain_one_again():
     assert not any(group["capturable"] for group in other.optimizer.param_groups)
 
 
-@pytest.mark.parametrize("stop_at", [None, 5, 12, 21], ids=["whole", "stopped early", "as graphs begin", "late"])
-def test_a_captured_job_writes_the_records_of_an_eager_one(
+@pytest.mark.parametrize(
+    "stop_at", [None, 5, 12, 21], ids=["undisturbed", "stopped early", "stopped at captures", "stopped late"]
+)
+def test_records_of_a_captured_job_equal_those_of_an_eager_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int | None
 ):
-    """Its figures are means over updates, so that none was told twice or lost; also if it was stopped and went on."""
+    """Metrics are means over updates, so no update is counted twice or lost, also if the job is stopped and resumed."""
     hparams = '{"irm_penalty_anneal_iters": 8, "batch_size": 8, "irm_lambda": 10}'
 
     def config(folder: str) -> JobConfig:
@@ -424,29 +427,28 @@ def test_a_captured_job_writes_the_records_of_an_eager_one(
 
     engine_train.train(config("eager"))
     tapes: list[Tape] = []
-    monkeypatch.setattr(engine_train, "are_captured", lambda engine, device: True)
+    monkeypatch.setattr(engine_train, "should_capture", lambda engine, device: True)
     monkeypatch.setattr(engine_steps, "CudaGraphs", lambda device: tapes.append(Tape()) or tapes[-1])
     if stop_at is not None:
-        asked = iter(range(1000))
+        calls = iter(range(1000))
         with pytest.raises(Interrupted):
-            engine_train.train(config("captured"), should_stop=lambda: next(asked) >= stop_at)
+            engine_train.train(config("captured"), JobControl(should_stop=lambda: next(calls) >= stop_at))
     engine_train.train(config("captured"))
     eager, captured = (read_job(tmp_path / folder)[0] for folder in ("eager", "captured"))
     assert [r["step"] for r in captured] == [r["step"] for r in eager] == [0, 10, 20, 24]
-    for ours, theirs in zip(captured, eager, strict=True):
+    for actual, expected in zip(captured, eager, strict=True):
         for name in ("loss", "nll", "penalty"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5)
-        assert [ours[f"env{i}_in_acc"] for i in range(3)] == pytest.approx(
-            [theirs[f"env{i}_in_acc"] for i in range(3)], abs=0.01
-        )
+            assert actual[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5)
+        for name in ("env0_in_acc", "env1_in_acc", "env2_in_acc"):
+            assert actual[name] == pytest.approx(expected[name], abs=0.01)
     assert tapes[-1].captured == 2 or stop_at in (12, 21)
     assert sum(tape.replayed for tape in tapes) > 10
 
 
 @pytest.fixture
-def gpu_without_rounding() -> Iterator[torch.device]:
+def gpu_without_tf32() -> Iterator[torch.device]:
     if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+        pytest.skip("requires a GPU")
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield torch.device("cuda")
@@ -454,33 +456,31 @@ def gpu_without_rounding() -> Iterator[torch.device]:
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_on_a_gpu_captured_updates_are_the_same_within_rounding(
-    name: str, variant: str | None, gpu_without_rounding: torch.device
-):
+def test_captured_updates_equal_eager_updates_on_a_gpu(name: str, variant: str | None, gpu_without_tf32: torch.device):
     torch.manual_seed(0)
-    eager = make(name, variant).to(gpu_without_rounding)
+    eager = make(name, variant).to(gpu_without_tf32)
     captured = copy.deepcopy(eager)
-    steps = make_steps(captured, gpu_without_rounding, captured=True)
+    steps = make_steps(captured, gpu_without_tf32, is_captured=True)
     assert isinstance(steps, CapturedSteps)
     assert isinstance(steps._graphs, CudaGraphs)
     for batch in batches(UPDATES):
         on_gpu = [(x.cuda(), y.cuda()) for x, y in batch]
         expected = {k: v.item() for k, v in eager.update(on_gpu).items()}
-        told = {k: float(v) for k, v in steps.update(on_gpu).items()}
-        assert told == pytest.approx(expected, rel=1e-2, abs=1e-4)
+        metrics = {k: float(v) for k, v in steps.update(on_gpu).items()}
+        assert metrics == pytest.approx(expected, rel=1e-2, abs=1e-4)
     assert steps.reason == ""
-    assert len(steps._recorded) == len(PHASES.get(name, {"update"}))
+    assert len(steps._captured) == len(PHASES.get(name, {"update"}))
     assert_same(captured, eager, rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("written", [ReadsTheLoss, Counts, Replaces, Schedules, WaitsLater])
-def test_on_a_gpu_what_cannot_be_captured_runs_as_it_is_written(written, gpu_without_rounding: torch.device):
+@pytest.mark.parametrize("algorithm_class", [ReadsTheLoss, Counts, Replaces, Schedules, SynchronizesLater])
+def test_update_that_cannot_be_captured_runs_eagerly_on_a_gpu(algorithm_class, gpu_without_tf32: torch.device):
     torch.manual_seed(0)
-    eager = written().to(gpu_without_rounding)
+    eager = algorithm_class().to(gpu_without_tf32)
     captured = copy.deepcopy(eager)
-    steps = make_steps(captured, gpu_without_rounding, captured=True)
-    if written is WaitsLater and not CudaGraphs.survives:
-        pytest.skip("a recording that fails ends the job on this torch")
+    steps = make_steps(captured, gpu_without_tf32, is_captured=True)
+    if algorithm_class is SynchronizesLater and not CudaGraphs.survives_failure:
+        pytest.skip("a failed capture leaves the GPU unusable in this version of torch")
     for batch in batches(12):
         on_gpu = [(x.cuda(), y.cuda()) for x, y in batch]
         eager.update(on_gpu), steps.update(on_gpu)

@@ -1,0 +1,21 @@
+"""How the caller of `train` follows a job and stops it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from domainbed.engine.lock import Lock
+
+
+@dataclass(frozen=True)
+class JobControl:
+    """A caller's control of a job. By default, the job runs to its end and acquires its own lock.
+
+    Attributes:
+        should_stop: called after every update and before every batch of an evaluation; True stops the job.
+        on_record: called with the step after each record has been written.
+        lock: the lock of the job's folder, if the caller already holds it.
+    """
+
+    should_stop: Callable[[], bool] = lambda: False
+    on_record: Callable[[int], None] = lambda step: None
+    lock: Lock | None = None

@@ -1,0 +1,92 @@
+"""Trackers add entries to a job's records (`--track NAME`). This module imports neither torch nor matplotlib."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tqdm import tqdm
+
+from domainbed.registry import Registry
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from domainbed.algorithms.base import Algorithm
+    from domainbed.engine.config import JobConfig
+    from domainbed.loading.base import Feed
+    from domainbed.loading.splits import Split
+
+NO_TRACKER = "nothing"
+
+
+class Tracker(ABC):
+    """Computes additional record entries from the algorithm's weights at each evaluation.
+
+    A tracker neither changes the algorithm nor draws from a global random generator: apart from the additional entries,
+    a tracked job equals an untracked one.
+
+    Args:
+        config: the job.
+        algorithm: the algorithm being trained.
+        splits: the split of each environment.
+        feed: reads the images.
+
+    Attributes:
+        PREFIX: starts the name of each entry.
+        CAPTION: describes the figure that `plot` returns.
+        MIN_TRAINING_DOMAINS: a job with fewer training environments is not tracked.
+
+    Raises:
+        UsageError: the algorithm cannot be tracked.
+    """
+
+    PREFIX: ClassVar[str]
+    CAPTION: ClassVar[str] = ""
+    MIN_TRAINING_DOMAINS: ClassVar[int] = 1
+
+    @abstractmethod
+    def __init__(
+        self, config: "JobConfig", algorithm: "Algorithm", splits: "Sequence[Split]", feed: "Feed"
+    ) -> None: ...
+
+    @abstractmethod
+    def record(self) -> dict[str, float]:
+        """Return the entries to add to the record of the current step."""
+
+    @staticmethod
+    def plot(records: "pd.DataFrame", styles: Mapping[str, Any], title: str = "") -> "Figure | None":
+        """Plot the recorded entries of several runs over training.
+
+        Args:
+            records: columns `algorithm`, `folder` (identifies the run), `step`, and the recorded entries.
+            styles: the `reporting.plots.style.Style` of each algorithm.
+            title: the figure's title.
+
+        Returns:
+            The figure, or None if there is nothing to plot.
+        """
+        return None
+
+
+TRACKERS: Registry[type[Tracker]] = Registry(
+    "tracker", {"landscape": "domainbed.landscape.track:LandscapeTracker"}, group="domainbed.trackers"
+)
+
+
+def make_tracker(
+    config: "JobConfig", algorithm: "Algorithm", splits: "Sequence[Split]", feed: "Feed"
+) -> Tracker | None:
+    """Return the tracker that `config.track` names, or None if there is nothing to track.
+
+    Raises:
+        UsageError: the tracker is unknown or cannot track this algorithm.
+    """
+    if config.track == NO_TRACKER:
+        return None
+    cls = TRACKERS[config.track]
+    tracker = cls(config, algorithm, splits, feed)
+    if len(config.environment_names()) - len(config.test_envs) < cls.MIN_TRAINING_DOMAINS:
+        tqdm.write(f"--track {config.track} requires {cls.MIN_TRAINING_DOMAINS} training domains; nothing is tracked")
+        return None
+    return tracker
