@@ -1,4 +1,4 @@
-"""What the command lines share: one clear line for a mistake, and status 2."""
+"""What all command lines share: the argument parser, error messages and exit statuses."""
 
 import argparse
 import os
@@ -8,27 +8,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError, one_line, suggest
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the default behind the help, where there is one to tell."""
+    """A help formatter that shows defaults, except for those that say nothing: None, False and the empty list."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing_to_tell = action.default is None or action.default is False or action.default == []
-        if nothing_to_tell or action.help is None:
+        if action.help is None or action.default is None or action.default is False or action.default == []:
             return action.help
         if isinstance(action.default, list | tuple):
-            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+            return f"{action.help} (default: {' '.join(map(str, action.default)).replace('%', '%%')})"
         return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line that names it, and flags can't be cut short."""
+    """An argument parser that reports errors as UsageError, suggests similar names, and rejects abbreviated flags."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, "allow_abbrev": False, **kwargs})
+        # A word such as -90%, the name of an environment, is a value and not a flag.
+        self._negative_number_matcher = re.compile(r"-\d")
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -41,12 +41,15 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(f"unknown argument {word}{hint} (see {prog} --help)")
         return parsed
 
-    def take_environments_for_values(self) -> None:
-        """Let -90%, an environment, be a value and no flag."""
-        self._negative_number_matcher = re.compile(r"-\d")
+    def set_defaults(self, **defaults: Any) -> None:
+        """Set defaults by destination. An option with a default is no longer required."""
+        super().set_defaults(**defaults)
+        for action in self._actions:
+            if action.dest in defaults:
+                action.required = False
 
     def flags(self, parsed: argparse.Namespace) -> list[str]:
-        """All flags, those of the chosen sub-command included."""
+        """Return all flags, including those of the chosen subcommand."""
         flags: list[str] = []
         for action in self._actions:
             flags += action.option_strings
@@ -55,104 +58,13 @@ class Parser(argparse.ArgumentParser):
         return flags
 
     def command(self, name: str) -> "Parser":
-        """The parser of a sub-command."""
+        """Return the parser of a subcommand."""
         choices = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
         return choices[0][name]
 
-
-# How images are read and evaluated, and what is saved when: the same for one job and for a sweep's.
-JOB_OPTIONS = (
-    "eval",
-    "clean_evaluation",
-    "on_bad_image",
-    "weights_dir",
-    "cache",
-    "cache_gb",
-    "resident_gb",
-    "loader_workers",
-    "save_every",
-    "deterministic",
-    "precision",
-    "engine",
-    "compile",
-    "track",
-    "save_model_every_checkpoint",
-)
-
-
-def add_job_options(p: argparse.ArgumentParser) -> None:
-    """Add the flags of JOB_OPTIONS."""
-    p.add_argument(
-        "--eval",
-        default=JobConfig.eval,
-        help="all: evaluate every split; splits: leave out the training environments' in splits, which no selection "
-        "method reads",
-    )
-    p.add_argument(
-        "--clean_evaluation",
-        action="store_true",
-        help="evaluate training environments without augmentation (published results are with it)",
-    )
-    p.add_argument(
-        "--on_bad_image",
-        default=JobConfig.on_bad_image,
-        help="error: a broken image ends the job; skip: another of its class takes its place, and records count it",
-    )
-    p.add_argument("--weights_dir", metavar="DIR", help="look here first for pretrained weights (then torch's cache)")
-    p.add_argument("--cache", metavar="DIR", help="keep decoded photographs here, for all jobs; made when first needed")
-    p.add_argument(
-        "--cache_gb", type=float, default=JobConfig.cache_gb, metavar="GIB", help="the most that --cache may hold"
-    )
-    p.add_argument(
-        "--resident_gb",
-        type=float,
-        metavar="GIB",
-        help="the most that images may take of the GPU for the whole job (default: half of what is free)",
-    )
-    p.add_argument(
-        "--loader_workers",
-        type=int,
-        metavar="N",
-        help="processes that read photographs ahead (default: beside a GPU one a core of the job's, up to 8; else 0)",
-    )
-    p.add_argument(
-        "--save_every",
-        type=float,
-        default=JobConfig.save_every,
-        metavar="MINUTES",
-        help="write a checkpoint to go on from after so many minutes, besides the one at every evaluation",
-    )
-    p.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="on a GPU, too, the same arguments give the same bits (slower; refuses operations that can't)",
-    )
-    p.add_argument(
-        "--precision",
-        default=JobConfig.precision,
-        help="tf32: float32, where convolutions on a GPU that has TF32 round their inputs to it (PyTorch's default); "
-        "fp32: nothing is rounded; bf16: featurizers in bfloat16 from float32 weights, heads and penalties in float32. "
-        "It is part of what names a job, for it determines results",
-    )
-    p.add_argument(
-        "--engine",
-        default=JobConfig.engine,
-        help="auto: on a GPU, updates are captured, one CUDA graph for each of the algorithm's phases, if it allows; "
-        "captured: the same, but an error without a GPU; eager: updates as they are written",
-    )
-    p.add_argument(
-        "--compile",
-        default=JobConfig.compile,
-        help="on, off: whether featurizers are compiled by torch.compile; auto: on a GPU, in jobs of 1,000 steps and "
-        "more, for the algorithms that come with this package",
-    )
-    p.add_argument(
-        "--track",
-        default=JobConfig.track,
-        help="landscape: at each evaluation, also record how far apart the training domains' risks, gradients and "
-        "Hessians are (of the classifier, on one batch of each); plot draws them",
-    )
-    p.add_argument("--save_model_every_checkpoint", action="store_true", help="leave a model at every evaluation, too")
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {suggest(value, action.choices)}")
 
 
 def add_import_option(p: argparse.ArgumentParser) -> None:
@@ -163,27 +75,44 @@ def add_import_option(p: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="MODULE",
-        help="your modules to import, such as my_algorithms",
+        help="your modules to import first, such as my_algorithms",
     )
 
 
+def command_name(name: str) -> str:
+    """Return a command as the user called it: `domainbed NAME` or `python -m domainbed.scripts.NAME`."""
+    if Path(sys.argv[0]).stem == "domainbed":
+        return f"domainbed {name}"
+    return f"python -m domainbed.scripts.{name}"
+
+
 def check_output(file: str | None, flag: str = "--output") -> None:
-    """See that the file of a flag, if given, can be written. Raises UsageError."""
-    if file and not Path(file).absolute().parent.is_dir():
-        raise UsageError(f"{flag} {file}: there is no folder {Path(file).absolute().parent}")
-    if file and Path(file).is_dir():
+    """Check that the file that a flag names can be written.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if file is None:
+        return
+    folder = Path(file).absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{flag} {file}: folder {folder} does not exist")
+    if Path(file).is_dir():
         raise UsageError(f"{flag} {file} is a folder; name a file in it")
-    if file and not os.access(Path(file).absolute().parent, os.W_OK):
-        raise UsageError(f"{flag} {file}: its folder can't be written to")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{flag} {file}: folder {folder} is not writable")
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
-    """Run a command line. A UsageError ends it with one line and status 2, Ctrl-C with status 130."""
-    if sys.stdout is None:  # `>&-`
+    """Run a command and exit with its status.
+
+    A UsageError or OSError prints one line and exits with status 2, Ctrl-C with 130, a closed pipe with 1.
+    """
+    if sys.stdout is None:  # closed by `>&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         status = main(None)
-        sys.stdout.flush()  # here, and not as Python ends, where an error would be told in Python's words
+        sys.stdout.flush()  # an error at interpreter shutdown would print a traceback
         sys.exit(status)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -191,18 +120,18 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output left (`| head`)
-        _end_output()
+    except BrokenPipeError:  # the reader of the output has exited (`| head`)
+        _discard_output()
         sys.exit(1)
-    except OSError as error:  # a disk that is full, a folder that may not be read
-        _end_output()
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or one_line(error)}", file=sys.stderr)
+    except OSError as error:  # such as a full disk or a missing permission
+        _discard_output()
+        prefix = f"{error.filename}: " if error.filename else ""
+        print(f"error: {prefix}{error.strerror or one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _end_output() -> None:
-    """Write what is yet to be written to stdout or, where that can't be, drop it: Python would try again as it ends."""
+def _discard_output() -> None:
+    """Write the buffered output, or discard it if that fails: Python would try again at shutdown."""
     try:
         sys.stdout.flush()
     except OSError:

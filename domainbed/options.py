@@ -1,53 +1,65 @@
-"""Options declared once, as fields of a dataclass: parser, validation and documentation come from the field.
+"""Command-line options that are declared once, as fields of a dataclass.
 
 @dataclass(frozen=True)
 class LocalOptions:
-    workers: int | None = option(None, help="jobs to run at once", metavar="N", at_least=1)
+    workers: int | None = option(None, help="number of jobs to run at once", metavar="N", at_least=1)
 
     def __post_init__(self) -> None:
         check_options(self)
 
 add_options(parser, LocalOptions)  # --workers N
+from_args(LocalOptions, parser.parse_args(["--workers", "2"]))  # LocalOptions(workers=2)
 LocalOptions(workers=0)  # UsageError: --workers must be at least 1, not 0
 """
 
 import argparse
+import operator
 import types
 import typing
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from domainbed.errors import UsageError, suggest
+from domainbed.registry import Registry
+
+COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 @dataclass(frozen=True)
 class Option:
-    """The part of an option that its field's name, type and default do not say.
+    """What the name, type and default of an option's field do not say.
 
     Attributes:
-        help: one phrase, without a period at its end.
-        flags: all flags, the first one named like the field; by default that one alone.
-        metavar: the placeholder for the value, a unit where there is one ("GIB").
-        choices: the allowed values.
-        at_least, at_most, above, below: bounds of a number.
+        help: a phrase, without a period at its end.
+        flags: the flags, if they differ from `--<name of the field>`; messages use the first one.
+        metavar: the placeholder of the value, a unit if it has one ("GIB").
+        choices: the allowed values, or a function that returns them. With a `metavar`, --help lists them after the
+            help; otherwise they are the placeholder.
+        if_unset: the meaning of the default None.
+        at_least, above, at_most, below: bounds of a number.
     """
 
     help: str
     flags: tuple[str, ...] = ()
     metavar: str | None = None
-    choices: tuple[str, ...] | None = None
+    choices: Collection[str] | Callable[[], Collection[str]] = ()
+    if_unset: str | None = None
     at_least: float | None = None
-    at_most: float | None = None
     above: float | None = None
+    at_most: float | None = None
     below: float | None = None
+
+    def allowed_values(self) -> Collection[str]:
+        """Return the allowed values; empty if any value is allowed."""
+        return self.choices() if callable(self.choices) else self.choices
 
 
 def option(default: Any = MISSING, *, compare: bool = True, **declaration: Any) -> Any:
     """Return a dataclass field that is also a command-line option.
 
     Args:
-        default: the field's default; without one the option is required.
+        default: the default of the field; an option without a default is required.
         compare: as in `dataclasses.field`.
         declaration: the attributes of `Option`.
     """
@@ -55,82 +67,103 @@ def option(default: Any = MISSING, *, compare: bool = True, **declaration: Any) 
 
 
 def add_options(parser: argparse._ActionsContainer, cls: type, skip: Container[str] = ()) -> None:
-    """Add a flag for each option of a dataclass, except for the fields named in `skip`.
+    """Add the options of a dataclass to a parser or an argument group.
 
-    A bool becomes two flags, `--x` and `--no_x`; a tuple takes one or more values.
+    A bool has two flags, `--x` and `--no_x`. A tuple takes one or more values.
+
+    Args:
+        parser: the parser or group.
+        cls: the dataclass.
+        skip: names of fields to leave out.
     """
     for f, declared, value_type in _options(cls):
         if f.name in skip:
             continue
-        flags = declared.flags or (f"--{f.name}",)
-        default = None if f.default is MISSING else f.default
+        kwargs: dict[str, Any] = {"dest": f.name, "required": f.default is MISSING, "help": _help(declared)}
+        kwargs["default"] = None if f.default is MISSING else f.default
         if value_type is bool:
-            parser.add_argument(*flags, action=BooleanAction, default=default, help=declared.help)
-            continue
-        kwargs: dict[str, Any] = {"help": declared.help, "default": default, "required": f.default is MISSING}
-        item_type = value_type
-        if typing.get_origin(value_type) is tuple:
-            kwargs["nargs"] = "+"
-            item_type = typing.get_args(value_type)[0]
-            kwargs["default"] = None if default is None else list(default)
-        if item_type is not str:
-            kwargs["type"] = item_type
-        if declared.choices:
-            kwargs["metavar"] = "{" + ",".join(declared.choices) + "}"
-        elif declared.metavar:
-            kwargs["metavar"] = declared.metavar
-        parser.add_argument(*flags, dest=f.name, **kwargs)
+            kwargs["action"] = BooleanAction
+        else:
+            if typing.get_origin(value_type) is tuple:
+                value_type = typing.get_args(value_type)[0]
+                kwargs["nargs"] = "+"
+                kwargs["default"] = None if kwargs["default"] is None else list(kwargs["default"])
+            kwargs["type"] = value_type
+            kwargs["metavar"] = _metavar(declared)
+        parser.add_argument(*_flags(f, declared), **kwargs)
 
 
 def from_args(cls: type, args: argparse.Namespace) -> Any:
-    """Return the dataclass made of the parsed options."""
+    """Return an instance of a dataclass with the parsed values of its options."""
     values = {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
+def to_args(instance: Any) -> list[str]:
+    """Return the command-line arguments that `from_args` turns into `instance`, without options at their defaults."""
+    args: list[str] = []
+    for f, declared, _ in _options(type(instance)):
+        flag, value = _flags(f, declared)[0], getattr(instance, f.name)
+        if value is None or value == f.default:
+            continue
+        if isinstance(value, bool):
+            args.append(flag if value else _negation(flag))
+        else:
+            args += [flag, *map(str, value if isinstance(value, tuple) else [value])]
+    return args
+
+
 def check_options(instance: Any) -> None:
-    """Check each option of a dataclass instance against its choices and bounds.
+    """Check the options of a dataclass instance against their choices and bounds.
 
     Raises:
-        UsageError: a value is not allowed; the message names its flag.
+        UsageError: a value is not allowed.
     """
     for f, declared, _ in _options(type(instance)):
-        value = getattr(instance, f.name)
+        flag, value = _flags(f, declared)[0], getattr(instance, f.name)
         if value is None:
             continue
-        if declared.choices and value not in declared.choices:
-            raise UsageError(f"unknown {f.name} {value!r}; {suggest(value, declared.choices)}")
-        rules = _rules(declared)
-        # "not", so that NaN breaks every rule.
-        if rules and not all(holds(value) for _, holds in rules):
-            raise UsageError(f"--{f.name} must be {' and '.join(words for words, _ in rules)}, not {value}")
+        allowed = declared.allowed_values()
+        for item in value if isinstance(value, tuple) else (value,):
+            if allowed and item not in allowed:
+                kind = f"unknown {allowed.kind}" if isinstance(allowed, Registry) else f"invalid {flag}"
+                raise UsageError(f"{kind} {item!r}; {suggest(item, allowed)}")
+        bounds = {name: bound for name in COMPARISONS if (bound := getattr(declared, name)) is not None}
+        # NaN is within no bounds.
+        if not all(COMPARISONS[name](value, bound) for name, bound in bounds.items()):
+            required = " and ".join(f"{name.replace('_', ' ')} {bound:,}" for name, bound in bounds.items())
+            raise UsageError(f"{flag} must be {required}, not {value}")
 
 
 def options_table(*classes: type) -> str:
-    """Return a Markdown table of all options of these dataclasses."""
+    """Return a Markdown table of the options of some dataclasses."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for cls in classes:
-        for f, declared, _ in _options(cls):
-            default = "" if f.default in (MISSING, None, False, ()) else f"`{_shown(f.default)}`"
-            meaning = declared.help.replace("%%", "%").replace("|", "\\|")
-            if declared.choices:
-                meaning = f"{', '.join(f'`{c}`' for c in declared.choices)}: {meaning}"
-            rows.append(f"| `--{f.name}` | {default} | {meaning} |")
+        for f, declared, value_type in _options(cls):
+            placeholder = None if value_type is bool else _metavar(declared)
+            flag = " ".join(filter(None, [_flags(f, declared)[0], placeholder]))
+            if f.default is MISSING:
+                default = "required"
+            elif f.default is None or f.default is False or f.default == ():
+                default = declared.if_unset or ""
+            else:
+                default = f"`{' '.join(f.default) if isinstance(f.default, tuple) else f.default}`"
+            rows.append(f"| `{flag}` | {default} | {declared.help} |")
     return "\n".join(rows) + "\n"
 
 
 class BooleanAction(argparse.Action):
-    """`--x` stores True and `--no_x` False; help lists only the former."""
+    """An action with flags `--x`, which stores True, and `--no_x`, which stores False."""
 
     def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
-        negations = [f"--no_{flag.removeprefix('--')}" for flag in option_strings if flag.startswith("--")]
-        super().__init__([*option_strings, *negations], dest, nargs=0, **kwargs)
+        self.negations = [_negation(flag) for flag in option_strings]
+        super().__init__([*option_strings, *self.negations], dest, nargs=0, **kwargs)
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, flag: str | None = None) -> None:
-        setattr(namespace, self.dest, not (flag or "").startswith("--no_"))
+        setattr(namespace, self.dest, flag not in self.negations)
 
     def format_usage(self) -> str:
-        return self.option_strings[0]
+        return self.negations[0] if self.default else self.option_strings[0]
 
 
 def _options(cls: type) -> Iterator[tuple[Field, Option, Any]]:
@@ -139,25 +172,31 @@ def _options(cls: type) -> Iterator[tuple[Field, Option, Any]]:
     for f in fields(cls):
         if (declared := f.metadata.get("option")) is None:
             continue
-        kind = hints[f.name]
-        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-            (kind,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
-        yield f, declared, kind
+        value_type = hints[f.name]
+        if isinstance(value_type, types.UnionType) or typing.get_origin(value_type) is typing.Union:
+            (value_type,) = (arg for arg in typing.get_args(value_type) if arg is not type(None))
+        yield f, declared, value_type
 
 
-def _rules(declared: Option) -> list[tuple[str, Any]]:
-    """Return each bound in words, with the function that checks it."""
-    rules: list[tuple[str, Any]] = []
-    for words, bound, holds in (
-        ("at least", declared.at_least, lambda value, bound: value >= bound),
-        ("above", declared.above, lambda value, bound: value > bound),
-        ("at most", declared.at_most, lambda value, bound: value <= bound),
-        ("below", declared.below, lambda value, bound: value < bound),
-    ):
-        if bound is not None:
-            rules.append((f"{words} {bound:,}", lambda value, bound=bound, holds=holds: holds(value, bound)))
-    return rules
+def _flags(f: Field, declared: Option) -> tuple[str, ...]:
+    return declared.flags or (f"--{f.name}",)
 
 
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)
+def _metavar(declared: Option) -> str | None:
+    if declared.choices and not declared.metavar:
+        return "{" + ",".join(declared.allowed_values()) + "}"
+    return declared.metavar
+
+
+def _negation(flag: str) -> str:
+    return f"--no_{flag.removeprefix('--')}"
+
+
+def _help(declared: Option) -> str:
+    """Return the help of an option as argparse expects it."""
+    text = declared.help
+    if declared.choices and declared.metavar:
+        text += f": {', '.join(declared.allowed_values())}"
+    if declared.if_unset:
+        text += f" (default: {declared.if_unset})"
+    return text.replace("%", "%%")

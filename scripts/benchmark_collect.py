@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""How long a large sweep takes to read: collect_results for the first time, again, and after some jobs have gone on.
+"""Measure collect_results on a large sweep: the first call, a repeated call, and a call after some jobs have changed.
 
-The sweep is made first: job folders as ColoredMNIST and RotatedMNIST give them, with records that a model selection can
-read. Each command is a process of its own, whose time and memory (the most that it and its own processes held at the
-same time) are told. `scripts/benchmark collect --help` tells the sizes.
+The sweep is generated: job folders of ColoredMNIST and RotatedMNIST with random records. Each command runs as a
+process. The benchmark reports its time and its peak memory, including child processes.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from joblib import Parallel, delayed
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also works if the package is not installed
 
 from domainbed import cli
 from domainbed.errors import UsageError
@@ -29,7 +28,7 @@ from domainbed.scripts import sweep
 from domainbed.sweep.job import Job
 from domainbed.sweep.log import log_launch
 
-JOBS_A_DRAW = 63  # 7 algorithms x (3 + 6) test environments
+JOBS_PER_DRAW = 63  # 7 algorithms x (3 + 6) test environments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check_sweep_options(args)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        jobs, told = make_sweep(Path(folder), launch_words(folder, args.jobs, n_trials=3), args.records)
-        print(told, flush=True)
+        jobs, summary = make_sweep(Path(folder), launch_words(folder, args.jobs, n_trials=3), args.records)
+        print(summary, flush=True)
         words = ["--input_dir", folder]
         show("the first time", *words)
-        show("again, nothing has changed", *words)
+        show("again, no job has changed", *words)
         changed = jobs[:: max(1, len(jobs) // 100)]
         for job in changed:
             (job.folder / DONE_FILE).unlink()
@@ -53,14 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_sweep_options(parser: cli.Parser, jobs: int, records: int) -> None:
-    """Add --jobs and --records, with these defaults, and --dir."""
-    parser.add_argument("--jobs", type=int, default=jobs, help="jobs in the sweep, at least")
-    parser.add_argument("--records", type=int, default=records, help="records a job; PACS has 18, ColoredMNIST 51")
-    parser.add_argument("--dir", help="where to make the sweep, deleted afterwards (default: the temporary folder)")
+    """Add --jobs and --records, with the given defaults, and --dir."""
+    parser.add_argument("--jobs", type=int, default=jobs, help="minimum number of jobs in the sweep")
+    parser.add_argument("--records", type=int, default=records, help="records per job (PACS has 18, ColoredMNIST 51)")
+    parser.add_argument(
+        "--dir", help="folder to create the sweep in; it is deleted afterwards (default: the system's temporary folder)"
+    )
 
 
 def check_sweep_options(args: argparse.Namespace) -> None:
-    """Raises UsageError: of these options, one can't be."""
+    """Raise a UsageError if one of these options is invalid."""
     for name in ("jobs", "records"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}")
@@ -69,26 +70,27 @@ def check_sweep_options(args: argparse.Namespace) -> None:
 
 
 def launch_words(folder: str, n_jobs: int, n_trials: int) -> list[str]:
-    """The arguments of the launch, into this folder, that asks for at least so many jobs."""
+    """Return the arguments of a launch of at least `n_jobs` jobs into a folder."""
     words = ["launch", "--datasets", "ColoredMNIST", "RotatedMNIST", "--output_dir", folder]
-    return [*words, "--n_trials", str(n_trials), "--n_hparams", str(-(-n_jobs // (JOBS_A_DRAW * n_trials)))]
+    return [*words, "--n_trials", str(n_trials), "--n_hparams", str(-(-n_jobs // (JOBS_PER_DRAW * n_trials)))]
 
 
 def make_sweep(folder: Path, words: Sequence[str], n_records: int) -> tuple[list[Job], str]:
-    """Make the folders of the jobs that this launch asks for, all done. Returns the jobs, and how much that is."""
-    began = time.perf_counter()
+    """Create the folders of the jobs of a launch, all of them done. Return the jobs and a summary."""
+    start = time.perf_counter()
     launched = sweep.parser().parse_args(words)
-    jobs = sweep.jobs_of(launched)
+    grid = sweep.grid_of(launched)
+    jobs = grid.jobs(folder)
     parts = [jobs[i : i + 1000] for i in range(0, len(jobs), 1000)]
     size = sum(Parallel(os.cpu_count())(delayed(write_jobs)(part, n_records) for part in parts))
-    log_launch(folder, sweep.grid_of(launched))
-    told = f"{size / 2**30:.1f} GiB" if size > 2**30 else f"{size / 2**20:.0f} MiB"
-    told = f"{len(jobs):,} jobs of {n_records} records, {told}, made in {time.perf_counter() - began:.0f} s"
-    return jobs, f"{told}; {len(os.sched_getaffinity(0))} cores"
+    log_launch(folder, grid)
+    amount = f"{size / 2**30:.1f} GiB" if size > 2**30 else f"{size / 2**20:.0f} MiB"
+    summary = f"{len(jobs):,} jobs of {n_records} records, {amount}, created in {time.perf_counter() - start:.0f} s"
+    return jobs, f"{summary}; {len(os.sched_getaffinity(0))} cores"
 
 
 def write_jobs(jobs: Sequence[Job], n_records: int) -> int:
-    """Make some finished jobs' folders. Returns how many bytes of records."""
+    """Create the folders of finished jobs. Return the size of their records in bytes."""
     for job in jobs:
         job.folder.mkdir()
         (job.folder / DONE_FILE).write_text("done")
@@ -96,20 +98,20 @@ def write_jobs(jobs: Sequence[Job], n_records: int) -> int:
 
 
 def write_records(job: Job, n_records: int) -> int:
-    """Write a job's records, whose accuracies rise, more or less. Returns how many bytes."""
+    """Write random records of a job, with rising accuracies. Return their size in bytes."""
     environments = job.config.environment_names()
     accuracies = [f"env{e}_{part}_acc" for e in range(len(environments)) for part in ("in", "out")]
-    figures = [*accuracies, "epoch", "loss", "mem_gb", "step_time"]
+    metrics = [*accuracies, "epoch", "loss", "mem_gb", "step_time"]
     common = {
         "args": job.config.args(),
         "hparams": job.config.resolved_hparams(),
         "environments": environments,
         "bad_images": 0,
     }
-    # What json.dumps gives for a record, with places for the figures, is filled in much faster than made anew.
-    record = json.dumps(common | dict.fromkeys([*figures, "step"], "\0"), sort_keys=True) + "\n"
+    # Filling in a template is much faster than calling json.dumps for each record.
+    record = json.dumps(common | dict.fromkeys([*metrics, "step"], "\0"), sort_keys=True) + "\n"
     template = record.replace("%", "%%").replace(json.dumps("\0"), "%r")
-    order = sorted([*figures, "step"])
+    order = sorted([*metrics, "step"])
     draws = np.random.default_rng(int(job.folder.name[:8], 16))
     columns = {name: draws.random(n_records).tolist() for name in order}
     rise = 0.5 + 0.4 * np.sqrt(np.arange(n_records) / n_records)
@@ -120,31 +122,31 @@ def write_records(job: Job, n_records: int) -> int:
     return len(text)
 
 
-def show(what: str, *words: str) -> None:
-    """Run collect_results, see that it ends well, and print how long it took and how much memory."""
-    began = time.perf_counter()
+def show(name: str, *words: str) -> None:
+    """Run collect_results, check that it succeeds, and print its time and memory."""
+    start = time.perf_counter()
     command = [sys.executable, "-m", "domainbed.scripts.collect_results", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    most = 0
+    peak = 0
 
     def watch() -> None:
-        nonlocal most
+        nonlocal peak
         while process.poll() is None:
-            most = max(most, memory_of(process.pid))
+            peak = max(peak, memory_of(process.pid))
             time.sleep(0.05)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     out, err = process.communicate()
     watcher.join()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     if process.returncode != 0 or "ColoredMNIST" not in out:
-        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}:\n{err}")
-    print(f"{what:32} {seconds:6.1f} s   {most / 2**30:5.2f} GiB", flush=True)
+        raise SystemExit(f"{' '.join(command)} exited with status {process.returncode}:\n{err}")
+    print(f"{name:32} {seconds:6.1f} s   {peak / 2**30:5.2f} GiB", flush=True)
 
 
 def memory_of(pid: int) -> int:
-    """The bytes that a process and its children hold for themselves (Linux)."""
+    """Return the private memory of a process and its children in bytes (Linux)."""
     total = 0
     for process in (Path("/proc") / str(pid), *children_of(pid)):
         try:
@@ -156,7 +158,7 @@ def memory_of(pid: int) -> int:
 
 
 def children_of(pid: int) -> list[Path]:
-    """The /proc folders of all processes that descend from one."""
+    """Return the /proc folders of all descendants of a process."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""How many photographs a second reach the training loop: the usual pipeline of PIL images beside ours, in one run.
+"""Measure the photographs per second that reach the training loop, with a usual PIL pipeline and with the package's.
 
 scripts/benchmark data --data_dir data
 """
@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also works if the package is not installed
 
 import timing
 
@@ -27,7 +27,7 @@ from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD
 from domainbed.datasets import get_dataset_class
 from domainbed.loading.base import Request
 from domainbed.loading.image_cache import open_cached
-from domainbed.loading.photo_feed import Files, Images, PhotoEnvironment, PhotoFeed
+from domainbed.loading.photo_feed import FileImages, ImageSource, PhotoEnvironment, PhotoFeed
 from domainbed.loading.sampling import BatchSampler
 
 PUBLISHED = transforms.Compose(
@@ -43,9 +43,9 @@ PUBLISHED = transforms.Compose(
 
 
 class PlainImages(Dataset):
-    """An image at a time through torchvision's transforms, from its file or from a pack of decoded images."""
+    """A dataset that applies torchvision's transforms to single images, read from files or from a pack."""
 
-    def __init__(self, files: list[str], labels: np.ndarray, decoded: Images | None) -> None:
+    def __init__(self, files: list[str], labels: np.ndarray, decoded: ImageSource | None) -> None:
         self.files, self.labels, self.decoded = files, labels, decoded
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
@@ -56,46 +56,50 @@ class PlainImages(Dataset):
         return PUBLISHED(image), self.labels[i]
 
 
-def plain(files: list[str], labels: np.ndarray, decoded: Images | None, batch: int, workers: int) -> Iterable:
-    """Batches without end, as a plain DataLoader gives them."""
-    indices = itertools.chain.from_iterable(tables(len(files), batch))
+def plain_batches(
+    files: list[str], labels: np.ndarray, decoded: ImageSource | None, batch: int, workers: int
+) -> Iterable:
+    """Return endless batches of a plain DataLoader."""
+    indices = itertools.chain.from_iterable(batch_indices(len(files), batch))
     data = PlainImages(files, labels, decoded)
     return DataLoader(data, sampler=indices, batch_size=batch, num_workers=workers)
 
 
-def ours(files: list[str], labels: np.ndarray, images: Images, batch: int, workers: int, device: str) -> Iterable:
-    """Batches without end, as a job with three training environments gets them: three a request."""
+def package_batches(
+    files: list[str], labels: np.ndarray, images: ImageSource, batch: int, workers: int, device: str
+) -> Iterable:
+    """Return endless batches as in a job with three training environments, which requests three at a time."""
     environment = PhotoEnvironment(images, files, labels, np.zeros(len(files)))
     feed = PhotoFeed([environment], (224, 224), torch.device(device), workers)
-    asked = (Request(0, indices, 1, batch * i) for i, indices in enumerate(tables(len(files), batch)))
-    return itertools.chain.from_iterable(feed.batches(zip(asked, asked, asked, strict=False)))
+    requests = (Request(0, indices, 1, batch * i) for i, indices in enumerate(batch_indices(len(files), batch)))
+    return itertools.chain.from_iterable(feed.batches(zip(requests, requests, requests, strict=False)))
 
 
-def tables(n: int, batch: int) -> Iterator[np.ndarray]:
+def batch_indices(n: int, batch: int) -> Iterator[np.ndarray]:
     sampler = BatchSampler(np.arange(n), batch, seed=0, env=0)
     return (sampler.batches(step, step + 1)[0] for step in itertools.count())
 
 
 def rate(batches: Iterable, seconds: float, batch: int, device: str) -> float:
-    """Images a second, once the workers have started and their first batches are used up."""
+    """Return the images per second, after the workers have started and their first batches are used up."""
     iterator = iter(batches)
     for _ in range(60):
         next(iterator)
-    began, n = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         next(iterator)
         if device == "cuda":
             torch.cuda.synchronize()
         n += 1
-    return n * batch / (time.perf_counter() - began)
+    return n * batch / (time.perf_counter() - start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(prog="scripts/benchmark data", description=__doc__)
-    parser.add_argument("--data_dir", required=True, help="folder that holds PACS/, or any of it")
-    parser.add_argument("--workers", type=int, default=joblib.cpu_count(), help="loader processes of each pipeline")
-    parser.add_argument("--batch", type=int, default=32, help="images a batch")
-    parser.add_argument("--seconds", type=float, default=5, help="that each measurement takes")
+    parser.add_argument("--data_dir", required=True, help="folder that contains PACS, or a part of it")
+    parser.add_argument("--workers", type=int, default=joblib.cpu_count(), help="number of worker processes")
+    parser.add_argument("--batch", type=int, default=32, help="images per batch")
+    parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement in seconds")
     timing.add_options(parser, repeats=3)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -106,29 +110,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as cache:
         (pack,) = open_cached(Path(cache), 100, {"PACS": files}) or [None]
-        of = files, labels
         sides = {
-            "plain: files, PIL, image by image": lambda: plain(*of, None, args.batch, args.workers),
-            "cached: pack, PIL, image by image": lambda: plain(*of, pack, args.batch, args.workers),
-            "batched: files, tensors": lambda: ours(*of, Files(files), args.batch, args.workers, device),
-            "batched and cached: pack, tensors": lambda: ours(*of, pack, args.batch, args.workers, device),
+            "plain: files, PIL, image by image": lambda: plain_batches(files, labels, None, args.batch, args.workers),
+            "cached: pack, PIL, image by image": lambda: plain_batches(files, labels, pack, args.batch, args.workers),
+            "batched: files, tensors": lambda: package_batches(
+                files, labels, FileImages(files), args.batch, args.workers, device
+            ),
+            "batched and cached: pack, tensors": lambda: package_batches(
+                files, labels, pack, args.batch, args.workers, device
+            ),
         }
         if device == "cuda":
             resident = pack.to(torch.device("cuda"))
-            sides["resident: pack on the GPU"] = lambda: ours(*of, resident, args.batch, 0, device)
+            sides["resident: pack on the GPU"] = lambda: package_batches(files, labels, resident, args.batch, 0, device)
         print(f"{len(files)} PACS images, {args.workers} workers, batches of {args.batch} to {device}, ", end="")
         print(f"torch {torch.__version__}, median of {args.repeats} rounds of {args.seconds:g} s", flush=True)
         measures = {
             name: lambda batches=batches: rate(batches(), args.seconds, args.batch, device)
             for name, batches in sides.items()
         }
-        rates = timing.interleaved(measures, args.repeats, warm_up=False)  # each warms up by itself
+        rates = timing.interleaved(measures, args.repeats, warm_up=False)  # each measurement has its own warm-up
         report.record("loading", "images/s", rates)
         first = statistics.median(next(iter(rates.values())))
         for name, samples in rates.items():
             median, spread = statistics.median(samples), f"({min(samples):.0f} to {max(samples):.0f})"
             print(f"{name:36s} {median:8.0f} images/s  {median / first:5.1f}x  {spread}")
-    return report.end()
+    return report.finish()
 
 
 if __name__ == "__main__":

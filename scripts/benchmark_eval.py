@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The evaluation of every image of a dataset: a plain loop over DataLoaders beside a job's own, in one run.
+"""Measure the evaluation of every image of a dataset, as in a job and with a plain loop over DataLoaders.
 
-For datasets whose images are arrays (the MNISTs and the digits). ERM's network, trained for a moment, is evaluated by
-all sides, whose accuracies are held against those of the plain loop.
+Supports datasets of arrays (the MNISTs and the digits). All sides evaluate the same briefly trained network of ERM, and
+their accuracies are compared with those of the plain loop.
 """
 
 import copy
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also works if the package is not installed
 
 import timing
 from benchmark_job import accuracy
@@ -43,20 +43,20 @@ SIDES = {
     "compiled": {"compile": "on", "precision": "tf32"},
     "compiled, bf16": {"compile": "on", "precision": "bf16"},
 }
-UPDATES = 30  # before the network is evaluated: at random it might be as good as any other
+UPDATES = 30  # training before the evaluation: any network may be as accurate as a random one
 PLAIN_BATCH = 64
 
 Accuracies = dict[str, float]
 
 
-def evaluated_plainly(network: Algorithm, loaders: Mapping[str, DataLoader], device: torch.device) -> Accuracies:
-    """The accuracy on each split, as it is usually computed."""
+def evaluate_plainly(network: Algorithm, loaders: Mapping[str, DataLoader], device: torch.device) -> Accuracies:
+    """Return the accuracy on each split, computed as usual."""
     network.eval()
     return {name: accuracy(network.predict, loader, device) for name, loader in loaders.items()}
 
 
 def plain_loaders(dataset: MultipleDomainDataset, splits: Sequence[Split], workers: int) -> dict[str, DataLoader]:
-    """One for each split, by its name in records, over images that are floats in [0, 1] already."""
+    """Return a loader of float images in [0, 1] for each split, by its name in records."""
     loaders = {}
     for env, (environment, split) in enumerate(zip(dataset, splits, strict=True)):
         images = torch.from_numpy(environment.images).float()
@@ -68,20 +68,21 @@ def plain_loaders(dataset: MultipleDomainDataset, splits: Sequence[Split], worke
     return loaders
 
 
-def trained(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequence[Split], feed: Feed) -> Algorithm:
-    """The network that all sides evaluate."""
+def train_briefly(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequence[Split], feed: Feed) -> Algorithm:
+    """Return the network that all sides evaluate."""
+    hparams = config.resolved_hparams()
     seed_everything(config.seed)
-    algorithm = to_device(make_algorithm(config, dataset), config, timing.device()).train()
-    for minibatches, _ in Batches(config, dataset, splits, feed).steps(0, UPDATES):
+    algorithm = to_device(make_algorithm(config, hparams, dataset), config, timing.device()).train()
+    for minibatches, _ in Batches(config, hparams, dataset, splits, feed).steps(0, UPDATES):
         algorithm.update(minibatches)
     return algorithm
 
 
 def parser() -> cli.Parser:
     p = cli.Parser(prog="scripts/benchmark eval", description=__doc__)
-    p.add_argument("--dataset", default="ColoredMNIST", help="of arrays")
-    p.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
-    p.add_argument("--workers", type=int, default=2, help="processes of the plain loop's DataLoaders")
+    p.add_argument("--dataset", default="ColoredMNIST", help="dataset of arrays")
+    p.add_argument("--data_dir", help="folder that contains the datasets (not required for the digits)")
+    p.add_argument("--workers", type=int, default=2, help="number of worker processes per DataLoader of the plain loop")
     timing.add_options(p, repeats=5, sides=list(SIDES))
     return p
 
@@ -97,22 +98,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_determinism(False)  # as in a job
     if timing.device().type == "cpu":
         keep_freed_memory()
-    dataset, splits = load_data(config)
+    dataset, splits = load_data(config, config.resolved_hparams())
     if not all(isinstance(environment, ArrayEnvironment) for environment in dataset):
-        raise UsageError(f"--dataset {args.dataset}: its images are files; the plain loop here is for arrays")
+        raise UsageError(f"--dataset {args.dataset}: its images are files, but the plain loop requires arrays")
     feed = open_feed(config, dataset, splits, device)
-    network = trained(config, dataset, splits, feed)
+    network = train_briefly(config, dataset, splits, feed)
 
-    def as_a_job(side: str) -> Callable[[], Accuracies]:
-        of_side = replace(config, **SIDES[side])
-        algorithm = to_device(make_algorithm(of_side, dataset), of_side, device)
+    def make_evaluation(side: str) -> Callable[[], Accuracies]:
+        side_config = replace(config, **SIDES[side])
+        algorithm = to_device(make_algorithm(side_config, side_config.resolved_hparams(), dataset), side_config, device)
         algorithm.load_state_dict(network.state_dict())
-        return lambda: accuracies(algorithm, feed, evaluation_requests(of_side, dataset, splits, 0, feed.batch_size))
+        return lambda: accuracies(
+            algorithm, feed, evaluation_requests(side_config, dataset, splits, 0, feed.batch_size)
+        )
 
     contiguous = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     loaders = plain_loaders(dataset, splits, args.workers)
     evaluations = {
-        side: partial(evaluated_plainly, contiguous, loaders, device) if side == "plain" else as_a_job(side)
+        side: partial(evaluate_plainly, contiguous, loaders, device) if side == "plain" else make_evaluation(side)
         for side in args.sides
     }
     sizes = {name: len(loader.dataset) for name, loader in loaders.items()}
@@ -124,22 +127,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     rates = {side: n / statistics.median(values) for side, values in samples.items()}
     report.record("evaluation", "s", samples, images_per_second=rates)
-    told = {side: f"{rate:,.0f}" for side, rate in rates.items()}
-    print("\n" + timing.table("evaluation", "s", samples, **{"images/s": told}))
-    return report.end()
+    column = {side: f"{rate:,.0f}" for side, rate in rates.items()}
+    print("\n" + timing.table("evaluation", "s", samples, **{"images/s": column}))
+    return report.finish()
 
 
-def check(found: Mapping[str, Accuracies], sizes: Mapping[str, int], report: timing.Report) -> None:
-    """Hold the accuracies against the plain loop's.
+def check(results: Mapping[str, Accuracies], sizes: Mapping[str, int], report: timing.Report) -> None:
+    """Compare the accuracies with those of the plain loop.
 
-    Rounding may turn a few images (3 of each split, and one in a thousand), bfloat16 one in a hundred.
+    Rounding may change the predictions of a few images (3 per split, and one in a thousand; with bfloat16, one in a
+    hundred).
     """
-    reference, *others = found
+    reference, *others = results
     for side in others:
-        part = 0.01 if SIDES[side]["precision"] == "bf16" else 0.001
-        turned = {name: abs(found[side][name] - found[reference][name]) * n for name, n in sizes.items()}
-        name = max(sizes, key=lambda name: turned[name] / (3 + part * sizes[name]))
-        report.check(f"images by which {name} differs", side, turned[name], 3 + part * sizes[name])
+        fraction = 0.01 if SIDES[side]["precision"] == "bf16" else 0.001
+        changed = {name: abs(results[side][name] - results[reference][name]) * n for name, n in sizes.items()}
+        name = max(sizes, key=lambda name: changed[name] / (3 + fraction * sizes[name]))
+        report.check(f"images that differ in {name}", side, changed[name], 3 + fraction * sizes[name])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""A whole job of ERM beside the plain loop that one would write for it, each a process of its own, in one run.
+"""Compare a whole job of ERM with a plain training loop, each as a process.
 
     plain           the loop in this file
     default         python -m domainbed.scripts.train
-    splits          the same with --eval splits
-    bf16            as default, with --precision bf16
-    bf16, compiled  and with --compile on
-    warm            as default, in a process that has done such a job before (as a launcher's workers have)
+    splits          default with --eval splits
+    bf16            default with --precision bf16
+    bf16, compiled  default with --precision bf16 --compile on
+    warm            default, in a process that has run a job before, as the workers of a launcher have
 
-Every round is another trial (split, environments, initial weights), the same for all sides. They must come to about the
-same accuracies on what is held out of the training environments.
+Each round is a new trial (splits, environments, initial weights), the same for all sides. They must reach about the
+same accuracy on the held-out images of the training environments.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also works if the package is not installed
 
 import timing
 
@@ -38,6 +38,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
+from domainbed.options import to_args
 from domainbed.records import last_record
 
 SIDES = ("plain", "default", "splits", "bf16", "bf16, compiled", "warm")
@@ -47,19 +48,19 @@ OPTIONS = {
     "bf16": ["--precision", "bf16"],
     "bf16, compiled": ["--precision", "bf16", "--compile", "on"],
 }
-AS_A_SIDE = "side"  # the first word of the command lines that this file has for itself
-WIDTHS = {(28, 28): (64, 128, 128, 128), (8, 8): (16, 32, 32)}  # of the network for images of this size
-LIMIT = 0.05  # how far apart the accuracies on the training environments may be, between runs that went well
+RUN_SIDE = "side"  # the first argument of the processes that this file starts
+WIDTHS = {(28, 28): (64, 128, 128, 128), (8, 8): (16, 32, 32)}  # channels of the network, by image size
+LIMIT = 0.05  # maximum difference between the accuracies on the training environments
 
 
 # The plain loop.
 
 
 def plain(config: JobConfig, workers: int) -> dict[str, float]:
-    """Train ERM. Returns the accuracy on each split after the last step."""
+    """Train ERM, and return the accuracy on each split after the last step."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dataset, splits = load_data(config)
     hparams = config.resolved_hparams()
+    dataset, splits = load_data(config, hparams)
     batch_size = hparams["batch_size"]
     environments = [
         TensorDataset(torch.from_numpy(e.images).float() / 255, torch.from_numpy(e.labels)) for e in dataset
@@ -70,9 +71,11 @@ def plain(config: JobConfig, workers: int) -> dict[str, float]:
             images = Subset(environment, splits[i].in_)
             sampler = RandomSampler(images, replacement=True, num_samples=config.steps * batch_size)
             train_loaders.append(DataLoader(images, batch_size, sampler=sampler, num_workers=workers))
-    kept = workers > 0  # from evaluation to evaluation
+    is_persistent = workers > 0  # keep the workers between evaluations
     eval_loaders = {
-        f"env{i}_{part}_acc": DataLoader(Subset(environment, indices), 64, num_workers=workers, persistent_workers=kept)
+        f"env{i}_{part}_acc": DataLoader(
+            Subset(environment, indices), 64, num_workers=workers, persistent_workers=is_persistent
+        )
         for i, environment in enumerate(environments)
         for part, indices in splits[i].parts().items()
     }
@@ -108,7 +111,7 @@ def accuracy(model: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader, 
 
 
 def network(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The same layers as `networks.SmallCNN` and its classifier."""
+    """Return the layers of `networks.SmallCNN` and its classifier."""
     channels, *size = input_shape
     layers: list[nn.Module] = []
     for i, width in enumerate(WIDTHS[tuple(size)]):
@@ -118,29 +121,29 @@ def network(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
-# What runs it and the others.
+# Running all sides.
 
 
 def warm(config: JobConfig) -> float:
-    """The seconds of a job in a process that has done one before, of another trial."""
+    """Return the time of a job in seconds, after a job of another trial in the same process."""
     train(replace(config, output_dir=f"{config.output_dir}/first", trial_seed=config.trial_seed + 1))
     return timing.seconds(lambda: train(config))
 
 
 def run_side(words: Sequence[str]) -> None:
-    """Be the process of a side of this file, and leave what it found in the job's folder."""
-    name, as_json = words
-    given = json.loads(as_json)
-    config = JobConfig.of_args(given["config"])
-    found = plain(config, given["workers"]) if name == "plain" else warm(config)
-    Path(config.output_dir, "found.json").write_text(json.dumps(found))
+    """Run a side in this process, and write its result to the job's folder."""
+    name, text = words
+    arguments = json.loads(text)
+    config = JobConfig.from_recorded_args(arguments["config"])
+    result = plain(config, arguments["workers"]) if name == "plain" else warm(config)
+    Path(config.output_dir, "result.json").write_text(json.dumps(result))
 
 
 class Side:
-    """One way to do the job: each call is another trial.
+    """One way to run the job. Each call runs a new trial and returns its time in seconds.
 
     Attributes:
-        accuracies: of every trial, by the name of the split.
+        accuracies: the accuracy on each split, for every trial.
     """
 
     def __init__(self, name: str, config: JobConfig, workers: int) -> None:
@@ -151,48 +154,46 @@ class Side:
         trial = len(self.accuracies)
         with tempfile.TemporaryDirectory() as folder:
             config = replace(self._config, trial_seed=trial, seed=trial, output_dir=folder, skip_model_save=True)
-            began = time.perf_counter()
+            start = time.perf_counter()
             run(self._command(config))
-            seconds = time.perf_counter() - began
-            found = Path(folder, "found.json")
+            seconds = time.perf_counter() - start
+            file = Path(folder, "result.json")
             if self._name == "warm":
-                seconds = json.loads(found.read_text())
-            result = json.loads(found.read_text()) if self._name == "plain" else last_record(Path(folder))
+                seconds = json.loads(file.read_text())
+            result = json.loads(file.read_text()) if self._name == "plain" else last_record(Path(folder))
         self.accuracies.append({key: value for key, value in result.items() if key.endswith("_acc")})
         print(f"trial {trial}, {self._name}: {seconds:.1f} s", flush=True)
         return seconds
 
     def _command(self, config: JobConfig) -> list[str]:
         if self._name not in OPTIONS:
-            given = {"config": config.args(), "workers": self._workers}
-            return [sys.executable, __file__, AS_A_SIDE, self._name, json.dumps(given)]
-        named = ("dataset", "algorithm", "steps", "checkpoint_freq", "trial_seed", "seed", "output_dir")
-        words = [word for name in named for word in (f"--{name}", str(getattr(config, name)))]
-        words += ["--data_dir", config.data_dir] if config.data_dir else []
-        words += ["--test_envs", *map(str, config.test_envs), "--skip_model_save", *OPTIONS[self._name]]
-        return [sys.executable, "-m", "domainbed.scripts.train", *words]
+            arguments = {"config": config.args(), "workers": self._workers}
+            return [sys.executable, __file__, RUN_SIDE, self._name, json.dumps(arguments)]
+        return [sys.executable, "-m", "domainbed.scripts.train", *to_args(config), *OPTIONS[self._name]]
 
 
 def run(command: Sequence[str]) -> None:
-    """Run a command and see that it ends well."""
+    """Run a command, and check that it succeeds."""
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with status {finished.returncode}:\n{finished.stderr}")
+        raise SystemExit(f"{' '.join(command)} exited with status {finished.returncode}:\n{finished.stderr}")
 
 
 def parser() -> cli.Parser:
     p = cli.Parser(prog="scripts/benchmark job", description=__doc__, formatter_class=Formatter)
-    p.add_argument("--dataset", default="ColoredMNIST", help="of arrays; its last environment is left out")
-    p.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
-    p.add_argument("--steps", type=int, default=300, help="updates of each job")
-    p.add_argument("--checkpoint_freq", type=int, default=150, help="evaluate every so many updates, and at the end")
-    p.add_argument("--workers", type=int, default=2, help="processes of each of the plain loop's DataLoaders")
+    p.add_argument(
+        "--dataset", default="ColoredMNIST", help="dataset of arrays; its last environment is the test environment"
+    )
+    p.add_argument("--data_dir", help="folder that contains the datasets (not required for the digits)")
+    p.add_argument("--steps", type=int, default=300, help="number of updates")
+    p.add_argument("--checkpoint_freq", type=int, default=150, help="number of updates between evaluations")
+    p.add_argument("--workers", type=int, default=2, help="number of worker processes per DataLoader of the plain loop")
     timing.add_options(p, repeats=1, sides=list(SIDES))
     return p
 
 
 class Formatter(cli.Formatter, argparse.RawDescriptionHelpFormatter):
-    """As of all commands, but the description has its lines as they are."""
+    """The formatter of all commands, except that it keeps the line breaks of the description."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,13 +212,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint_freq=args.checkpoint_freq,
     )
     if tuple(getattr(dataset, "input_shape", ())[1:]) not in WIDTHS:
-        raise UsageError(f"--dataset {args.dataset}: the plain loop here is for the MNISTs and the digits")
+        raise UsageError(f"--dataset {args.dataset}: the plain loop only supports the MNISTs and the digits")
     dataset.prepare(args.data_dir)
     print(
         f"{report.headline()}\nERM on {args.dataset}, {args.steps} steps, median of {args.repeats} trials", flush=True
     )
     sides = {name: Side(name, config, args.workers) for name in args.sides}
-    samples = timing.interleaved(sides, args.repeats, warm_up=False)  # a process's start counts
+    samples = timing.interleaved(sides, args.repeats, warm_up=False)  # the start of a process is part of its time
     accuracies = {name: side.accuracies for name, side in sides.items()}
     report.record("job", "s", samples, accuracies=accuracies)
     columns = {
@@ -227,13 +228,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for i, env in enumerate(names)
     }
     print(f"\n{timing.table('job', 's', samples, **columns)}")
-    print("(accuracies in percent on what is held out, mean ± standard deviation over trials; [test environment])\n")
+    print("(held-out accuracy in percent, mean ± standard deviation over trials; [test environment])\n")
     check(accuracies, [i for i in range(len(names)) if i not in config.test_envs], report)
-    return report.end()
+    return report.finish()
 
 
 def spread(accuracies: Sequence[float]) -> str:
-    """Mean and, of several, standard deviation, in percent."""
+    """Return the mean and, if there are several, the standard deviation in percent."""
     mean = f"{100 * statistics.mean(accuracies):.1f}"
     return f"{mean} ± {100 * statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else mean
 
@@ -241,7 +242,7 @@ def spread(accuracies: Sequence[float]) -> str:
 def check(
     accuracies: Mapping[str, Sequence[Mapping[str, float]]], trained_on: Sequence[int], report: timing.Report
 ) -> None:
-    """Hold the mean accuracy on what is held out of the training environments against that of the first side."""
+    """Compare the mean held-out accuracy on the training environments with that of the first side."""
     means = {
         name: statistics.mean(trial[f"env{i}_out_acc"] for trial in trials for i in trained_on)
         for name, trials in accuracies.items()
@@ -252,7 +253,7 @@ def check(
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [AS_A_SIDE]:
+    if sys.argv[1:2] == [RUN_SIDE]:
         run_side(sys.argv[2:])
     else:
         cli.run(main)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""One update of each algorithm: as it is written (the reference), and as a job can do it faster, in one run.
+"""Measure one update of each algorithm, with the eager reference and with the faster ways to run it.
 
-Twice: with the loader, as in a job, and on batches that lie on the device already. All sides begin with the same
-weights and are fed the same batches. After the warm-up, their weights (of bf16: losses) are held against the
+Each is measured with the loader, as in a job, and on batches that are already on the device. All sides start from the
+same weights and train on the same batches. After the warm-up, their weights (for bf16: losses) are compared with the
 reference's.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also works if the package is not installed
 
 import timing
 
@@ -30,11 +30,11 @@ from domainbed.algorithms.penalty import PenaltyERM
 from domainbed.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, load_data
-from domainbed.engine.feed import loader_workers, open_feed
+from domainbed.engine.feed import num_loader_workers, open_feed
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.metrics import MetricLog
 from domainbed.engine.model import make_algorithm, to_device
-from domainbed.engine.steps import are_captured, make_steps
+from domainbed.engine.steps import make_steps, should_capture
 from domainbed.engine.train import set_determinism
 from domainbed.errors import UsageError
 from domainbed.loading.base import Feed
@@ -49,66 +49,67 @@ SIDES = {
     "fast, compiled": {"engine": "auto", "compile": "on", "precision": "tf32"},
     "fast, compiled, bf16": {"engine": "auto", "compile": "on", "precision": "bf16"},
 }
-WARM_UP = 4  # updates of each phase: three until it is captured, and one that is replayed
-WITHOUT_END = 10**9
-# Of the weights' change in the warm-up. Adam's first steps are as long for gradients that are nothing but rounding as
-# for others, so that some weights part, most where kernels are others; a replay that missed an update or read an old
-# batch would be off by more.
-LIMITS = {"off": 0.05, "on": 0.2}  # by whether featurizers are compiled
-BF16_LIMIT = 0.1  # of the mean loss of the warm-up
+WARM_UP = 4  # updates of each phase: three until it is captured, and one replay
+UNLIMITED = 10**9
+# Limits of the difference relative to the change of the weights in the warm-up. Adam's first steps are equally long for
+# gradients that consist of rounding errors, so that some weights diverge, most of them with different kernels. A replay
+# that misses an update or reads an old batch differs by more.
+LIMITS = {"off": 0.05, "on": 0.2}  # by --compile
+BF16_LIMIT = 0.1  # relative difference of the mean loss in the warm-up
 
 Step = tuple[list[Minibatch], list[torch.Tensor] | None]
 Data = tuple[MultipleDomainDataset, Sequence[Split], Feed]
 
 
 class Side:
-    """An algorithm whose updates are done in one way.
+    """An algorithm and one way to run its updates.
 
     Attributes:
-        change: by how much the warm-up changed the weights, [parameters].
-        loss: its mean over the warm-up.
+        change: the change of the weights in the warm-up, [parameters].
+        loss: the mean loss in the warm-up.
     """
 
     def __init__(self, config: JobConfig, dataset: MultipleDomainDataset, splits: Sequence[Split], feed: Feed) -> None:
         device = timing.device()
+        hparams = config.resolved_hparams()
         seed_everything(config.seed)
-        self._algorithm = to_device(make_algorithm(config, dataset), config, device).train()
+        self._algorithm = to_device(make_algorithm(config, hparams, dataset), config, device).train()
         self._initial = self._weights()
-        self._steps = make_steps(self._algorithm, device, are_captured(config.engine, device))
-        self._batches: Iterator[Step] = Batches(config, dataset, splits, feed).steps(0, WITHOUT_END)
-        # What worker processes have read ahead while other sides were timed must not count.
-        self._ahead = 2 * loader_workers(config.loader_workers, device) if isinstance(feed, PhotoFeed) else 0
+        self._steps = make_steps(self._algorithm, device, should_capture(config.engine, device))
+        self._batches: Iterator[Step] = Batches(config, hparams, dataset, splits, feed).steps(0, UNLIMITED)
+        # Batches that workers have prepared while other sides were timed must not count.
+        self._ahead = 2 * num_loader_workers(config.loader_workers, device) if isinstance(feed, PhotoFeed) else 0
 
     def _weights(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten().double() for p in self._algorithm.parameters()])
 
-    def warm_up(self, held: Sequence[Step]) -> None:
+    def warm_up(self, batches: Sequence[Step]) -> None:
         seed_everything(0)
         losses = []
-        for step in held:
-            figures = self._steps.update(*step)
-            losses += [float(figures["loss"])] if "loss" in figures else []
+        for step in batches:
+            metrics = self._steps.update(*step)
+            losses += [float(metrics["loss"])] if "loss" in metrics else []
         self.change = self._weights() - self._initial
         self.loss = sum(losses) / len(losses)
 
     def with_loader(self, n: int) -> float:
-        """Milliseconds of an update as a job does it: the batch is fetched, and what the update tells is kept."""
+        """Return the milliseconds per update as in a job, including the batch and the metrics."""
         for step in islice(self._batches, self._ahead):
             self._steps.update(*step)
-        told = MetricLog(0)
+        log = MetricLog(0)
 
         def work() -> None:
             for step in islice(self._batches, n):
-                told.add(self._steps.update(*step))
-            told.read()
+                log.add(self._steps.update(*step))
+            log.mean()
 
         return 1000 * timing.seconds(work) / n
 
-    def on_device(self, held: Sequence[Step], n: int) -> float:
-        """Milliseconds of an update alone."""
+    def on_device(self, batches: Sequence[Step], n: int) -> float:
+        """Return the milliseconds per update on batches that are on the device."""
 
         def work() -> None:
-            for step in islice(cycle(held), n):
+            for step in islice(cycle(batches), n):
                 self._steps.update(*step)
 
         return 1000 * timing.seconds(work) / n
@@ -116,11 +117,11 @@ class Side:
 
 def parser() -> cli.Parser:
     p = cli.Parser(prog="scripts/benchmark step", description=__doc__)
-    p.add_argument("--dataset", default="ColoredMNIST", help="whose last environment is left out")
-    p.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
-    p.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME")
-    p.add_argument("--hparams", help="hyperparameters to set, a JSON object; otherwise defaults, without any anneal")
-    p.add_argument("--steps", type=int, help="updates a sample (default: 20, on a GPU 200)")
+    p.add_argument("--dataset", default="ColoredMNIST", help="dataset; its last environment is the test environment")
+    p.add_argument("--data_dir", help="folder that contains the datasets (not required for the digits)")
+    p.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME", help="algorithms")
+    p.add_argument("--hparams", help="hyperparameters to override, as JSON; by default, penalties are not annealed")
+    p.add_argument("--steps", type=int, help="updates per round (default: 200 on a GPU, otherwise 20)")
     timing.add_options(p, repeats=5, sides=list(SIDES))
     return p
 
@@ -133,65 +134,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--steps must be at least 1, not {args.steps}")
     args.sides = [side for side in SIDES if side == "eager" or side in args.sides]
     report = timing.Report(args)
-    configs = [config_of(algorithm, args.dataset, args.data_dir, args.hparams) for algorithm in args.algorithms]
+    configs = [make_config(algorithm, args.dataset, args.data_dir, args.hparams) for algorithm in args.algorithms]
     set_determinism(False)  # as in a job
     if timing.device().type == "cpu":
         keep_freed_memory()
-    dataset, splits = load_data(configs[0])
+    dataset, splits = load_data(configs[0], configs[0].resolved_hparams())
     feed = open_feed(configs[0], dataset, splits, timing.device())
     print(f"{report.headline()}\n{args.dataset}, median of {args.repeats} rounds of {args.steps} updates", flush=True)
     for config in configs:
         measure(config, (dataset, splits, feed), args, report)
         gc.collect()  # the sides' networks and graphs
         torch.cuda.empty_cache()
-    return report.end()
+    return report.finish()
 
 
-def config_of(algorithm: str, dataset: str, data_dir: str | None, hparams: str | None) -> JobConfig:
-    """A job with these hyperparameters, in the phase where most of its updates are: the penalised one."""
+def make_config(algorithm: str, dataset: str, data_dir: str | None, hparams: str | None) -> JobConfig:
+    """Return a job that starts in the phase of most updates, with the full penalty."""
     last = len(get_dataset_class(dataset).environment_names(data_dir)) - 1
     config = JobConfig(dataset, algorithm, (last,), data_dir=data_dir, hparams=hparams)
-    made = get_algorithm_class(algorithm)
-    anneal = {made.ANNEAL_ITERS: 0} if issubclass(made, PenaltyERM) else {}
+    cls = get_algorithm_class(algorithm)
+    anneal = {cls.ANNEAL_ITERS: 0} if issubclass(cls, PenaltyERM) else {}
     return replace(config, hparams=json.dumps(anneal | json.loads(config.hparams or "{}")))
 
 
 def measure(config: JobConfig, data: Data, args: argparse.Namespace, report: timing.Report) -> None:
-    """Check and time an algorithm's sides, and print what was found."""
-    warm_up = WARM_UP * (1 + config.resolved_hparams().get("d_steps_per_g_step", 0))  # DANN's turns
-    held = list(Batches(config, *data).steps(0, warm_up))
+    """Check and time the sides of one algorithm, and print the results."""
+    hparams = config.resolved_hparams()
+    warm_up = WARM_UP * (1 + hparams.get("d_steps_per_g_step", 0))  # DANN alternates
+    batches = list(Batches(config, hparams, *data).steps(0, warm_up))
     sides = {name: Side(replace(config, **SIDES[name]), *data) for name in args.sides}
     for side in sides.values():
-        side.warm_up(held)
+        side.warm_up(batches)
     print()
     check(config.algorithm, sides, report)
-    images = sum(len(y) for _, y in held[0][0])
+    images = sum(len(y) for _, y in batches[0][0])
     blocks = {
         "with the loader": {name: partial(side.with_loader, args.steps) for name, side in sides.items()},
-        "on the device": {name: partial(side.on_device, held, args.steps) for name, side in sides.items()},
+        "on the device": {name: partial(side.on_device, batches, args.steps) for name, side in sides.items()},
     }
-    for where, block in blocks.items():
-        what = f"{config.algorithm}, {where}"
+    for block_name, block in blocks.items():
+        what = f"{config.algorithm}, {block_name}"
         samples = timing.interleaved(block, args.repeats)
         rates = {name: 1000 * images / statistics.median(values) for name, values in samples.items()}
         report.record(what, "ms/step", samples, images_per_second=rates)
-        told = {name: f"{rate:,.0f}" for name, rate in rates.items()}
-        print(timing.table(what, "ms/step", samples, **{"images/s": told}), flush=True)
+        column = {name: f"{rate:,.0f}" for name, rate in rates.items()}
+        print(timing.table(what, "ms/step", samples, **{"images/s": column}), flush=True)
 
 
 def check(algorithm: str, sides: Mapping[str, Side], report: timing.Report) -> None:
-    """Hold what the sides came to in the warm-up against the reference."""
-    reference, *others = sides
-    of_reference = sides[reference]
-    for name in others:
-        side = sides[name]
+    """Compare the results of the warm-up with those of the first side."""
+    reference, *others = sides.values()
+    for name, side in zip(list(sides)[1:], others, strict=True):
         if SIDES[name]["precision"] == "bf16":
-            difference = abs(side.loss - of_reference.loss) / abs(of_reference.loss)
+            difference = abs(side.loss - reference.loss) / abs(reference.loss)
             report.check(f"{algorithm}'s loss, relative difference", name, difference, BF16_LIMIT)
         else:
-            difference = float((side.change - of_reference.change).norm() / of_reference.change.norm())
+            difference = float((side.change - reference.change).norm() / reference.change.norm())
             limit = LIMITS[SIDES[name]["compile"]]
-            report.check(f"{algorithm}'s weights, difference as a part of their change", name, difference, limit)
+            report.check(f"{algorithm}'s weights, difference relative to their change", name, difference, limit)
 
 
 if __name__ == "__main__":

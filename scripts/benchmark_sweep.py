@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""How long the command lines take on a large sweep: launch, status and collect_results, each as a whole process.
+"""Measure launch, status and collect_results on a large sweep, each as a process.
 
-The sweep is made first: job folders as ColoredMNIST and RotatedMNIST give them at the published protocol, with records
-that a model selection can read. `scripts/benchmark sweep --help` tells the sizes.
+The sweep is generated: job folders of ColoredMNIST and RotatedMNIST with random records.
 """
 
 import statistics
@@ -12,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a checkout, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also works if the package is not installed
 
 import timing
 from benchmark_collect import add_sweep_options, check_sweep_options, launch_words, make_sweep
@@ -30,25 +29,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = timing.Report(args)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         words = launch_words(folder, args.jobs, n_trials=1)
-        jobs, told = make_sweep(Path(folder), words, args.records)
-        print(f"{told}, median of {args.repeats}", flush=True)
+        jobs, summary = make_sweep(Path(folder), words, args.records)
+        print(f"{summary}, median of {args.repeats}", flush=True)
         show(report, "launch, all done", args.repeats, 0, "sweep", *words)
         show(report, "status, all done", args.repeats, 0, "sweep", "status", "--output_dir", folder)
         show(report, "collect_results", args.repeats, 0, "collect_results", "--input_dir", folder)
         for job in jobs[::2]:
             (job.folder / DONE_FILE).unlink()
         show(report, "status, half incomplete", args.repeats, 3, "sweep", "status", "--output_dir", folder)
-    return report.end()
+    return report.finish()
 
 
 def show(report: timing.Report, name: str, repeats: int, status: int, module: str, *words: str) -> None:
-    """Run a command some times, see that it ends as it must, and print how long it took."""
+    """Run a command several times, check its exit status, and print its time."""
     command = [sys.executable, "-m", f"domainbed.scripts.{module}", *words]
 
     def run() -> None:
         finished = subprocess.run(command, capture_output=True, text=True)
         if finished.returncode != status:
-            raise SystemExit(f"{' '.join(command)} ended with status {finished.returncode}:\n{finished.stderr}")
+            raise SystemExit(f"{' '.join(command)} exited with status {finished.returncode}:\n{finished.stderr}")
 
     seconds = [timing.seconds(run) for _ in range(repeats)]
     report.record("command", "s", {name: seconds})

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that are timed in turn, a table of them and, as JSON, all that was found."""
+"""What the benchmarks share: timing the implementations to compare ("sides"), and reporting as a table and as JSON."""
 
 import argparse
 import json
@@ -22,12 +22,12 @@ Samples = Mapping[str, Sequence[float]]  # of each side
 
 
 def device() -> torch.device:
-    """The one that jobs train on."""
+    """Return the device that jobs train on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def header() -> dict[str, Any]:
-    """On what is measured."""
+    """Return the hardware and versions."""
     return {
         "device": torch.cuda.get_device_name() if device().type == "cuda" else cpu_model(),
         "threads": torch.get_num_threads(),
@@ -46,23 +46,23 @@ def cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
-def synchronise() -> None:
-    """Wait until the device has done what it was given."""
+def synchronize() -> None:
+    """Wait until the device has finished all work."""
     if device().type == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long `work` takes, all that it gives the device to do included."""
-    synchronise()
-    began = time.perf_counter()
+    """Return the time of `work` in seconds, including its work on the device."""
+    synchronize()
+    start = time.perf_counter()
     work()
-    synchronise()
-    return time.perf_counter() - began
+    synchronize()
+    return time.perf_counter() - start
 
 
 def interleaved(sides: Mapping[str, Callable[[], float]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """What each side measures of itself, `repeats` times: in turn, so that whatever drifts hits all of them alike."""
+    """Return `repeats` measurements of each side, taken in turn so that drift affects all sides equally."""
     if warm_up:
         for measure in sides.values():
             measure()
@@ -74,25 +74,27 @@ def interleaved(sides: Mapping[str, Callable[[], float]], repeats: int, warm_up:
 
 
 def add_options(parser: argparse.ArgumentParser, repeats: int, sides: Sequence[str] = ()) -> None:
-    """Add --repeats, --output and, where there are any to choose from, --sides."""
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds, of which the median is told")
-    parser.add_argument("--output", metavar="FILE", help="write all that is found there, as JSON")
+    """Add --repeats, --output and, if there are sides to choose from, --sides."""
+    parser.add_argument("--repeats", type=int, default=repeats, help="number of rounds; the median is reported")
+    parser.add_argument("--output", metavar="FILE", help="write all measurements to this file, as JSON")
     if sides:
-        told = ", ".join(map(repr, sides))
-        parser.add_argument("--sides", nargs="+", choices=sides, default=sides, metavar="SIDE", help=f"of {told}")
+        names = ", ".join(map(repr, sides))
+        parser.add_argument(
+            "--sides", nargs="+", choices=sides, default=sides, metavar="SIDE", help=f"what to compare: any of {names}"
+        )
 
 
 def check_workers(workers: int) -> None:
-    """Raises UsageError: there can't be so many."""
+    """Raise a UsageError if the number of workers is negative."""
     if workers < 0:
         raise UsageError(f"--workers must be at least 0, not {workers}")
 
 
 class Report:
-    """What a benchmark found: measurements, and whether the results that it timed were right.
+    """The measurements of a benchmark, and the checks that the timed code computes the right results.
 
     Raises:
-        UsageError: its arguments ask for less than one round, or an output that can't be written.
+        UsageError: --repeats is below 1, or --output cannot be written.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -100,38 +102,38 @@ class Report:
             raise UsageError(f"--repeats must be at least 1, not {args.repeats}")
         cli.check_output(args.output)
         self._output = Path(args.output) if args.output else None
-        self._found: dict[str, Any] = {"header": header(), "arguments": vars(args), "results": [], "checks": []}
+        self._report: dict[str, Any] = {"header": header(), "arguments": vars(args), "results": [], "checks": []}
 
     def headline(self) -> str:
-        """The header for people."""
-        h = self._found["header"]
+        """Return the hardware and versions as one line of text."""
+        h = self._report["header"]
         return f"{h['device']}, {h['threads']} threads on {h['cores']} cores, torch {h['torch']}, Python {h['python']}"
 
     def record(self, what: str, unit: str, samples: Samples, **more: Mapping[str, Any]) -> None:
-        """Take the samples of each side, and what `more` is to be told of it."""
-        for side, values in samples.items():
-            spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-            result = {"what": what, "side": side, "unit": unit, "samples": list(values), **spread}
-            self._found["results"].append(result | {name: told[side] for name, told in more.items()})
+        """Store the samples of each side, with additional values for each side in `more`."""
+        for side, times in samples.items():
+            spread = {"median": statistics.median(times), "min": min(times), "max": max(times)}
+            result = {"what": what, "side": side, "unit": unit, "samples": list(times), **spread}
+            self._report["results"].append(result | {name: values[side] for name, values in more.items()})
 
     def check(self, what: str, side: str, measured: float, limit: float | None = None) -> None:
-        """Hold a difference between a side's results and the reference's: finite, and at most `limit` if there is one.
+        """Check the difference between the results of a side and of the reference, and print it.
 
-        Prints what was found.
+        The check passes if the difference is finite and, if there is a limit, at most `limit`.
         """
         passed = math.isfinite(measured) and (limit is None or measured <= limit)
-        found = {"what": what, "side": side, "measured": measured, "limit": limit, "passed": passed}
-        self._found["checks"].append(found)
+        result = {"what": what, "side": side, "measured": measured, "limit": limit, "passed": passed}
+        self._report["checks"].append(result)
         bound = "" if limit is None else f" (at most {limit:.2g})"
         print(f"{'checked' if passed else 'WRONG'}: {side}: {what}: {measured:.2g}{bound}", flush=True)
 
-    def end(self) -> int:
-        """Write the JSON. Returns the exit status: 1 if a check failed."""
+    def finish(self) -> int:
+        """Write the JSON. Return the exit status: 1 if a check failed."""
         if self._output:
             with atomic_write(self._output) as file:
-                # A figure that is not finite is no JSON, so it becomes a word.
-                file.write(json.dumps(_finite(self._found), indent=1, allow_nan=False).encode() + b"\n")
-        return 0 if all(check["passed"] for check in self._found["checks"]) else 1
+                # JSON has no NaN and infinity; they are written as strings.
+                file.write(json.dumps(_finite(self._report), indent=1, allow_nan=False).encode() + b"\n")
+        return 0 if all(check["passed"] for check in self._report["checks"]) else 1
 
 
 def _finite(value: Any) -> Any:
@@ -143,12 +145,12 @@ def _finite(value: Any) -> Any:
 
 
 def table(what: str, unit: str, samples: Samples, **more: Mapping[str, str]) -> str:
-    """Median and spread of each side's times, columns of `more`, and how many times as fast as the first side it is."""
+    """Return a table of each side's median, spread, columns in `more`, and speedup over the first side."""
     medians = {side: statistics.median(values) for side, values in samples.items()}
     first = next(iter(medians.values()))
     rows = [
-        [side, figure(medians[side]), f"{figure(min(values))} to {figure(max(values))}"]
-        + [told[side] for told in more.values()]
+        [side, format_number(medians[side]), f"{format_number(min(values))} to {format_number(max(values))}"]
+        + [column[side] for column in more.values()]
         + [f"{first / medians[side]:.2f}x"]
         for side, values in samples.items()
     ]
@@ -156,6 +158,6 @@ def table(what: str, unit: str, samples: Samples, **more: Mapping[str, str]) -> 
     return tabulate(rows, headers, colalign=["left"] + ["right"] * (len(headers) - 1), disable_numparse=True)
 
 
-def figure(value: float) -> str:
-    """Three digits, or all before the point."""
+def format_number(value: float) -> str:
+    """Return a number with three significant digits, or all digits before the decimal point."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"

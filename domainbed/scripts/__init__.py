@@ -1,1 +1,1 @@
-"""Command lines: parse, call, print."""
+"""Command lines: each parses its arguments, calls the package, and prints."""

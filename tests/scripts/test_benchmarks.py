@@ -1,4 +1,4 @@
-"""The benchmarks measure every side, notice one that computes something else, and say so as JSON."""
+"""The benchmarks measure every side, detect sides with wrong results, and write all of it as JSON."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ DIGITS = ["--dataset", "ColoredDigits"]
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """The module of a benchmark, which computes in one thread: on a busy machine, two wait for one another."""
+    """Return a function that imports a benchmark. Torch uses one thread: several wait for each other if busy."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -37,25 +37,25 @@ def run(name: str, *words: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=280)
 
 
-def assert_holds(file: Path, whats: Sequence[str], sides: Sequence[str], repeats: int, n_checks: int) -> None:
-    """The JSON has all that was measured, and all checks passed."""
-    found = json.loads(file.read_text())
-    assert found["header"].keys() == {"device", "threads", "cores", "torch", "python"}
-    assert found["arguments"]["repeats"] == repeats
-    assert [(r["what"], r["side"]) for r in found["results"]] == [(what, side) for what in whats for side in sides]
-    for result in found["results"]:
+def assert_complete(file: Path, whats: Sequence[str], sides: Sequence[str], repeats: int, n_checks: int) -> None:
+    """Assert that the JSON contains all measurements, and that all checks passed."""
+    report = json.loads(file.read_text())
+    assert report["header"].keys() == {"device", "threads", "cores", "torch", "python"}
+    assert report["arguments"]["repeats"] == repeats
+    assert [(r["what"], r["side"]) for r in report["results"]] == [(what, side) for what in whats for side in sides]
+    for result in report["results"]:
         samples = result["samples"]
         assert len(samples) == repeats
         assert result["median"] == statistics.median(samples)
         assert (result["min"], result["max"]) == (min(samples), max(samples))
-    assert [check["passed"] for check in found["checks"]] == [True] * n_checks
+    assert [check["passed"] for check in report["checks"]] == [True] * n_checks
 
 
-def failed(file: Path) -> list[str]:
+def failed_sides(file: Path) -> list[str]:
     return [check["side"] for check in json.loads(file.read_text())["checks"] if not check["passed"]]
 
 
-def test_rounds_take_all_sides_in_turn(benchmark):
+def test_each_round_measures_all_sides_in_turn(benchmark):
     order = []
     sides = {name: lambda name=name: float(order.append(name) or len(order)) for name in "ab"}
     assert benchmark("timing").interleaved(sides, 2) == {"a": [3, 5], "b": [4, 6]}
@@ -66,54 +66,55 @@ def test_step(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "step.json"
     words = [*DIGITS, "--algorithms", "ERM", "DANN", "IRM", "--steps", "2", "--repeats", "3"]
     assert benchmark("benchmark_step").main([*words, "--sides", "fast", "--output", str(file)]) == 0
-    whats = [f"{a}, {where}" for a in ("ERM", "DANN", "IRM") for where in ("with the loader", "on the device")]
-    assert_holds(file, whats, ["eager", "fast"], repeats=3, n_checks=3)
+    whats = [f"{a}, {block}" for a in ("ERM", "DANN", "IRM") for block in ("with the loader", "on the device")]
+    assert_complete(file, whats, ["eager", "fast"], repeats=3, n_checks=3)
     assert capsys.readouterr().out.count("factor") == 6
 
 
-def test_penalties_are_timed_in_their_penalised_phase(benchmark):
-    config_of = benchmark("benchmark_step").config_of
-    assert config_of("Fishr", "ColoredDigits", None, None).resolved_hparams()["penalty_anneal_iters"] == 0
-    asked = config_of("IRM", "ColoredDigits", None, '{"irm_penalty_anneal_iters": 9, "lr": 0.1}').resolved_hparams()
-    assert (asked["irm_penalty_anneal_iters"], asked["lr"]) == (9, 0.1)
+def test_step_measures_penalties_without_anneal(benchmark):
+    make_config = benchmark("benchmark_step").make_config
+    assert make_config("Fishr", "ColoredDigits", None, None).resolved_hparams()["penalty_anneal_iters"] == 0
+    overrides = '{"irm_penalty_anneal_iters": 9, "lr": 0.1}'
+    hparams = make_config("IRM", "ColoredDigits", None, overrides).resolved_hparams()
+    assert (hparams["irm_penalty_anneal_iters"], hparams["lr"]) == (9, 0.1)
 
 
-def test_step_notices_other_weights(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_step_detects_different_weights(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step = benchmark("benchmark_step")
     to_device = step.to_device
 
-    def with_another_rate(algorithm, config, device):
+    def change_learning_rate(algorithm, config, device):
         if config.engine == "auto":
             algorithm.optimizer.param_groups[0]["lr"] *= 1.1
         return to_device(algorithm, config, device)
 
-    monkeypatch.setattr(step, "to_device", with_another_rate)
+    monkeypatch.setattr(step, "to_device", change_learning_rate)
     file = tmp_path / "step.json"
     words = [*DIGITS, "--algorithms", "ERM", "--steps", "1", "--repeats", "1", "--sides", "fast"]
     assert step.main([*words, "--output", str(file)]) == 1
-    assert failed(file) == ["fast"]
+    assert failed_sides(file) == ["fast"]
 
 
 def test_eval(benchmark, tmp_path: Path):
     file = tmp_path / "eval.json"
     words = [*DIGITS, "--workers", "0", "--repeats", "3", "--sides", "eager", "--output", str(file)]
     assert benchmark("benchmark_eval").main(words) == 0
-    assert_holds(file, ["evaluation"], ["plain", "eager"], repeats=3, n_checks=1)
+    assert_complete(file, ["evaluation"], ["plain", "eager"], repeats=3, n_checks=1)
 
 
-def test_eval_notices_other_weights(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_eval_detects_different_weights(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     evaluation = benchmark("benchmark_eval")
     accuracies = evaluation.accuracies
 
-    def of_others(algorithm, *args):
+    def zero_weights(algorithm, *args):
         torch.nn.init.zeros_(algorithm.classifier.weight)
         return accuracies(algorithm, *args)
 
-    monkeypatch.setattr(evaluation, "accuracies", of_others)
+    monkeypatch.setattr(evaluation, "accuracies", zero_weights)
     file = tmp_path / "eval.json"
     words = [*DIGITS, "--workers", "0", "--repeats", "1", "--sides", "eager", "--output", str(file)]
     assert evaluation.main(words) == 1
-    assert failed(file) == ["eager"]
+    assert failed_sides(file) == ["eager"]
 
 
 @pytest.mark.slow
@@ -125,11 +126,11 @@ def test_eval_notices_other_weights(benchmark, tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_all_sides(benchmark, name: str, words: list[str], whats: list[str], tmp_path: Path):
-    file = tmp_path / "found.json"
+    file = tmp_path / "result.json"
     finished = run(name, *DIGITS, *words, "--repeats", "1", "--output", file)
     assert finished.returncode == 0, finished.stderr
     sides = list(benchmark(f"benchmark_{name}").SIDES)
-    assert_holds(file, whats, sides, repeats=1, n_checks=len(sides) - 1)
+    assert_complete(file, whats, sides, repeats=1, n_checks=len(sides) - 1)
 
 
 @pytest.mark.slow
@@ -139,49 +140,49 @@ def test_job(benchmark, tmp_path: Path):
     finished = run("job", *words)
     assert finished.returncode == 0, finished.stderr
     sides = list(benchmark("benchmark_job").SIDES)
-    assert_holds(file, ["job"], sides, repeats=1, n_checks=len(sides) - 1)
+    assert_complete(file, ["job"], sides, repeats=1, n_checks=len(sides) - 1)
     for result in json.loads(file.read_text())["results"]:
         (trial,) = result["accuracies"]
-        left_out = {"env0_in_acc", "env1_in_acc"} if result["side"] == "splits" else set()
-        assert trial.keys() == {f"env{i}_{part}_acc" for i in range(3) for part in ("in", "out")} - left_out
+        omitted = {"env0_in_acc", "env1_in_acc"} if result["side"] == "splits" else set()
+        assert trial.keys() == {f"env{i}_{part}_acc" for i in range(3) for part in ("in", "out")} - omitted
     assert "[-90%]" in finished.stdout
 
 
 @pytest.mark.parametrize(("wrong", "status"), [([], 0), (["bf16"], 1)])
-def test_job_notices_other_accuracies(
+def test_job_detects_different_accuracies(
     wrong: list[str], status: int, benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     job = benchmark("benchmark_job")
 
-    def instead_of_training(command: Sequence[str]) -> None:
+    def write_result(command: Sequence[str]) -> None:
         accuracy = 0.8 if "--precision" in command and wrong else 0.9
-        found = {"step": 9} | {f"env{i}_{part}_acc": accuracy for i in range(3) for part in ("in", "out")}
+        result = {"step": 9} | {f"env{i}_{part}_acc": accuracy for i in range(3) for part in ("in", "out")}
         if "plain" in command:
             folder = json.loads(command[-1])["config"]["output_dir"]
-            Path(folder, "found.json").write_text(json.dumps(found))
+            Path(folder, "result.json").write_text(json.dumps(result))
         else:
-            append_record(Path(command[command.index("--output_dir") + 1]), found)
+            append_record(Path(command[command.index("--output_dir") + 1]), result)
 
-    monkeypatch.setattr(job, "run", instead_of_training)
+    monkeypatch.setattr(job, "run", write_result)
     file = tmp_path / "job.json"
     words = [*DIGITS, "--repeats", "2", "--sides", "plain", "default", "bf16", "--output", str(file)]
     assert job.main(words) == status
-    assert failed(file) == wrong
+    assert failed_sides(file) == wrong
 
 
 @pytest.mark.parametrize("name", ["ColoredDigits", "RotatedMNIST"])
-def test_the_plain_network_is_that_of_the_jobs(name: str, benchmark):
+def test_plain_network_equals_the_network_of_jobs(name: str, benchmark):
     dataset = get_dataset_class(name)
     classes = 2 if name.startswith("Colored") else 10
     plain = benchmark("benchmark_job").network(dataset.input_shape, classes)
-    ours = ERM(dataset.input_shape, classes, 2, default_hparams("ERM", name))
-    convs, norms = ours.featurizer.convs, ours.featurizer.norms
+    algorithm = ERM(dataset.input_shape, classes, 2, default_hparams("ERM", name))
+    convs, norms = algorithm.featurizer.convs, algorithm.featurizer.norms
     layers = [layer for pair in zip(convs, norms, strict=True) for layer in pair]
     trained = [layer for layer in plain if list(layer.parameters())]
-    for theirs, layer in zip(trained, [*layers, ours.classifier], strict=True):
-        theirs.load_state_dict(layer.state_dict())
+    for plain_layer, layer in zip(trained, [*layers, algorithm.classifier], strict=True):
+        plain_layer.load_state_dict(layer.state_dict())
     x = torch.rand(3, *dataset.input_shape)
-    torch.testing.assert_close(plain(x), ours.predict(x))
+    torch.testing.assert_close(plain(x), algorithm.predict(x))
 
 
 @pytest.mark.slow
@@ -190,20 +191,20 @@ def test_sweep(tmp_path: Path):
     finished = run("sweep", "--jobs", "63", "--records", "3", "--repeats", "2", "--output", file)
     assert finished.returncode == 0, finished.stderr
     commands = ["launch, all done", "status, all done", "collect_results", "status, half incomplete"]
-    found = json.loads(file.read_text())
-    assert [result["side"] for result in found["results"]] == commands
-    assert all(len(result["samples"]) == 2 for result in found["results"])
+    results = json.loads(file.read_text())["results"]
+    assert [result["side"] for result in results] == commands
+    assert all(len(result["samples"]) == 2 for result in results)
 
 
 @pytest.mark.slow
 def test_collect():
     finished = run("collect", "--jobs", "189", "--records", "3")
     assert finished.returncode == 0, finished.stderr
-    made, *rows = finished.stdout.splitlines()
-    assert made.startswith("189 jobs of 3 records, ")
+    summary, *rows = finished.stdout.splitlines()
+    assert summary.startswith("189 jobs of 3 records, ")
     assert [row[:32].strip() for row in rows] == [
         "the first time",
-        "again, nothing has changed",
+        "again, no job has changed",
         "again, 189 jobs have changed",
         "again, one method, as LaTeX",
     ]
@@ -213,23 +214,23 @@ def test_fishr(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "fishr.json"
     fishr = benchmark("benchmark_fishr")
     assert fishr.main(["--sizes", "ColoredMNIST", "--repeats", "2", "--output", str(file)]) == 0
-    assert_holds(file, ["ColoredMNIST"], list(fishr.WAYS), repeats=2, n_checks=0)
-    assert capsys.readouterr().out.splitlines()[-1].count(" MB") == len(fishr.WAYS)
+    assert_complete(file, ["ColoredMNIST"], list(fishr.IMPLEMENTATIONS), repeats=2, n_checks=0)
+    assert capsys.readouterr().out.splitlines()[-1].count(" MB") == len(fishr.IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "told"),
+    ("name", "words", "message"),
     [
         ("step", ["--repeats", "0"], "--repeats must be at least 1"),
         ("step", ["--steps", "0"], "--steps must be at least 1"),
         ("step", ["--algorithms", "EMR"], "did you mean ERM"),
         ("step", ["--sides", "faster"], "invalid choice: 'faster'"),
         ("step", ["--hparams", '{"l": 1}'], "ERM has no hyperparameter 'l'"),
-        ("eval", ["--output", "no/such/file"], "--output no/such/file: there is no folder /.*/no/such$"),
+        ("eval", ["--output", "no/such/file"], "--output no/such/file: folder /.*/no/such does not exist$"),
         ("eval", ["--output", "."], "--output . is a folder; name a file in it$"),
         ("eval", ["--workers", "-1"], "--workers must be at least 0"),
-        ("job", ["--dataset", "PACS"], "the plain loop here is for the MNISTs and the digits"),
-        ("job", ["--dataset", "ColoredMNIST"], "ColoredMNIST needs --data_dir"),
+        ("job", ["--dataset", "PACS"], "the plain loop only supports the MNISTs and the digits"),
+        ("job", ["--dataset", "ColoredMNIST"], "ColoredMNIST requires --data_dir"),
         ("fishr", ["--repeats", "0"], "--repeats must be at least 1"),
         ("fishr", ["--repeat", "5"], "unknown argument --repeat; did you mean --repeats"),
         ("fishr", ["--sizes", "MNIST"], "invalid choice: 'MNIST'"),
@@ -241,21 +242,21 @@ def test_fishr(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
         ("sweep", ["--dir", "/no/such"], "--dir /no/such is not a folder"),
     ],
 )
-def test_mistakes_are_told(name: str, words: list[str], told: str, benchmark):
+def test_invalid_argument_is_named(name: str, words: list[str], message: str, benchmark):
     digits = DIGITS if name in ("step", "eval", "job") and "--dataset" not in words else []
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         benchmark(f"benchmark_{name}").main([*digits, *words])
 
 
-def test_the_command_line_tells_what_there_is():
-    def told(*words: str) -> tuple[int, str, str]:
+def test_command_line_lists_the_benchmarks():
+    def call(*words: str) -> tuple[int, str, str]:
         finished = subprocess.run([SCRIPTS / "benchmark", *words], capture_output=True, text=True)
         return finished.returncode, finished.stdout, finished.stderr
 
     names = sorted(path.stem.removeprefix("benchmark_") for path in SCRIPTS.glob("benchmark_*.py"))
-    status, usage, err = told("--help")
+    status, usage, err = call("--help")
     assert (status, err) == (0, "")
     assert f"scripts/benchmark {'|'.join(names)} " in usage
     assert all(f"\n  {name} " in usage for name in names)
-    assert told() == (2, "", usage)
-    assert told("setp") == (2, "", f"error: there is no benchmark 'setp'\n{usage}")
+    assert call() == (2, "", usage)
+    assert call("setp") == (2, "", f"error: unknown benchmark 'setp'\n{usage}")

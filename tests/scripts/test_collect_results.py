@@ -1,14 +1,20 @@
-"""The collector on a sweep that DomainBed itself wrote, and on one with damage."""
+"""collect_results on a sweep written by DomainBed, and on a damaged one."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from domainbed.scripts.collect_results import main
 from tests.conftest import make_record, write_sweep
 
+REPORTING = Path(__file__).parents[2] / "domainbed" / "reporting"
 
-def test_domainbeds_own_sweep(tmp_path: Path, capsys):
-    """Its records differ: test_envs may be in any order, `done` is missing in some, models and logs lie around."""
+
+def test_sweep_written_by_domainbed(tmp_path: Path, capsys):
+    """Its folders differ: test_envs in any order, some without `done`, with models and logs."""
     records = []
     for algorithm in ("ERM", "Mixup"):
         for env in range(4):
@@ -27,27 +33,44 @@ def test_domainbeds_own_sweep(tmp_path: Path, capsys):
     main(["--input_dir", str(tmp_path)])
     out, err = capsys.readouterr()
     assert err == ""
-    # Each algorithm has a pair; of such pairs all are missed, 6 x 3 trials - 1.
-    assert out.startswith("60 runs asked for: 17 done, 9 incomplete, 34 not launched\n")
-    table = re.sub("[*~]", "", out[out.index("PACS\n") :]).splitlines()  # the marks of those without `done`
+    # Each algorithm has one pair, which implies all 6 pairs x 3 trials; the other 17 were not launched.
+    assert out.startswith("60 runs requested: 17 done, 9 incomplete, 34 not launched\n")
+    table = re.sub("[*~]", "", out[out.index("PACS\n") :]).splitlines()  # marks of jobs without `done`
     assert table[1].split()[0] == "Algorithm"
     assert table[3].split() == ["ERM", *["80.0", "+/-", "0.0"] * 5]
     assert table[4].split() == ["Mixup", *["80.0", "+/-", "0.0"] * 5]
 
 
-def test_damage_is_told_at_the_end_and_the_tables_come_all_the_same(tmp_path: Path, capsys):
+def test_damage_is_reported_after_the_tables(tmp_path: Path, capsys):
     write_sweep(tmp_path, [make_record(test_envs=(e,)) for e in range(3)])
     damaged = next(tmp_path.glob("*/results.jsonl"))
     with open(damaged, "a") as file:
         file.write('{"step": 100, "env0_in')
     main(["--input_dir", str(tmp_path)])
     out, err = capsys.readouterr()
-    problem = f"{damaged}: line 2 is not a whole record; left out\n"
+    problem = f"{damaged}: line 2 is not a complete record; skipped\n"
     assert err == ""
-    assert out.endswith(f"\n\nLeft out, or odd:\n{problem}")
+    assert out.endswith(f"\n\nWarnings:\n{problem}")
     assert "50.0 +/- 0.0" in out
-    main(["--input_dir", str(tmp_path), "--format", "csv"])  # which has no place for it
+    main(["--input_dir", str(tmp_path), "--format", "csv"])  # it has no place for warnings
     out, err = capsys.readouterr()
-    assert err.startswith("warning: leave-one-domain-out: No table: it needs the runs with each pair")
+    assert err.startswith("warning: leave-one-domain-out: No table: this method requires the runs with each pair")
     assert err.endswith(f"warning: {problem}")
-    assert len(out.splitlines()) == 1 + 2 * (4 + 3)  # two methods, a dataset and the averages
+    assert len(out.splitlines()) == 1 + 2 * (4 + 3)  # two methods, one dataset and the averages
+
+
+@pytest.mark.slow
+def test_example_selection_method_runs_as_shown(tmp_path: Path):
+    (example,) = re.findall(r"```python\n(.*?)```", (REPORTING / "README.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "my_selection.py").write_text(example)
+    last, earlier = (0.6, 0.9, 0.9), (0.5, 0.8, 0.8)
+    records = [make_record(test_envs=(e,), step=s, in_acc=a) for e in range(3) for s, a in ((0, earlier), (100, last))]
+    records += [make_record(test_envs=envs) for envs in ((0, 1), (0, 2), (1, 2))]
+    write_sweep(tmp_path / "sweep", records)
+    command = [sys.executable, "-m", "domainbed.scripts.collect_results", "--input_dir", "sweep"]
+    command += ["--import", "my_selection", "--selection", "last-step"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "==== Model selection: last-step ====" in finished.stdout
+    (row, _) = re.findall(r"^ERM .*$", finished.stdout, flags=re.MULTILINE)
+    assert re.findall(r"\d+\.\d \+/- \d\.\d", row) == ["60.0 +/- 0.0", "90.0 +/- 0.0", "90.0 +/- 0.0", "80.0 +/- 0.0"]

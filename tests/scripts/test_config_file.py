@@ -1,5 +1,6 @@
-"""How a sweep's jobs are to be run: said on the command line, or in a file."""
+"""Options of `sweep launch` from a configuration file, and the parameters that the SLURM launcher derives from them."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from domainbed import cli
+from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
+from domainbed.options import add_options, from_args
 from domainbed.scripts import sweep
-from domainbed.scripts.config_file import with_config_file
-from domainbed.sweep.launchers.slurm import SlurmLauncher, minutes, sbatch_parameters
+from domainbed.scripts.config_file import load
+from domainbed.sweep.launchers.slurm import SlurmOptions, minutes, sbatch_parameters
 
 SUFFIXES = (".yaml", ".yml", ".toml")
 
 
 def parsed(*words: object) -> dict[str, Any]:
-    """The options of a launch, the file's among them."""
-    p = sweep.parser()
-    return vars(p.parse_args(with_config_file(["launch", "--output_dir", "s", *map(str, words)], p.command("launch"))))
+    """Return the options of a launch, including those from a file."""
+    return vars(sweep.parse_args(["launch", "--output_dir", "s", *map(str, words)]))
 
 
 def with_file(file: Path, text: str, *words: object) -> dict[str, Any]:
@@ -75,12 +78,12 @@ WORDS = [
 
 
 @pytest.mark.parametrize(("suffix", "text"), list(zip(SUFFIXES, (YAML, YAML, TOML), strict=True)))
-def test_a_file_says_what_the_command_line_would(tmp_path: Path, suffix: str, text: str):
+def test_file_equals_the_same_options_on_the_command_line(tmp_path: Path, suffix: str, text: str):
     assert with_file(tmp_path / f"cluster{suffix}", text) == parsed(*WORDS)
 
 
 @pytest.mark.parametrize(("suffix", "text"), [(".yaml", YAML), (".toml", TOML)])
-def test_the_command_line_has_the_last_word(tmp_path: Path, suffix: str, text: str):
+def test_command_line_overrides_the_file(tmp_path: Path, suffix: str, text: str):
     words = ["--slurm_time", "2-00", "--slurm_setup", "true", "--slurm_gpus", 3, "--slurm_extra", "x=y"]
     options = with_file(tmp_path / f"cluster{suffix}", text, *words)
     assert options == parsed(*WORDS, *words)
@@ -88,10 +91,27 @@ def test_the_command_line_has_the_last_word(tmp_path: Path, suffix: str, text: s
     assert options["slurm_partition"] == "gpu"
 
 
-def test_of_two_flags_that_exclude_one_another_the_command_lines_counts(tmp_path: Path):
+def test_command_line_overrides_an_opposite_flag(tmp_path: Path):
     assert with_file(tmp_path / "a.yaml", "leave_one_out: true", *WORDS)["leave_one_out"]
     options = with_file(tmp_path / "a.yaml", "leave_one_out: true", *WORDS, "--single_test_envs")
     assert options == parsed(*WORDS, "--single_test_envs")
+
+
+def test_flag_in_the_file_can_be_negated_on_the_command_line(tmp_path: Path):
+    options = with_file(tmp_path / "a.yaml", "deterministic: true", *WORDS)
+    assert options == parsed(*WORDS, "--deterministic")
+    assert with_file(tmp_path / "a.yaml", "deterministic: true", *WORDS, "--no_deterministic") == parsed(*WORDS)
+    assert with_file(tmp_path / "a.yaml", "no_deterministic: false", *WORDS) == options
+
+
+def test_required_option_may_be_in_the_file(tmp_path: Path):
+    parser = cli.Parser(prog="tool")
+    add_options(parser, JobConfig)
+    (tmp_path / "a.toml").write_text('dataset = "PACS"\nalgorithm = "ERM"\ntest_envs = [1, 2]\ncache_gb = 7')
+    parser.set_defaults(**load(tmp_path / "a.toml", parser))
+    assert from_args(JobConfig, parser.parse_args(["--cache_gb", "8"])) == JobConfig("PACS", "ERM", (1, 2))
+    assert parser.parse_args(["--cache_gb", "8"]).cache_gb == 8
+    assert parser.parse_args([]).cache_gb == 7
 
 
 plain = st.text(st.sampled_from("abcXYZ019_:./=, #'\"é-"), min_size=1, max_size=12).filter(
@@ -115,7 +135,7 @@ options = st.fixed_dictionaries(
 
 @settings(max_examples=60)
 @given(options)
-def test_any_options_come_through(tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]):
+def test_any_options_are_read(tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]):
     folder = tmp_path_factory.mktemp("file")
     words: list[str] = []
     for name, value in options.items():
@@ -138,14 +158,14 @@ def test_any_options_come_through(tmp_path_factory: pytest.TempPathFactory, opti
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_empty_file_says_nothing(tmp_path: Path, suffix: str):
+def test_empty_file_or_value_sets_nothing(tmp_path: Path, suffix: str):
     if suffix == ".toml":
         assert with_file(tmp_path / f"a{suffix}", "") == parsed()
     text = "slurm_extra = []" if suffix == ".toml" else "slurm_extra: []"
     assert with_file(tmp_path / f"a{suffix}", text) == parsed()
 
 
-def test_flags_of_sbatch_in_a_file(tmp_path: Path):
+def test_flags_of_sbatch_in_a_mapping(tmp_path: Path):
     yaml = "slurm_extra: {exclusive: true, requeue: false, spread-job: , nice: 10}"
     toml = 'slurm_extra = {exclusive = true, requeue = false, spread-job = "", nice = 10}'
     for suffix, text in ((".yaml", yaml), (".toml", toml)):
@@ -153,22 +173,27 @@ def test_flags_of_sbatch_in_a_file(tmp_path: Path):
 
 
 MISTAKES = [
-    ("a.yaml", "slurm_partitoin: gpu", "'slurm_partitoin' is no option of launch; did you mean slurm_partition"),
-    ("a.toml", 'slurm_partitoin = "gpu"', "'slurm_partitoin' is no option of launch; did you mean slurm_partition"),
-    ("a.toml", "[slurm]\npartition = 'gpu'", "'slurm' is no option of launch"),
-    ("a.yaml", "help: true", "'help' is no option of launch"),
-    ("a.yaml", "launcher_config: b.yaml", "'launcher_config' is no option of launch"),
+    ("a.yaml", "slurm_partitoin: gpu", "unknown option 'slurm_partitoin'; did you mean slurm_partition"),
+    ("a.toml", 'slurm_partitoin = "gpu"', "unknown option 'slurm_partitoin'; did you mean slurm_partition"),
+    ("a.toml", "[slurm]\npartition = 'gpu'", "unknown option 'slurm'"),
+    ("a.yaml", "help: true", "unknown option 'help'"),
+    ("a.yaml", "launcher_config: b.yaml", "unknown option 'launcher_config'"),
+    (
+        "a.yaml",
+        "deterministic: true\nno_deterministic: true",
+        "'no_deterministic' sets an option that another line sets",
+    ),
     ("a.yaml", "dry_run: perhaps", "dry_run must be true or false, not 'perhaps'"),
     ("a.yaml", "workers: [1, 2]", "workers takes one value, not ["),
     ("a.toml", "dry_run = 1", "dry_run must be true or false, not 1"),
     ("a.yaml", "slurm_time: [1, 2", "expected ',' or ']'"),
     ("a.yaml", "slurm_gpus: *nothing", "undefined alias"),
-    ("a.yaml", "- slurm_time\n- 90", "it must hold lines of the form name: value"),
-    ("a.yaml", "", "it must hold lines of the form name: value"),
+    ("a.yaml", "- slurm_time\n- 90", "expected lines of the form `option: value`"),
+    ("a.yaml", "", "expected lines of the form `option: value`"),
     ("a.toml", "slurm_time = 1:30:00", ""),
     ("a.toml", "slurm_gpus = 1\nslurm_gpus = 2", ""),
-    ("a.json", "{}", "its name must end in .yaml or .toml"),
-    ("a", "{}", "its name must end in .yaml or .toml"),
+    ("a.json", "{}", "the name must end in .yaml or .toml"),
+    ("a", "{}", "the name must end in .yaml or .toml"),
     ("no/such.yaml", None, "No such file or directory"),
     ("folder.yaml", "a folder", "Is a directory"),
     ("bytes.yaml", "bytes", "invalid start byte"),
@@ -176,7 +201,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("name", "text", "message"), MISTAKES)
-def test_a_mistake_in_a_file_is_one_line_that_names_it(tmp_path: Path, name: str, text: str | None, message: str):
+def test_invalid_file_is_named_in_one_line(tmp_path: Path, name: str, text: str | None, message: str):
     file = tmp_path / name
     if text == "a folder":
         file.mkdir()
@@ -191,28 +216,24 @@ def test_a_mistake_in_a_file_is_one_line_that_names_it(tmp_path: Path, name: str
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_value_is_named(tmp_path: Path):
+def test_value_of_the_wrong_type_is_named(tmp_path: Path):
     for suffix, text in ((".yaml", "slurm_gpus: many"), (".toml", 'slurm_gpus = "many"')):
         with pytest.raises(UsageError, match="argument --slurm_gpus: invalid int value: 'many'"):
             with_file(tmp_path / f"a{suffix}", text)
 
 
 def test_only_launch_reads_a_file(tmp_path: Path):
-    p = sweep.parser()
-    words = ["status", "--output_dir", "s", "--launcher_config", str(tmp_path / "no.yaml")]
-    assert with_config_file(words, p.command("launch")) == words
     with pytest.raises(UsageError, match="unknown argument --launcher_config"):
-        p.parse_args(words)
+        sweep.parse_args(["status", "--output_dir", "s", "--launcher_config", str(tmp_path / "no.yaml")])
 
 
-# --- for sbatch
+# --- parameters of sbatch
 
 
 @pytest.mark.parametrize(
     ("time", "expected"),
     [
         ("1", 1),
-        (90, 90),
         ("90", 90),
         (" 90 ", 90),
         ("0:30", 1),
@@ -231,21 +252,24 @@ def test_only_launch_reads_a_file(tmp_path: Path):
         ("100:00:00", 6000),
     ],
 )
-def test_times_as_sbatch_reads_them(time: str | int, expected: int):
+def test_time_limits_are_read_as_by_sbatch(time: str, expected: int):
     assert minutes(time) == expected
 
 
 @pytest.mark.parametrize(
     "time", ["", "0", "0:00", "0-0", "-5", "1h", "1.5", "1:2:3:4", "1-", "-1", "1:", "::", "one", "1-1:1:1:1"]
 )
-def test_times_that_are_none(time: str):
+def test_invalid_time_limit_is_rejected(time: str):
     with pytest.raises(UsageError, match=r"^--slurm_time "):
         minutes(time)
 
 
-def test_what_sbatch_is_given():
-    options = parsed(*WORDS[:-3])
-    assert sbatch_parameters(options) == {
+def parameters(*words: object) -> dict[str, Any]:
+    return sbatch_parameters(from_args(SlurmOptions, argparse.Namespace(**parsed(*words))))
+
+
+def test_parameters_of_sbatch():
+    assert parameters(*WORDS[:-3]) == {
         "time": 90,
         "partition": "gpu",
         "mem": "32G",
@@ -253,8 +277,8 @@ def test_what_sbatch_is_given():
         "setup": ["module load cuda", 'source "my env/bin/activate"'],
         "additional_parameters": {"requeue": True, "exclude": "node[1-3],node7", "mail-type": "FAIL"},
     }
-    more = parsed("--slurm_cpus", 8, "--slurm_constraint", "a100", "--slurm_qos", "low", "--slurm_account", "lab")
-    assert sbatch_parameters(more) == {
+    words = ["--slurm_cpus", 8, "--slurm_constraint", "a100", "--slurm_qos", "low", "--slurm_account", "lab"]
+    assert parameters(*words) == {
         "time": 240,
         "gpus_per_node": 1,
         "cpus_per_task": 8,
@@ -267,22 +291,22 @@ def test_what_sbatch_is_given():
     }
 
 
-def test_other_options_of_sbatch():
-    extra = sbatch_parameters(parsed("--slurm_extra", "a=b=c", "exclusive", "x = y", "empty="))["additional_parameters"]
+def test_additional_options_of_sbatch():
+    extra = parameters("--slurm_extra", "a=b=c", "exclusive", "x = y", "empty=")["additional_parameters"]
     assert extra == {"requeue": True, "a": "b=c", "exclusive": True, "x": "y", "empty": ""}
-    extra = sbatch_parameters(parsed("--slurm_extra", "no-requeue"))["additional_parameters"]
+    extra = parameters("--slurm_extra", "no-requeue")["additional_parameters"]
     assert extra == {"no-requeue": True}
     for word in ("time=5", "signal=USR1@5", "job-name=x", "--array=0-3"):
         with pytest.raises(UsageError, match=f"--slurm_extra '{word}': .* is set by"):
-            sbatch_parameters(parsed("--slurm_extra", word) if word[0] != "-" else parsed(f"--slurm_extra={word}"))
+            parameters(f"--slurm_extra={word}")
     with pytest.raises(UsageError, match="--slurm_extra '=7' names no option of sbatch"):
-        sbatch_parameters(parsed("--slurm_extra", "=7"))
+        parameters("--slurm_extra", "=7")
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--jobs_per_task", 0), ("--slurm_array_parallelism", 0), ("--slurm_gpus", -1), ("--slurm_cpus", 0)],
 )
-def test_numbers_that_can_not_be(option: str, value: int):
+def test_number_out_of_bounds_is_rejected(option: str, value: int):
     with pytest.raises(UsageError, match=f"^{option} must be at least {value + 1}, not {value}$"):
-        SlurmLauncher(parsed(f"{option}={value}"))
+        parameters(f"{option}={value}")

@@ -1,4 +1,4 @@
-"""The command that draws a sweep: what it writes, what it says, and when it refuses."""
+"""The command `plot`: its files, its output, and its errors."""
 
 import itertools
 from pathlib import Path
@@ -31,7 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_every_picture_as_png_and_pdf(sweep_dir: Path, capsys: pytest.CaptureFixture):
+def test_all_plots_as_png_and_pdf(sweep_dir: Path, capsys: pytest.CaptureFixture):
     main(["--input_dir", str(sweep_dir), "--dpi", "50"])
     out, err = capsys.readouterr()
     assert err == ""
@@ -50,21 +50,21 @@ def test_every_picture_as_png_and_pdf(sweep_dir: Path, capsys: pytest.CaptureFix
                 image.load()
                 assert image.width == 275
                 assert image.info["Title"].endswith(".")
-    assert out.endswith(f"7 pictures in {sweep_dir / 'plots'}, as PNG and PDF\n")
+    assert out.endswith(f"7 plots in {sweep_dir / 'plots'}, as PNG and PDF\n")
 
 
-def test_the_same_data_give_the_same_bytes_and_the_pictures_do_no_harm(sweep_dir: Path, tmp_path: Path):
+def test_plots_are_reproducible_and_do_not_affect_the_sweep(sweep_dir: Path, tmp_path: Path):
     before = load_sweep(str(sweep_dir))
     for folder in ("one", "two/deep"):
         main(["--input_dir", str(sweep_dir), "--algorithms", "Fishr", "--output_dir", str(tmp_path / folder)])
     assert files(tmp_path / "one") == files(tmp_path / "two" / "deep")
     main(["--input_dir", str(sweep_dir), "--algorithms", "Fishr"])
-    after = load_sweep(str(sweep_dir))  # with the folder plots among the jobs'
+    after = load_sweep(str(sweep_dir))  # with a folder `plots` next to the jobs
     assert after.problems == before.problems
     assert len(after.records) == len(before.records)
 
 
-def test_one_algorithm_by_domainbeds_name_of_the_oracle(sweep_dir: Path):
+def test_one_algorithm_by_domainbeds_method_name(sweep_dir: Path):
     main(["--input_dir", str(sweep_dir), "--selection", "OracleSelectionMethod", "--algorithms", "Fishr", "Fishr"])
     assert {path.stem for path in (sweep_dir / "plots").iterdir()} == {
         "bars-test-domain",
@@ -75,14 +75,14 @@ def test_one_algorithm_by_domainbeds_name_of_the_oracle(sweep_dir: Path):
     }
 
 
-def test_what_is_left_out_is_told_and_is_no_failure(sweep_dir: Path, capsys: pytest.CaptureFixture):
+def test_plots_that_cannot_be_drawn_are_reported(sweep_dir: Path, capsys: pytest.CaptureFixture):
     main(["--input_dir", str(sweep_dir), "--selection", "leave-one-domain-out"])
     out, err = capsys.readouterr()
     assert {path.name for path in (sweep_dir / "plots").iterdir()} == {
         "in_out-ColoredDigits.png",
         "in_out-ColoredDigits.pdf",
     }
-    assert "1 picture in" in out
+    assert "1 plot in" in out
     assert all(line.startswith("no ") and "--leave_one_out" in line for line in err.splitlines())
     assert len(err.splitlines()) == 2
 
@@ -93,7 +93,7 @@ def test_what_is_left_out_is_told_and_is_no_failure(sweep_dir: Path, capsys: pyt
         (["--datasets", "ColoredDigit"], "--datasets ColoredDigit: this sweep has no such runs; did you mean ColoredD"),
         (["--algorithms", "ERM", "Fishy"], "--algorithms Fishy: this sweep has no such runs; did you mean Fishr"),
         (["--selection", "test_domain"], "unknown selection method 'test_domain'; did you mean test-domain"),
-        (["--dpi", "0"], r"--dpi must lie in \[10, 2400\], not 0"),
+        (["--dpi", "0"], "--dpi must be at least 10 and at most 2,400, not 0"),
     ],
 )
 def test_mistakes(sweep_dir: Path, args: list[str], message: str):
@@ -102,29 +102,28 @@ def test_mistakes(sweep_dir: Path, args: list[str], message: str):
     assert not (sweep_dir / "plots").exists()
 
 
-def test_nothing_to_draw(tmp_path: Path):
+def test_nothing_to_plot(tmp_path: Path):
     write_sweep(tmp_path, [make_record(test_envs=(0, 1))])
-    with pytest.raises(UsageError, match="has nothing to draw"):
+    with pytest.raises(UsageError, match="has nothing to plot"):
         main(["--input_dir", str(tmp_path)])
     assert not (tmp_path / "plots").exists()
 
 
-def test_a_picture_that_can_not_be_written_leaves_the_one_before(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_write_keeps_previous_file(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch):
     main(["--input_dir", str(sweep_dir), "--dpi", "40"])
     before = files(sweep_dir / "plots")
 
-    def write(figure, file, kind, dpi, caption):
-        file.write(b"half a picture")
+    def write_partially(figure, file, format, dpi, caption):
+        file.write(b"incomplete")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(style, "write", write)
+    monkeypatch.setattr(style, "write_figure", write_partially)
     with pytest.raises(OSError, match="No space left"):
         main(["--input_dir", str(sweep_dir), "--dpi", "80"])
     assert files(sweep_dir / "plots") == before
 
 
-def test_in_a_process_of_its_own(sweep_dir: Path, run_module):
-    """Without a display."""
+def test_as_a_process_without_display(sweep_dir: Path, run_module):
     finished = run_module(
         "plot", "--input_dir", sweep_dir, env={"MPLBACKEND": "TkAgg", "PATH": "", "HOME": str(sweep_dir)}
     )

@@ -1,4 +1,4 @@
-"""scripts/quickstart and scripts/digits: what they say of themselves, and refuse, before anything is set up."""
+"""scripts/quickstart and scripts/digits: help and invalid arguments, which are handled before the setup."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.fixture
 def run(tmp_path: Path):
-    """Runs a copy of a script, beside a setup that fails. Returns status, stdout and stderr."""
+    """Return a function that runs a copy of a script, with a setup that fails: it returns status, stdout and stderr."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "setup").write_text("#!/bin/sh\necho set up >&2\nexit 9\n")
     (tmp_path / "scripts" / "setup").chmod(0o755)
@@ -26,28 +26,31 @@ def run(tmp_path: Path):
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("name", ["quickstart", "digits"])
-def test_help_is_the_comment_at_the_head(run, name: str, flag: str):
+def test_help_is_the_comment_at_the_top(run, name: str, flag: str):
     _, *lines = (SCRIPTS / name).read_text().splitlines()
-    head = lines[: lines.index("set -euo pipefail")]
-    assert len(head) > 1
-    assert run(name, flag) == (0, "".join(f"{line.removeprefix('# ')}\n" for line in head), "")
+    comment = lines[: lines.index("set -euo pipefail")]
+    assert len(comment) > 1
+    assert run(name, flag) == (0, "".join(f"{line.removeprefix('# ')}\n" for line in comment), "")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (("quickstart", "--workers", "2"), "unknown argument --workers: scripts/quickstart takes none; "),
-        (("digits", "--workers", "2", "--output_dir", "runs/mine"), "scripts/digits is about runs/digits; "),
-        (("digits", "--output_dir=runs/mine"), "scripts/digits is about runs/digits; "),
+        (("quickstart", "--workers", "2"), "unknown argument --workers: scripts/quickstart takes no arguments; use "),
+        (
+            ("digits", "--workers", "2", "--output_dir", "runs/mine"),
+            "scripts/digits always writes to runs/digits; use ",
+        ),
+        (("digits", "--output_dir=x"), "scripts/digits always writes to runs/digits; use "),
     ],
 )
-def test_what_they_do_not_take_is_told_in_one_line(run, words: tuple[str, ...], told: str):
+def test_invalid_argument_is_one_line(run, words: tuple[str, ...], message: str):
     status, out, err = run(*words)
     assert (status, out) == (2, "")
-    assert err.startswith(f"error: {told}python -m domainbed.scripts.sweep launch ")
+    assert err.startswith(f"error: {message}python -m domainbed.scripts.sweep launch\n")
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [("quickstart",), ("digits", "--workers", "2")])
-def test_else_they_begin_with_the_setup(run, words: tuple[str, ...]):
+def test_setup_runs_first(run, words: tuple[str, ...]):
     assert run(*words) == (9, "", "set up\n")

@@ -1,4 +1,4 @@
-"""From command to table, with real processes: launched, killed, launched again, collected."""
+"""Sweeps with real processes: launched, killed, resumed, collected."""
 
 import json
 import os
@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from domainbed import cli
+from domainbed.engine.config import JobConfig
 from domainbed.records import append_record, mark_done, read_job
 from domainbed.scripts import sweep, train
+from domainbed.sweep.grid import NOT_SHARED
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.status import JobState
@@ -28,31 +30,31 @@ from tests.sweep.helpers import (
     launch_words,
     main,
     records,
+    start_launch,
     states,
     steps_recorded,
 )
-from tests.sweep.helpers import begin as begin_quickly
 
 ARGS = ["--datasets", "ColoredDigits", "--algorithms", "ERM", "--n_hparams", "2", "--n_trials", "1"]
 SMALL = [*ARGS, "--hparams", '{"batch_size": 8}']
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`--command_launcher here` runs jobs in this process, by one thread, as two workers on two cores do."""
-    monkeypatch.setitem(LAUNCHERS._registered, "here", LauncherHere)
+def here() -> Iterator[None]:
+    """`--command_launcher here` runs jobs in this process, with one thread, like two workers on two cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with LAUNCHERS.temporarily("here", LauncherHere):
+        yield
     torch.set_num_threads(before)
 
 
 def jobs_in(folder: Path, *args: str) -> list[Job]:
-    return sweep.jobs_of(sweep.parser().parse_args(["launch", *args, "--output_dir", str(folder)]))
+    return jobs_of(["launch", *args, "--output_dir", str(folder)])
 
 
 @pytest.mark.slow
-def test_from_command_to_table(run_module, tmp_path: Path):
+def test_launch_and_collect(run_module, tmp_path: Path):
     folder = tmp_path / "sweep"
     command = ["sweep", "launch", *SMALL, "--steps", 3, "--leave_one_out", "--output_dir", folder, "--workers", 2]
     finished = run_module(*command, input="y\n")
@@ -79,35 +81,35 @@ def test_from_command_to_table(run_module, tmp_path: Path):
 
     tables = run_module("collect_results", "--input_dir", folder)
     assert tables.returncode == 0, tables.stderr
-    assert tables.stdout.startswith("12 runs asked for: 12 done\n\n==== Model selection: training-domain")
+    assert tables.stdout.startswith("12 runs requested: 12 done\n\n==== Model selection: training-domain")
     rows = [line for line in tables.stdout.splitlines() if line.startswith("ERM ")]
-    assert len(rows) == 6, "for each of three methods the dataset's table and the averages"
+    assert len(rows) == 6, "the dataset's table and the averages, for each of three methods"
     assert all(re.search(r"\d+\.\d \+/- 0\.0", row) for row in rows)
     assert "X" not in tables.stdout
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_from_an_archive_of_another(run_module, tmp_path: Path):
+def test_launch_with_the_archive_of_another_sweep(run_module, tmp_path: Path):
     first, second = tmp_path / "first", tmp_path / "second"
     archive = tmp_path / "records.tar.xz"
     launch = ["sweep", "launch", *SMALL, "--steps", 3, "--skip_confirmation", "--workers", 2]
     assert run_module(*launch, "--output_dir", first).returncode == 0
     exported = run_module("sweep", "export", "--output_dir", first, "--archive", archive)
     assert exported.returncode == 0, exported.stderr
-    assert exported.stdout.startswith(f"6 jobs in {archive}, ")
+    assert exported.stdout.startswith(f"6 jobs written to {archive} (")
     more = ["--n_trials", 2]
     finished = run_module(*launch, *more, "--output_dir", second, "--import_results", archive)
     assert finished.returncode == 0, finished.stderr
-    told = finished.stdout.splitlines()
-    assert told[0].startswith(f"6 jobs imported from {archive}; ")
-    assert told[1] == f"12 jobs in {second}: 6 not launched, 6 done"
+    lines = finished.stdout.splitlines()
+    assert lines[0].startswith(f"6 jobs imported from {archive}; ")
+    assert lines[1] == f"12 jobs in {second}: 6 not launched, 6 done"
     assert run_module(*launch, *more, "--output_dir", first).returncode == 0
     tables = [run_module("collect_results", "--input_dir", folder) for folder in (first, second)]
     assert tables[0].stdout == tables[1].stdout
-    assert tables[0].stdout.startswith("12 runs asked for: 12 done")
+    assert tables[0].stdout.startswith("12 runs requested: 12 done")
 
 
-def test_every_option_of_a_job_reaches_it(tmp_path: Path):
+def test_options_of_jobs_reach_them(tmp_path: Path):
     given = {
         "eval": "splits",
         "clean_evaluation": True,
@@ -125,18 +127,19 @@ def test_every_option_of_a_job_reaches_it(tmp_path: Path):
         "track": "landscape",
         "save_model_every_checkpoint": True,
     }
-    assert set(given) == set(cli.JOB_OPTIONS)
+    elsewhere = {"data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save", "imports"}
+    assert set(given) == {f.name for f in fields(JobConfig)} - NOT_SHARED - elsewhere
     flags = [word for name, v in given.items() for word in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]
     for job in jobs_in(tmp_path, *ARGS, *flags):
         assert {name: getattr(job.config, name) for name in given} == given
         words = job.command()
-        again = train.config_of(train.parser().parse_args(words[words.index("domainbed.scripts.train") + 1 :]))
+        again = train.parse_config(words[words.index("domainbed.scripts.train") + 1 :])
         assert again == job.config
         assert {name: getattr(again, name) for name in given} == given
 
 
-def begin(words: list[str]) -> subprocess.Popen:
-    """A launch in a session of its own, so that its process group can be sent what a terminal sends on Ctrl-C."""
+def start_session(words: list[str]) -> subprocess.Popen:
+    """Start a launch in a new session, so that its process group can be sent SIGINT, as a terminal does on Ctrl-C."""
     return subprocess.Popen(
         [sys.executable, "-m", "domainbed.scripts.sweep", *words],
         stdout=subprocess.PIPE,
@@ -146,26 +149,26 @@ def begin(words: list[str]) -> subprocess.Popen:
     )
 
 
-STOPPING = "\nStopping as soon as all is saved; Ctrl-C again stops at once.\n"
-STOPPED = "Stopped. The same command goes on with what is not done.\n"
+STOPPING = "\nStopping after saving a checkpoint; press Ctrl-C again to stop immediately.\n"
+STOPPED = "Stopped. Run the same command to resume.\n"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc, which only Linux has")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="requires /proc, which only Linux has")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
-def test_stopped_midway_and_launched_again(tmp_path: Path, how: signal.Signals, here: None):
-    """Whichever way the launch ends, its jobs save what they have, and the next launch ends as if it had never been."""
+def test_resumed_sweep_equals_undisturbed(tmp_path: Path, how: signal.Signals, here: None):
+    """However the launch ends, its jobs save their state."""
     (slow := tmp_path / "slow").touch()
     words = launch_words(
         tmp_path / "sweep", "--steps", 250, "--workers", 2, launcher="local", how="slow", cause=str(slow)
     )
     jobs = jobs_of(words)
-    launcher = begin(words)
+    launcher = start_session(words)
     try:
-        # past their first evaluation, and under way to the next
+        # between their first two evaluations
         wait_until(
             lambda: sum(log_of(job).count("about to do slow") > 2 for job in jobs) == 2,
-            told=lambda: "\n".join(map(log_of, jobs)),
+            lambda: "\n".join(map(log_of, jobs)),
         )
         workers = [pid for pid in children_of(launcher.pid) if is_alive(pid)]
         assert len(workers) >= 2
@@ -194,10 +197,10 @@ def test_stopped_midway_and_launched_again(tmp_path: Path, how: signal.Signals, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_before_the_workers_are_ready(tmp_path: Path):
-    """It reaches launcher and workers alike, be they just starting: two lines, no traceback."""
+def test_ctrl_c_while_workers_start(tmp_path: Path):
+    """It reaches the launcher and its workers. The output is two lines and no traceback."""
     words = launch_words(tmp_path / "sweep", "--workers", 2, "--steps", 10**6, launcher="local", how="slow")
-    launcher = begin(words)
+    launcher = start_session(words)
     try:
         assert launcher.stdout is not None
         assert launcher.stdout.readline().endswith("3 not launched\n")
@@ -211,12 +214,12 @@ def test_ctrl_c_before_the_workers_are_ready(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc, which only Linux has")
-def test_ctrl_c_twice_stops_at_once(tmp_path: Path):
-    """A job that hangs in an update is not waited for."""
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="requires /proc, which only Linux has")
+def test_second_ctrl_c_kills_the_jobs(tmp_path: Path):
+    """Even a job that hangs in an update."""
     words = launch_words(tmp_path / "sweep", "--workers", 1, launcher="local", how="sleep", at=1)
     jobs = jobs_of(words)
-    launcher = begin(words)
+    launcher = start_session(words)
     try:
         wait_until(lambda: "about to do sleep" in log_of(jobs[0]))
         workers = [pid for pid in children_of(launcher.pid) if is_alive(pid)]
@@ -241,15 +244,15 @@ def log_of(job: Job) -> str:
 
 
 @pytest.mark.slow
-def test_three_launches_at_once_train_each_job_once(tmp_path: Path):
+def test_simultaneous_launches_train_each_job_once(tmp_path: Path):
     words = launch_words(tmp_path / "sweep", "--n_trials", 3, "--steps", 31, "--workers", 2, launcher="local")
     jobs = jobs_of(words)
-    launchers = [begin_quickly(words, tmp_path / f"{i}.log") for i in range(3)]
+    launchers = [start_launch(words, tmp_path / f"{i}.log") for i in range(3)]
     for launcher in launchers:
         launcher.join(200)
     logs = [(tmp_path / f"{i}.log").read_text() for i in range(3)]
     for launcher, log in zip(launchers, logs, strict=True):
-        assert launcher.exitcode in (0, 3), log  # 3: another launch has yet to end the last job
+        assert launcher.exitcode in (0, 3), log  # 3: another launch is still running the last job
         assert "FAILED" not in log
         assert "Traceback" not in log
     assert 0 in [launcher.exitcode for launcher in launchers]
@@ -260,7 +263,7 @@ def test_three_launches_at_once_train_each_job_once(tmp_path: Path):
         assert {path.name for path in job.folder.iterdir()} == {"done", "log.txt", "model.pkl", "results.jsonl"}
 
 
-def test_records_without_a_checkpoint_are_replaced(tmp_path: Path, here: None, capsys: pytest.CaptureFixture):
+def test_records_without_checkpoint_are_replaced(tmp_path: Path, here: None, capsys: pytest.CaptureFixture):
     folder = tmp_path / "sweep"
     words = launch_words(folder)
     jobs = jobs_of(words)
@@ -274,31 +277,33 @@ def test_records_without_a_checkpoint_are_replaced(tmp_path: Path, here: None, c
     assert frame.groupby("folder")["step"].apply(list).tolist() == [[0, 2]] * 3
 
 
-def test_failures_are_told_and_the_others_done(tmp_path: Path, here: None, capsys: pytest.CaptureFixture):
-    """A job folder that can't be written to: its place is taken by a file."""
+def test_failed_job_does_not_affect_others(tmp_path: Path, here: None, capsys: pytest.CaptureFixture):
+    """Its folder cannot be created, because a file has its name."""
     folder = tmp_path / "sweep"
     words = launch_words(folder)
     jobs = jobs_of(words)
     folder.mkdir()
     jobs[2].folder.write_text("in the way")
-    assert main(words) == 1, "also where there is nowhere to keep that it failed"
-    told = capsys.readouterr()
-    assert told.err == f"FAILED {jobs[2]}: {jobs[2].folder}: File exists\n"
-    assert "1 not launched, 2 done after" in told.out
+    assert main(words) == 1, "although the failure cannot be recorded"
+    output = capsys.readouterr()
+    assert output.err == f"FAILED {jobs[2]}: {jobs[2].folder}: File exists\n"
+    assert "1 not launched, 2 done after" in output.out
     jobs[2].folder.unlink()
     assert main(words) == 0
 
 
-def test_a_sweep_that_is_done_can_be_launched_where_its_data_are_not(tmp_path: Path, here: None, small_mnist_dir: str):
+def test_launch_of_a_finished_sweep_requires_no_data(tmp_path: Path, here: None, small_mnist_dir: str):
     words = launch_words(tmp_path / "sweep", "--datasets", "ColoredMNIST", "--data_dir", small_mnist_dir)
-    with pytest.warns(UserWarning, match="holds 120 images"):
+    with pytest.warns(UserWarning, match="has 120 images"):
         assert main(words) == 0
     os.rename(small_mnist_dir, f"{small_mnist_dir} gone")
     assert main(words) == 0
     assert main(["status", "--output_dir", tmp_path / "sweep"]) == 0
 
 
-def test_no_is_no(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_answer_no_launches_nothing(
+    tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     words = [word for word in launch_words(tmp_path / "sweep") if word != "--skip_confirmation"]
     for answer in ("n", "", "yess", "of course not"):
         monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
@@ -307,17 +312,18 @@ def test_no_is_no(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch, c
         assert not (tmp_path / "sweep").exists()
 
 
-def test_the_dummy_prints_alone_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
-    words = launch_words(tmp_path / "sweep", launcher="dummy")
+@pytest.mark.parametrize("options", [["--command_launcher", "dummy"], ["--command_launcher", "local", "--dry_run"]])
+def test_dry_run_prints_commands_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str]):
+    words = launch_words(tmp_path / "sweep", *options)
     assert main(words) == 0
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [shlex.join(job.command()) for job in jobs_of(words)]
-    assert told.err == f"3 jobs in {tmp_path / 'sweep'}: 3 not launched\n"
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [shlex.join(job.command()) for job in jobs_of(words)]
+    assert output.err == f"3 jobs in {tmp_path / 'sweep'}: 3 not launched\n"
     assert not (tmp_path / "sweep").exists()
 
 
-def test_what_takes_long_begins_first(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch):
-    """As far as jobs that are done tell."""
+def test_longest_jobs_start_first(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch):
+    """According to the finished jobs."""
     words = launch_words(tmp_path / "sweep", "--algorithms", "ERM", "Misbehaving", "--hparams", '{"batch_size": 4}')
     jobs = jobs_of(words)
     for job, seconds in ((jobs[0], 0.1), (jobs[3], 20.0)):
@@ -325,6 +331,44 @@ def test_what_takes_long_begins_first(tmp_path: Path, here: None, monkeypatch: p
         append_record(job.folder, {"step": 2, "step_time": seconds})
         mark_done(job.folder)
     order: list[Job] = []
-    monkeypatch.setattr(LauncherHere, "launch", lambda self, jobs, should_stop: order.extend(jobs) or iter(()))
+    monkeypatch.setattr(LauncherHere, "launch", lambda self, jobs, *_: order.extend(jobs) or iter(()))
     assert main(words) == 3
     assert [job.config.algorithm for job in order] == ["Misbehaving"] * 2 + ["ERM"] * 2
+
+
+README = Path(sweep.__file__).parents[1] / "sweep" / "README.md"
+
+
+PRINT_TABLE = """
+from domainbed.options import options_table
+from domainbed.scripts.sweep import Grid, LaunchOptions
+from domainbed.sweep.launchers.local import LocalOptions
+from domainbed.sweep.launchers.slurm import SlurmOptions
+print(options_table(Grid, LaunchOptions, LocalOptions, SlurmOptions), end="")
+"""
+
+
+def test_options_table_in_readme():
+    """In a new process, in which no test has registered an algorithm."""
+    marker = "<!-- options_table(Grid, LaunchOptions, LocalOptions, SlurmOptions) -->\n"
+    _, table, _ = README.read_text().split(marker)
+    finished = subprocess.run([sys.executable, "-c", PRINT_TABLE], capture_output=True, text=True, check=True)
+    assert table == finished.stdout
+
+
+@pytest.mark.slow
+def test_example_launcher_in_readme(run_module, tmp_path: Path):
+    """Its option works on the command line and in a configuration file, which also imports it."""
+    (example,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "cwd").mkdir(exist_ok=True)
+    (tmp_path / "cwd" / "my_launchers.py").write_text(example)
+    launch = ["sweep", "launch", *SMALL, "--steps", 3, "--n_hparams", 1, "--skip_confirmation"]
+    options = ["--import", "my_launchers", "--command_launcher", "prefix", "--prefix", "env PYTHONPATH=."]
+    finished = run_module(*launch, *options, "--output_dir", tmp_path / "sweep")
+    assert finished.returncode == 0, finished.stderr
+    assert "3 done after" in finished.stdout
+    config = tmp_path / "prefix.yaml"
+    config.write_text("import: my_launchers\ncommand_launcher: prefix\nprefix: 'false'\n")
+    finished = run_module(*launch, "--launcher_config", config, "--output_dir", tmp_path / "other")
+    assert finished.returncode == 3, finished.stderr
+    assert "3 not launched after" in finished.stdout

@@ -1,4 +1,4 @@
-"""One job as a real process: signals that stop it, those that reach its loader processes too, and going on."""
+"""One job as a process: signals that stop it and reach its loader processes as well, and resuming."""
 
 import os
 import signal
@@ -11,9 +11,11 @@ import pytest
 from domainbed.engine import checkpoint
 from domainbed.engine.train import train as train_job
 from domainbed.scripts import train
-from tests.engine.test_resume import BESIDE
+from tests.engine.test_resume import NOT_COMPARED
 from tests.images import write_tree
 from tests.processes import children_of, is_alive, wait_until
+
+NOTICE = "\nStopping after saving a checkpoint; press Ctrl-C again to stop immediately.\n"
 
 SLOW = """
 import os, time
@@ -38,9 +40,9 @@ if "Slow" not in ALGORITHMS:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc, which only Linux has")
-def test_stopped_by_every_signal_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Signals go to the whole process group, as from a terminal or a batch system: the loaders must not heed them."""
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc, which only Linux has")
+def test_job_stops_on_every_signal_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Signals go to the whole process group, as from a terminal or a batch system. The loaders must ignore them."""
     write_tree(tmp_path / "tree", {name: {"car": 6, "tram": 6} for name in ("day", "dusk", "night")})
     (tmp_path / "slow_erm.py").write_text(SLOW)
     monkeypatch.syspath_prepend(tmp_path)
@@ -62,40 +64,38 @@ def test_stopped_by_every_signal_and_gone_on_with(tmp_path: Path, monkeypatch: p
         return process
 
     step = 0
-    for how in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         process = start()
         loaders = children_of(process.pid)
         assert len(loaders) >= 2
-        os.killpg(process.pid, how)
+        os.killpg(process.pid, signum)
         stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 128 + how, stderr
+        assert process.returncode == 128 + signum, stderr
         before, step = step, checkpoint.load_checkpoint(folder)["step"]
         assert before < step < 60
-        assert (f"This job goes on from its checkpoint after {before} steps." in stdout) == (before > 0)
-        haste = "\nStopping as soon as all is saved; Ctrl-C again stops at once.\n" if how == signal.SIGINT else ""
-        assert stderr == f"{haste}stopped after {step} of 60 steps; the same command goes on from there\n"
+        assert (f"Resuming from checkpoint at step {before}." in stdout) == (before > 0)
+        notice = NOTICE if signum == signal.SIGINT else ""
+        assert stderr == f"{notice}stopped after {step} of 60 steps; run the same command to resume\n"
         assert not (folder / "lock").exists()
         wait_until(lambda loaders=loaders: not any(is_alive(pid) for pid in loaders), seconds=30)
 
     process = start()
     os.killpg(process.pid, signal.SIGINT)
     assert process.stderr is not None
-    assert process.stderr.readline() + process.stderr.readline() == (
-        "\nStopping as soon as all is saved; Ctrl-C again stops at once.\n"
-    )
+    assert process.stderr.readline() + process.stderr.readline() == NOTICE
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr.startswith(("interrupted\n", "stopped after "))  # it may have stopped by then
+    assert stderr.startswith(("interrupted\n", "stopped after "))  # it may already have stopped
 
-    for name in ("job", "whole"):
-        train_job(train.config_of(train.parser().parse_args([*words, str(tmp_path / name)])))
-    job, whole = (BESIDE.sub(b"", (tmp_path / name / "results.jsonl").read_bytes()) for name in ("job", "whole"))
-    assert job == whole
+    for name in ("job", "uninterrupted"):
+        train_job(train.parse_config([*words, str(tmp_path / name)]))
+    job, uninterrupted = ((tmp_path / name / "results.jsonl").read_bytes() for name in ("job", "uninterrupted"))
+    assert NOT_COMPARED.sub(b"", job) == NOT_COMPARED.sub(b"", uninterrupted)
     assert {path.name for path in folder.iterdir()} == {"results.jsonl", "done", "model.pkl"}
 
 
-def test_never_due_is_refused(run_module):
+def test_invalid_interval_is_rejected(run_module):
     finished = run_module("train", "--dataset", "ColoredDigits", "--test_envs", 2, "--save_every", 0)
     assert finished.returncode == 2
-    assert finished.stderr == "error: --save_every must be above 0 minutes, not 0.0\n"
+    assert finished.stderr == "error: --save_every must be above 0, not 0.0\n"

@@ -1,0 +1,132 @@
+"""The console script `domainbed`, in a checkout and installed from a wheel."""
+
+import os
+import subprocess
+import sys
+import venv
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import domainbed
+from domainbed import cli
+from domainbed.engine.config import JobConfig
+from domainbed.errors import UsageError
+from domainbed.options import options_table
+from domainbed.scripts import __main__ as main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        main.main(["--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n    {name} " in printed for name in main.COMMANDS)
+    scripts = {path.stem for path in (ROOT / "domainbed" / "scripts").glob("*.py")}
+    assert set(main.COMMANDS) == {
+        name for name in scripts if hasattr(import_module(f"domainbed.scripts.{name}"), "main")
+    } - {"__main__"}
+
+
+def test_version(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        main.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"domainbed {domainbed.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "called"), [(name, name) for name in main.COMMANDS] + [("collect_results", "collect")]
+)
+def test_command_shows_how_it_was_called(
+    name: str, called: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    for program, prog in (("/bin/domainbed", f"domainbed {name}"), ("x.py", f"python -m domainbed.scripts.{name}")):
+        monkeypatch.setattr(sys, "argv", [program])
+        with pytest.raises(SystemExit) as end:
+            main.main([called, "--help"])
+        assert end.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: {prog} [-h]")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["swep"], "invalid choice: 'swep'; did you mean sweep?"),
+        (["--versoin"], "the following arguments are required: COMMAND"),
+        (["train", "--algorithm", "EMR"], "unknown algorithm 'EMR'; did you mean ERM?"),
+    ],
+)
+def test_invalid_command_is_one_line(words: list[str], message: str):
+    with pytest.raises(UsageError) as error:
+        main.main(words)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sweep", "launch", "--help"]])
+def test_help_does_not_import_torch(words: list[str]):
+    program = f"import sys\nfrom domainbed.scripts.__main__ import main\ntry: main({words})\n"
+    program += "except SystemExit: print(*sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules = finished.stdout.splitlines()[-1].split()
+    assert "domainbed.cli" in modules
+    assert not {"torch", "pandas", "matplotlib", "scipy"} & set(modules)
+
+
+def test_output_must_be_writable(tmp_path: Path):
+    cli.check_output(None)
+    cli.check_output(str(tmp_path / "new"))
+    with pytest.raises(UsageError, match=f"--output {tmp_path} is a folder; name a file in it"):
+        cli.check_output(str(tmp_path))
+    with pytest.raises(UsageError, match=f"--archive {tmp_path}/no/file: folder {tmp_path}/no does not exist"):
+        cli.check_output(str(tmp_path / "no" / "file"), "--archive")
+
+
+def test_readme_has_the_table_of_options():
+    readme = (ROOT / "domainbed" / "scripts" / "README.md").read_text()
+    _, table, _ = readme.split("<!-- options_table(JobConfig) -->\n")
+    assert table == options_table(JobConfig)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("setuptools") is None or find_spec("pip") is None, reason="builds a wheel")
+def test_wheel_works_outside_a_checkout(tmp_path: Path):
+    def run(*command: object) -> str:
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        finished = subprocess.run(
+            [str(word) for word in command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=240
+        )
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished.stdout
+
+    source = tmp_path / "source"
+    copied = ("domainbed", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+    source.mkdir()
+    run("cp", "-r", *(ROOT / name for name in copied), source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--wheel-dir", tmp_path / "wheel", source)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+
+    venv.create(tmp_path / "venv", with_pip=False)
+    python, tool = (tmp_path / "venv" / "bin" / name for name in ("python", "domainbed"))
+    (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    # The dependencies come from this environment; its .pth file, which names the checkout, is not read.
+    dependencies = Path(find_spec("torch").origin).parents[1]
+    (site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--force-reinstall", wheel)
+
+    location = run(python, "-c", "import domainbed; print(domainbed.__file__)").strip()
+    assert Path(location).is_relative_to(site_packages)
+    assert run(tool, "--version") == f"domainbed {domainbed.__version__}\n"
+    grid = ["--datasets", "ColoredDigits", "--algorithms", "ERM", "--n_hparams", 1, "--n_trials", 1, "--steps", 2]
+    run(tool, "sweep", "launch", *grid, "--workers", 1, "--output_dir", "sweep", "--skip_confirmation")
+    assert "ColoredDigits" in run(tool, "collect", "--input_dir", "sweep", "--compare", "published")
+    run(tool, "collect", "--input_dir", "sweep", "--format", "html", "--output", "report.html")
+    assert "<style>" in (tmp_path / "report.html").read_text()
+    run(tool, "colored_mnist", "--help")
