@@ -1,4 +1,4 @@
-"""Looking at real processes, and waiting for what they do."""
+"""Inspect real processes, and wait for what they do."""
 
 import subprocess
 import time
@@ -18,9 +18,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], object], told: Callable[[], object] = str, seconds: float = 240) -> None:
-    """Wait for it to be so; where it takes too long, the failure shows what `told` tells."""
+def wait_until(condition: Callable[[], object], describe: Callable[[], object] = str, seconds: float = 240) -> None:
+    """Wait until a condition holds; after a timeout, fail with the result of `describe`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited too long; {told()}"
+        assert time.monotonic() < deadline, f"timed out; {describe()}"
         time.sleep(0.05)

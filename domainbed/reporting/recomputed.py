@@ -1,4 +1,4 @@
-"""A cell whose runs are trained again: are their records the kept ones, bit for bit?"""
+"""Compare the runs behind a cell of the tables with the same runs, trained again."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,75 +13,79 @@ from domainbed.model_selection import WITH_PAIRS
 from domainbed.records import RESULTS_FILE, parse_records, read_job
 from domainbed.registry import import_modules
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.top_hparams import Cell
-from domainbed.sweep.archive import problem_of
+from domainbed.reporting.top_hparams import CellRuns
+from domainbed.sweep.archive import find_problem
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.log import launch_files
 
-NO_RESULTS = {"step_time", "mem_gb", "args", "hparams", "schema_version"}  # of a record: they may differ
-WHY = (
-    "Another processor, other versions or another number of threads give other last digits from the first updates on, "
-    "which training magnifies; so do most GPUs, for runs that were launched without --deterministic."
+# Fields of a record that may differ, because they are no results.
+NOT_COMPARED = {"step_time", "mem_gb", "args", "hparams", "schema_version"}
+EXPLANATION = (
+    "With another processor, other versions or another number of threads, results differ in the last digits from the "
+    "first updates on, and training amplifies the differences. So it does on most GPUs for runs that were launched "
+    "without --deterministic."
 )
 
 
 def jobs_of_cell(
-    sweep: Sweep, cell: Cell, output_dir: Path, data_dir: str | None = None, imports: Sequence[str] = ()
+    sweep: Sweep, cell: CellRuns, output_dir: Path, data_dir: str | None = None, imports: Sequence[str] = ()
 ) -> dict[str, Job]:
-    """The jobs that train the cell's runs again, by the folder of the kept ones; with their pairs where these choose.
+    """Return the jobs that train the finished runs of a cell again, by the folder names of the original runs.
 
-    Their arguments are those in the kept records, but for where they read and write: nothing is cached, and no model
-    left.
+    They include runs with pairs of test environments if the selection method requires them. Their arguments are
+    those in the records, except for paths: they use no image cache and save no model.
 
     Args:
-        sweep: the kept one, which has the cell. Of its runs only those that are done are trained again.
-        output_dir: the jobs' folders come to lie here.
-        data_dir: the datasets' folder; None for the recorded one.
-        imports: modules to import besides the recorded ones.
+        sweep: the original sweep.
+        cell: a cell of its tables.
+        output_dir: folder for the new runs.
+        data_dir: folder of the datasets; by default, the recorded one.
+        imports: modules to import in addition to the recorded ones.
 
     Raises:
-        UsageError: one can't be trained again, for its algorithm, a hyperparameter or an environment is another here;
-            or none is done; or other runs lie in `output_dir`.
+        UsageError: no run of the cell is done; an algorithm, hyperparameter or environment of one is different here; or
+            `output_dir` contains other runs.
     """
-    of_cell = sweep.jobs[sweep.jobs["done"]]
-    of_cell = of_cell[(of_cell["dataset"] == cell.dataset) & (of_cell["algorithm"] == cell.algorithm)]
-    most = 2 if cell.method in WITH_PAIRS else 1
+    done = sweep.jobs[sweep.jobs["done"]]
+    done = done[(done["dataset"] == cell.dataset) & (done["algorithm"] == cell.algorithm)]
+    max_test_envs = 2 if cell.method in WITH_PAIRS else 1
     jobs = {
         str(name): _job(sweep.folder / str(name) / RESULTS_FILE, output_dir, data_dir, imports)
-        for name, test_envs in of_cell["test_envs"].items()
-        if cell.test_env in test_envs and len(test_envs) <= most
+        for name, test_envs in done["test_envs"].items()
+        if cell.test_env in test_envs and len(test_envs) <= max_test_envs
     }
     if not jobs:
         raise UsageError(f"none of the cell's runs in {sweep.folder} is done")
-    ours = {job.folder.name for job in jobs.values()} | {SWEEP_FOLDER}
-    there = {path.name for path in output_dir.iterdir() if path.is_dir()} if output_dir.is_dir() else set()
-    if there - ours or launch_files(output_dir):
-        raise UsageError(f"--output_dir {output_dir} holds other runs; name an empty folder")
+    expected = {job.folder.name for job in jobs.values()} | {SWEEP_FOLDER}
+    existing = {path.name for path in output_dir.iterdir() if path.is_dir()} if output_dir.is_dir() else set()
+    if existing - expected or launch_files(output_dir):
+        raise UsageError(f"--output_dir {output_dir} contains other runs; choose an empty folder")
     return jobs
 
 
-def _job(kept: Path, output_dir: Path, data_dir: str | None, imports: Sequence[str]) -> Job:
-    data = kept.read_bytes()
-    record = next(r for r in reversed(parse_records(data)[0]) if isinstance(r.get("args"), dict))  # or it is no run
+def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequence[str]) -> Job:
+    """Return the job that trains the run with these results again."""
+    data = results.read_bytes()
+    record = next(r for r in reversed(parse_records(data)[0]) if isinstance(r.get("args"), dict))  # every run has one
     args = record["args"]
     imports = tuple(dict.fromkeys((*args.get("imports", ()), *imports)))
     import_modules(imports)
-    config = JobConfig.of_args({**args, "data_dir": data_dir or args.get("data_dir"), "cache": None})
+    config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "cache": None})
     config = replace(config, skip_model_save=True, save_model_every_checkpoint=False, imports=imports)
     job = Job.in_sweep(config, output_dir)
-    if problem := problem_of(job, data):
-        raise UsageError(f"{kept}: {problem}; it can't be trained again here")
-    here, there = config.environment_names(), record.get("environments")
-    if there and there != here:
+    if problem := find_problem(job, data):
+        raise UsageError(f"{results}: {problem}; the run cannot be trained again here")
+    environments, recorded = config.environment_names(), record.get("environments")
+    if recorded and recorded != environments:
         raise UsageError(
-            f"{kept} has the environments {', '.join(there)}, where there are {', '.join(here)} here; --data_dir names "
-            "another folder"
+            f"{results} has the environments {', '.join(recorded)}, but the dataset here has "
+            f"{', '.join(environments)}; specify another folder with --data_dir"
         )
     return job
 
 
-def among(cell: Cell, folders: Collection[str]) -> Cell:
-    """The cell, were these its only runs."""
+def restrict_cell(cell: CellRuns, folders: Collection[str]) -> CellRuns:
+    """Return the cell that a sweep with only the runs in these folders would have."""
     runs = cell.runs[cell.runs["folder"].isin(folders)]
     rank = runs.groupby("trial_seed")["rank"].rank().astype("Int64")
     return replace(cell, runs=runs.assign(rank=rank), hparams=cell.hparams.loc[runs.index])
@@ -89,72 +93,75 @@ def among(cell: Cell, folders: Collection[str]) -> Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where the records of a run that was trained again leave the kept ones.
+    """The first difference between the records of two runs.
 
     Attributes:
-        step: of the first record that differs.
-        figure: the first of that record's that does, by name; "step" where records are missing.
-        kept, again: its values; None where there is none.
-        accuracy: the most that any accuracy differs in any record, in percent.
+        step: step of the first record that differs.
+        metric: first of its metrics that differs; "step" if one run lacks the record.
+        original, repeated: the values, or None if missing.
+        max_accuracy: largest difference of any accuracy in any record, in percent.
     """
 
     step: int
-    figure: str
-    kept: Any
-    again: Any
-    accuracy: float
+    metric: str
+    original: Any
+    repeated: Any
+    max_accuracy: float
 
 
-def difference(kept: Path, again: Path) -> Difference | None:
-    """How the records in a job's folder differ from the kept ones; None where all figures that these have are the same,
-    bit for bit."""
-    ours, theirs = ({record["step"]: record for record in read_job(folder)[0]} for folder in (kept, again))
-    first = next(_differing(ours, theirs), None)
+def find_difference(original: Path, repeated: Path) -> Difference | None:
+    """Return how the records in two job folders differ; None if all metrics of the original are equal bit for bit."""
+    records, others = ({record["step"]: record for record in read_job(folder)[0]} for folder in (original, repeated))
+    first = next(_differences(records, others), None)
     if first is None:
         return None
-    of_accuracies = (
-        abs(record[name] - theirs[step][name])
-        for step, record in ours.items()
+    accuracy_differences = (
+        abs(record[name] - others[step][name])
+        for step, record in records.items()
         for name in record
-        if name.endswith("_acc") and name in theirs.get(step, {})
+        if name.endswith("_acc") and name in others.get(step, {})
     )
-    return Difference(*first, accuracy=100 * max(of_accuracies, default=0.0))
+    return Difference(*first, max_accuracy=100 * max(accuracy_differences, default=0.0))
 
 
-def _differing(kept: Mapping[int, Any], again: Mapping[int, Any]) -> Iterator[tuple[int, str, Any, Any]]:
-    for step in sorted(kept.keys() | again.keys()):
-        if step not in kept or step not in again:
-            yield step, "step", step if step in kept else None, step if step in again else None
+def _differences(original: Mapping[int, Any], repeated: Mapping[int, Any]) -> Iterator[tuple[int, str, Any, Any]]:
+    for step in sorted(original.keys() | repeated.keys()):
+        if step not in original or step not in repeated:
+            yield step, "step", step if step in original else None, step if step in repeated else None
             continue
-        for name in sorted(kept[step].keys() - NO_RESULTS):
-            values = kept[step][name], again[step].get(name)
+        for name in sorted(original[step].keys() - NOT_COMPARED):
+            values = original[step][name], repeated[step].get(name)
             if values[0] != values[1]:
                 yield step, name, *values
 
 
-def as_text(kept: Cell, again: Cell, differences: Mapping[tuple[int, int, tuple[int, ...]], Difference], n: int) -> str:
-    """What is told of a cell of whose runs `n` were trained again.
+def format_comparison(
+    original: CellRuns, repeated: CellRuns, differences: Mapping[tuple[int, int, tuple[int, ...]], Difference], n: int
+) -> str:
+    """Return a report on a cell whose runs were trained again.
 
     Args:
-        kept, again: the cell, of these runs.
-        differences: of the runs whose records differ, by trial, draw and test environments.
+        original, repeated: the cell, restricted to these runs.
+        differences: the runs whose records differ, by trial, hyperparameter draw and test environments.
+        n: number of runs.
     """
-    parts = [str(kept)]
-    alike = f"{n - len(differences)} of {n} runs gave the kept records, bit for bit (all figures but times and memory)"
+    parts = [str(original)]
+    equal = f"{n - len(differences)} of {n} runs reproduced their records bit for bit, except for times and memory"
     if differences:
         rows = [
-            [trial, draw, " ".join(map(str, test_envs)), d.step, d.figure, d.kept, d.again, f"{d.accuracy:.2f}"]
-            for (trial, draw, test_envs), d in sorted(differences.items())
+            [*key[:2], " ".join(map(str, key[2])), d.step, d.metric, d.original, d.repeated, f"{d.max_accuracy:.2f}"]
+            for key, d in sorted(differences.items())
         ]
-        headers = ["trial", "draw", "test", "step", "figure", "kept", "again", "accuracies by up to (%)"]
+        headers = ["trial", "draw", "test", "step", "metric", "original", "repeated", "accuracies differ by up to (%)"]
         table = tabulate(rows, headers, disable_numparse=True, missingval="-")
-        parts += [f"{alike}. Where the others first differ:", table, WHY]
+        parts += [f"{equal}. First difference of each of the others:", table, EXPLANATION]
     else:
-        parts.append(f"{alike}.")
-    chosen = [cell.best[["trial_seed", "hparams_seed", "step"]].astype(int) for cell in (kept, again)]
-    same = chosen[0].to_numpy().tolist() == chosen[1].to_numpy().tolist()
-    told = "the same run and step in each trial" if same else "other runs or steps; list_top_hparams ranks them"
+        parts.append(f"{equal}.")
+    chosen = [cell.best[["trial_seed", "hparams_seed", "step"]].astype(int) for cell in (original, repeated)]
+    is_same = chosen[0].to_numpy().tolist() == chosen[1].to_numpy().tolist()
+    choice = "the same run and step in each trial" if is_same else "other runs or steps (see list_top_hparams)"
     parts.append(
-        f"Kept:  {kept.mean:.1f} +/- {kept.error:.1f}\nAgain: {again.mean:.1f} +/- {again.error:.1f}, from {told}"
+        f"Original: {original.mean:.1f} +/- {original.error:.1f}\n"
+        f"Repeated: {repeated.mean:.1f} +/- {repeated.error:.1f}, from {choice}"
     )
     return "\n\n".join(parts)

@@ -1,112 +1,135 @@
-"""Many jobs: `python -m domainbed.scripts.sweep launch --output_dir my_sweep …`, `status`, `cancel`, and so on."""
+"""Launch and manage the jobs of a benchmark: `python -m domainbed.scripts.sweep launch --output_dir my_sweep …`."""
 
 import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from domainbed import cli
-from domainbed.algorithms import ALGORITHMS
-from domainbed.datasets import BENCHMARK, DATASETS
+from domainbed.engine.config import JobConfig
 from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
+from domainbed.options import add_options, from_args, option
 from domainbed.registry import import_modules
-from domainbed.scripts.config_file import add_launcher_options, with_config_file
+from domainbed.scripts import config_file
 from domainbed.sweep import progress
 from domainbed.sweep.archive import export_jobs, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
-from domainbed.sweep.check import check_jobs
-from domainbed.sweep.failures import clear_failure, let_go
-from domainbed.sweep.follow import launch_and_follow
-from domainbed.sweep.grid import make_jobs
+from domainbed.sweep.grid import NOT_SHARED, Grid
 from domainbed.sweep.job import Job, absolute_paths
+from domainbed.sweep.launch import check_jobs, launch_order, run_launch
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.log import log_launch, requested_jobs
-from domainbed.sweep.order import launch_order
-from domainbed.sweep.queue import ends_of, queue_if_it_answers, read_queue
-from domainbed.sweep.status import JobState, Status, survey, tally
+from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
+from domainbed.sweep.status import JobState, Status, count_states, survey
 
-PASSED_ON = ("data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save")
-LONGEST_WATCH = 86_400  # seconds
-STATUS = (
-    "Exit status: 0 when every job is done, 1 when some failed (or could not be stopped), 3 when some are yet to be "
-    "done, 2 for a mistake in the command, 128 + n when signal n stopped it."
+MAX_WATCH = 86_400  # seconds
+EXIT_STATUS = (
+    "Exit status: 0 if every job is done, 1 if some failed (or could not be stopped), 2 if the command is invalid, 3 "
+    "if some jobs are not done yet, 128 + n if signal n stopped the command."
 )
 
 
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How `launch` proceeds."""
+
+    command_launcher: str = option(
+        "local",
+        help=f"how to run the jobs: {', '.join(LAUNCHERS)}, or your own launcher (dummy: the same as --dry_run)",
+        metavar="NAME",
+    )
+    launcher_config: str | None = option(
+        None,
+        help="a .yaml or .toml file with any options of `launch`, such as `slurm_partition: gpu`; the command line "
+        "overrides it",
+        metavar="FILE",
+    )
+    import_results: str | None = option(
+        None, help="import jobs that have not been launched from an archive that `export` wrote", metavar="ARCHIVE"
+    )
+    retry_failed: bool = option(False, help="retry failed jobs")
+    dry_run: bool = option(False, help="print what would be run or submitted, and run nothing")
+    skip_confirmation: bool = option(False, help="do not ask for confirmation")
+
+
 def parser() -> cli.Parser:
-    p = cli.Parser(prog="python -m domainbed.scripts.sweep", description="Run the jobs of a benchmark.", epilog=STATUS)
+    p = cli.Parser(prog=cli.command_name("sweep"), description="Run the jobs of a benchmark.", epilog=EXIT_STATUS)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> cli.Parser:
-        c = commands.add_parser(
-            name, help=text, prog=f"{p.prog} {name}", description=f"{text}.".capitalize(), epilog=STATUS
-        )
-        c.add_argument("--output_dir", required=True, help="the sweep's folder, which holds one folder a job")
+        description = f"{text[0].upper()}{text[1:]}."
+        c = commands.add_parser(name, help=text, prog=f"{p.prog} {name}", description=description, epilog=EXIT_STATUS)
+        c.add_argument("--output_dir", required=True, metavar="DIR", help="the sweep's folder, with one folder per job")
         return c
 
-    add_launch_options(command("launch", "run every job that is not done, or go on with it"))
-    status = command("status", "tell how far the jobs are")
+    add_launch_options(command("launch", "run all jobs that are not done; incomplete ones are resumed"))
+    status = command("status", "print the progress of the jobs")
     status.add_argument(
         "--watch",
         nargs="?",
         type=float,
         const=10.0,
         metavar="SECONDS",
-        help="tell again every so many seconds (10), until nothing is running or queued any more",
+        help="print it again at this interval (default: 10) until no job is running or queued",
     )
-    status.add_argument("--failed", action="store_true", help="tell what failed, why, and where the logs are")
-    cancel = command("cancel", "stop what is running or queued; what is running saves its state first")
-    delete = command("delete_incomplete", "delete the folders of incomplete jobs, never of running or queued ones")
-    delete.add_argument("--failed", action="store_true", help="those of failed jobs as well")
-    export = command("export", "keep the records of all jobs that are done in one archive")
-    export.add_argument("--archive", required=True, metavar="FILE", help="the file to write, a .tar.xz")
+    status.add_argument("--failed", action="store_true", help="also print why jobs failed, and where their logs are")
+    cancel = command("cancel", "stop running and queued jobs; running ones save their state first")
+    delete = command("delete_incomplete", "delete the folders of incomplete jobs; running and queued ones are kept")
+    delete.add_argument("--failed", action="store_true", help="also delete those of failed jobs")
+    export = command("export", "write the records of all finished jobs to an archive")
+    export.add_argument("--archive", required=True, metavar="FILE", help="the .tar.xz file to write")
     for c in (cancel, delete):
-        c.add_argument("--skip_confirmation", action="store_true", help="don't ask before")
+        c.add_argument("--skip_confirmation", action="store_true", help="do not ask for confirmation")
     return p
 
 
 def add_launch_options(launch: cli.Parser) -> None:
-    launch.add_argument("--data_dir", help="folder that holds the datasets (the digits need none)")
-    launch.add_argument(
-        "--datasets", nargs="+", default=BENCHMARK, metavar="NAME", help=f"any of {', '.join(DATASETS)}, or your own"
+    grid = launch.add_argument_group("grid of jobs")
+    add_options(grid, Grid, skip={"leave_one_out"})
+    test_envs = grid.add_mutually_exclusive_group()
+    test_envs.add_argument(
+        "--single_test_envs",
+        dest="leave_one_out",
+        action="store_false",
+        default=False,
+        help="leave out each single environment (the default)",
     )
-    launch.add_argument(
-        "--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME", help="any of these, or your own"
-    )
-    launch.add_argument("--n_hparams_from", type=int, default=0, help="leave out the draws below this number")
-    launch.add_argument("--n_hparams", type=int, default=20, help="number of draws; draw 0 is the defaults")
-    launch.add_argument("--n_trials", type=int, default=3, help="repetitions with other splits and seeds")
-    launch.add_argument("--steps", type=int, help="updates a job (default: each dataset's own)")
-    launch.add_argument("--hparams", help="hyperparameters to set in every job, such as '{\"batch_size\": 16}'")
-    launch.add_argument("--holdout_fraction", type=float, default=0.2, help="part of each environment held out")
-    which = launch.add_mutually_exclusive_group()
-    which.add_argument("--single_test_envs", action="store_true", help="one test environment a job (the default)")
-    which.add_argument(
-        "--leave_one_out",
-        action="store_true",
-        help="each pair of test environments as well, for leave-one-domain-out selection",
-    )
-    launch.add_argument(
-        "--import_results",
-        metavar="ARCHIVE",
-        help="take the jobs of which nothing is there yet from here (see export), as far as it has them",
-    )
-    launch.add_argument("--retry_failed", action="store_true", help="give failed jobs another try")
-    launch.add_argument("--skip_model_save", action="store_true", help="let the jobs leave no model.pkl")
-    cli.add_job_options(launch)
-    launch.add_argument("--skip_confirmation", action="store_true", help="don't ask before starting")
-    cli.add_import_option(launch)
-    add_launcher_options(launch)
+    add_options(test_envs, Grid, skip={f.name for f in fields(Grid)} - {"leave_one_out"})
+    add_options(launch.add_argument_group("options of each job"), JobConfig, skip=NOT_SHARED)
+    add_options(launch, LaunchOptions)
+    declared: set[str] = set()
+    for options in dict.fromkeys(LAUNCHERS[name].Options for name in LAUNCHERS):
+        names = [name for name in LAUNCHERS if LAUNCHERS[name].Options is options]
+        add_options(launch.add_argument_group(f"launcher {', '.join(names)}"), options, skip=declared)
+        declared |= {f.name for f in fields(options)}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line. The modules of `launch --import` are imported first, as they may register launchers."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    file = None
+    if argv[:1] == ["launch"]:
+        early = cli.Parser(prog=f"{cli.command_name('sweep')} launch", add_help=False)
+        early.add_argument("--import", dest="imports", nargs="+", default=[])
+        early.add_argument("--launcher_config", type=Path)
+        known, _ = early.parse_known_args(argv)
+        file = known.launcher_config
+        in_file = config_file.read(file).get("import") or [] if file else []
+        import_modules(known.imports or (in_file if isinstance(in_file, list) else [in_file]))
+    p = parser()
+    if file:
+        launch_parser = p.command("launch")
+        launch_parser.set_defaults(**config_file.load(file, launch_parser))
+    return p.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = parser()
-    args = p.parse_args(with_config_file(argv, p.command("launch")))
+    args = parse_args(argv)
     commands = {
         "launch": launch,
         "status": status,
@@ -117,99 +140,88 @@ def main(argv: Sequence[str] | None = None) -> int:
     return commands[args.command](args)
 
 
-def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """The jobs that `launch` is asked for."""
-    return make_jobs(output_dir=args.output_dir, **grid_of(args))
-
-
-def grid_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `make_jobs`, but for the sweep's folder. They hold wherever they are read again."""
-    names = ("datasets", "algorithms", "n_hparams_from", "n_hparams", "n_trials", "leave_one_out")
-    grid = {name: getattr(args, name) for name in (*names, *PASSED_ON, *cli.JOB_OPTIONS)}
-    return grid | absolute_paths(grid) | {"imports": tuple(args.imports)}
+def grid_of(args: argparse.Namespace) -> Grid:
+    """Return the grid of a launch. Its paths are absolute."""
+    names = [f.name for f in (*fields(Grid), *fields(JobConfig)) if f.name not in {"job_args", *NOT_SHARED}]
+    values = {name: getattr(args, name) for name in names}
+    return Grid.from_args(values | absolute_paths(values))
 
 
 def launch(args: argparse.Namespace) -> int:
-    if args.dry_run and args.command_launcher != "slurm":
-        raise UsageError("--dry_run is for --command_launcher slurm; dummy prints the jobs' commands")
-    import_modules(args.imports)
-    jobs = jobs_of(args)
-    launcher = LAUNCHERS[args.command_launcher](vars(args))
-    sweep_dir = Path(args.output_dir)
+    is_dry_run = args.dry_run or args.command_launcher == "dummy"
+    if is_dry_run and args.import_results:
+        raise UsageError("--import_results cannot be combined with --dry_run")
+    launcher_class = LAUNCHERS["local" if args.command_launcher == "dummy" else args.command_launcher]
+    launcher = launcher_class(from_args(launcher_class.Options, args))
+    sweep_dir, grid = Path(args.output_dir), grid_of(args)
+    statuses = survey(grid.jobs(sweep_dir), read_queue(sweep_dir))
     if args.import_results:
-        if not launcher.RUNS_JOBS:
-            raise UsageError(
-                "--import_results is for launches that run their jobs: not for launcher dummy, or --dry_run"
-            )
-        imported = import_jobs(Path(args.import_results), survey(jobs, read_queue(sweep_dir)))
-        if imported.jobs:
-            log_launch(sweep_dir, grid_of(args))  # whatever the answer to what is asked below
-        print(
-            f"{imported.jobs} jobs imported from {args.import_results}; of others that it holds, "
-            f"{imported.not_asked_for} are not asked for and {imported.there_already} there already"
-        )
-    statuses = survey(jobs, read_queue(sweep_dir))
-    # Commands that are only printed shall stand alone on stdout, and need no leave.
-    chatter = sys.stdout if launcher.RUNS_JOBS else sys.stderr
-    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(statuses)}", file=chatter, flush=True)
-    failed = [job for job, status in statuses.items() if status.state == JobState.FAILED]
-    if failed and not args.retry_failed:
-        print("What failed is left alone: status --failed tells why, --retry_failed tries again.", file=chatter)
-    wanted = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE} | ({JobState.FAILED} if args.retry_failed else set())
-    to_launch = launch_order([job for job, status in statuses.items() if status.state in wanted], jobs)
-    if launcher.RUNS_JOBS:
+        import_results(Path(args.import_results), sweep_dir, grid, statuses)
+    info = sys.stderr if is_dry_run else sys.stdout  # stdout of a dry run is a script
+    print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses)}", file=info, flush=True)
+    states = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE}
+    if args.retry_failed:
+        states.add(JobState.FAILED)
+    elif any(status.state == JobState.FAILED for status in statuses.values()):
+        print("Skipping failed jobs (see `status --failed`; `--retry_failed` retries them)", file=info)
+    jobs = launch_order([job for job, status in statuses.items() if status.state in states], statuses)
+    if not is_dry_run:
         remove_leftovers(statuses)
-    if not to_launch:
-        if launcher.RUNS_JOBS and sweep_dir.is_dir():
-            log_launch(sweep_dir, grid_of(args))
+    if not jobs:
+        if not is_dry_run and sweep_dir.is_dir():
+            log_launch(sweep_dir, grid)
         return exit_status(statuses)
-    check_jobs(to_launch)
-    launcher.check()
-    if launcher.RUNS_JOBS:
-        if not args.skip_confirmation:
-            question = f"Launch {len(to_launch)} jobs with launcher {args.command_launcher}?"
-            confirm(question, "nothing was launched")
-        make_folder(sweep_dir)
-        log_launch(sweep_dir, grid_of(args))
-        for job in to_launch if args.retry_failed else ():
-            clear_failure(job.folder)
-            let_go(job)  # that failed, or whose kind is held back for others that are deleted by now
-    began = time.monotonic()
-    asked_to_stop, failures = launch_and_follow(launcher, to_launch)
-    if not launcher.RUNS_JOBS:
+    check_jobs(jobs)
+    if is_dry_run:
+        launcher.print_commands(jobs)
         return 0
-    statuses = survey(jobs, read_queue(sweep_dir))
-    print(f"{tally(statuses)} after {time.monotonic() - began:.0f} s")
-    if asked_to_stop():
-        print("Stopped. The same command goes on with what is not done.", file=sys.stderr)
-        return 128 + asked_to_stop.signals[0]
-    if not launcher.RUNS_HERE:
-        print(f"{parser().prog} status --output_dir {args.output_dir} --watch  tells how it goes on")
-    return 1 if failures else exit_status(statuses)  # a failure that could be noted nowhere is one, too
+    launcher.check()
+    if not args.skip_confirmation:
+        confirm(f"Launch {len(jobs)} jobs with launcher {args.command_launcher}?", "nothing was launched")
+    make_folder(sweep_dir)
+    log_launch(sweep_dir, grid)
+    result = run_launch(launcher, jobs, statuses)
+    if result.stop_signal:
+        return 128 + result.stop_signal
+    if not launcher.WAITS:
+        print(f"`{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch` prints their progress")
+    return 1 if result.n_failed else exit_status(result.statuses)
+
+
+def import_results(archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status]) -> None:
+    """Import jobs from an archive and update their statuses."""
+    result = import_jobs(archive, statuses)
+    statuses.update(dict.fromkeys(result.jobs, Status(JobState.DONE)))
+    if result.jobs:
+        log_launch(sweep_dir, grid)  # even if the launch is not confirmed
+    print(
+        f"{len(result.jobs)} jobs imported from {archive}; {result.n_not_requested} others in it are not requested, "
+        f"{result.n_existing} already exist"
+    )
 
 
 def status(args: argparse.Namespace) -> int:
-    if args.watch is not None and not 0 < args.watch <= LONGEST_WATCH:
-        raise UsageError(f"--watch must be above 0 seconds, and at most {LONGEST_WATCH:,}, not {args.watch}")
+    if args.watch is not None and not 0 < args.watch <= MAX_WATCH:
+        raise UsageError(f"--watch must be above 0 and at most {MAX_WATCH:,} seconds, not {args.watch}")
     sweep_dir = Path(args.output_dir)
     jobs = requested_jobs(sweep_dir)
-    is_moving = False
+    is_active = False
     while True:
-        statuses = survey(jobs, queue := queue_if_it_answers(sweep_dir))
+        statuses = survey(jobs, queue := read_queue_or_warn(sweep_dir))
         if args.watch and sys.stdout.isatty():
-            print("\033[H\033[2J", end="")  # the top of an empty screen
-        print(progress.table(statuses))
-        print(progress.overall(statuses))
-        lines = [*progress.held_back_kinds(jobs), *progress.running(statuses)]
+            print("\033[H\033[2J", end="")  # clear the screen
+        print(progress.status_table(statuses))
+        print(progress.summary_line(statuses))
+        lines = [*progress.blocked_lines(statuses), *progress.running_lines(statuses)]
         if args.failed:
             incomplete = [job.folder.name for job, s in statuses.items() if s.state == JobState.INCOMPLETE]
-            lines += progress.failures(statuses, ends_of(sweep_dir, incomplete) if queue else {})
+            lines += progress.failure_lines(statuses, task_outcomes(sweep_dir, incomplete) if queue else {})
         for line in lines:
             print(line)
-        was_moving = is_moving
-        is_moving = any(s.state in (JobState.RUNNING, JobState.QUEUED) for s in statuses.values())
-        # Between two jobs, nothing runs for a moment.
-        if not args.watch or not (is_moving or was_moving) or exit_status(statuses) == 0:
+        was_active = is_active
+        is_active = any(s.state in (JobState.RUNNING, JobState.QUEUED) for s in statuses.values())
+        # A launch that is between two jobs is inactive for a moment.
+        if not args.watch or not (is_active or was_active) or exit_status(statuses) == 0:
             return exit_status(statuses)
         sys.stdout.flush()
         time.sleep(args.watch)
@@ -217,81 +229,71 @@ def status(args: argparse.Namespace) -> int:
 
 def cancel(args: argparse.Namespace) -> int:
     sweep_dir = Path(args.output_dir)
-    jobs = requested_jobs(sweep_dir)
-    statuses = survey(jobs, queue := read_queue(sweep_dir))
-    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(statuses)}")
+    statuses = survey(requested_jobs(sweep_dir), queue := read_queue(sweep_dir))
+    print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses)}")
     n = sum(s.state in (JobState.RUNNING, JobState.QUEUED) for s in statuses.values())
     if n and not args.skip_confirmation:
         confirm(f"Stop {n} jobs?", "nothing was stopped")
     problems = cancel_jobs(statuses, queue) if n else []
     for problem in problems:
         print(problem, file=sys.stderr)
-    statuses = survey(jobs, read_queue(sweep_dir))
-    print(f"Now: {tally(statuses)}")
+    statuses = survey(statuses, read_queue(sweep_dir))
+    print(f"Now: {count_states(statuses)}")
     return 1 if problems else exit_status(statuses)
 
 
 def delete_incomplete(args: argparse.Namespace) -> int:
     sweep_dir = Path(args.output_dir)
-    jobs = requested_jobs(sweep_dir)
-    statuses = survey(jobs, read_queue(sweep_dir))
-    print(f"{len(jobs)} jobs in {args.output_dir}: {tally(statuses)}")
-    wanted = {JobState.INCOMPLETE} | ({JobState.FAILED} if args.failed else set())
-    to_delete = [job for job, s in statuses.items() if s.state in wanted]
+    statuses = survey(requested_jobs(sweep_dir), read_queue(sweep_dir))
+    print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses)}")
+    states = {JobState.INCOMPLETE} | ({JobState.FAILED} if args.failed else set())
+    to_delete = [job for job, s in statuses.items() if s.state in states]
     if to_delete and not args.skip_confirmation:
-        confirm(f"Delete the folders of {len(to_delete)} jobs, with all they have trained?", "nothing was deleted")
-    queue = read_queue(sweep_dir)  # as it is now, after the question; it may also have what failed in another task
-    to_delete = [job for job in to_delete if not (queue and queue.has(job))]
-    for job in delete_jobs(to_delete):
-        print(f"{job} was gone on with meanwhile; it is kept", file=sys.stderr)
-    for job in to_delete:
-        if statuses[job].failure:
-            let_go(job)
-    statuses = survey(jobs, read_queue(sweep_dir))
-    print(f"Now: {tally(statuses)}")
+        confirm(f"Delete the folders of {len(to_delete)} jobs, including their checkpoints?", "nothing was deleted")
+    queue = read_queue(sweep_dir)  # after the question; failed jobs may be part of a queued task as well
+    for job in delete_jobs([job for job in to_delete if not (queue and queue.has(job.folder.name))]):
+        print(f"{job} was resumed in the meantime; not deleted", file=sys.stderr)
+    statuses = survey(statuses, read_queue(sweep_dir))
+    print(f"Now: {count_states(statuses)}")
     return exit_status(statuses)
 
 
 def export(args: argparse.Namespace) -> int:
     cli.check_output(args.archive, "--archive")
     if not args.archive.endswith(".tar.xz"):
-        raise UsageError(f"--archive {args.archive}: its name must end in .tar.xz")
+        raise UsageError(f"--archive {args.archive}: the name must end in .tar.xz")
     sweep_dir, archive = Path(args.output_dir), Path(args.archive)
-    statuses = survey(requested_jobs(sweep_dir), queue_if_it_answers(sweep_dir))
+    statuses = survey(requested_jobs(sweep_dir), read_queue_or_warn(sweep_dir))
     done = [job for job, s in statuses.items() if s.state == JobState.DONE]
     export_jobs(done, sweep_dir, archive)
-    print(
-        f"{len(done)} jobs in {archive}, {archive.stat().st_size:,} bytes; "
-        f"{len(statuses) - len(done)} of those asked for are not done, and so left out"
-    )
+    left_out = len(statuses) - len(done)
+    print(f"{len(done)} jobs written to {archive} ({archive.stat().st_size:,} bytes); {left_out} jobs are not done")
     return exit_status(statuses)
 
 
 def exit_status(statuses: Mapping[Job, Status]) -> int:
-    """As STATUS tells."""
+    """Return the status described by EXIT_STATUS."""
     states = {s.state for s in statuses.values()}
     return 0 if states == {JobState.DONE} else 1 if JobState.FAILED in states else 3
 
 
 def remove_leftovers(statuses: Mapping[Job, Status]) -> None:
-    """A job that was killed between its end and its tidying leaves its lock, and checkpoints that nobody needs."""
+    """Remove the lock and checkpoints of jobs that were killed when they were done but had not yet removed them."""
     for job in (job for job, s in statuses.items() if s.has_leftovers):
-        from domainbed.engine.checkpoint import remove_checkpoints  # imports torch, and so only where there is one
+        from domainbed.engine.checkpoint import remove_checkpoints  # imports torch
 
         with suppress(TakenError), locked(job.folder):
             remove_checkpoints(job.folder)
 
 
-def confirm(question: str, otherwise: str) -> None:
-    """Ask on the terminal; anything but yes is a no."""
+def confirm(question: str, outcome: str) -> None:
+    """Ask a question on the terminal. Raises UsageError with the outcome if the answer is not yes."""
     try:
         answer = input(f"{question} [y/N] ")
-    except (EOFError, RuntimeError):  # of which the second tells that there is no stdin at all
-        raise UsageError(
-            f"{otherwise}: nobody is there to answer; --skip_confirmation goes on without asking"
-        ) from None
+    except (EOFError, RuntimeError):  # RuntimeError: stdin is closed
+        raise UsageError(f"{outcome}: stdin is not interactive; pass --skip_confirmation") from None
     if answer.strip().lower() not in ("y", "yes"):
-        raise UsageError(otherwise)
+        raise UsageError(outcome)
 
 
 if __name__ == "__main__":

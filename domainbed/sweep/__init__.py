@@ -1,1 +1,1 @@
-"""Many jobs: which ones there are, how far each is, and who runs them."""
+"""Sweeps: which jobs they have, how far each job is, and the launchers that run them."""

@@ -1,4 +1,4 @@
-"""A sweep's records in one compressed archive: kept there, and taken from there by another launch."""
+"""Archives: compressed files with the records of a sweep's finished jobs, which another launch can import."""
 
 import errno
 import lzma
@@ -9,10 +9,9 @@ from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from domainbed.datasets.publishers.unpack import inside
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write, file_lock
@@ -21,158 +20,159 @@ from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.log import launch_files
 from domainbed.sweep.status import JobState, Status
 
-KEPT = (DONE_FILE, RESULTS_FILE)  # of each job's folder
-DETERMINING = [f for f in fields(JobConfig) if f.compare]
-PRESET = 1  # of xz; the usual one, 6, takes 14 times as long for an archive three quarters the size
-END = 1024  # bytes of zeros, at least, behind the last member of a tar
+ARCHIVED_FILES = (DONE_FILE, RESULTS_FILE)  # of each job
+HASHED_FIELDS = [f for f in fields(JobConfig) if f.compare]
+PRESET = 1  # of xz; the default, 6, takes 14 times as long for an archive three quarters the size
 
 
-class Imported(NamedTuple):
-    """How many jobs of an archive were imported, were not asked for, and were left alone, for something was there."""
+class ImportResult(NamedTuple):
+    """The jobs that were imported from an archive, and how many others it contains.
 
-    jobs: int
-    not_asked_for: int
-    there_already: int
+    Attributes:
+        jobs: the imported jobs.
+        n_not_requested: number of jobs in the archive that the launch does not request.
+        n_existing: number of requested jobs in the archive that already had a folder.
+    """
+
+    jobs: list[Job]
+    n_not_requested: int
+    n_existing: int
 
 
 def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
-    """Write the records of jobs that are done, and what was asked for, as a .tar.xz; the same give the same bytes.
+    """Write the records of finished jobs and the sweep's launch log to a .tar.xz; equal sweeps give equal bytes.
 
     Raises:
-        UsageError: there is no job, or one's records are such that no launch would import them. Nothing is written.
+        UsageError: there are no jobs, or a job could not be imported because of its records. Nothing is written.
     """
     if not jobs:
-        raise UsageError(f"{sweep_dir} has no job that is done, and {archive} would hold nothing; it is not written")
-    # Launches are read in the order of their times, so those of the members keep it.
-    times = {path: time for time, path in enumerate(launch_files(sweep_dir))}
+        raise UsageError(f"{sweep_dir} has no job that is done; {archive} is not written")
     with (
         atomic_write(archive) as file,
-        lzma.open(file, "wb", preset=PRESET) as packed,
-        tarfile.open(fileobj=packed, mode="w") as tar,
+        lzma.open(file, "wb", preset=PRESET) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as tar,
     ):
+        # Launches are ordered by modification time, so members have times in the same order.
+        times = {path: time for time, path in enumerate(launch_files(sweep_dir))}
         for path, time in sorted(times.items()):
             _add(tar, path.relative_to(sweep_dir).as_posix(), path.read_bytes(), time)
         for job in sorted(jobs, key=lambda job: job.folder.name):
             try:
-                kept = {name: (job.folder / name).read_bytes() for name in KEPT}
+                contents = {name: (job.folder / name).read_bytes() for name in ARCHIVED_FILES}
             except FileNotFoundError as error:
                 raise UsageError(f"{error.filename} is missing; delete the folder and launch again") from None
-            if problem := problem_of(job, kept[RESULTS_FILE]):
-                is_readable_elsewhere = "schema version" in problem
-                way_out = "export with that version" if is_readable_elsewhere else "delete the folder and launch again"
-                raise UsageError(f"{job.folder / RESULTS_FILE}: {problem}; {way_out}")
-            for name, data in kept.items():
+            if problem := find_problem(job, contents[RESULTS_FILE]):
+                is_newer = "schema version" in problem
+                remedy = "export with that version" if is_newer else "delete the folder and launch again"
+                raise UsageError(f"{job.folder / RESULTS_FILE}: {problem}; {remedy}")
+            for name, data in contents.items():
                 _add(tar, f"{job.folder.name}/{name}", data)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes, time: int = 0) -> None:
-    member = tarfile.TarInfo(name)  # of user and group 0, without names
+    member = tarfile.TarInfo(name)  # of user and group 0, without their names
     member.size, member.mtime = len(data), time
     tar.addfile(member, BytesIO(data))
-    tar.members.clear()  # type: ignore[attr-defined]  # all of which it would remember
 
 
-def import_jobs(archive: Path, statuses: Mapping[Job, Status]) -> Imported:
-    """Take from an archive the jobs that are asked for, `statuses`' keys, and not launched yet.
+def import_jobs(archive: Path, statuses: Mapping[Job, Status]) -> ImportResult:
+    """Import those of the requested jobs that have not been launched and that an archive contains.
 
-    Each job's folder appears whole or not at all, and none does before all have been looked at.
+    The whole archive is checked first. Each job's folder then appears complete or not at all.
+
+    Args:
+        archive: the file.
+        statuses: the requested jobs and their statuses.
 
     Raises:
-        UsageError: it can't be read, or is damaged, or has a member that leads elsewhere, or a job's records are not
-            those of the job that is asked for. Nothing is imported, and nothing written.
+        UsageError: the archive cannot be read, is damaged, has an unsafe member, or has records that do not belong to
+            the requested job. Nothing is written.
     """
-    asked_for = {job.folder.name for job in statuses}
-    wanted = {job.folder.name: job for job, status in statuses.items() if status.state == JobState.NOT_LAUNCHED}
+    requested = {job.folder.name for job in statuses}
+    missing = {job.folder.name: job for job, status in statuses.items() if status.state == JobState.NOT_LAUNCHED}
     try:
         file = open(archive, "rb")  # noqa: SIM115
     except OSError as error:
         raise UsageError(f"--import_results {archive}: {error.strerror}") from error
-    with file:  # read twice, so that the first time nothing need be written
-        found = _checked(file, archive, wanted)
-        take = {name: job for name, job in wanted.items() if name in found}
-        moved = _move_in(file, archive, take) if take else 0
-    n_asked_for = len(found & asked_for)
-    return Imported(moved, len(found) - n_asked_for, n_asked_for - moved)
+    with file:
+        found = _check_archive(file, archive, missing)
+        selected = {name: job for name, job in missing.items() if name in found}
+        imported = _extract(file, archive, selected) if selected else []
+    n_requested = len(found & requested)
+    return ImportResult(imported, len(found) - n_requested, n_requested - len(imported))
 
 
-def _checked(file: BinaryIO, archive: Path, wanted: Mapping[str, Job]) -> set[str]:
-    """The names of all jobs in the archive, of which those that are wanted are as they must be.
-
-    Raises:
-        UsageError: as `import_jobs`.
-    """
+def _check_archive(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> set[str]:
+    """Return the folder names of all jobs in an archive, and check the records of the selected ones."""
     found: dict[str, set[str]] = defaultdict(set)
-    for name, kept, data in _read(file, archive, wanted):
-        found[name].add(kept)
-        if data is not None and kept == RESULTS_FILE and (problem := problem_of(wanted[name], data)):
-            raise _refusal(archive, wanted[name], problem)
+    for folder, name, data in _read_members(file, archive, selected):
+        found[folder].add(name)
+        if data is not None and name == RESULTS_FILE and (problem := find_problem(selected[folder], data)):
+            raise _bad_job(archive, selected[folder], problem)
     if not found:
-        raise UsageError(f"--import_results {archive} holds no job: its members must be named as FOLDER/{RESULTS_FILE}")
-    for name in sorted(found.keys() & wanted.keys()):
-        for kept in KEPT:
-            if kept not in found[name]:
-                raise _refusal(archive, wanted[name], f"{kept} is missing")
+        raise UsageError(f"--import_results {archive} contains no job: members must be named FOLDER/{RESULTS_FILE}")
+    for folder in sorted(found.keys() & selected.keys()):
+        for name in ARCHIVED_FILES:
+            if name not in found[folder]:
+                raise _bad_job(archive, selected[folder], f"{name} is missing")
     return set(found)
 
 
-def _refusal(archive: Path, job: Job, problem: str) -> UsageError:
+def _bad_job(archive: Path, job: Job, problem: str) -> UsageError:
     return UsageError(
-        f"--import_results {archive}: {job.folder.name} ({job}): {problem}; nothing is imported before that job is "
-        "mended or left out of the archive"
+        f"--import_results {archive}: {job.folder.name} ({job}): {problem}; fix that job or remove it from the archive"
     )
 
 
-def problem_of(job: Job, data: bytes) -> str:
-    """Why these can't be all the records of the job, in words; nothing where they can.
+def find_problem(job: Job, data: bytes) -> str:
+    """Return why the content of a records file is not that of the finished job; "" if it is.
 
-    What records of older versions do not tell, later arguments and hyperparameters, was as it is by default.
+    Arguments that records of older versions lack are taken to have been at their defaults.
     """
     records, problems = parse_records(data)
     if problems:
-        return one_line(problems[0].partition(";")[0])  # behind it stands what tables make of that
+        return one_line(problems[0].partition(";")[0])  # what follows concerns tables only
     if not records or records[-1]["step"] != job.config.steps - 1:
-        last = f"the last one is of step {records[-1]['step']}" if records else "there is none"
-        return f"the records do not reach step {job.config.steps - 1}, {last}"
+        last = f"the last record is of step {records[-1]['step']}" if records else "there are no records"
+        return f"the records do not reach step {job.config.steps - 1}: {last}"
     args, hparams = job.config.args(), job.config.resolved_hparams()
     for record in records:
+        step = record["step"]
         if not isinstance(record.get("args"), dict) or not isinstance(record.get("hparams"), dict):
-            return f"the record of step {record['step']} does not tell args and hparams"
-        for name, value in recorded_args(record["args"], DETERMINING).items():
+            return f"the record of step {step} lacks args and hparams"
+        for name, value in recorded_args(record["args"], HASHED_FIELDS).items():
             if value != args[name]:
-                return f"the record of step {record['step']} is of {name} {value!r}, not {args[name]!r}"
+                return f"the record of step {step} has {name} {value!r}, not {args[name]!r}"
         for name, value in record["hparams"].items():
             if name not in hparams or value != hparams[name]:
-                return f"the record of step {record['step']} is of {name} {value!r}, not {hparams.get(name)!r}"
+                return f"the record of step {step} has {name} {value!r}, not {hparams.get(name)!r}"
     return ""
 
 
-def _move_in(file: BinaryIO, archive: Path, take: Mapping[str, Job]) -> int:
-    """Unpack jobs beside the jobs' folders, then move each into its place, unless that was taken meanwhile.
-
-    Returns:
-        How many were moved.
-    """
-    ours = next(iter(take.values())).folder.parent / SWEEP_FOLDER
-    ours.mkdir(parents=True, exist_ok=True)
-    aside = ours / "importing"
-    with file_lock(ours / "importing.lock", f"Another launch imports into {ours.parent}; waiting for it."):
-        if aside.exists():  # an import was killed
-            shutil.rmtree(aside)
+def _extract(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> list[Job]:
+    """Extract jobs to a temporary folder, then move each into place. Return those whose place was still free."""
+    sweep_folder = next(iter(selected.values())).folder.parent / SWEEP_FOLDER
+    sweep_folder.mkdir(parents=True, exist_ok=True)
+    temporary = sweep_folder / "importing"
+    message = f"Another launch is importing into {sweep_folder.parent}; waiting for it"
+    with file_lock(sweep_folder / "importing.lock", message):
+        if temporary.exists():  # an import was killed
+            shutil.rmtree(temporary)
         try:
-            for name, kept, data in _read(file, archive, take):
+            for folder, name, data in _read_members(file, archive, selected):
                 if data is not None:
-                    (aside / name).mkdir(parents=True, exist_ok=True)
-                    (aside / name / kept).write_bytes(data)
-            os.sync()  # once, for thousands of files: what a power cut leaves in its place must be whole
-            return sum(_moved(aside / name, job.folder) for name, job in take.items())
+                    (temporary / folder).mkdir(parents=True, exist_ok=True)
+                    (temporary / folder / name).write_bytes(data)
+            os.sync()  # once for thousands of files: after a power cut, folders in place must be complete
+            return [job for folder, job in selected.items() if _move(temporary / folder, job.folder)]
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _moved(aside: Path, folder: Path) -> bool:
-    """Move a folder into its place; False where something is there. (An empty folder is nothing.)"""
+def _move(source: Path, target: Path) -> bool:
+    """Move a folder and return whether the target was free (did not exist or was an empty folder)."""
     try:
-        os.rename(aside, folder)
+        os.rename(source, target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
@@ -180,46 +180,36 @@ def _moved(aside: Path, folder: Path) -> bool:
     return True
 
 
-def _read(file: BinaryIO, archive: Path, wanted: Container[str]) -> Iterator[tuple[str, str, bytes | None]]:
-    """The name of a job's folder and of a file in it, for all KEPT of all jobs; of those wanted the content, too.
+def _read_members(file: BinaryIO, archive: Path, selected: Container[str]) -> Iterator[tuple[str, str, bytes | None]]:
+    """Yield the folder and file name of each of the ARCHIVED_FILES, with the content for selected folders.
 
     Raises:
-        UsageError: the archive is damaged, or has a member that leads elsewhere.
+        UsageError: the archive is damaged or has an unsafe member.
     """
     file.seek(0)
     try:
-        with _Watched(file, format=lzma.FORMAT_XZ) as watched:
-            with tarfile.open(fileobj=watched, mode="r|") as tar:
-                while member := tar.next():
-                    tar.members.clear()  # type: ignore[attr-defined]  # all of which it would remember
-                    parts = inside(Path(), member.name, archive, member.isreg() or member.isdir()).parts
-                    if member.isreg() and len(parts) == 2 and parts[0] != SWEEP_FOLDER and parts[1] in KEPT:
-                        data = tar.extractfile(member).read() if parts[0] in wanted else None  # type: ignore[union-attr]
-                        yield *parts, data
-            while watched.read(1 << 20):  # on to the end: only there xz compares its checksum
+        with lzma.LZMAFile(file, format=lzma.FORMAT_XZ) as decompressed:
+            with tarfile.open(fileobj=decompressed, mode="r|") as tar:
+                for member in tar:
+                    parts = _safe_parts(member, archive)
+                    if member.isreg() and len(parts) == 2 and parts[0] != SWEEP_FOLDER and parts[1] in ARCHIVED_FILES:
+                        content = tar.extractfile(member) if parts[0] in selected else None
+                        yield parts[0], parts[1], content.read() if content else None
+            while decompressed.read(1 << 20):  # up to the end, where xz verifies its checksum
                 pass
-            # tarfile takes a header that it can't read, or that is cut off, for the end.
-            if not watched.size - watched.zeros <= tar.offset <= watched.size - END:
-                raise tarfile.ReadError("its end is missing")
-    except UsageError:
-        raise
-    except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
-        raise UsageError(f"--import_results {archive} is no whole .tar.xz ({one_line(error)}); get it again") from error
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise UsageError(
+            f"--import_results {archive} is not a complete .tar.xz ({one_line(error)}); download or copy it again"
+        ) from error
 
 
-class _Watched(lzma.LZMAFile):
-    """An unpacked file that counts what is read of it.
-
-    Attributes:
-        size: how many bytes.
-        zeros: how many of these, the last ones, are zeros.
-    """
-
-    size = zeros = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(size)
-        others = len(data.rstrip(b"\0"))
-        self.size += len(data)
-        self.zeros = len(data) - others + (0 if others else self.zeros)
-        return data
+def _safe_parts(member: tarfile.TarInfo, archive: Path) -> tuple[str, ...]:
+    """Return the parts of a member's name. Raises UsageError if it is not a file or folder within the archive."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        problem = "leads out of its folder"
+    elif not (member.isreg() or member.isdir()):
+        problem = "is neither a file nor a folder"
+    else:
+        return path.parts
+    raise UsageError(f"--import_results {archive} is unsafe: its member {member.name!r} {problem}")

@@ -1,4 +1,4 @@
-"""Stopping jobs, whoever launched them, and deleting what is incomplete."""
+"""Stop jobs, whichever launch started them, and delete incomplete ones."""
 
 import os
 import shutil
@@ -8,78 +8,77 @@ import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from domainbed.engine.lock import TakenError, lives_here, locked, parent_of
+from domainbed.engine.lock import TakenError, locked, parent_pid
 from domainbed.errors import UsageError
 from domainbed.records import is_done
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.queue import Queue, read_queue, slurm_output
-from domainbed.sweep.status import JobState, Status, status_of
+from domainbed.sweep.status import JobState, Status, read_status
 
-PATIENCE = 60  # seconds for jobs to save what they have
+TIMEOUT = 60  # seconds for jobs to save their state and stop
 
 
 def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str]:
-    """Have SLURM drop the sweep's tasks, and launchers and jobs on this machine stop; wait until they have.
+    """Cancel the sweep's SLURM tasks, stop its launches and jobs on this machine, and wait until they have stopped.
 
     Returns:
-        What could not be stopped, a line each.
+        One message per job or task that could not be stopped.
     """
-    here, elsewhere = [], []
+    stopping, problems = [], []
     if queue and (submissions := queue.submissions()):
         try:
             slurm_output(["scancel", *submissions])
         except UsageError as error:
-            elsewhere.append(str(error))
+            problems.append(str(error))
     for job, status in statuses.items():
-        if (owner := status.owner) is None or (queue and queue.runs(owner.slurm_job)):
+        if (owner := status.owner) is None or (queue and queue.is_running(owner.slurm_job)):
             continue
-        if not lives_here(owner):
-            elsewhere.append(f"{job}: {owner} must be stopped there")
+        if not owner.is_alive():
+            problems.append(f"{job}: {owner} runs on another machine; stop it there")
             continue
-        # Its launcher, if that lives, would go on with the next job.
-        is_launched = owner.parent and parent_of(owner.pid) == owner.parent
+        # A launcher that is alive would start the next job.
+        has_launcher = owner.parent and parent_pid(owner.pid) == owner.parent
         try:
-            os.kill(owner.parent if is_launched else owner.pid, signal.SIGTERM)
-            here.append(job)
+            os.kill(owner.parent if has_launcher else owner.pid, signal.SIGTERM)
+            stopping.append(job)
         except ProcessLookupError:
             pass
         except PermissionError:
-            elsewhere.append(f"{job}: {owner} is another user's")
-    deadline = time.monotonic() + PATIENCE
-    waiting, tasks = here, _tasks(queue)
-    while (waiting or tasks) and time.monotonic() < deadline:
+            problems.append(f"{job}: {owner} belongs to another user")
+    deadline = time.monotonic() + TIMEOUT
+    tasks = set(queue.tasks) if queue else set()
+    while (stopping or tasks) and time.monotonic() < deadline:
         time.sleep(1 if tasks else 0.2)
-        waiting = [job for job in waiting if status_of(job).state == JobState.RUNNING]
-        if tasks:  # a launch would believe that one that is ending will yet see to its jobs
-            tasks &= _tasks(read_queue(next(iter(statuses)).folder.parent))
-    left = [f"SLURM has not yet ended its task {task}" for task in sorted(tasks)]
-    return [*(f"{job} is still running" for job in waiting), *left, *elsewhere]
-
-
-def _tasks(queue: Queue | None) -> set[str]:
-    return set(queue.tasks) if queue else set()
+        stopping = [job for job in stopping if read_status(job.folder).state == JobState.RUNNING]
+        if tasks:  # the next launch would not submit the jobs of a task that is still ending
+            current = read_queue(next(iter(statuses)).folder.parent)
+            tasks &= set(current.tasks) if current else set()
+    return [
+        *(f"{job} is still running" for job in stopping),
+        *(f"SLURM task {task} is still in the queue" for task in sorted(tasks)),
+        *problems,
+    ]
 
 
 def delete_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Delete the folders of jobs that nobody trains. Returns those that somebody trains, or has finished, meanwhile."""
-    with ThreadPoolExecutor(32) as threads:  # each may have to watch a lock for a while
-        deleted = list(threads.map(_delete, jobs))
-    return [job for job, is_gone in zip(jobs, deleted, strict=True) if not is_gone]
+    """Delete the folders of jobs. Return those that were not deleted, because they are running or done by now."""
+    with ThreadPoolExecutor(32) as pool:  # each may have to watch a stale lock for a while
+        are_deleted = list(pool.map(_delete, jobs))
+    return [job for job, is_deleted in zip(jobs, are_deleted, strict=True) if not is_deleted]
 
 
 def _delete(job: Job) -> bool:
-    """Delete the job's folder; False where the job was gone on with meanwhile."""
-    # Out of the way at once, and only then file by file: what is half deleted is no job's folder.
-    aside = job.folder.parent / SWEEP_FOLDER / f"deleted-{uuid.uuid4().hex}"
-    aside.parent.mkdir(exist_ok=True)
+    # Rename first, then delete file by file, so that no folder of a job is ever half deleted.
+    trash = job.folder.parent / SWEEP_FOLDER / f"deleted-{uuid.uuid4().hex}"
+    trash.parent.mkdir(exist_ok=True)
     try:
         with locked(job.folder):
             if is_done(job.folder):
                 return False
-            os.rename(job.folder, aside)
+            os.rename(job.folder, trash)
     except TakenError:
         return False
-    except FileNotFoundError:  # somebody else deleted it
+    except FileNotFoundError:  # another process deleted it
         return True
-    shutil.rmtree(aside)
+    shutil.rmtree(trash)
     return True

@@ -1,26 +1,29 @@
-"""One job of a sweep: its folder, and its command line."""
+"""A job of a sweep: its folder and its command line."""
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from domainbed.engine.config import JobConfig
+from domainbed.options import to_args
 
 LOG_FILE = "log.txt"
-SWEEP_FOLDER = ".sweep"  # in the sweep's folder, beside the jobs': what concerns them together
+SWEEP_FOLDER = ".sweep"  # in the sweep's folder, next to the folders of the jobs: files about the sweep as a whole
+
+Kind: TypeAlias = tuple[str, str]  # (dataset, algorithm)
 
 
-def absolute_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a job's arguments that are paths to what it reads, as they hold wherever they are read."""
-    given = {name: arguments[name] for name in ("data_dir", "weights_dir", "cache")}
-    return {name: str(Path(path).absolute()) for name, path in given.items() if path}
+def absolute_paths(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a job's arguments that are paths of its inputs, as absolute paths."""
+    paths = {name: args.get(name) for name in ("data_dir", "weights_dir", "cache")}
+    return {name: str(Path(path).absolute()) for name, path in paths.items() if path}
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A job and its place in a sweep, by which it is known: two jobs are the same if their folders are."""
+    """A job and its folder in a sweep. Two jobs are equal if they have the same folder."""
 
     config: JobConfig
 
@@ -32,11 +35,10 @@ class Job:
 
     @classmethod
     def in_sweep(cls, config: JobConfig, sweep_dir: Path) -> "Job":
-        """The job whose folder in `sweep_dir` is named by what determines its result.
+        """Return the job whose folder in `sweep_dir` is named by a hash of all that determines its records.
 
-        Its paths are absolute: it may run from another folder.
+        Its paths are absolute, so that it can run from any folder.
         """
-
         folder = str(sweep_dir.absolute() / config.name())
         return cls(replace(config, output_dir=folder, **absolute_paths(vars(config))))
 
@@ -45,23 +47,12 @@ class Job:
         return Path(self.config.output_dir)
 
     @property
-    def kind(self) -> tuple[str, str]:
-        """The dataset and the algorithm."""
+    def kind(self) -> Kind:
         return self.config.dataset, self.config.algorithm
 
     def command(self) -> list[str]:
-        """The words of the command line that trains this job alone."""
-        words = [sys.executable, "-m", "domainbed.scripts.train"]
-        for f in fields(self.config):
-            value = getattr(self.config, f.name)
-            if value is None or value == f.default:
-                continue
-            words.append("--import" if f.name == "imports" else f"--{f.name}")
-            if isinstance(value, tuple):
-                words += map(str, value)
-            elif value is not True:
-                words.append(str(value))
-        return words
+        """Return the command line that trains this job alone."""
+        return [sys.executable, "-m", "domainbed.scripts.train", *to_args(self.config)]
 
     def __str__(self) -> str:
         c = self.config

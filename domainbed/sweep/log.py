@@ -1,81 +1,105 @@
-"""The arguments of each launch, kept in the sweep's folder: they say which jobs the sweep has."""
+"""The launch log: the arguments of each launch, kept in the sweep's folder. They determine the jobs of the sweep."""
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from domainbed.errors import UsageError
 from domainbed.files import atomic_write
 from domainbed.registry import import_modules
-from domainbed.sweep.grid import Run, make_job, make_runs
+from domainbed.sweep.grid import Grid, RunKey
 from domainbed.sweep.job import SWEEP_FOLDER, Job
+from domainbed.sweep.queue import read_queue_or_warn
+from domainbed.sweep.status import JobState, survey
 
 
-def log_launch(sweep_dir: Path, arguments: Mapping[str, Any]) -> None:
-    """Keep what `make_jobs` was called with, but for the folder itself, which may be moved. The last launch counts."""
-    told = json.dumps(arguments, sort_keys=True, indent=1).encode()
-    path = _folder(sweep_dir) / f"{hashlib.md5(told).hexdigest()}.json"
+def log_launch(sweep_dir: Path, grid: Grid) -> None:
+    """Record a launch as the last one. The sweep's folder is not recorded, so it may be moved."""
+    content = json.dumps(grid.args(), sort_keys=True, indent=1).encode()
+    path = _log_folder(sweep_dir) / f"{hashlib.md5(content).hexdigest()}.json"
     if path.exists():
         if launch_files(sweep_dir)[-1] != path:
-            with suppress(PermissionError):  # another user's
+            with suppress(PermissionError):  # the file of another user
                 os.utime(path)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(told)
+            file.write(content)
 
 
 def launch_files(sweep_dir: Path) -> list[Path]:
-    """The file of each launch into this folder, the first one first."""
-    return sorted(_folder(sweep_dir).glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+    """Return the file of each launch, from the first to the last."""
+    return sorted(_log_folder(sweep_dir).glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
 
 
-def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
+def print_warning(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
-def read_launches(sweep_dir: Path, tell: Callable[[str], object] = warn) -> list[tuple[dict[str, Any], list[Run]]]:
-    """The arguments of each launch into this folder, the first one first, and the runs that it asked for.
+def read_launches(sweep_dir: Path, warn: Callable[[str], object] = print_warning) -> list[tuple[Grid, list[RunKey]]]:
+    """Return each launch, from the first to the last, with its runs. Their `imports` are imported.
 
-    Its `imports` are imported. A launch that can't be made any more is left out, and `tell` is called with a line.
+    Args:
+        warn: called with a message for each launch that is skipped because it is invalid, perhaps by now.
     """
     launches = []
     for path in launch_files(sweep_dir):
         try:
-            arguments = json.loads(path.read_text(encoding="utf-8"))
-            arguments["imports"] = tuple(arguments["imports"])
-            import_modules(arguments["imports"])
-            runs = list(make_runs(**arguments))
+            grid = Grid.from_args(json.loads(path.read_text(encoding="utf-8")))
+            import_modules(grid.job_args.get("imports", ()))
+            runs = list(grid.runs())
             for run in {(run.dataset, run.algorithm): run for run in runs}.values():
-                make_job(run, str(sweep_dir), arguments)  # of each kind one, to see that it can be made
-        except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:  # UsageError is a ValueError
-            tell(f"the launch that {path} tells of is left out: {error}")
+                grid.job(run, sweep_dir)  # validates the arguments
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
+            warn(f"skipping the launch recorded in {path}: {error}")
             continue
-        launches.append((arguments, runs))
+        launches.append((grid, runs))
     return launches
 
 
 def requested_jobs(sweep_dir: Path) -> list[Job]:
-    """The jobs of all launches into this folder.
+    """Return the jobs of all launches into this folder.
 
     Raises:
-        UsageError: there was none.
+        UsageError: no launch is recorded, or none is valid.
     """
-    if not _folder(sweep_dir).is_dir():
-        raise UsageError(f"--output_dir {sweep_dir} holds no sweep: nothing was launched there")
+    if not _log_folder(sweep_dir).is_dir():
+        raise UsageError(f"--output_dir {sweep_dir} contains no sweep: nothing was launched there")
     jobs: dict[Path, Job] = {}
-    for arguments, runs in read_launches(sweep_dir):
-        of_launch = [make_job(run, str(sweep_dir), arguments) for run in runs]
-        jobs |= {job.folder: job for job in of_launch}
+    for grid, runs in read_launches(sweep_dir):
+        launched = [grid.job(run, sweep_dir) for run in runs]
+        jobs |= {job.folder: job for job in launched}
     if not jobs:
-        raise UsageError(f"no launch into {sweep_dir} can be read any more")
+        raise UsageError(f"none of the launches into {sweep_dir} can be read")
     return list(jobs.values())
 
 
-def _folder(sweep_dir: Path) -> Path:
+def run_states(sweep_dir: Path, done: Container[RunKey], warn: Callable[[str], object]) -> dict[RunKey, JobState]:
+    """Return the state of each run that a launch into this folder requested.
+
+    If launches requested the same run with different arguments (such as the number of steps), the last one counts.
+
+    Args:
+        done: runs known to have a job that is done. They are not surveyed if all launches share their job arguments,
+            so a large sweep that is done is fast.
+        warn: as in `read_launches`.
+    """
+    launches = read_launches(sweep_dir, warn)
+    is_uniform = all(grid.job_args == launches[0][0].job_args for grid, _ in launches)
+    states: dict[RunKey, JobState] = {}
+    jobs = {}
+    for grid, runs in launches:
+        for run in runs:
+            states[run] = JobState.DONE
+            if not is_uniform or run not in done:
+                jobs[run] = grid.job(run, sweep_dir)
+    statuses = survey(jobs.values(), read_queue_or_warn(sweep_dir) if jobs else None)
+    return states | {run: statuses[job].state for run, job in jobs.items()}
+
+
+def _log_folder(sweep_dir: Path) -> Path:
     return sweep_dir / SWEEP_FOLDER / "launches"

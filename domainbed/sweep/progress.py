@@ -1,29 +1,28 @@
-"""A sweep at a glance: how many jobs are in which state, how fast it goes, and how long it has yet to go."""
+"""The tables and lines that `sweep status` prints."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import tabulate
 
 from domainbed.records import last_record
-from domainbed.sweep.failures import ALIKE, blocked_reason
-from domainbed.sweep.job import LOG_FILE, Job
-from domainbed.sweep.status import JobState, Status
+from domainbed.sweep.job import LOG_FILE, Job, Kind
+from domainbed.sweep.status import MAX_ALIKE, JobState, Status, blocked_kinds
 
 
-def table(statuses: Mapping[Job, Status]) -> str:
-    """The states of the jobs of each dataset and algorithm, how much is done, and how long it has to go.
+def status_table(statuses: Mapping[Job, Status]) -> str:
+    """Return a table of the states of the jobs of each dataset and algorithm, with their progress and time left.
 
-    The time left is what the running jobs need, at the rate at which they go, for what is not done of their kind.
+    The time left is what the remaining updates take at the current rate of the running jobs of the same kind.
     """
-    kinds: dict[tuple[str, str], list[Job]] = defaultdict(list)
-    for job in statuses:
-        kinds[job.kind].append(job)
+    kinds: dict[Kind, dict[Job, Status]] = defaultdict(dict)
+    for job, status in statuses.items():
+        kinds[job.kind][job] = status
     shown = [state for state in JobState if any(status.state == state for status in statuses.values())]
     rows = []
-    for kind, jobs in kinds.items():
-        counts = Counter(statuses[job].state for job in jobs)
-        total, done, rate = sums({job: statuses[job] for job in jobs})
+    for kind, of_kind in kinds.items():
+        counts = Counter(status.state for status in of_kind.values())
+        total, done, rate = count_updates(of_kind)
         rows.append(
             [
                 *kind,
@@ -39,8 +38,8 @@ def table(statuses: Mapping[Job, Status]) -> str:
     )
 
 
-def sums(statuses: Mapping[Job, Status]) -> tuple[int, int, float]:
-    """Of these jobs: all updates, those that are done, and how many a second are being done now."""
+def count_updates(statuses: Mapping[Job, Status]) -> tuple[int, int, float]:
+    """Return the number of updates of some jobs: in total, done, and currently done per second."""
     total = done = 0
     rate = 0.0
     for job, status in statuses.items():
@@ -56,27 +55,25 @@ def sums(statuses: Mapping[Job, Status]) -> tuple[int, int, float]:
     return total, done, rate
 
 
-def overall(statuses: Mapping[Job, Status]) -> str:
-    """One line on the whole: "12 of 84 jobs done; 1,200 of 8,484 updates, 75.2 a second, 1 h 37 min left"."""
-    total, done, rate = sums(statuses)
+def summary_line(statuses: Mapping[Job, Status]) -> str:
+    """Return a line such as "12 of 84 jobs done; 1,200 of 8,484 updates, 75.2 per second, 2 min left at this rate"."""
+    total, done, rate = count_updates(statuses)
     jobs = sum(status.state == JobState.DONE for status in statuses.values())
     line = f"{jobs} of {len(statuses)} jobs done; {done:,} of {total:,} updates"
-    return line + (f", {rate:,.1f} a second, {duration((total - done) / rate)} left at this rate" if rate else "")
+    return line + (f", {rate:,.1f} per second, {duration((total - done) / rate)} left at this rate" if rate else "")
 
 
-def held_back_kinds(jobs: Iterable[Job]) -> list[str]:
-    """A line for each kind of jobs that is not begun any more."""
-    a_job = {job.kind: job for job in jobs}
+def blocked_lines(statuses: Mapping[Job, Status]) -> list[str]:
+    """Return a line for each kind of jobs that is blocked."""
     return [
-        f"{algorithm} on {dataset} is held back, for the first {ALIKE} to end all failed alike: {reason}\n"
-        "  launch --retry_failed tries again"
-        for (dataset, algorithm), job in a_job.items()
-        if (reason := blocked_reason(job))
+        f"{algorithm} on {dataset} is blocked, because {MAX_ALIKE} jobs failed alike and none is done: {reason}\n"
+        "  `launch --retry_failed` retries them"
+        for (dataset, algorithm), reason in blocked_kinds(statuses).items()
     ]
 
 
-def running(statuses: Mapping[Job, Status]) -> list[str]:
-    """A line for each running job: how far it is, how fast, and where."""
+def running_lines(statuses: Mapping[Job, Status]) -> list[str]:
+    """Return a line for each running job: its progress, its time left, and its process."""
     lines = []
     for job, status in statuses.items():
         if (owner := status.owner) is None:
@@ -87,27 +84,29 @@ def running(statuses: Mapping[Job, Status]) -> list[str]:
     return lines
 
 
-def failures(statuses: Mapping[Job, Status], ends: Mapping[str, str]) -> list[str]:
-    """What is wrong: each failed job with its reason, how often, where, and its log; and what SLURM cut short.
+def failure_lines(statuses: Mapping[Job, Status], task_outcomes: Mapping[str, str]) -> list[str]:
+    """Return lines for each failed job, and for each incomplete job that SLURM interrupted.
 
     Args:
-        ends: how SLURM's last task ended, of the incomplete jobs that it tells of, by the folder's name.
+        statuses: the status of each job.
+        task_outcomes: how the last SLURM task of a job ended, by the name of the job's folder.
     """
     lines = []
     for job, status in statuses.items():
         log = job.folder / LOG_FILE
         if failure := status.failure:
             times = "once" if failure.times <= 1 else f"{failure.times} times"
-            lines.append(f"{job}\n  {failure.reason or 'why, was not kept'}")
+            lines.append(f"{job}\n  {failure.reason or 'unknown reason'}")
             last = f", last on {failure.host}, {failure.at}" if failure.at else ""
             lines.append(f"  failed {times}{last}; log: {log}")
-        elif status.state == JobState.INCOMPLETE and job.folder.name in ends:
-            lines.append(f"{job}\n  stopped and can go on; SLURM's task {ends[job.folder.name]}; log: {log}")
+        elif status.state == JobState.INCOMPLETE and job.folder.name in task_outcomes:
+            outcome = task_outcomes[job.folder.name]
+            lines.append(f"{job}\n  interrupted, can be resumed; SLURM task {outcome}; log: {log}")
     return lines
 
 
 def duration(seconds: float) -> str:
-    """A time for people.
+    """Return a duration in words.
 
     >>> duration(45), duration(125), duration(7500), duration(200_000)
     ('45 s', '2 min', '2 h 05 min', '2 d 07 h')

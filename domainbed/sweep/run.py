@@ -1,4 +1,4 @@
-"""One job of a sweep, trained in this process: its log, and how it ended."""
+"""Run one job of a sweep in this process, with its output in the job's log."""
 
 import os
 import sys
@@ -6,111 +6,111 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 
+from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock, TakenError, is_locked, locked
 from domainbed.errors import UsageError
 from domainbed.records import is_done
-from domainbed.sweep.failures import (
-    begin_attempt,
-    blocked_reason,
-    describe_error,
-    forget_failures,
-    note_outcome,
-    record_failure,
-)
+from domainbed.sweep.failures import begin_attempt, describe_error, record_failure, remove_failure_files
 from domainbed.sweep.job import LOG_FILE, Job
+from domainbed.sweep.status import JobState
 
-
-class End(Enum):
-    """How a job left this process."""
-
-    DONE = "done"
-    TAKEN = "taken"  # another process trains it, or has finished it
-    STOPPED = "stopped"  # as asked; it can go on
-    FAILED = "failed"
-    HELD_BACK = "held back"  # others of its kind all failed alike
+TAKEN = "another process is training it"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a job left this process.
+class JobEvent:
+    """Something that happened to a job during a launch.
 
     Attributes:
-        end: in which way.
-        reason: of a failure (its own, or those of its kind) why.
-        updates: of a job that was stopped, how many it had done here.
+        job: the job.
+        state: its state from now on.
+        steps: number of updates done: by a running job up to its last record, by a stopped job in this process.
+        reason: why the job failed, was interrupted or was not started; more lines may follow the first.
     """
 
-    end: End
+    job: Job
+    state: JobState
+    steps: int = 0
     reason: str = ""
-    updates: int = 0
+
+    @property
+    def is_progress(self) -> bool:
+        """Whether the launch is still running the job. (A running job with a reason belongs to another process.)"""
+        return self.state == JobState.RUNNING and not self.reason
 
 
-def run_job(job: Job, on_record: Callable[[int], None], should_stop: Callable[[], bool]) -> Outcome:
-    """Train a job, or go on with it. Never raises, whatever the job does; its folder tells how it ended.
+def run_job(job: Job, on_event: Callable[[JobEvent], object], should_stop: Callable[[], bool]) -> JobEvent:
+    """Train a job, or resume it, and return how it ended. Exceptions of the job are recorded as failures, not raised.
 
     Args:
         job: the job.
-        on_record, should_stop: see `domainbed.engine.train.train`.
+        on_event: called after each record.
+        should_stop: as in `JobControl`.
     """
-    if reason := blocked_reason(job):
-        return Outcome(End.HELD_BACK, reason)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         with locked(job.folder) as lock:
-            return _attempt(job, on_record, should_stop, lock)
+            return _attempt(job, on_event, should_stop, lock)
     except TakenError:
-        return Outcome(End.TAKEN)
+        return _taken(job)
     except OSError as error:
-        outcome = Outcome(End.FAILED, describe_error(error, job.folder))
+        event = JobEvent(job, JobState.FAILED, reason=describe_error(error, job.folder))
         if not is_locked(job.folder):
-            record_failure(job.folder, outcome.reason)
-        return outcome
+            record_failure(job.folder, event.reason)
+        return event
 
 
-def _attempt(job: Job, on_record: Callable[[int], None], should_stop: Callable[[], bool], lock: Lock) -> Outcome:
-    """Train the job, and keep how it ended, while its lock is held."""
+def _attempt(job: Job, on_event: Callable[[JobEvent], object], should_stop: Callable[[], bool], lock: Lock) -> JobEvent:
+    """Train a job whose lock is held, and record how it ended."""
+
+    def on_record(step: int) -> None:
+        on_event(JobEvent(job, JobState.RUNNING, steps=step + 1))
+
     try:
         begin_attempt(job.folder)
         with _output_to_log(job):
-            outcome = _train(job, on_record, should_stop, lock)
+            event = _train(job, JobControl(should_stop, on_record, lock))
     except OSError as error:
-        outcome = Outcome(End.FAILED, describe_error(error, job.folder))
-    if outcome.end == End.FAILED:
-        record_failure(job.folder, outcome.reason)
-        note_outcome(job, outcome.reason)
-    elif outcome.end == End.DONE:
-        note_outcome(job, "")
-    if is_done(job.folder):  # by this process or another
-        forget_failures(job.folder)
-    return outcome
+        event = JobEvent(job, JobState.FAILED, reason=describe_error(error, job.folder))
+    if event.state == JobState.FAILED:
+        record_failure(job.folder, event.reason)
+    if is_done(job.folder):  # in this process or another
+        remove_failure_files(job.folder)
+    return event
 
 
-def _train(job: Job, on_record: Callable[[int], None], should_stop: Callable[[], bool], lock: Lock) -> Outcome:
+def _train(job: Job, control: JobControl) -> JobEvent:
     from domainbed.engine.train import train  # imports torch
 
     try:
-        train(job.config, on_record, should_stop, lock)
+        train(job.config, control)
     except TakenError as error:
         print(error)
-        return Outcome(End.TAKEN)
-    except Interrupted as stopped:
-        print(stopped)
-        return Outcome(End.STOPPED, updates=stopped.updates)
+        return _taken(job)
+    except Interrupted as interrupted:
+        print(interrupted)
+        return JobEvent(job, JobState.INCOMPLETE, steps=interrupted.updates)
     except (Exception, SystemExit) as error:
         if not isinstance(error, UsageError):
             traceback.print_exc()
         reason = describe_error(error, job.folder)
         print(f"error: {reason}")
-        return Outcome(End.FAILED, reason)
-    return Outcome(End.DONE)
+        return JobEvent(job, JobState.FAILED, reason=reason)
+    return JobEvent(job, JobState.DONE, steps=job.config.steps)
+
+
+def _taken(job: Job) -> JobEvent:
+    """Return the event of a job that another process trains or has finished."""
+    if is_done(job.folder):
+        return JobEvent(job, JobState.DONE, steps=job.config.steps)
+    return JobEvent(job, JobState.RUNNING, reason=TAKEN)
 
 
 @contextmanager
 def _output_to_log(job: Job) -> Iterator[None]:
-    """Send all output, that of C code and of child processes too, to the end of the job's log."""
+    """Append all output, including that of C code and child processes, to the job's log."""
     saved = [os.dup(1), os.dup(2)]
     with open(job.folder / LOG_FILE, "ab") as log:
         for descriptor in (1, 2):

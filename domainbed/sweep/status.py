@@ -1,21 +1,27 @@
-"""How far each job of a sweep is: read off its folder, and off the scheduler's queue."""
+"""The status of each job of a sweep, read from the job's folder and the scheduler's queue."""
 
 import os
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from domainbed.engine.lock import LOCK_FILE, LockOwner, file_system_time, lock_owner, seems_alive
+from domainbed.engine.lock import LOCK_FILE, LockOwner, file_system_time, is_locked, lock_owner
 from domainbed.records import CHECKPOINT_FILE, DONE_FILE
 from domainbed.sweep.failures import FAILURE_FILE, Failure, read_failure
-from domainbed.sweep.job import Job
+from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.queue import Queue
+
+MAX_ALIKE = 3  # jobs of a kind that fail for the same reason before the kind is blocked
+
+# The owner of a lock that was just created and is still empty.
+_UNKNOWN_OWNER = LockOwner("?", "", 0, "", 0, "")
 
 
 class JobState(Enum):
-    """How far a job is."""
+    """The state of a job."""
 
     NOT_LAUNCHED = "not launched"
     QUEUED = "queued"
@@ -27,13 +33,13 @@ class JobState(Enum):
 
 @dataclass(frozen=True)
 class Status:
-    """A job's state, and what goes with it.
+    """The state of a job, with details.
 
     Attributes:
-        state: how far it is.
-        holder: of a running job, who trains it.
-        failure: of a failed job, why.
-        has_leftovers: of a job that is done, whether it left a checkpoint or its lock behind.
+        state: the state.
+        owner: the process that trains the job, if it is running.
+        failure: why the job failed, if it did.
+        has_leftovers: whether a job that is done left a checkpoint or its lock behind.
     """
 
     state: JobState
@@ -42,59 +48,98 @@ class Status:
     has_leftovers: bool = False
 
 
-def status_of(job: Job) -> Status:
-    """What the job's folder tells."""
-    return _status(job, _names(job.folder), None, None)
+def read_status(folder: Path, now: float | None = None) -> Status:
+    """Return the status of the job in a folder, without the scheduler's queue.
+
+    Args:
+        folder: the job's folder.
+        now: time by the clock of the folder's file system, if known.
+    """
+    return _status(folder, _list_names(folder), None, now)
 
 
 def survey(jobs: Iterable[Job], queue: Queue | None = None) -> dict[Job, Status]:
-    """The status of each job, all of them of one sweep; `queue` is what the scheduler has of it."""
+    """Return the status of each job.
+
+    Args:
+        jobs: jobs of one sweep.
+        queue: the sweep's tasks in the scheduler's queue, if there is a scheduler.
+    """
     jobs = list(jobs)
     if not jobs:
         return {}
     sweep_dir = jobs[0].folder.parent
-    there = _names(sweep_dir)
-    now = file_system_time(sweep_dir) if there else 0.0
-    return {job: _status(job, _names(job.folder) if job.folder.name in there else set(), queue, now) for job in jobs}
+    existing = _list_names(sweep_dir)
+    now = file_system_time(sweep_dir) if existing else 0.0
+    return {
+        job: _status(job.folder, _list_names(job.folder) if job.folder.name in existing else set(), queue, now)
+        for job in jobs
+    }
 
 
-def _status(job: Job, names: set[str], queue: Queue | None, now: float | None) -> Status:
-    """The job's status; `names` is what lies in its folder, `now` the time there (None: look)."""
-    if DONE_FILE in names:
-        return Status(JobState.DONE, has_leftovers=CHECKPOINT_FILE in names or LOCK_FILE in names)
-    if LOCK_FILE in names and (owner := _living_holder(job.folder, now, queue)):
-        return Status(JobState.RUNNING, owner=owner)
-    if FAILURE_FILE in names:
-        return Status(JobState.FAILED, failure=read_failure(job.folder / FAILURE_FILE))
-    if queue and queue.has(job):
-        return Status(JobState.QUEUED)
-    return Status(JobState.INCOMPLETE if names else JobState.NOT_LAUNCHED)
-
-
-def tally(statuses: Mapping[Job, Status]) -> str:
-    """How many of each state: "30 done, 6 incomplete"."""
+def count_states(statuses: Mapping[Job, Status]) -> str:
+    """Return how many jobs are in each state, such as "30 done, 6 incomplete"."""
     counts = Counter(status.state for status in statuses.values())
     return ", ".join(f"{counts[state]} {state.value}" for state in JobState if counts[state])
 
 
-def _names(folder: Path) -> set[str]:
-    """What is in a folder, by one listing."""
+def blocked_kinds(statuses: Mapping[Job, Status]) -> dict[Kind, str]:
+    """Return the kinds of jobs that are blocked, with the reason of their failures."""
+    by_kind: dict[Kind, list[Status]] = defaultdict(list)
+    for job, status in statuses.items():
+        by_kind[job.kind].append(status)
+    return {kind: reason for kind, of_kind in by_kind.items() if (reason := blocked_reason(of_kind))}
+
+
+def blocked_reason(statuses: Iterable[Status]) -> str:
+    """Return why no more jobs of a kind are started, or "" if it is not blocked.
+
+    A kind is blocked while none of its jobs is done and MAX_ALIKE of them have failed for the same reason. Reasons that
+    differ only in numbers or in the names of job folders are the same.
+
+    Args:
+        statuses: of the kind's jobs. Iteration stops at the first job that is done.
+    """
+    counts: Counter[str] = Counter()
+    blocked = ""
+    for status in statuses:
+        if status.state == JobState.DONE:
+            return ""
+        if status.failure and status.failure.reason:
+            masked = re.sub(r"\b[0-9a-f]{32}\b|[-+]?\d[\d.e+-]*", "#", status.failure.reason)
+            counts[masked] += 1
+            if counts[masked] == MAX_ALIKE:
+                blocked = blocked or status.failure.reason
+    return blocked
+
+
+def _status(folder: Path, names: set[str], queue: Queue | None, now: float | None) -> Status:
+    """Return the status of the job in a folder that contains files of these names."""
+    if DONE_FILE in names:
+        return Status(JobState.DONE, has_leftovers=CHECKPOINT_FILE in names or LOCK_FILE in names)
+    if LOCK_FILE in names and (owner := _live_owner(folder, now, queue)):
+        return Status(JobState.RUNNING, owner=owner)
+    if FAILURE_FILE in names:
+        return Status(JobState.FAILED, failure=read_failure(folder / FAILURE_FILE))
+    if queue and queue.has(folder.name):
+        return Status(JobState.QUEUED)
+    return Status(JobState.INCOMPLETE if names else JobState.NOT_LAUNCHED)
+
+
+def _list_names(folder: Path) -> set[str]:
     try:
         return set(os.listdir(folder))
     except PermissionError:
-        return {folder.name}  # something, if we can't know what
+        return {folder.name}  # not empty, as far as is known
     except (FileNotFoundError, NotADirectoryError):
         return set()
 
 
-def _living_holder(folder: Path, now: float | None, queue: Queue | None) -> LockOwner | None:
-    """Who trains in a folder that has a lock, if that process lives."""
+def _live_owner(folder: Path, now: float | None, queue: Queue | None) -> LockOwner | None:
+    """Return the owner of a folder's lock if it is alive."""
     owner = lock_owner(folder)
     if queue and owner and owner.slurm_job:
-        runs = queue.runs(owner.slurm_job)
-        if runs is not None:
-            return owner if runs else None  # SLURM knows it at once, a heartbeat only after a while
-    return (owner or _SOMEONE) if seems_alive(folder, now) else None
-
-
-_SOMEONE = LockOwner("?", "", 0, "", 0, "")  # who has just made the lock, and not yet written into it
+        is_running = queue.is_running(owner.slurm_job)
+        if is_running is not None:
+            return owner if is_running else None  # known to SLURM at once, but to the heartbeat only after a while
+    return (owner or _UNKNOWN_OWNER) if is_locked(folder, now) else None

@@ -1,4 +1,4 @@
-"""A process of the local launcher that trains job after job, so that Python, torch and CUDA start once."""
+"""A worker: a process of the local launcher that trains job after job, so Python, torch and CUDA start only once."""
 
 import os
 import signal
@@ -8,72 +8,70 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import TypeAlias
 
 from tqdm import tqdm
 
-from domainbed.engine.interrupts import FROM_OUTSIDE, stop_on_signals
+from domainbed.engine.interrupts import TERMINATION_SIGNALS, stop_on_signals
 from domainbed.sweep.job import Job
-from domainbed.sweep.run import End, Outcome, run_job
+from domainbed.sweep.run import JobEvent, run_job
+from domainbed.sweep.status import JobState
 
-# What a worker tells of its job: the step of each record, and in the end how it left.
-Word: TypeAlias = int | Outcome
-
-PATIENCE = 30  # seconds for a job to save what it has, when its launcher is gone
+STOP_TIMEOUT = 30  # seconds for a job to save its state after its launcher has died
 
 
 def serve(connection: Connection, environ: Mapping[str, str]) -> None:
-    """Train each job that comes through `connection` and tell of it, until the other end is closed.
+    """Train each job received through `connection` and send its events back, until the other end is closed.
 
-    SIGTERM stops the job at the next safe point. After a failed job the process ends: what the job left in it (a broken
-    CUDA context, say) must harm no other.
+    SIGTERM stops the job at the next safe point. The process exits after a failed job, which may have left it in a bad
+    state (such as a broken CUDA context).
 
     Args:
+        connection: receives jobs and sends events.
         environ: environment variables to set before torch is imported (threads, the GPU).
     """
     os.environ.update(environ)
     end_with_parent()
-    tqdm.set_lock(threading.RLock())  # its own lock spans processes, and would be left behind where this one is killed
+    tqdm.set_lock(threading.RLock())  # the default lock spans processes, and would stay locked if this one is killed
 
-    def tell(word: Word) -> None:
-        with suppress(BrokenPipeError):  # a launcher that is gone
-            connection.send(word)
+    def send(event: JobEvent) -> None:
+        with suppress(BrokenPipeError):  # the launcher has died
+            connection.send(event)
 
-    with stop_on_signals(FROM_OUTSIDE) as asked_to_stop:
-        while not asked_to_stop():
+    with stop_on_signals(TERMINATION_SIGNALS) as stop_request:
+        while not stop_request():
             try:
                 job: Job = connection.recv()
             except EOFError:
                 return
-            outcome = run_job(job, tell, asked_to_stop)
-            tell(outcome)
-            if outcome.end == End.FAILED:
+            event = run_job(job, send, stop_request)
+            send(event)
+            if event.state == JobState.FAILED:
                 return
 
 
 @contextmanager
 def ignore_sigint() -> Iterator[None]:
-    """Processes started here never hear Ctrl-C: it reaches the whole process group, but is the launcher's to answer.
+    """Make processes that are started within a `with` block ignore SIGINT.
 
-    Which it does as soon as they are started: the signal is noted, and raised again then. Only a process's main thread
-    may enter this.
+    Ctrl-C sends it to the whole process group, but only the launcher should react to it. The launcher receives a SIGINT
+    of the meantime at the end of the block. Only the main thread of a process may enter it.
     """
-    resource_tracker.ensure_running()  # where multiprocessing starts that, it unblocks the signal
-    came: list[int] = []
-    answer = signal.signal(signal.SIGINT, lambda signum, frame: came.append(signum))
-    # The processes inherit the mask. To this one it is no help: a thread of a library's may hear the signal, too.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # multiprocessing unblocks the signal when it starts this process
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda signum, frame: received.append(signum))
+    # New processes inherit the mask. It does not protect this process: threads of libraries may receive the signal.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, answer)
-        if came:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
 def end_with_parent() -> None:
-    """A launcher that is killed takes this process, its worker, with it: nobody would hear of what it does."""
+    """Make this process stop its job and exit when its parent, the launcher, dies."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
@@ -82,5 +80,5 @@ def _wait_for_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)
+    time.sleep(STOP_TIMEOUT)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""An algorithm that trains slowly, or fails, for as long as a file is missing. (Imported by the tasks under test.)"""
+"""An algorithm that trains slowly or fails while a file is missing. (Imported by the tasks under test.)"""
 
 import os
 import time
@@ -6,18 +6,16 @@ from pathlib import Path
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.erm import ERM
-from domainbed.hparams_registry import Hparam, register_hparams
+from domainbed.hparams import Hparam
 
-GATE = "DOMAINBED_TEST_GATE"  # an environment variable that names the file; without it the gate is open
-
-register_hparams("Gated", closed=Hparam("slow", lambda r: "fail"))
+GATE = "DOMAINBED_TEST_GATE"  # environment variable with the path of the file; if unset, the gate is open
 
 
 def is_open() -> bool:
     return GATE not in os.environ or Path(os.environ[GATE]).exists()
 
 
-def hold(seconds: float) -> None:
+def wait_at_gate(seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not is_open() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -25,11 +23,13 @@ def hold(seconds: float) -> None:
 
 @ALGORITHMS.register("Gated")
 class Gated(ERM):
-    """ERM but, while the gate is closed, as its hyperparameter says: slow, slow to evaluate, or failing."""
+    """ERM. While the gate is closed, a hyperparameter makes it slow, slow to evaluate, or failing."""
+
+    HPARAMS = {"closed": Hparam("slow", lambda r: "fail")}
 
     def update(self, minibatches, unlabeled=None):
         if self.hparams["closed"] == "slow":
-            hold(1)
+            wait_at_gate(1)
         if self.hparams["closed"] == "fail" and not is_open():
             raise RuntimeError("the gate is closed")
         return super().update(minibatches, unlabeled)
@@ -37,5 +37,5 @@ class Gated(ERM):
     def predict(self, x):
         if self.hparams["closed"] == "slow to evaluate" and not self.training:
             print("at the gate")
-            hold(4)
+            wait_at_gate(4)
         return super().predict(x)

@@ -1,4 +1,4 @@
-"""Sweeps on the cluster under test: launched, watched, and compared with what undisturbed jobs leave."""
+"""Sweeps on the cluster under test: launch them, watch them, and compare them with undisturbed jobs."""
 
 import io
 import json
@@ -26,13 +26,13 @@ from tests.slurm.gated import GATE
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--command_launcher", "slurm", "--slurm_mem", "1200M", "--skip_confirmation"]
-# What need not be the same in two runs of a job.
+# Parts of a record that may differ between two runs of a job.
 INCIDENTAL = ("step_time", "mem_gb")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command came to."""
+    """The exit status and output of a command."""
 
     status: int
     stdout: str
@@ -40,11 +40,11 @@ class Finished:
 
 
 class Sweep:
-    """A sweep in a folder of its own, with a gate of its own, which is closed.
+    """A sweep with its own gate, which is closed.
 
     Args:
-        folder: where it and its gate shall lie.
-        grid: the words that say which jobs it has.
+        folder: new folder for the sweep and its gate.
+        grid: options of `launch` that determine the jobs.
     """
 
     def __init__(self, folder: Path, *grid: str) -> None:
@@ -52,62 +52,63 @@ class Sweep:
         self.folder = folder / "sweep"
         self.gate = folder / "gate"
         self.grid = ["--datasets", "ColoredDigits", "--skip_model_save", *grid]
-        self.jobs = sweep.jobs_of(sweep.parser().parse_args(["launch", "--output_dir", str(self.folder), *self.grid]))
+        args = sweep.parse_args(["launch", "--output_dir", str(self.folder), *self.grid])
+        self.jobs = sweep.grid_of(args).jobs(self.folder)
 
     def words(self, *options: object) -> list[str]:
-        """The command line of a launch."""
+        """Return the command line of a launch."""
         return ["launch", "--output_dir", str(self.folder), *self.grid, *OPTIONS, *map(str, options)]
 
     def launch(self, *options: object) -> Finished:
         return run([*self.words(*options)], self.gate)
 
     def start_launch(self, *options: object) -> subprocess.Popen:
-        """A launch in a process of its own."""
+        """Start a launch in a new process."""
         return start(self.words(*options), self.gate)
 
     def command(self, name: str, *options: str) -> Finished:
-        """`sweep NAME`, but for launch."""
+        """Run another command of `sweep`."""
         return run([name, "--output_dir", str(self.folder), *options], self.gate)
 
     def open_gate(self) -> None:
         self.gate.touch()
 
     def states(self) -> list[JobState]:
-        """How far each job is, as the commands have it."""
+        """Return the state of each job."""
         statuses = survey(self.jobs, read_queue(self.folder))
         return [statuses[job].state for job in self.jobs]
 
     def submissions(self) -> list[dict[str, list[str]]]:
-        """The jobs' folders' names in each task of each submission, the oldest first."""
+        """Return the names of the job folders in each task of each submission, the oldest first."""
         files = slurm_folder(self.folder).glob("*/tasks.json")
         return [json.loads(file.read_text()) for file in sorted(files, key=lambda file: int(file.parent.name))]
 
     def tasks(self) -> dict[str, list[Job]]:
-        """The jobs of each task."""
+        """Return the jobs of each task."""
         by_name = {job.folder.name: job for job in self.jobs}
         return {
             task: [by_name[name] for name in names] for tasks in self.submissions() for task, names in tasks.items()
         }
 
     def output(self, task: str) -> str:
-        """What submitit told in all lives of a task."""
+        """Return the output of submitit in all runs of a task."""
         folder = slurm_folder(self.folder) / task.partition("_")[0]
         return "".join(path.read_text() for path in sorted(folder.glob(f"{task}_*_log.*")))
 
     def wait_until_done(self) -> None:
-        """Until SLURM has nothing of it left."""
-        wait_until(lambda: not read_queue(self.folder).submissions(), self.told)
-        assert self.states() == [JobState.DONE] * len(self.jobs), self.told()
+        """Wait until no task is left in the queue, and check that all jobs are done."""
+        wait_until(lambda: not read_queue(self.folder).submissions(), self.describe)
+        assert self.states() == [JobState.DONE] * len(self.jobs), self.describe()
 
-    def told(self) -> str:
-        """For a failure: all that there is to tell."""
+    def describe(self) -> str:
+        """Return everything that helps to understand a failure."""
         logs = "\n".join(f"{job}:\n{log_of(job)[-500:]}" for job in self.jobs)
         outputs = "\n".join(f"{task}:\n{self.output(task)[-3000:]}" for task in self.tasks())
         return f"{slurm_states()}\n{self.states()}\n{logs}\n{outputs}"
 
 
 def run(words: Sequence[str], gate: Path) -> Finished:
-    """A command of domainbed.scripts.sweep, in this process."""
+    """Run a command of domainbed.scripts.sweep in this process."""
     stdout, stderr = io.StringIO(), io.StringIO()
     before = os.environ.get(GATE)
     os.environ[GATE] = str(gate)
@@ -125,7 +126,7 @@ def run(words: Sequence[str], gate: Path) -> Finished:
 
 
 def start(words: Sequence[str], gate: Path) -> subprocess.Popen:
-    """A command of domainbed.scripts.sweep, in a process of its own."""
+    """Start a command of domainbed.scripts.sweep in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "domainbed.scripts.sweep", *words],
         cwd=ROOT,
@@ -142,18 +143,18 @@ def finish(process: subprocess.Popen) -> Finished:
 
 
 def slurm(*words: str) -> str:
-    """What one of SLURM's commands prints."""
+    """Return the output of a SLURM command."""
     return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def slurm_states() -> dict[str, tuple[str, str]]:
-    """The state and the node of each task, also of those that have ended."""
+    """Return the state and the node of each task, including those that have ended."""
     lines = slurm("squeue", "--noheader", "--all", "--array", "--states", "all", "--format", "%i|%T|%N").splitlines()
     return {task: (state, node) for task, state, node in (line.split("|") for line in lines)}
 
 
-def trains(job: Job) -> bool:
-    """Whether the job has its first evaluation behind it: told to stop, it does one more update."""
+def is_training(job: Job) -> bool:
+    """Return whether a job is past its first evaluation, so that a stop request comes between updates."""
     return (job.folder / LOCK_FILE).exists() and "\nstep     0  " in log_of(job)
 
 
@@ -162,15 +163,15 @@ def log_of(job: Job) -> str:
     return log.read_text() if log.exists() else ""
 
 
-def went_on_after(job: Job) -> list[int]:
-    """After how many steps each life but the first went on, as the job's log tells."""
-    return [int(steps) for steps in re.findall(r"goes on from its checkpoint after (\d+) steps", log_of(job))]
+def resumed_from(job: Job) -> list[int]:
+    """Return the steps at which a job was resumed, according to its log."""
+    return [int(steps) for steps in re.findall(r"Resuming from checkpoint at step (\d+)", log_of(job))]
 
 
 def undisturbed(jobs: Iterable[Job], folder: Path) -> dict[str, list[str]]:
-    """The records that jobs leave which run one after another in this process, by the name of the job's folder."""
+    """Train jobs one after another in this process, and return their records by the names of their folders."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums of floats come out otherwise with two; a task without --slurm_cpus has one
+    torch.set_num_threads(1)  # as in a task without --slurm_cpus: with two, sums of floats differ
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             for job in jobs:
@@ -181,7 +182,7 @@ def undisturbed(jobs: Iterable[Job], folder: Path) -> dict[str, list[str]]:
 
 
 def lines_of(folder: Path) -> list[str]:
-    """The job's records, line for line, but for what is incidental."""
+    """Return the lines of a job's records without their incidental parts."""
     lines = []
     for line in (folder / "results.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -190,24 +191,24 @@ def lines_of(folder: Path) -> list[str]:
     return lines
 
 
-def check_done_once(its: Sweep, expected: Mapping[str, list[str]]) -> None:
-    """Every job is done, once, as it would have been undisturbed, and nothing else is left."""
-    for job in its.jobs:
+def check_done_once(a_sweep: Sweep, expected: Mapping[str, list[str]]) -> None:
+    """Check that every job is done, ran each step once, equals an undisturbed one, and left no other files."""
+    for job in a_sweep.jobs:
         assert {path.name for path in job.folder.iterdir()} == {"results.jsonl", LOG_FILE, "done"}
         assert lines_of(job.folder) == expected[job.folder.name]
-        assert read_job(job.folder)[1] == [], "no step stands there twice"
+        assert read_job(job.folder)[1] == [], "no step is repeated"
         assert log_of(job).count(f"step {job.config.steps - 1:>5}  ") == 1
-    assert {path.name for path in its.folder.iterdir()} == {".sweep", *(job.folder.name for job in its.jobs)}
-    left = [path for path in slurm_folder(its.folder).iterdir() if path.suffix == ".pkl" or path.is_symlink()]
-    assert left == []
-    told = its.command("status", "--failed")
-    assert (told.status, told.stderr) == (0, "")
-    assert f"{len(its.jobs)} of {len(its.jobs)} jobs done" in told.stdout
+    assert {path.name for path in a_sweep.folder.iterdir()} == {".sweep", *(job.folder.name for job in a_sweep.jobs)}
+    temporary = [path for path in slurm_folder(a_sweep.folder).iterdir() if path.suffix == ".pkl" or path.is_symlink()]
+    assert temporary == []
+    status = a_sweep.command("status", "--failed")
+    assert (status.status, status.stderr) == (0, "")
+    assert f"{len(a_sweep.jobs)} of {len(a_sweep.jobs)} jobs done" in status.stdout
     stdout, stderr = io.StringIO(), io.StringIO()
     with redirect_stdout(stdout), redirect_stderr(stderr):
-        collect_results.main(["--input_dir", str(its.folder)])
+        collect_results.main(["--input_dir", str(a_sweep.folder)])
     tables = stdout.getvalue()
-    assert tables.startswith(f"{len(its.jobs)} runs asked for: {len(its.jobs)} done\n")
+    assert tables.startswith(f"{len(a_sweep.jobs)} runs requested: {len(a_sweep.jobs)} done\n")
     assert re.search(r"\d+\.\d \+/- \d", tables)
-    assert "X" not in tables, "no table lacks a job"
+    assert "X" not in tables, "no table is incomplete"
     assert stderr.getvalue() == ""

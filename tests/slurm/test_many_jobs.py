@@ -17,36 +17,36 @@ OPTIONS = ["--jobs_per_task", "6", "--slurm_array_parallelism", "4", "--slurm_ex
 
 @dataclass
 class Launched:
-    """The sweep, and what its launches told."""
+    """A sweep, and the output of its launches."""
 
     sweep: Sweep
     dry_run: Finished
-    at_once: list[Finished]
+    simultaneous: list[Finished]
     third: Finished
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    its = Sweep(tmp_path_factory.mktemp("many") / "jobs", *GRID, "--hparams", '{"batch_size": 8}')
-    dry_run = its.launch(*OPTIONS, "--dry_run")
-    assert not its.folder.exists(), "a dry run leaves nothing"
-    launches = [its.start_launch(*OPTIONS) for _ in range(2)]
-    at_once = [finish(launch) for launch in launches]
-    return Launched(its, dry_run, at_once, its.launch(*OPTIONS))
+    sweep = Sweep(tmp_path_factory.mktemp("many") / "jobs", *GRID, "--hparams", '{"batch_size": 8}')
+    dry_run = sweep.launch(*OPTIONS, "--dry_run")
+    assert not sweep.folder.exists(), "a dry run writes nothing"
+    launches = [sweep.start_launch(*OPTIONS) for _ in range(2)]
+    simultaneous = [finish(launch) for launch in launches]
+    return Launched(sweep, dry_run, simultaneous, sweep.launch(*OPTIONS))
 
 
-def test_of_three_launches_one_submits_all_jobs_once(many: Launched):
-    launches = [*many.at_once, many.third]
+def test_one_of_three_launches_submits_all_jobs(many: Launched):
+    launches = [*many.simultaneous, many.third]
     assert [(launch.status, launch.stderr) for launch in launches] == [(3, "")] * 3
-    assert sorted("SLURM job" in launch.stdout for launch in many.at_once) == [False, True]
+    assert sorted("SLURM job" in launch.stdout for launch in many.simultaneous) == [False, True]
     assert "SLURM job" not in many.third.stdout
     submissions = many.sweep.submissions()
-    assert [len(tasks) for tasks in submissions] == [5, 5, 1], "the cluster takes no more than 5 in an array"
+    assert [len(tasks) for tasks in submissions] == [5, 5, 1], "arrays of this cluster have at most 5 tasks"
     names = [name for tasks in submissions for jobs in tasks.values() for name in jobs]
     assert sorted(names) == sorted(job.folder.name for job in many.sweep.jobs)
 
 
-def test_a_dry_run_prints_what_a_launch_then_submits(many: Launched):
+def test_dry_run_prints_the_submitted_scripts(many: Launched):
     assert (many.dry_run.status, many.dry_run.stderr) == (0, f"63 jobs in {many.sweep.folder}: 63 not launched\n")
     files = slurm_folder(many.sweep.folder).glob("*/*_submission.sh")
     scripts = [path.read_text() for path in sorted(files, key=lambda path: int(path.parent.name))]
@@ -56,10 +56,10 @@ def test_a_dry_run_prints_what_a_launch_then_submits(many: Launched):
 
 
 def test_each_job_is_trained_once(many: Launched, tmp_path: Path):
-    its = many.sweep
-    expected = undisturbed(its.jobs, tmp_path)
-    its.wait_until_done()
-    check_done_once(its, expected)
-    assert all(log_of(job).count("\nargs: ") == 1 for job in its.jobs)
-    again = its.launch(*OPTIONS)
-    assert (again.status, again.stdout) == (0, f"63 jobs in {its.folder}: 63 done\n")
+    sweep = many.sweep
+    expected = undisturbed(sweep.jobs, tmp_path)
+    sweep.wait_until_done()
+    check_done_once(sweep, expected)
+    assert all(log_of(job).count("\nargs: ") == 1 for job in sweep.jobs)
+    again = sweep.launch(*OPTIONS)
+    assert (again.status, again.stdout) == (0, f"63 jobs in {sweep.folder}: 63 done\n")

@@ -1,4 +1,4 @@
-"""What tests of sweeps share: a launcher in this process, quick workers, a disk that fills up, a made-up SLURM."""
+"""Fixtures for tests of sweeps: a launcher in this process, quick workers, a disk that fills up, a fake SLURM."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from tests.sweep.helpers import LauncherHere, start_quickly
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """For these small jobs a second one is but a hindrance."""
+    """A second thread only slows down jobs this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,8 +22,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def launcher_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LAUNCHERS._registered, "here", LauncherHere)
+def launcher_here() -> Iterator[None]:
+    """`--command_launcher here` runs jobs in this process."""
+    with LAUNCHERS.temporarily("here", LauncherHere):
+        yield
 
 
 @pytest.fixture
@@ -43,23 +45,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", disk], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Put commands of SLURM before the real ones: `slurm(squeue='echo "1|RUNNING"')`. Each notes its arguments."""
+    """A function that replaces commands of SLURM: `slurm(squeue='echo "1|RUNNING"')`. Each logs its arguments."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
-    def make(**commands: str) -> Path:
+    def replace_commands(**commands: str) -> Path:
         for name, script in commands.items():
             command = folder / name
             command.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/{name}.called"\n{script}\n')
             command.chmod(0o755)
         return tmp_path
 
-    return make
+    return replace_commands

@@ -1,4 +1,4 @@
-"""Small sweeps, and ways to launch them that need not start Python for each job."""
+"""Small sweeps, and ways to launch them without starting Python for each job."""
 
 import json
 import multiprocessing
@@ -18,21 +18,27 @@ from domainbed.records import mark_done
 from domainbed.scripts import sweep
 from domainbed.sweep.failures import record_failure
 from domainbed.sweep.job import Job
-from domainbed.sweep.launchers import Launcher, Update
-from domainbed.sweep.run import End, run_job
-from domainbed.sweep.status import JobState, Status, status_of
+from domainbed.sweep.launchers import JobEvent, Launcher
+from domainbed.sweep.launchers.base import skip_event
+from domainbed.sweep.log import log_launch
+from domainbed.sweep.run import run_job
+from domainbed.sweep.status import JobState, Status, blocked_reason, read_status, survey
 
-# Of a record, what its job's result does not depend on.
-BESIDE = re.compile(rb'"(step_time|mem_gb|output_dir)": [^,}]+')
+# Parts of a record that may differ between two runs of a job.
+INCIDENTAL = re.compile(rb'"(step_time|mem_gb|output_dir)": [^,}]+')
 FOREIGN = LockOwner("elsewhere", "another machine", 4711, "1", 0, "")
 
 
-# Processes that are forked off the fork server have imported what takes long.
+# Processes forked from the fork server have imported these already.
 multiprocessing.set_forkserver_preload(["domainbed.engine.train", "tests.sweep.misbehaving"])
 
 
+def never() -> bool:
+    return False
+
+
 def make_job(folder: Path, how: str = "well", **kwargs) -> Job:
-    """A job of the algorithm that misbehaves, in a sweep in `folder`."""
+    """Return a job of the misbehaving algorithm, in a sweep in `folder`."""
     hparams = {"how": how, "batch_size": 4} | {name: kwargs.pop(name) for name in ("at", "cause") if name in kwargs}
     defaults = {"dataset": "ColoredDigits", "algorithm": "Misbehaving", "test_envs": (0,), "steps": 3}
     imports = ("tests.sweep.misbehaving",)
@@ -43,7 +49,7 @@ def make_job(folder: Path, how: str = "well", **kwargs) -> Job:
 
 
 def launch_words(folder: Path, *words: object, launcher: str = "here", how: str = "well", **hparams) -> list[str]:
-    """The command line of a launch of jobs that misbehave: three, unless `words` say otherwise."""
+    """Return the command line of a launch of misbehaving jobs: three, unless `words` say otherwise."""
     given = json.dumps({"how": how, "batch_size": 4, **hparams})
     algorithm = ["--algorithms", "Misbehaving", "--import", "tests.sweep.misbehaving", "--hparams", given]
     grid = ["--datasets", "ColoredDigits", "--n_hparams", 1, "--n_trials", 1, "--steps", 3]
@@ -52,16 +58,24 @@ def launch_words(folder: Path, *words: object, launcher: str = "here", how: str 
 
 
 def jobs_of(words: Sequence[str]) -> list[Job]:
-    """The jobs that a launch's command line asks for."""
-    return sweep.jobs_of(sweep.parser().parse_args(words))
+    """Return the jobs that the command line of a launch requests."""
+    args = sweep.parse_args(words)
+    return sweep.grid_of(args).jobs(Path(args.output_dir))
+
+
+def log_only(words: Sequence[str]) -> list[Job]:
+    """Record a launch in the launch log without running it, and return its jobs."""
+    args = sweep.parse_args(words)
+    log_launch(Path(args.output_dir), sweep.grid_of(args))
+    return jobs_of(words)
 
 
 def states(jobs: Sequence[Job]) -> list[JobState]:
-    return [status_of(job).state for job in jobs]
+    return [read_status(job.folder).state for job in jobs]
 
 
 def fill_folder(job: Job, state: JobState) -> Status:
-    """Make a folder of a job in this state, as far as folders tell it."""
+    """Create the folder of a job in this state, and return the status that is read from it."""
     if state != JobState.NOT_LAUNCHED:
         job.folder.mkdir(parents=True)
         (job.folder / "log.txt").write_text("once upon a time")
@@ -70,52 +84,64 @@ def fill_folder(job: Job, state: JobState) -> Status:
     if state == JobState.FAILED:
         record_failure(job.folder, "RuntimeError: it was too much")
     if state == JobState.RUNNING:
-        lock_as(job.folder, FOREIGN)
-    return status_of(job)
+        write_lock(job.folder, FOREIGN)
+    return read_status(job.folder)
 
 
-def lock_as(folder: Path, owner: LockOwner) -> None:
+def fail(job: Job, reason: str) -> None:
+    """Create the folder of a job that failed for this reason."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    record_failure(job.folder, reason)
+
+
+def write_lock(folder: Path, owner: LockOwner) -> None:
     (folder / LOCK_FILE).write_text(json.dumps(asdict(owner)))
 
 
-def alive_here(**others) -> LockOwner:
+def live_owner(**others) -> LockOwner:
+    """Return this process as the owner of a lock, with some attributes replaced."""
     return LockOwner(**{**asdict(this_process()), **others})
 
 
 def records(job: Job) -> bytes:
-    """A job's records as they are on disk, but for what its result does not depend on."""
-    return BESIDE.sub(b"", (job.folder / "results.jsonl").read_bytes())
+    """Return a job's records on disk without their incidental parts."""
+    return INCIDENTAL.sub(b"", (job.folder / "results.jsonl").read_bytes())
 
 
 def steps_recorded(job: Job) -> list[int]:
-    """The step of each line, so that one that is there twice shows."""
+    """Return the step of each line of a job's records, including repeated ones."""
     return [json.loads(line)["step"] for line in (job.folder / "results.jsonl").read_text().splitlines()]
 
 
 class LauncherHere(Launcher):
-    """Runs one job after another in this very process."""
+    """A launcher that runs one job after another in this process."""
 
-    def launch(self, jobs, should_stop=lambda: False) -> Iterator[Update]:
+    def launch(self, jobs, statuses, should_stop) -> Iterator[JobEvent]:
         for job in jobs:
-            outcome = run_job(job, lambda step: None, should_stop)
-            state = JobState.FAILED if outcome.end == End.FAILED else status_of(job).state
-            yield Update(job, state, reason=outcome.reason)
+            statuses = {**statuses, **survey(jobs)}
+            reason = blocked_reason(status for other, status in statuses.items() if other.kind == job.kind)
+            yield skip_event(job, statuses[job].state, reason) or run_job(job, lambda event: None, should_stop)
+
+
+def run_here(*jobs: Job) -> list[JobEvent]:
+    """Run jobs with LauncherHere and return their events."""
+    return list(LauncherHere(LauncherHere.Options()).launch(jobs, {}, never))
 
 
 def main(words: Sequence[object]) -> int:
-    """A command line of `domainbed.scripts.sweep`, run in this process; its exit status."""
-    before = sys.argv
+    """Run a command line of `domainbed.scripts.sweep` in this process and return its exit status."""
+    argv = sys.argv
     sys.argv = ["sweep", *map(str, words)]
     try:
         cli.run(sweep.main)
     except SystemExit as end:
         return end.code
     finally:
-        sys.argv = before
+        sys.argv = argv
 
 
-def begin(words: Sequence[object], log: Path, quick_workers: bool = True) -> multiprocessing.Process:
-    """A launch in a process of its own, which need not import torch anew, and writes what it says into `log`."""
+def start_launch(words: Sequence[object], log: Path, quick_workers: bool = True) -> multiprocessing.Process:
+    """Start a launch in a new process, which has imported torch already and writes its output to `log`."""
     args = (list(map(str, words)), log, quick_workers)
     process = multiprocessing.get_context("forkserver").Process(target=_launch, args=args)
     process.start()
@@ -132,10 +158,10 @@ def _launch(words: list[str], log: Path, quick_workers: bool) -> None:
 
 
 def start_quickly() -> Callable[[], None]:
-    """From now on this process's local launcher forks its workers off a process that has imported torch already.
+    """Make the local launcher of this process fork its workers from a process that has imported torch already.
 
     Returns:
-        How to have it start them anew again.
+        A function that undoes it.
     """
     get_context = multiprocessing.get_context
     multiprocessing.get_context = lambda method=None: get_context("forkserver" if method == "spawn" else method)
@@ -146,19 +172,19 @@ def start_quickly() -> Callable[[], None]:
     return undo
 
 
-def hold_elsewhere(folder: Path) -> subprocess.Popen:
-    """Another process that holds the folder of a job until it is sent SIGTERM, as one that trains does."""
+def hold_lock(folder: Path) -> subprocess.Popen:
+    """Start a process that holds the lock of a job's folder until it receives SIGTERM, like one that trains."""
     program = f"""
 from pathlib import Path
 import time
 from domainbed.engine.interrupts import stop_on_signals
 from domainbed.engine.lock import locked
-with stop_on_signals() as asked_to_stop, locked(Path({str(folder)!r})):
-    print("held", flush=True)
-    while not asked_to_stop():
+with stop_on_signals() as stop_request, locked(Path({str(folder)!r})):
+    print("locked", flush=True)
+    while not stop_request():
         time.sleep(0.02)
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "locked\n"
     return process

@@ -1,4 +1,4 @@
-"""An algorithm that comes to grief in the way its hyperparameters say. (Imported by the workers under test.)"""
+"""An algorithm that fails in the way its hyperparameters specify. (Imported by the workers under test.)"""
 
 import os
 import signal
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm, concatenate
 from domainbed.errors import UsageError
-from domainbed.hparams_registry import Hparam, register_hparams
-
-# It does so from the update `at` on, and only while there is a file `cause`, where one is named.
-register_hparams("Misbehaving", how=Hparam("well"), at=Hparam(0), cause=Hparam(""))
+from domainbed.hparams import Hparam
 
 
 @ALGORITHMS.register("Misbehaving")
 class Misbehaving(Algorithm):
-    """A linear network with dropout, so that generators and an optimizer's state matter, and nothing takes long."""
+    """A linear network with dropout: fast, with results that depend on random generators and the optimizer's state."""
+
+    # It misbehaves from update `at` on, and only while the file `cause` exists, if one is given.
+    HPARAMS = {"how": Hparam("well"), "at": Hparam(0), "cause": Hparam("")}
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -46,8 +46,8 @@ class Misbehaving(Algorithm):
         print(f"about to do {how}")
         if how == "raise":
             raise RuntimeError(f"out of ideas at {self.updates}")
-        if how == "raise in own words":
-            raise RuntimeError(f"out of {Path(self.hparams['cause']).read_text()}, said {self.linear.weight[0, 0]:.3f}")
+        if how == "raise file":
+            raise RuntimeError(f"out of {Path(self.hparams['cause']).read_text()} at {self.linear.weight[0, 0]:.3f}")
         if how == "usage":
             raise UsageError("not like this")
         if how == "exit":
@@ -56,10 +56,10 @@ class Misbehaving(Algorithm):
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "leave a thread":
             threading.Thread(target=time.sleep, args=(600,)).start()
-            raise RuntimeError("a thread goes on")
+            raise RuntimeError("a thread is still running")
         if how == "leave a child":
             if os.fork() == 0:
-                time.sleep(300)  # it holds all that its parent held open
+                time.sleep(300)  # it inherits the open connection of its parent
                 os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "slow":

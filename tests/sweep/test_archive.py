@@ -1,4 +1,4 @@
-"""A sweep's records kept in an archive, and taken from there by another launch."""
+"""Archives: exporting the records of a sweep, and importing them in another launch."""
 
 import io
 import json
@@ -14,21 +14,22 @@ from pathlib import Path
 import pytest
 
 from domainbed.engine.lock import locked
+from domainbed.errors import UsageError
 from domainbed.records import append_record, mark_done
-from domainbed.scripts import collect_results, sweep
-from domainbed.sweep.archive import import_jobs
+from domainbed.scripts import collect_results
+from domainbed.sweep.archive import ImportResult, import_jobs
 from domainbed.sweep.job import Job
-from domainbed.sweep.log import launch_files, log_launch, read_launches
+from domainbed.sweep.log import launch_files, read_launches
 from domainbed.sweep.status import JobState, survey
 from tests.conftest import make_record
-from tests.sweep.helpers import begin, fill_folder, jobs_of, launch_words, main, states, steps_recorded
+from tests.sweep.helpers import fill_folder, jobs_of, launch_words, log_only, main, start_launch, states, steps_recorded
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "results" / "quickstart" / "records.tar.xz"
 
 
 def finish(job: Job, **others) -> Job:
-    """Let a job be done, with records that it might have made; `others` stand in these instead."""
+    """Create the folder of a finished job, with plausible records in which `others` are replaced."""
     job.folder.mkdir(parents=True)
     for step in (0, job.config.steps - 1):
         c = job.config
@@ -39,12 +40,10 @@ def finish(job: Job, **others) -> Job:
 
 
 def launched(folder: Path, *words: str, n_done: int = 10**6) -> list[Job]:
-    """The jobs of a launch that is remembered, of which the first `n_done` are done."""
-    args = sweep.parser().parse_args(launch_words(folder, *words))
-    jobs = sweep.jobs_of(args)
+    """Log a launch whose first `n_done` jobs are done, and return its jobs."""
+    jobs = log_only(launch_words(folder, *words))
     for job in jobs[:n_done]:
         finish(job)
-    log_launch(folder, sweep.grid_of(args))
     return jobs
 
 
@@ -53,7 +52,7 @@ def export(folder: Path, archive: Path) -> int:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All that lies in a folder."""
+    """Return the relative path and content of everything in a folder."""
     paths = folder.rglob("*") if folder.is_dir() else ()
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in paths}
 
@@ -61,8 +60,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 def collected(folder: Path, capsys: pytest.CaptureFixture) -> tuple[str, str]:
     capsys.readouterr()
     collect_results.main(["--input_dir", str(folder)])
-    told = capsys.readouterr()
-    return told.out, told.err.replace(str(folder), "FOLDER")
+    output = capsys.readouterr()
+    return output.out, output.err.replace(str(folder), "FOLDER")
 
 
 def members(archive: Path) -> dict[str, bytes]:
@@ -71,7 +70,7 @@ def members(archive: Path) -> dict[str, bytes]:
 
 
 def pack(archive: Path, files: dict[str, bytes], *others: tarfile.TarInfo) -> None:
-    """As by hand: files, and then other members."""
+    """Create an archive as by hand: of files and then of other members."""
     with tarfile.open(archive, "w:xz") as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
@@ -84,35 +83,33 @@ def pack(archive: Path, files: dict[str, bytes], *others: tarfile.TarInfo) -> No
 # --- export
 
 
-def test_what_is_exported_says_the_same_once_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_unpacked_archive_gives_the_same_tables(tmp_path: Path, capsys: pytest.CaptureFixture):
     jobs = launched(tmp_path / "sweep", "--n_trials", "2", n_done=4)
     (jobs[0].folder / "model.pkl").write_text("heavy")
     archive = tmp_path / "records.tar.xz"
     capsys.readouterr()
     assert export(tmp_path / "sweep", archive) == 3
     size = archive.stat().st_size
-    assert capsys.readouterr().out == (
-        f"4 jobs in {archive}, {size:,} bytes; 2 of those asked for are not done, and so left out\n"
-    )
+    assert capsys.readouterr().out == (f"4 jobs written to {archive} ({size:,} bytes); 2 jobs are not done\n")
     done = sorted(job.folder.name for job in jobs[:4])
-    names = [f"{name}/{kept}" for name in done for kept in ("done", "results.jsonl")]
+    names = [f"{name}/{file}" for name in done for file in ("done", "results.jsonl")]
     (launch,) = launch_files(tmp_path / "sweep")
     with tarfile.open(archive) as tar:
         assert tar.getnames() == [f".sweep/launches/{launch.name}", *names]
         tar.extractall(tmp_path / "unpacked", filter="data")
-    told = collected(tmp_path / "unpacked", capsys)
-    assert "6 runs asked for: 4 done, 2 not launched" in told[0]
-    assert told == collected(tmp_path / "sweep", capsys)
+    output = collected(tmp_path / "unpacked", capsys)
+    assert "6 runs requested: 4 done, 2 not launched" in output[0]
+    assert output == collected(tmp_path / "sweep", capsys)
     assert {path.name for path in tmp_path.iterdir()} == {"sweep", "unpacked", "records.tar.xz"}
 
 
-def test_the_same_sweep_gives_the_same_bytes(tmp_path: Path):
+def test_equal_sweeps_give_equal_bytes(tmp_path: Path):
     jobs = launched(tmp_path / "sweep")
     assert export(tmp_path / "sweep", tmp_path / "1.tar.xz") == 0
     for i, path in enumerate(tmp_path.rglob("*")):
         os.utime(path, (i, i))
         path.chmod(0o700)
-    os.rename(jobs[0].folder, tmp_path / "x")  # it is listed last now, perhaps
+    os.rename(jobs[0].folder, tmp_path / "x")  # may change the order of the listing
     os.rename(tmp_path / "x", jobs[0].folder)
     assert export(tmp_path / "sweep", tmp_path / "2.tar.xz") == 0
     assert (tmp_path / "1.tar.xz").read_bytes() == (tmp_path / "2.tar.xz").read_bytes()
@@ -123,53 +120,54 @@ def test_the_same_sweep_gives_the_same_bytes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_order_of_launches_is_kept(tmp_path: Path, reverse: bool):
-    """Once unpacked, they are read in the order in which they were made, whatever their files' names."""
+def test_order_of_launches_is_kept(tmp_path: Path, reverse: bool):
+    """Whatever the names of their files."""
     folder = tmp_path / "sweep"
     for trials in range(1, 6):
-        launched_args = sweep.parser().parse_args(launch_words(folder, "--n_trials", trials))
-        log_launch(folder, sweep.grid_of(launched_args))
+        jobs = log_only(launch_words(folder, "--n_trials", trials))
     files = sorted(launch_files(folder), reverse=reverse)
     for i, path in enumerate(files):
         os.utime(path, (1e9 + i, 1e9 + i))
-    finish(sweep.jobs_of(launched_args)[0])
+    finish(jobs[0])
     assert export(folder, tmp_path / "a.tar.xz") == 3
     with tarfile.open(tmp_path / "a.tar.xz") as tar:
         assert tar.getnames() == sorted(tar.getnames())
         tar.extractall(tmp_path / "unpacked", filter="data")
     order = [json.loads(path.read_bytes())["n_trials"] for path in files]
-    assert [arguments["n_trials"] for arguments, _ in read_launches(tmp_path / "unpacked")] == order
+    assert [grid.n_trials for grid, _ in read_launches(tmp_path / "unpacked")] == order
 
 
-def test_the_exit_status_of_export(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_exit_status_of_export(tmp_path: Path, capsys: pytest.CaptureFixture):
     jobs = launched(tmp_path / "sweep", n_done=1)
     assert export(tmp_path / "sweep", tmp_path / "a.tar.xz") == 3
     fill_folder(jobs[1], JobState.FAILED)
     assert export(tmp_path / "sweep", tmp_path / "a.tar.xz") == 1
-    assert "1 jobs in " in capsys.readouterr().out
+    assert "1 jobs written to " in capsys.readouterr().out
 
 
-def test_an_export_of_nothing_leaves_the_archive_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_export_without_finished_jobs_keeps_existing_archive(tmp_path: Path, capsys: pytest.CaptureFixture):
     launched(tmp_path / "sweep", n_done=0)
-    (archive := tmp_path / "a.tar.xz").write_text("the one before")
+    (archive := tmp_path / "a.tar.xz").write_text("previous content")
     assert export(tmp_path / "sweep", archive) == 2
     assert "has no job that is done" in capsys.readouterr().err
-    assert archive.read_text() == "the one before"
+    assert archive.read_text() == "previous content"
 
 
-def test_no_archive_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_failed_export_keeps_existing_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     launched(tmp_path / "sweep")
     archive = tmp_path / "a.tar.xz"
-    archive.write_text("the one before")
+    archive.write_text("previous content")
     monkeypatch.setattr(tarfile.TarFile, "addfile", fail_at(3, OSError(28, "No space left on device")))
     assert export(tmp_path / "sweep", archive) == 2
     assert capsys.readouterr().err == f"error: {archive}: No space left on device\n"
-    assert archive.read_text() == "the one before"
+    assert archive.read_text() == "previous content"
     assert {path.name for path in tmp_path.iterdir()} == {"sweep", "a.tar.xz"}
 
 
 def fail_at(n: int, error: BaseException) -> Callable:
-    """Stands in for a function; the n-th call raises."""
+    """Return a replacement for a function whose n-th call raises an error."""
     calls = []
 
     def stand_in(*args, **kwargs) -> None:
@@ -180,39 +178,39 @@ def fail_at(n: int, error: BaseException) -> Callable:
     return stand_in
 
 
-def test_what_could_not_be_imported_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_jobs_that_could_not_be_imported_are_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture):
     jobs = launched(tmp_path / "sweep")
     results = jobs[1].folder / "results.jsonl"
     whole = results.read_bytes()
-    for spoilt, problem in (
-        (whole[:-9], "line 2 is not a whole record"),
-        (whole.splitlines(keepends=True)[0], "the records do not reach step 2, the last one is of step 0"),
+    for content, problem in (
+        (whole[:-9], "line 2 is not a complete record"),
+        (whole.splitlines(keepends=True)[0], "the records do not reach step 2: the last record is of step 0"),
         (None, "is missing"),
     ):
-        results.write_bytes(spoilt) if spoilt else results.unlink()
+        results.write_bytes(content) if content else results.unlink()
         assert export(tmp_path / "sweep", tmp_path / "a.tar.xz") == 2
-        told = capsys.readouterr().err
-        assert told.startswith(f"error: {results}")
-        assert problem in told
-        assert told.endswith("; delete the folder and launch again\n")
-        assert told.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {results}")
+        assert problem in error
+        assert error.endswith("; delete the folder and launch again\n")
+        assert error.count("\n") == 1
         assert not (tmp_path / "a.tar.xz").exists()
 
 
-def test_where_no_archive_can_be(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_invalid_archive_paths(tmp_path: Path, capsys: pytest.CaptureFixture):
     launched(tmp_path / "sweep")
     (tmp_path / "folder.tar.xz").mkdir()
     for name, problem in (
-        ("a.tar.gz", "its name must end in .tar.xz"),
-        ("no/a.tar.xz", f"there is no folder {tmp_path}/no"),
+        ("a.tar.gz", "the name must end in .tar.xz"),
+        ("no/a.tar.xz", f"folder {tmp_path}/no does not exist"),
         ("folder.tar.xz", "is a folder; name a file in it"),
     ):
         assert export(tmp_path / "sweep", tmp_path / name) == 2
-        told = capsys.readouterr().err
-        assert told.startswith(f"error: --archive {tmp_path / name}")
-        assert told.endswith(f"{problem}\n")
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --archive {tmp_path / name}")
+        assert error.endswith(f"{problem}\n")
     assert main(["export", "--output_dir", tmp_path / "none", "--archive", tmp_path / "a.tar.xz"]) == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert "contains no sweep" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"sweep", "folder.tar.xz"}
 
 
@@ -221,7 +219,7 @@ def test_where_no_archive_can_be(tmp_path: Path, capsys: pytest.CaptureFixture):
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Of a sweep of three jobs, all of them done, in `tmp_path / "sweep"`."""
+    """The archive of the sweep `tmp_path / "sweep"`, whose three jobs are done."""
     launched(tmp_path / "sweep")
     assert export(tmp_path / "sweep", tmp_path / "records.tar.xz") == 0
     return tmp_path / "records.tar.xz"
@@ -231,16 +229,16 @@ def import_words(folder: Path, archive: Path, *words: object) -> list[str]:
     return launch_words(folder, "--import_results", archive, *words)
 
 
-def test_what_the_archive_holds_is_done(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
+def test_imported_jobs_are_done(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
     words = import_words(tmp_path / "o", archive)
     capsys.readouterr()
     assert main(words) == 0
     assert capsys.readouterr().out == (
-        f"3 jobs imported from {archive}; of others that it holds, 0 are not asked for and 0 there already\n"
+        f"3 jobs imported from {archive}; 0 others in it are not requested, 0 already exist\n"
         f"3 jobs in {tmp_path / 'o'}: 3 done\n"
     )
-    for mine, its in zip(jobs_of(words), jobs_of(launch_words(tmp_path / "sweep")), strict=True):
-        assert tree(mine.folder) == tree(its.folder)
+    for imported, original in zip(jobs_of(words), jobs_of(launch_words(tmp_path / "sweep")), strict=True):
+        assert tree(imported.folder) == tree(original.folder)
     assert {path.name for path in (tmp_path / "o" / ".sweep").iterdir()} == {"launches", "importing.lock"}
     assert collected(tmp_path / "o", capsys) == collected(tmp_path / "sweep", capsys)
     assert main(["status", "--output_dir", tmp_path / "o"]) == 0
@@ -248,16 +246,16 @@ def test_what_the_archive_holds_is_done(tmp_path: Path, archive: Path, capsys: p
     assert members(tmp_path / "again.tar.xz") == members(archive)
 
 
-def test_only_the_rest_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """With jobs that did run; the tables are those of the sweep that was never archived."""
+def test_only_other_jobs_are_trained(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """With real jobs. The tables are the same as without an archive."""
     assert main(launch_words(tmp_path / "sweep")) == 0
     assert export(tmp_path / "sweep", tmp_path / "a.tar.xz") == 0
     words = import_words(tmp_path / "o", tmp_path / "a.tar.xz", "--n_trials", 2)
     capsys.readouterr()
     assert main(words) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("3 jobs imported from ")
-    assert f"6 jobs in {tmp_path / 'o'}: 3 not launched, 3 done" in told
+    output = capsys.readouterr().out
+    assert output.startswith("3 jobs imported from ")
+    assert f"6 jobs in {tmp_path / 'o'}: 3 not launched, 3 done" in output
     jobs = jobs_of(words)
     assert [(job.folder / "log.txt").exists() for job in jobs] == [False] * 3 + [True] * 3
     assert [steps_recorded(job) for job in jobs] == [[0, 2]] * 6
@@ -265,26 +263,26 @@ def test_only_the_rest_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert collected(tmp_path / "o", capsys) == collected(tmp_path / "sweep", capsys)
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
-    """One job done, one incomplete, one failed, and one running; what is not asked for is told, too."""
+def test_existing_jobs_are_not_imported(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
+    """Incomplete, failed and running ones."""
     launched(tmp_path / "more", "--n_trials", "2")
     assert export(tmp_path / "more", archive) == 0
     words = import_words(tmp_path / "o", archive, "--n_hparams", 2)
     jobs = {job.folder.name: job for job in jobs_of(words)}
-    held = [jobs[job.folder.name] for job in jobs_of(launch_words(tmp_path / "o"))]
-    for job, state in zip(held, (JobState.INCOMPLETE, JobState.FAILED, JobState.RUNNING), strict=True):
+    existing = [jobs[job.folder.name] for job in jobs_of(launch_words(tmp_path / "o"))]
+    for job, state in zip(existing, (JobState.INCOMPLETE, JobState.FAILED, JobState.RUNNING), strict=True):
         fill_folder(job, state)
     before = tree(tmp_path / "o")
     statuses = survey(jobs.values())
-    assert import_jobs(archive, statuses) == (0, 3, 3)
+    assert import_jobs(archive, statuses) == ([], 3, 3)
     assert tree(tmp_path / "o") == before
-    held[0].folder.joinpath("log.txt").unlink()  # an empty folder is nothing
-    assert import_jobs(archive, survey(jobs.values())) == (1, 3, 2)
-    assert states(held) == [JobState.DONE, JobState.FAILED, JobState.RUNNING]
+    existing[0].folder.joinpath("log.txt").unlink()  # an empty folder may be replaced
+    assert import_jobs(archive, survey(jobs.values())) == ([existing[0]], 3, 2)
+    assert states(existing) == [JobState.DONE, JobState.FAILED, JobState.RUNNING]
 
 
-def test_what_is_begun_meanwhile_is_left_alone(tmp_path: Path, archive: Path):
-    """Between the look at the folders and the move: a job that is trained now, a file, a link."""
+def test_jobs_that_appear_during_the_import_are_kept(tmp_path: Path, archive: Path):
+    """A running job, a file and a link, which appear after the survey."""
     jobs = jobs_of(launch_words(tmp_path / "o"))
     statuses = survey(jobs)
     jobs[0].folder.mkdir(parents=True)
@@ -292,13 +290,13 @@ def test_what_is_begun_meanwhile_is_left_alone(tmp_path: Path, archive: Path):
     (tmp_path / "elsewhere").mkdir()
     jobs[2].folder.symlink_to(tmp_path / "elsewhere")
     with locked(jobs[0].folder):
-        assert import_jobs(archive, statuses) == (0, 0, 3)
+        assert import_jobs(archive, statuses) == ([], 0, 3)
         assert {path.name for path in jobs[0].folder.iterdir()} == {"lock"}
     assert jobs[1].folder.read_text() == "in the way"
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_imported_jobs_are_remembered_whatever_the_answer(
+def test_import_is_logged_even_if_the_launch_is_not_confirmed(
     tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ):
     words = import_words(tmp_path / "o", archive, "--n_trials", 2)
@@ -309,102 +307,96 @@ def test_imported_jobs_are_remembered_whatever_the_answer(
     assert states(jobs_of(words)) == [JobState.DONE] * 3 + [JobState.NOT_LAUNCHED] * 3
 
 
-def test_launches_that_run_nothing_import_nothing(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
-    for how in (["--command_launcher", "dummy"], ["--command_launcher", "slurm", "--dry_run"]):
+def test_dry_run_cannot_import(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
+    for how in (["--command_launcher", "dummy"], ["--command_launcher", "slurm", "--dry_run"], ["--dry_run"]):
         capsys.readouterr()
         assert main(import_words(tmp_path / "o", archive, *how)) == 2
-        assert capsys.readouterr().err == (
-            "error: --import_results is for launches that run their jobs: not for launcher dummy, or --dry_run\n"
-        )
+        assert capsys.readouterr().err == ("error: --import_results cannot be combined with --dry_run\n")
     assert not (tmp_path / "o").exists()
 
 
-def test_archives_made_by_hand(tmp_path: Path, archive: Path):
-    """Names that begin with ./, folders, logs and models, jobs that nobody asks for and that are not done."""
+def test_archives_created_by_hand(tmp_path: Path, archive: Path):
+    """With names that start with ./, folders, other files, and jobs that are not requested or not done."""
     files = {f"./{name}": data for name, data in members(archive).items() if not name.startswith(".sweep")}
     folder = tarfile.TarInfo("./")
     folder.type = tarfile.DIRTYPE
     foreign = {"./log.txt": b"", "./x/results.jsonl": b"?", "./x/log.txt": b"", "x/y/done": b"", ".sweep/done": b""}
     pack(archive, foreign | files, folder)
-    assert import_jobs(archive, survey(jobs_of(launch_words(tmp_path / "o")))) == (3, 1, 0)
+    jobs = jobs_of(launch_words(tmp_path / "o"))
+    assert import_jobs(archive, survey(jobs)) == ImportResult(jobs, 1, 0)
 
 
-def test_the_records_of_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """With the command that stands beside them; they were written before there was --precision."""
+def test_quickstart_records(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """With the command in their README. They are older than --precision."""
     text = (QUICKSTART.parent / "README.md").read_text().replace("\\\n", " ")
     (words,) = re.findall(r"domainbed\.scripts\.sweep (launch .*) --output_dir runs/quickstart", text)
     command = [*words.split(), "--output_dir", tmp_path / "o", "--import_results", QUICKSTART]
     assert main(command) == 0
     assert capsys.readouterr().out == (
-        f"84 jobs imported from {QUICKSTART}; of others that it holds, 0 are not asked for and 0 there already\n"
+        f"84 jobs imported from {QUICKSTART}; 0 others in it are not requested, 0 already exist\n"
         f"84 jobs in {tmp_path / 'o'}: 84 done\n"
     )
     assert collected(tmp_path / "o", capsys) == ((QUICKSTART.parent / "results.txt").read_text(), "")
 
 
-# --- bad archives
+# --- invalid archives
 
 
-def refused(folder: Path, archive: Path, capsys: pytest.CaptureFixture) -> str:
-    """The line that an import is refused with; the folder is as it was."""
+def import_error(folder: Path, archive: Path, capsys: pytest.CaptureFixture) -> str:
+    """Return the error message of an import into a folder, which must not change."""
     before = tree(folder)
     existed = folder.exists()
     capsys.readouterr()
     assert main(import_words(folder, archive, "--n_trials", 2)) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert re.fullmatch(r"error: .+\n", told.err)
-    assert archive.name in told.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(r"error: .+\n", output.err)
+    assert archive.name in output.err
     assert folder.exists() == existed
     assert tree(folder) == before
-    return told.err
+    return output.err
 
 
-def test_a_damaged_archive_is_refused(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
-    """Cut anywhere, or with any byte flipped."""
+def test_damaged_archive(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
+    """Truncated anywhere, or with any byte changed."""
     whole = archive.read_bytes()
     statuses = survey(jobs_of(launch_words(tmp_path / "o")))
     for i in [*range(0, len(whole), 7), *range(len(whole) - 40, len(whole))]:
         for damaged in (whole[:i], whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :]):
             archive.write_bytes(damaged)
-            with pytest.raises(sweep.UsageError, match=r"records.tar.xz is no whole .tar.xz \(.+\); get it again"):
+            with pytest.raises(UsageError, match=r"records.tar.xz is not a complete .tar.xz \(.+\); download"):
                 import_jobs(archive, statuses)
     assert not (tmp_path / "o").exists()
     archive.write_bytes(whole[:-20])
-    launched(tmp_path / "begun", n_done=1)
-    for folder in ("o", "begun"):
-        assert "is no whole .tar.xz" in refused(tmp_path / folder, archive, capsys)
+    launched(tmp_path / "existing", n_done=1)
+    for folder in ("o", "existing"):
+        assert "is not a complete .tar.xz" in import_error(tmp_path / folder, archive, capsys)
 
 
-def test_an_archive_that_was_damaged_before_it_was_compressed_is_refused(tmp_path: Path, archive: Path):
-    """Where a header can't be read, or is cut off, the rest must not just go missing."""
+def test_archive_truncated_before_compression(tmp_path: Path, archive: Path):
+    """In the content of a member. (tarfile takes a truncated header for the end.)"""
     tar = lzma.decompress(archive.read_bytes())
     statuses = survey(jobs_of(launch_words(tmp_path / "o")))
     with tarfile.open(archive) as opened:
-        starts = [member.offset for member in opened][1:]
-    end = len(tar.rstrip(b"\0"))
-    for start in starts:
-        for damaged in (tar[:start], tar[: start + 100], tar[:start] + b"x" + tar[start + 1 :]):
-            archive.write_bytes(lzma.compress(damaged))
-            with pytest.raises(sweep.UsageError, match=r"is no whole .tar.xz"):
-                import_jobs(archive, statuses)
-    archive.write_bytes(lzma.compress(tar[: -(-end // 512) * 512 + 512]))  # one block of zeros, where two are due
-    with pytest.raises(sweep.UsageError, match="its end is missing"):
-        import_jobs(archive, statuses)
+        contents = [member.offset_data for member in opened if member.name.endswith("results.jsonl")]
+    for offset in contents:
+        archive.write_bytes(lzma.compress(tar[: offset + 100]))
+        with pytest.raises(UsageError, match=r"is not a complete .tar.xz|is missing"):
+            import_jobs(archive, statuses)
     assert not (tmp_path / "o").exists()
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
-    assert "No such file" in refused(tmp_path / "o", tmp_path / "no.tar.xz", capsys)
+def test_not_an_archive(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture):
+    assert "No such file" in import_error(tmp_path / "o", tmp_path / "no.tar.xz", capsys)
     (tmp_path / "folder.tar.xz").mkdir()
-    assert "Is a directory" in refused(tmp_path / "o", tmp_path / "folder.tar.xz", capsys)
+    assert "Is a directory" in import_error(tmp_path / "o", tmp_path / "folder.tar.xz", capsys)
     tar = lzma.decompress(archive.read_bytes())
     for data in (b"", b"no archive", tar, lzma.compress(tar, format=lzma.FORMAT_ALONE), lzma.compress(b"no tar")):
         archive.write_bytes(data)
-        assert "is no whole .tar.xz" in refused(tmp_path / "o", archive, capsys)
+        assert "is not a complete .tar.xz" in import_error(tmp_path / "o", archive, capsys)
     for files in ({}, {"runs/x/results.jsonl": b""}):
         pack(archive, files)
-        assert "holds no job: its members must be named as FOLDER/results.jsonl" in refused(
+        assert "contains no job: members must be named FOLDER/results.jsonl" in import_error(
             tmp_path / "o", archive, capsys
         )
 
@@ -422,23 +414,23 @@ def special(name: str, kind: bytes) -> tarfile.TarInfo:
         (tarfile.TarInfo("../x"), "leads out of its folder"),
         (tarfile.TarInfo("a/../../x"), "leads out of its folder"),
         (tarfile.TarInfo("/tmp/x"), "leads out of its folder"),
-        (special("x", tarfile.SYMTYPE), "is neither file nor folder"),
-        (special("x", tarfile.LNKTYPE), "is neither file nor folder"),
-        (special("x", tarfile.CHRTYPE), "is neither file nor folder"),
-        (special("x", tarfile.FIFOTYPE), "is neither file nor folder"),
+        (special("x", tarfile.SYMTYPE), "is neither a file nor a folder"),
+        (special("x", tarfile.LNKTYPE), "is neither a file nor a folder"),
+        (special("x", tarfile.CHRTYPE), "is neither a file nor a folder"),
+        (special("x", tarfile.FIFOTYPE), "is neither a file nor a folder"),
     ],
     ids=lambda x: f"{x.name} {x.type.decode()}" if isinstance(x, tarfile.TarInfo) else "-",
 )
-def test_members_that_lead_elsewhere_are_refused(
+def test_unsafe_members(
     tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, member: tarfile.TarInfo, problem: str
 ):
     pack(archive, members(archive), member)
-    told = refused(tmp_path / "o", archive, capsys)
-    assert f"records.tar.xz is not to be trusted: its member {member.name!r} {problem}" in told
+    error = import_error(tmp_path / "o", archive, capsys)
+    assert f"records.tar.xz is unsafe: its member {member.name!r} {problem}" in error
 
 
-def spoilt(data: bytes, i: int, part: str | None = None, **values) -> bytes:
-    """Records of which the i-th tells other things, in itself or in its args or hparams."""
+def with_changes(data: bytes, i: int, part: str | None = None, **values) -> bytes:
+    """Return records with values changed in the i-th, or in its args or hparams."""
     records = [json.loads(line) for line in data.splitlines()]
     (records[i][part] if part else records[i]).update(values)
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
@@ -456,56 +448,54 @@ OTHERS = [
 
 @pytest.mark.parametrize("i", [0, 1])
 @pytest.mark.parametrize("others", OTHERS, ids=lambda others: next(iter(others)))
-def test_records_of_another_job_are_refused(
-    tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, others: dict, i: int
-):
-    told = refused_with(tmp_path, archive, capsys, lambda data: spoilt(data, i, "args", **others))
+def test_records_of_another_job(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, others: dict, i: int):
+    error = records_error(tmp_path, archive, capsys, lambda data: with_changes(data, i, "args", **others))
     ((name, value),) = others.items()
-    assert f"the record of step {2 * i} is of {name} {value!r}, not " in told
+    assert f"the record of step {2 * i} has {name} {value!r}, not " in error
 
 
 @pytest.mark.parametrize(
-    ("spoil", "problem"),
+    ("edit", "problem"),
     [
-        (lambda d: spoilt(d, 0, "hparams", lr=0.5), "the record of step 0 is of lr 0.5, not 0.001"),
-        (lambda d: spoilt(d, 1, "hparams", irm_lambda=2), "the record of step 2 is of irm_lambda 2, not None"),
-        (lambda d: spoilt(d, 1, hparams=[]), "the record of step 2 does not tell args and hparams"),
-        (lambda d: spoilt(d, 1, args=None), "the record of step 2 does not tell args and hparams"),
-        (lambda d: spoilt(d, 0, args={}), "the record of step 0 is of dataset None, not "),
-        (lambda d: spoilt(d, 1, step=1), "the records do not reach step 2, the last one is of step 1"),
-        (lambda d: spoilt(d, 1, step=3), "the records do not reach step 2, the last one is of step 3"),
-        (lambda d: spoilt(d, 0, step=2), "the job was run again in its folder"),
-        (lambda d: spoilt(d, 0, schema_version=99), "records of schema version 99 are left out"),
-        (lambda d: spoilt(d, 0, schema_version="of\ntwo"), "records of schema version of two are left out"),
-        (lambda d: d[:-5], "line 2 is not a whole record"),
-        (lambda d: d[:30] + d[200:], "line 1 is not a whole record"),
-        (lambda d: d + b'{"step', "line 3 is not a whole record"),
-        (lambda d: b"", "the records do not reach step 2, there is none"),
-        (lambda d: b"\xff\x00" * 30, "line 1 is not a whole record"),
+        (lambda d: with_changes(d, 0, "hparams", lr=0.5), "the record of step 0 has lr 0.5, not 0.001"),
+        (lambda d: with_changes(d, 1, "hparams", irm_lambda=2), "the record of step 2 has irm_lambda 2, not None"),
+        (lambda d: with_changes(d, 1, hparams=[]), "the record of step 2 lacks args and hparams"),
+        (lambda d: with_changes(d, 1, args=None), "the record of step 2 lacks args and hparams"),
+        (lambda d: with_changes(d, 0, args={}), "the record of step 0 has dataset None, not "),
+        (lambda d: with_changes(d, 1, step=1), "the records do not reach step 2: the last record is of step 1"),
+        (lambda d: with_changes(d, 1, step=3), "the records do not reach step 2: the last record is of step 3"),
+        (lambda d: with_changes(d, 0, step=2), "the job was run more than once in its folder"),
+        (lambda d: with_changes(d, 0, schema_version=99), "records of unsupported schema version 99"),
+        (lambda d: with_changes(d, 0, schema_version="of\ntwo"), "records of unsupported schema version of two"),
+        (lambda d: d[:-5], "line 2 is not a complete record"),
+        (lambda d: d[:30] + d[200:], "line 1 is not a complete record"),
+        (lambda d: d + b'{"step', "line 3 is not a complete record"),
+        (lambda d: b"", "the records do not reach step 2: there are no records"),
+        (lambda d: b"\xff\x00" * 30, "line 1 is not a complete record"),
     ],
 )
-def test_records_that_are_not_whole_are_refused(
-    tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, spoil: Callable[[bytes], bytes], problem: str
+def test_invalid_records(
+    tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, edit: Callable[[bytes], bytes], problem: str
 ):
-    told = refused_with(tmp_path, archive, capsys, spoil)
-    assert f": {problem}" in told
+    error = records_error(tmp_path, archive, capsys, edit)
+    assert f": {problem}" in error
 
 
-def refused_with(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, spoil: Callable[[bytes], bytes]) -> str:
-    """The line that an archive is refused with of which the middle job's records are spoilt."""
+def records_error(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, edit: Callable[[bytes], bytes]) -> str:
+    """Return the error message of importing an archive with changed records of the middle job."""
     files = members(archive)
     job = jobs_of(launch_words(tmp_path / "o"))[1]
     name = f"{job.folder.name}/results.jsonl"
-    pack(archive, files | {name: spoil(files[name])})
-    told = refused(tmp_path / "o", archive, capsys)
-    assert told.startswith(f"error: --import_results {archive}: {job.folder.name} ({job}): ")
+    pack(archive, files | {name: edit(files[name])})
+    error = import_error(tmp_path / "o", archive, capsys)
+    assert error.startswith(f"error: --import_results {archive}: {job.folder.name} ({job}): ")
     pack(archive, files)
-    assert import_jobs(archive, survey([job])) == (1, 2, 0), "the others' and its own were good"
-    return told
+    assert import_jobs(archive, survey([job])) == ImportResult([job], 2, 0), "the original records are valid"
+    return error
 
 
 @pytest.mark.parametrize("missing", ["done", "results.jsonl"])
-def test_jobs_that_are_not_done_are_refused(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, missing: str):
+def test_incomplete_jobs(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture, missing: str):
     files = members(archive)
     name = sorted(job.folder.name for job in jobs_of(launch_words(tmp_path / "o")))[-1]
     del files[f"{name}/{missing}"]
@@ -513,16 +503,16 @@ def test_jobs_that_are_not_done_are_refused(tmp_path: Path, archive: Path, capsy
     folder.type = tarfile.DIRTYPE
     for others in ((), (folder,)):
         pack(archive, files, *others)
-        told = refused(tmp_path / "o", archive, capsys)
-        assert f"{archive}: {name} (Misbehaving on ColoredDigits" in told
-        assert f": {missing} is missing; nothing is imported before " in told
+        error = import_error(tmp_path / "o", archive, capsys)
+        assert f"{archive}: {name} (Misbehaving on ColoredDigits" in error
+        assert f": {missing} is missing; fix that job or remove it from the archive" in error
 
 
-# --- killed, and at once
+# --- killed and simultaneous imports
 
 
 def killed_import(words: Sequence[str], module: str, function: str, n: int) -> None:
-    """In a process of its own: an import that is killed at the n-th call of a function."""
+    """Run an import in a new process that is killed at the n-th call of a function."""
     process = multiprocessing.get_context("forkserver").Process(target=_killed, args=(words, module, function, n))
     process.start()
     process.join(60)
@@ -547,7 +537,7 @@ def _killed(words: Sequence[str], module: str, function: str, n: int) -> None:
     ("module", "function", "n", "n_done"),
     [("Path", "write_bytes", 4, 0), ("os", "sync", 1, 0), ("os", "rename", 1, 0), ("os", "rename", 3, 2)],
 )
-def test_killed_midway_and_again(tmp_path: Path, archive: Path, module: str, function: str, n: int, n_done: int):
+def test_import_after_a_killed_import(tmp_path: Path, archive: Path, module: str, function: str, n: int, n_done: int):
     words = import_words(tmp_path / "o", archive, "--command_launcher", "local")
     jobs = jobs_of(words)
     killed_import(words, module, function, n)
@@ -563,11 +553,11 @@ def test_killed_midway_and_again(tmp_path: Path, archive: Path, module: str, fun
     left.touch()
     assert main(words) == 0
     assert not (tmp_path / "o" / ".sweep" / "importing").exists()
-    for mine, its in zip(jobs, jobs_of(launch_words(tmp_path / "sweep")), strict=True):
-        assert tree(mine.folder) == tree(its.folder)
+    for imported, original in zip(jobs, jobs_of(launch_words(tmp_path / "sweep")), strict=True):
+        assert tree(imported.folder) == tree(original.folder)
 
 
-def test_a_disk_that_is_full_leaves_nothing_aside(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch):
+def test_import_on_full_disk_removes_temporary_files(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Path, "write_bytes", fail_at(4, OSError(28, "No space left on device")))
     words = import_words(tmp_path / "o", archive)
     assert main(words) == 2
@@ -576,17 +566,17 @@ def test_a_disk_that_is_full_leaves_nothing_aside(tmp_path: Path, archive: Path,
 
 
 @pytest.mark.slow
-def test_imports_at_once_do_no_harm(tmp_path: Path):
+def test_simultaneous_imports(tmp_path: Path):
     archive = tmp_path / "a.tar.xz"
     jobs = launched(tmp_path / "sweep", "--n_trials", "60")
     assert export(tmp_path / "sweep", archive) == 0
     words = import_words(tmp_path / "o", archive, "--n_trials", 60, "--command_launcher", "local")
-    processes = [begin(words, tmp_path / f"{i}.log") for i in range(4)]
+    processes = [start_launch(words, tmp_path / f"{i}.log") for i in range(4)]
     for process in processes:
         process.join(120)
     logs = [(tmp_path / f"{i}.log").read_text() for i in range(4)]
     assert [process.exitcode for process in processes] == [0] * 4, logs
     assert sum(int(re.search(r"^(\d+) jobs imported", log, re.MULTILINE)[1]) for log in logs) == len(jobs) == 180  # type: ignore[index]
-    for mine, its in zip(jobs_of(words), jobs, strict=True):
-        assert tree(mine.folder) == tree(its.folder)
+    for imported, original in zip(jobs_of(words), jobs, strict=True):
+        assert tree(imported.folder) == tree(original.folder)
     assert {path.name for path in (tmp_path / "o" / ".sweep").iterdir()} == {"launches", "importing.lock"}

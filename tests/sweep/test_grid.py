@@ -1,3 +1,5 @@
+"""From the arguments of a launch to its jobs."""
+
 import itertools
 from pathlib import Path
 
@@ -6,37 +8,29 @@ import pytest
 from domainbed.datasets import BENCHMARK, DATASETS
 from domainbed.errors import UsageError
 from domainbed.seeding import seed_hash
-from domainbed.sweep.grid import all_test_envs, make_jobs
+from domainbed.sweep.grid import Grid, all_test_envs
+from domainbed.sweep.job import Job
 
 
-def grid(**kwargs):
-    defaults = {
-        "datasets": BENCHMARK,
-        "algorithms": ["ERM"],
-        "n_hparams_from": 0,
-        "n_hparams": 20,
-        "n_trials": 3,
-        "leave_one_out": False,
-        "output_dir": "sweep",
-    }
-    return make_jobs(**{**defaults, **kwargs})
+def jobs_of(output_dir: str = "sweep", **kwargs) -> list[Job]:
+    return Grid.from_args({"algorithms": ["ERM"], **kwargs}).jobs(Path(output_dir))
 
 
-def test_single_all_test_envs():
-    jobs = grid()
+def test_single_test_envs():
+    jobs = jobs_of(datasets=BENCHMARK)
     assert len(jobs) == 1860
     assert len({job.folder for job in jobs}) == len(jobs)
     assert all(len(job.config.test_envs) == 1 for job in jobs)
 
 
-def test_pairs_on_request():
-    assert len(grid(leave_one_out=True)) == 5280
+def test_pairs_with_leave_one_out():
+    assert len(jobs_of(leave_one_out=True)) == 5280
     assert all_test_envs(3, True) == [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
     assert all_test_envs(2, True) == [(0,), (1,)]
 
 
-def test_order_and_seeds_are_domainbeds():
-    jobs = grid(datasets=["RotatedMNIST", "ColoredMNIST"], n_hparams_from=3, n_hparams=5, n_trials=2)
+def test_order_and_seeds_are_those_of_domainbed():
+    jobs = jobs_of(datasets=["RotatedMNIST", "ColoredMNIST"], n_hparams_from=3, n_hparams=5, n_trials=2)
     expected = [
         (trial, dataset, "ERM", env, hparams_seed)
         for trial, dataset in itertools.product(range(2), ["RotatedMNIST", "ColoredMNIST"])
@@ -55,16 +49,24 @@ def test_order_and_seeds_are_domainbeds():
         assert c.seed == seed_hash(dataset, algorithm, [env], hparams_seed, trial)
 
 
-def test_named_twice_is_wanted_once():
-    jobs = grid(datasets=["ColoredDigits", "ColoredDigits"], algorithms=["ERM", "ERM"])
+def test_repeated_names_count_once():
+    jobs = jobs_of(datasets=["ColoredDigits", "ColoredDigits"], algorithms=["ERM", "ERM"])
     assert len(jobs) == len(set(jobs)) == 3 * 20 * 3
 
 
-def test_folders_do_not_depend_on_where_things_lie():
-    here, there = grid(data_dir="/a"), grid(data_dir="/b", output_dir="/elsewhere")
-    assert [job.folder.name for job in here] == [job.folder.name for job in there]
+def test_folder_names_do_not_depend_on_paths():
+    here, elsewhere = jobs_of(data_dir="/a"), jobs_of(data_dir="/b", output_dir="/elsewhere")
+    assert [job.folder.name for job in here] == [job.folder.name for job in elsewhere]
     assert here[0].folder.parent == Path("sweep").absolute()
-    assert grid(data_dir="data")[0].config.data_dir == str(Path("data").absolute())
+    assert jobs_of(data_dir="data")[0].config.data_dir == str(Path("data").absolute())
+
+
+def test_args_round_trip():
+    args = {"datasets": ("ColoredDigits",), "n_trials": 2, "steps": 3, "imports": ()}
+    grid = Grid.from_args(args)
+    assert grid.job_args == {"steps": 3, "imports": ()}
+    assert args.items() <= grid.args().items()
+    assert Grid.from_args(grid.args()) == grid
 
 
 @pytest.mark.parametrize(
@@ -73,13 +75,13 @@ def test_folders_do_not_depend_on_where_things_lie():
         ({"n_trials": 0}, "--n_trials must be at least 1"),
         ({"n_hparams": 0}, "--n_hparams 0 must be above --n_hparams_from 0"),
         ({"n_hparams_from": 20}, "--n_hparams 20 must be above --n_hparams_from 20"),
-        ({"n_hparams_from": -1}, "--n_hparams_from -1, and that at least 0"),
+        ({"n_hparams_from": -1}, "--n_hparams_from must be at least 0, not -1"),
         ({"datasets": ["Rotated"]}, "unknown dataset 'Rotated'"),
         ({"algorithms": ["DAN"]}, "unknown algorithm 'DAN'"),
         ({"steps": 0}, "--steps must be at least 1"),
     ],
 )
-def test_mistakes_are_named(kwargs: dict, message: str):
+def test_invalid_arguments(kwargs: dict, message: str):
     with pytest.raises(UsageError) as error:
-        grid(**kwargs)
+        jobs_of(**kwargs)
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""What was launched into a folder, remembered there."""
+"""The launch log of a sweep."""
 
 import json
 import os
@@ -9,21 +9,22 @@ from pathlib import Path
 import pytest
 
 from domainbed.errors import UsageError
+from domainbed.sweep.grid import Grid
 from domainbed.sweep.log import launch_files, log_launch, read_launches, requested_jobs
 from domainbed.sweep.status import JobState
 from tests.sweep.helpers import jobs_of, launch_words, main, states
 
 
-def grid(**others):
-    defaults = {"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "n_hparams_from": 0, "n_hparams": 1}
-    return {**defaults, "n_trials": 1, "leave_one_out": False, "imports": (), **others}
+def grid(**others) -> Grid:
+    defaults = {"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "n_hparams": 1, "n_trials": 1, "imports": ()}
+    return Grid.from_args({**defaults, **others})
 
 
-def test_every_launch_counts_once(tmp_path: Path):
+def test_equal_launches_are_logged_once(tmp_path: Path):
     log_launch(tmp_path, grid())
     log_launch(tmp_path, grid())
     assert len(requested_jobs(tmp_path)) == 3
-    log_launch(tmp_path, grid(n_trials=2))  # the first trial's are the same jobs
+    log_launch(tmp_path, grid(n_trials=2))  # the jobs of the first trial are the same
     assert len(requested_jobs(tmp_path)) == 6
     log_launch(tmp_path, grid(datasets=["RotatedDigits"]))
     kinds = {job.kind for job in requested_jobs(tmp_path)}
@@ -31,19 +32,18 @@ def test_every_launch_counts_once(tmp_path: Path):
     assert len(list((tmp_path / ".sweep" / "launches").iterdir())) == 3
 
 
-def test_the_last_launch_counts_be_it_the_first_once_more(tmp_path: Path):
-    """Of runs that were asked for with other arguments, that is."""
+def test_launches_are_ordered_by_their_last_occurrence(tmp_path: Path):
     for hours, steps in enumerate((3, 5)):
         before = launch_files(tmp_path)
         log_launch(tmp_path, grid(steps=steps))
-        (made,) = set(launch_files(tmp_path)) - set(before)
-        os.utime(made, (1e9 + 3600 * hours,) * 2)
-    assert [launch["steps"] for launch, _ in read_launches(tmp_path)] == [3, 5]
+        (new,) = set(launch_files(tmp_path)) - set(before)
+        os.utime(new, (1e9 + 3600 * hours,) * 2)
+    assert [launch.job_args["steps"] for launch, _ in read_launches(tmp_path)] == [3, 5]
     log_launch(tmp_path, grid(steps=3))
-    assert [launch["steps"] for launch, _ in read_launches(tmp_path)] == [5, 3]
+    assert [launch.job_args["steps"] for launch, _ in read_launches(tmp_path)] == [5, 3]
 
 
-def test_many_launches_at_the_same_moment(tmp_path: Path):
+def test_simultaneous_launches_are_logged_once(tmp_path: Path):
     for i in range(30):
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(log_launch, [tmp_path / str(i)] * 8, [grid()] * 8))
@@ -51,13 +51,13 @@ def test_many_launches_at_the_same_moment(tmp_path: Path):
         assert len(list((tmp_path / str(i) / ".sweep" / "launches").iterdir())) == 1
 
 
-def test_where_nothing_was_launched(tmp_path: Path):
+def test_folder_without_launches(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "no" / "such"):
-        with pytest.raises(UsageError, match="holds no sweep: nothing was launched there"):
+        with pytest.raises(UsageError, match="contains no sweep: nothing was launched there"):
             requested_jobs(folder)
 
 
-def test_status_tells_of_all_launches_also_where_the_sweep_was_moved(
+def test_status_covers_all_launches_of_a_moved_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.chdir(tmp_path)
@@ -82,17 +82,19 @@ def test_status_tells_of_all_launches_also_where_the_sweep_was_moved(
     assert not (tmp_path / "other" / "sweep").exists()
 
 
-def test_paths_hold_wherever_they_are_read_again(tmp_path: Path, small_mnist_dir: str, monkeypatch: pytest.MonkeyPatch):
+def test_logged_paths_are_absolute(tmp_path: Path, small_mnist_dir: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(Path(small_mnist_dir).parent)
     words = launch_words(tmp_path / "sweep", "--datasets", "ColoredMNIST", "--data_dir", "data", "--cache", "c")
-    with pytest.warns(UserWarning, match="holds 120 images"):
+    with pytest.warns(UserWarning, match="has 120 images"):
         assert main(words) == 0
     monkeypatch.chdir("/")
     assert [job.config.data_dir for job in requested_jobs(tmp_path / "sweep")] == [small_mnist_dir] * 3
     assert [job.config.cache for job in requested_jobs(tmp_path / "sweep")] == [str(tmp_path / "c")] * 3
 
 
-def test_a_no_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_unconfirmed_launch_is_not_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     words = [word for word in launch_words(tmp_path / "sweep") if word != "--skip_confirmation"]
     monkeypatch.setattr("builtins.input", lambda question: "no")
     assert main(words) == 2
@@ -101,26 +103,32 @@ def test_a_no_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_launch_that_can_not_be_read_any_more_is_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_invalid_launches_are_skipped_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(launch_words(tmp_path / "sweep")) == 0
     (good,) = (tmp_path / "sweep" / ".sweep" / "launches").glob("*.json")
-    told = json.loads(good.read_text())
-    bad = {"gone": told | {"algorithms": ["Gone"]}, "of_another_version": told | {"no_such_option": 1}, "torn": None}
-    bad["of_a_number"] = told | {"imports": [5]}
-    for name, arguments in bad.items():
-        good.with_name(f"{name}.json").write_text(json.dumps(arguments) if arguments else "{")
+    arguments = json.loads(good.read_text())
+    bad = {
+        "gone": arguments | {"algorithms": ["Gone"]},
+        "of_another_version": arguments | {"no_such_option": 1},
+        "torn": None,
+        "list": [],
+    }
+    bad["of_a_number"] = arguments | {"imports": [5]}
+    for name, content in bad.items():
+        good.with_name(f"{name}.json").write_text("{" if content is None else json.dumps(content))
     capsys.readouterr()
     assert main(["status", "--output_dir", tmp_path / "sweep"]) == 0
-    shown = capsys.readouterr()
-    assert "3 of 3 jobs done" in shown.out
+    output = capsys.readouterr()
+    assert "3 of 3 jobs done" in output.out
     for name in bad:
-        assert shown.err.count(f"warning: the launch that {good.with_name(name + '.json')} tells of is left out: ") == 1
+        path = good.with_name(f"{name}.json")
+        assert output.err.count(f"warning: skipping the launch recorded in {path}: ") == 1
     good.unlink()
     assert main(["cancel", "--output_dir", tmp_path / "sweep"]) == 2
-    assert capsys.readouterr().err.endswith(f"error: no launch into {tmp_path / 'sweep'} can be read any more\n")
+    assert capsys.readouterr().err.endswith(f"error: none of the launches into {tmp_path / 'sweep'} can be read\n")
 
 
-def test_a_sweep_that_was_done_already_is_remembered_too(tmp_path: Path):
+def test_launch_of_a_finished_sweep_is_logged(tmp_path: Path):
     words = launch_words(tmp_path / "sweep")
     assert main(words) == 0
     shutil.rmtree(tmp_path / "sweep" / ".sweep")

@@ -1,4 +1,4 @@
-"""One job, trained in this process: however it ends, nothing is raised, and the folder tells."""
+"""One job, run in this process: exceptions are not raised, but recorded in its folder."""
 
 import os
 from pathlib import Path
@@ -6,42 +6,48 @@ from pathlib import Path
 import pytest
 
 from domainbed.engine.lock import locked
-from domainbed.sweep.failures import blocked_reason, note_outcome
-from domainbed.sweep.run import End, Outcome, run_job
-from domainbed.sweep.status import JobState, status_of
-from tests.sweep.helpers import make_job, records, steps_recorded
+from domainbed.sweep.job import Job
+from domainbed.sweep.run import TAKEN, JobEvent, run_job
+from domainbed.sweep.status import JobState, read_status
+from tests.sweep.helpers import make_job, never, records, steps_recorded
 
 
-def run(job, should_stop=lambda: False) -> Outcome:
-    told = []
-    outcome = run_job(job, told.append, should_stop)
-    assert told == sorted(set(told))
-    return outcome
+def run(job: Job, should_stop=never) -> JobEvent:
+    """Run a job, check its progress events, and return how it ended."""
+    progress: list[JobEvent] = []
+    event = run_job(job, progress.append, should_stop)
+    assert all(e.is_progress and e.job == job for e in progress)
+    assert [e.steps for e in progress] == sorted({e.steps for e in progress})
+    assert not event.is_progress
+    return event
 
 
 def test_done(tmp_path: Path):
     job = make_job(tmp_path)
-    assert run(job) == Outcome(End.DONE)
-    assert {path.name for path in job.folder.iterdir()} == {"done", "log.txt", "model.pkl", "results.jsonl"}
-    assert run(job) == Outcome(End.TAKEN), "it is finished"
-    assert {path.name for path in job.folder.iterdir()} == {"done", "log.txt", "model.pkl", "results.jsonl"}
+    assert run(job) == JobEvent(job, JobState.DONE, steps=3)
+    files = {"done", "log.txt", "model.pkl", "results.jsonl"}
+    assert {path.name for path in job.folder.iterdir()} == files
+    assert run(job) == JobEvent(job, JobState.DONE, steps=3), "it was done before"
+    assert {path.name for path in job.folder.iterdir()} == files
+    assert steps_recorded(job) == [0, 1, 2]
 
 
 def test_taken(tmp_path: Path):
     job = make_job(tmp_path)
     job.folder.mkdir()
     with locked(job.folder):
-        assert run(job) == Outcome(End.TAKEN)
+        assert run(job) == JobEvent(job, JobState.RUNNING, reason=TAKEN)
         assert {path.name for path in job.folder.iterdir()} == {"lock"}
 
 
-def test_stopped_as_asked_and_gone_on_with(tmp_path: Path):
+def test_stopped_and_resumed(tmp_path: Path):
     job = make_job(tmp_path, steps=10)
     answers = iter([False] * 5 + [True] * 100)
-    assert run(job, lambda: next(answers)).end == End.STOPPED
-    assert status_of(job).state == JobState.INCOMPLETE
-    assert run(job, lambda: True).end == End.STOPPED
-    assert run(job) == Outcome(End.DONE)
+    event = run(job, lambda: next(answers))
+    assert event.state == read_status(job.folder).state == JobState.INCOMPLETE
+    assert event.steps > 0
+    assert run(job, lambda: True).state == JobState.INCOMPLETE
+    assert run(job).state == JobState.DONE
     assert steps_recorded(job) == list(range(10))
     other = make_job(tmp_path / "other", steps=10)
     run(other)
@@ -53,36 +59,27 @@ def test_stopped_as_asked_and_gone_on_with(tmp_path: Path):
     [
         ("raise", "RuntimeError: out of ideas at 0"),
         ("usage", "not like this"),
-        ("nan", "at step 0 loss is nan; the job ends"),
+        ("nan", "training diverged at step 0: loss is nan; records of earlier steps are kept"),
     ],
 )
 def test_failed(tmp_path: Path, how: str, reason: str):
     job = make_job(tmp_path, how)
     for times in (1, 2, 3):
-        outcome = run(job)
-        assert outcome.end == End.FAILED
-        assert outcome.reason.startswith(reason)
-        status = status_of(job)
+        event = run(job)
+        assert event.state == JobState.FAILED
+        assert event.reason.startswith(reason)
+        status = read_status(job.folder)
         assert status.state == JobState.FAILED
-        assert (status.failure.reason, status.failure.times) == (outcome.reason, times)
+        assert (status.failure.reason, status.failure.times) == (event.reason, times)
         assert not (job.folder / "lock").exists()
-    assert blocked_reason(job) == "", "one job, however often, is no kind"
 
 
-def test_held_back(tmp_path: Path):
-    for seed in range(3):
-        note_outcome(make_job(tmp_path, seed=seed), "why")
-    job = make_job(tmp_path, seed=3)
-    assert run(job) == Outcome(End.HELD_BACK, "why")
-    assert not job.folder.exists()
-
-
-def test_many_ends_leave_no_descriptor_open(tmp_path: Path):
+def test_jobs_leave_no_file_open(tmp_path: Path):
     if not Path("/proc").is_dir():
-        pytest.skip("looks for open files in /proc, which only Linux has")
+        pytest.skip("requires /proc, which only Linux has")
     jobs = [make_job(tmp_path, how, seed=seed) for seed, how in enumerate(("raise", "well", "usage", "nan", "well"))]
     run(make_job(tmp_path, seed=9))
-    (tmp_path / make_job(tmp_path, seed=10).folder.name).write_text("in the way")
+    (tmp_path / make_job(tmp_path, seed=10).folder.name).write_text("not a folder")
     before = len(os.listdir("/proc/self/fd"))
     for job in [*jobs, make_job(tmp_path, seed=10)]:
         run(job)

@@ -1,18 +1,20 @@
-"""What a SLURM task does, as far as it needs no cluster to show it."""
+"""The behavior of a SLURM task that can be tested without a cluster."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from domainbed.records import mark_done
+from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.slurm_task import Task
 from domainbed.sweep.status import JobState
-from tests.sweep.helpers import make_job, states
+from tests.sweep.helpers import fail, make_job, states
 
 
 @pytest.fixture
 def execs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The fresh starts of the process, which goes on as it is."""
+    """The calls of os.execv, which returns instead of replacing the process."""
     called: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda program, words: called.append(words))
     for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
@@ -20,45 +22,64 @@ def execs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return called
 
 
-def test_behind_a_failed_job_a_fresh_process_goes_on(tmp_path: Path, execs: list[list[str]]):
+def run_task(jobs: list[Job]) -> dict[str, str]:
+    """Run a task whose launch has no other jobs."""
+    return Task(60)(jobs, {jobs[0].kind: [job.folder.name for job in jobs]})
+
+
+def test_process_is_replaced_after_a_failed_job(tmp_path: Path, execs: list[list[str]]):
     jobs = [make_job(tmp_path, "raise"), make_job(tmp_path), make_job(tmp_path, "usage")]
-    Task(60)(jobs)
+    run_task(jobs)
     assert states(jobs) == [JobState.FAILED, JobState.DONE, JobState.FAILED]
-    assert len(execs) == 1, "behind the last there is nothing to do"
+    assert len(execs) == 1, "not after the last job"
 
 
-def test_a_failure_that_can_not_be_kept_is_not_met_again_and_again(
+def test_failure_that_cannot_be_recorded_does_not_restart_the_process_forever(
     tmp_path: Path, execs: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ):
-    """A fresh process would not know of it, and begin with the same job."""
-    monkeypatch.setattr("domainbed.sweep.run.note_failure", lambda folder, reason: None)
+    """A new process would not know of it, and start with the same job again."""
+    monkeypatch.setattr("domainbed.sweep.run.record_failure", lambda folder, reason: None)
     jobs = [make_job(tmp_path, "raise"), make_job(tmp_path)]
-    assert Task(60)(jobs) == {jobs[0].folder.name: "failed", jobs[1].folder.name: "done"}
+    assert run_task(jobs) == {jobs[0].folder.name: "failed", jobs[1].folder.name: "done"}
     assert execs == []
 
 
+def test_jobs_of_a_blocked_kind_are_not_started(tmp_path: Path, execs: list[list[str]]):
+    """Failures count wherever the jobs ran; a finished job unblocks the kind."""
+    jobs = [make_job(tmp_path, seed=seed) for seed in range(5)]
+    for job in jobs[:3]:
+        fail(job, "why")
+    assert run_task(jobs) == dict.fromkeys((job.folder.name for job in jobs[3:]), "incomplete")
+    assert states(jobs) == [JobState.FAILED] * 3 + [JobState.NOT_LAUNCHED] * 2
+    other = make_job(tmp_path, seed=5)
+    other.folder.mkdir()
+    mark_done(other.folder)
+    run_task([*jobs, other])
+    assert states(jobs) == [JobState.FAILED] * 3 + [JobState.DONE] * 2
+
+
 @pytest.mark.parametrize(("cores", "before", "threads"), [("8", "2", "8"), (None, "2", "2"), (None, None, "1")])
-def test_a_task_has_as_many_threads_as_cores(
+def test_task_has_as_many_threads_as_cores(
     monkeypatch: pytest.MonkeyPatch, cores: str | None, before: str | None, threads: str
 ):
     for name, value in (("SLURM_CPUS_PER_TASK", cores), ("OMP_NUM_THREADS", before)):
         monkeypatch.setenv(name, value or "")
         if value is None:
             monkeypatch.delenv(name)
-    Task(60)([])
+    Task(60)([], {})
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
 @pytest.mark.parametrize(("minutes", "seconds", "is_requeued"), [(60, 600, True), (60, 1900, False), (4, 1, False)])
-def test_a_task_that_gets_nothing_done_is_not_started_for_ever(
+def test_task_without_progress_is_not_requeued_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: int, seconds: float, is_requeued: bool
 ):
     task = Task(minutes)
-    task._current, task._began, task._progressed = make_job(tmp_path), 0.0, False
+    task._current, task._start_time, task._made_progress = make_job(tmp_path), 0.0, False
     task._current.folder.mkdir(parents=True)
     monkeypatch.setattr("time.monotonic", lambda: seconds)
-    again = task.checkpoint([task._current])
-    assert (again is not None) == is_requeued
-    assert states([task._current]) == [JobState.INCOMPLETE if is_requeued else JobState.FAILED] or is_requeued
-    task._progressed = True
-    assert task.checkpoint([task._current]) is not None
+    args = [task._current], {}
+    assert (task.checkpoint(*args) is not None) == is_requeued
+    assert states([task._current]) == [JobState.NOT_LAUNCHED if is_requeued else JobState.FAILED]
+    task._made_progress = True
+    assert task.checkpoint(*args) is not None

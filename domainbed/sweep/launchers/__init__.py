@@ -1,7 +1,8 @@
 """The launchers, by name."""
 
 from domainbed.registry import Registry
-from domainbed.sweep.launchers.base import Launcher, Update
+from domainbed.sweep.launchers.base import Launcher, NoOptions
+from domainbed.sweep.run import JobEvent
 
 LAUNCHERS: Registry[type[Launcher]] = Registry(
     "launcher",
@@ -9,8 +10,7 @@ LAUNCHERS: Registry[type[Launcher]] = Registry(
         "local": "domainbed.sweep.launchers.local:LocalLauncher",
         "multi_gpu": "domainbed.sweep.launchers.local:MultiGpuLauncher",
         "slurm": "domainbed.sweep.launchers.slurm:SlurmLauncher",
-        "dummy": "domainbed.sweep.launchers.dummy:DummyLauncher",
     },
 )
 
-__all__ = ["LAUNCHERS", "Launcher", "Update"]
+__all__ = ["LAUNCHERS", "JobEvent", "Launcher", "NoOptions"]

@@ -1,78 +1,80 @@
-"""The contract of a launcher: it takes jobs, has them run, and tells what becomes of them."""
+"""The contract of a launcher."""
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from domainbed.sweep.failures import ALIKE, blocked_reason
 from domainbed.sweep.job import Job
-from domainbed.sweep.status import JobState
+from domainbed.sweep.run import TAKEN, JobEvent
+from domainbed.sweep.status import MAX_ALIKE, JobState, Status
 
 
 @dataclass(frozen=True)
-class Update:
-    """What a launcher tells of a job.
-
-    Attributes:
-        steps: of a running job, the updates it has done up to its last record.
-        reason: of a failed job, why: its last words first, then the end of its log. Of one that stays incomplete or is
-            not launched, why, if that is not what was asked for.
-    """
-
-    job: Job
-    state: JobState
-    steps: int = 0
-    reason: str = ""
-
-
-def passed_over(job: Job, state: JobState, blocked_reason: Callable[[Job], str] = blocked_reason) -> Update | None:
-    """What is told of a job that need not or must not be begun; None for one that may.
-
-    Args:
-        job: the job.
-        state: its state.
-        held_back: tells why no more of its kind are begun.
-    """
-    if state not in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE):
-        reason = "it has failed in another launch" if state == JobState.FAILED else ""
-        return Update(job, state, job.config.steps if state == JobState.DONE else 0, reason)
-    if reason := blocked_reason(job):
-        told = f"held back: the first {ALIKE} of its kind to end all failed alike; --retry_failed tries again: {reason}"
-        return Update(job, state, reason=told)
-    return None
+class NoOptions:
+    """The options of a launcher that has none."""
 
 
 class Launcher:
-    """Has jobs run somewhere (or, where RUNS_JOBS is False, only tells how).
+    """Runs jobs somewhere and reports what happens to them.
 
-    How far a job is, whoever launched it, tells `domainbed.sweep.status.survey`.
+    `domainbed.sweep.status.survey` returns the state of any job, whichever launcher runs it.
+
+    Attributes:
+        Options: a dataclass with the command-line options of the launcher (see `domainbed.options`).
+        WAITS: whether `launch` reports each job until it ends, as opposed to only submitting it.
 
     Args:
-        options: the command line's, by name; a launcher reads those that concern it.
+        options: an instance of `Options`.
 
     Raises:
-        UsageError: one of them can't be.
+        UsageError: an option is invalid.
     """
 
-    RUNS_JOBS: ClassVar[bool] = True
-    RUNS_HERE: ClassVar[bool] = True  # and so knows of each job until its end
+    Options: ClassVar[type] = NoOptions
+    WAITS: ClassVar[bool] = True
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Any) -> None:
         self.options = options
 
     def check(self) -> None:
-        """See that jobs can be launched here at all. Raises UsageError."""
+        """Check that jobs can be run from this machine. Raises UsageError."""
 
-    def launch(self, jobs: Sequence[Job], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
-        """Have `jobs` run, and tell what becomes of them for as long as this launcher can know.
-
-        A job that fails is told and never keeps the others from running.
+    def launch(
+        self, jobs: Sequence[Job], statuses: Mapping[Job, Status], should_stop: Callable[[], bool]
+    ) -> Iterator[JobEvent]:
+        """Run jobs and yield an event whenever the state of one changes. A job that fails never affects the others.
 
         Args:
-            jobs: in the order in which they shall begin.
-            should_stop: once it says so, no job begins any more, and those that run save what they have and stop.
+            jobs: the jobs to run, in the order in which to start them.
+            statuses: the statuses of these and all other jobs of the launch, read shortly before.
+            should_stop: once it returns True, no more jobs are started, and running ones save their state and stop.
         """
-        raise NotImplementedError(f"{type(self).__name__} launches nothing")
+        raise NotImplementedError(f"{type(self).__name__} does not implement launch")
+
+    def print_commands(self, jobs: Sequence[Job]) -> None:
+        """Print what `launch` would run, for --dry_run."""
+        for job in jobs:
+            print(shlex.join(job.command()))
 
     def stop(self) -> None:
-        """End the jobs that run here, at once."""
+        """Kill all jobs that run on this machine."""
+
+
+def skip_event(job: Job, state: JobState, blocked_reason: str) -> JobEvent | None:
+    """Return the event of a job that must not be started now, or None if it may be.
+
+    Args:
+        job: a job to run.
+        state: its current state.
+        blocked_reason: why no more jobs of its kind are started, or "".
+    """
+    if state == JobState.DONE:
+        return JobEvent(job, state, steps=job.config.steps)
+    if state not in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE):
+        reasons = {JobState.FAILED: "failed in another launch", JobState.RUNNING: TAKEN}
+        return JobEvent(job, state, reason=reasons.get(state, ""))
+    if blocked_reason:
+        why = f"blocked, because {MAX_ALIKE} jobs of its kind failed alike; `--retry_failed` retries them"
+        return JobEvent(job, state, reason=f"{why}: {blocked_reason}")
+    return None

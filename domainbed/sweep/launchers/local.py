@@ -1,185 +1,219 @@
-"""Worker processes on this machine, each training job after job."""
+"""Launchers that train jobs in worker processes on this machine."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any
-
-import joblib
 
 from domainbed.errors import UsageError
+from domainbed.options import check_options, option
 from domainbed.records import is_done
-from domainbed.sweep.failures import note_outcome, record_failure
-from domainbed.sweep.job import LOG_FILE, Job
-from domainbed.sweep.launchers.base import Launcher, Update, passed_over
-from domainbed.sweep.run import End
-from domainbed.sweep.status import JobState, status_of
-from domainbed.sweep.worker import Word, ignore_sigint, serve
+from domainbed.sweep.failures import Failure, record_failure
+from domainbed.sweep.job import LOG_FILE, Job, Kind
+from domainbed.sweep.launchers.base import Launcher, skip_event
+from domainbed.sweep.run import JobEvent
+from domainbed.sweep.status import JobState, Status, blocked_reason, read_status
+from domainbed.sweep.worker import ignore_sigint, serve
 
-LOG_LINES = 8
-PATIENCE = 5  # seconds for a process to end by itself
+LOG_LINES = 8  # of a failed job's log that are printed
+EXIT_TIMEOUT = 5  # seconds for a process to exit by itself
 
-# A job that these end is not to blame, and can go on.
-BLAMELESS = {getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)}
+# A job whose process is killed by one of these did not fail, and can be resumed.
+EXTERNAL_SIGNALS = {
+    getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+}
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """The options of the launchers local and multi_gpu."""
+
+    workers: int | None = option(
+        None,
+        help="number of jobs to run at once",
+        metavar="N",
+        if_unset="one per GPU or, without a GPU, one per CPU core",
+        at_least=1,
+    )
+    threads: int | None = option(
+        None,
+        help="number of CPU threads per job",
+        metavar="N",
+        if_unset="the CPU cores divided by the number of workers",
+        at_least=1,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 class LocalLauncher(Launcher):
-    """N worker processes: by default one a GPU or, without a GPU, one a core.
+    """Trains jobs in worker processes on this machine, which share its GPUs or CPU cores."""
 
-    They share the cores out as threads, unless the option `threads` says how many each has.
-    """
+    Options = LocalOptions
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: LocalOptions) -> None:
         super().__init__(options)
-        self._wanted: int | None = options.get("workers")
-        if self._wanted is not None and self._wanted < 1:
-            raise UsageError(f"--workers must be at least 1, not {self._wanted}")
-        self._threads: int | None = options.get("threads")
-        if self._threads is not None and self._threads < 1:
-            raise UsageError(f"--threads must be at least 1, not {self._threads}")
-        self._running: list[_Worker] = []
+        self._workers: list[_Worker] = []
 
-    def launch(self, jobs: Sequence[Job], should_stop: Callable[[], bool] = lambda: False) -> Iterator[Update]:
-        waiting = deque(jobs)
+    def launch(
+        self, jobs: Sequence[Job], statuses: Mapping[Job, Status], should_stop: Callable[[], bool]
+    ) -> Iterator[JobEvent]:
+        self._waiting = deque(jobs)
+        self._statuses: dict[Kind, dict[Job, Status]] = defaultdict(dict)  # kept current, to know which are blocked
+        for job, status in statuses.items():
+            self._statuses[job.kind][job] = status
         is_stopping = False
         try:
-            self._running = [_Worker(e) for e in worker_environments(self._wanted, len(jobs), self._threads)]
-            for worker in list(self._running):
-                yield from self._go_on(worker, waiting)
-            while self._running:
-                wait([w.connection for w in self._running], timeout=1)
+            self._workers = [_Worker(environ) for environ in worker_environments(self.options, len(jobs))]
+            for worker in list(self._workers):
+                yield from self._start_next(worker)
+            while self._workers:
+                wait([w.connection for w in self._workers], timeout=1)
                 if should_stop() and not is_stopping:
                     is_stopping = True
-                    waiting.clear()
-                    for worker in self._running:
-                        worker.is_stopping = True
-                        worker.process.terminate()
-                for worker in [w for w in self._running if w.has_news()]:
-                    yield worker.hear()
-                    if not worker.busy:
-                        yield from self._go_on(worker, waiting)
+                    self._waiting.clear()
+                    for worker in self._workers:
+                        worker.stop()
+                for worker in [w for w in self._workers if w.has_event()]:
+                    event = worker.receive()
+                    failure = Failure(event.reason) if event.state == JobState.FAILED else None
+                    self._statuses[event.job.kind][event.job] = Status(event.state, failure=failure)
+                    yield _with_log(event) if event.state in (JobState.FAILED, JobState.INCOMPLETE) else event
+                    if not worker.is_busy:
+                        yield from self._start_next(worker)
         finally:
             self.stop()
 
-    def _go_on(self, worker: "_Worker", waiting: deque[Job]) -> Iterator[Update]:
-        """Give a free worker the next job; a new process takes the place of one that is spent.
-
-        Jobs that another launch has taken on since are passed over and told of, and so are those of a kind that fails.
-        """
-        while waiting and (update := passed_over(waiting[0], status_of(waiting[0]).state)):
-            waiting.popleft()
-            yield update
-        if not waiting or not worker.usable:
+    def _start_next(self, worker: "_Worker") -> Iterator[JobEvent]:
+        """Submit the next job to an idle worker, or to a new one if it is not usable. Yield events of skipped jobs."""
+        job = None
+        while self._waiting and job is None:
+            job = self._waiting.popleft()
+            status = read_status(job.folder)  # another launch may have started it
+            same_kind = self._statuses[job.kind]
+            same_kind[job] = status
+            if event := skip_event(job, status.state, blocked_reason(same_kind.values())):
+                yield event
+                job = None
+        if job is None or not worker.is_usable:
             worker.close()
-            self._running.remove(worker)
-        if waiting and not worker.usable:
+            self._workers.remove(worker)
+        if job is not None and not worker.is_usable:
             worker = _Worker(worker.environ)
-            self._running.append(worker)
-        if waiting:
-            worker.give(waiting.popleft())
+            self._workers.append(worker)
+        if job is not None:
+            worker.submit(job)
 
     def stop(self) -> None:
-        for worker in self._running:
+        for worker in self._workers:
             worker.process.kill()
-        for worker in self._running:
+        for worker in self._workers:
             worker.close()
-        self._running = []
+        self._workers = []
 
 
 class MultiGpuLauncher(LocalLauncher):
-    """One worker a GPU, or as many as --workers says, shared out over the GPUs. Without a GPU it launches nothing."""
+    """Like LocalLauncher, but refuses to run without a GPU."""
 
     def check(self) -> None:
         import torch
 
         if not torch.cuda.device_count():
-            raise UsageError("launcher multi_gpu finds no GPU here; --command_launcher local trains on the CPU")
+            raise UsageError("launcher multi_gpu found no GPU; --command_launcher local trains on the CPU")
 
 
 class _Worker:
-    """The launcher's end of a worker process."""
+    """The launcher's side of a worker process.
+
+    Attributes:
+        is_busy: whether it is training a job.
+        is_usable: whether it can train another job; otherwise its process exits.
+    """
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.environ = environ
+        self.is_busy = False
+        self.is_usable = True
+        self._is_stopping = False
         context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
         self.connection: Connection
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, environ))
+        self.connection, other_end = context.Pipe()
+        self.process = context.Process(target=serve, args=(other_end, environ))
         with ignore_sigint():
             self.process.start()
-        theirs.close()
-        self.usable = True
-        self.busy = False
-        self.is_stopping = False
+        other_end.close()
 
-    def give(self, job: Job) -> None:
-        self.job = job
-        self.busy = True
-        with contextlib.suppress(OSError):  # a process that is dead already is heard of next
+    def submit(self, job: Job) -> None:
+        self._job = job
+        self.is_busy = True
+        with contextlib.suppress(OSError):  # the process has died, which `receive` reports
             self.connection.send(job)
 
-    def has_news(self) -> bool:
-        """Whether it has something to tell, or is dead (which a child of its own, that lives on, can hide)."""
+    def stop(self) -> None:
+        """Make its job save its state and stop."""
+        self._is_stopping = True
+        self.process.terminate()
+
+    def has_event(self) -> bool:
+        """Return whether there is an event to receive; the death of the process is one.
+
+        A child of a dead process may keep the connection open, so end-of-file is no sufficient sign of its death.
+        """
         return self.connection.poll() or not self.process.is_alive()
 
-    def hear(self) -> Update:
-        """The next thing that the worker tells of its job; its death is the last."""
+    def receive(self) -> JobEvent:
+        """Return the next event of its job."""
         try:
             if not self.connection.poll():
                 raise EOFError
-            word: Word = self.connection.recv()
-        except (EOFError, OSError):  # OSError: it died in the middle of a word
-            self.process.join(PATIENCE)
-            self.busy = self.usable = False
-            return self._died(self.process.exitcode)
-        if isinstance(word, int):
-            return Update(self.job, JobState.RUNNING, steps=word + 1)
-        self.busy = False
-        self.usable = word.end not in (End.FAILED, End.STOPPED)  # after which it ends
-        if word.end == End.FAILED:
-            return Update(self.job, JobState.FAILED, reason=_with_log(self.job, word.reason))
-        state = status_of(self.job).state
-        return passed_over(self.job, state) or Update(self.job, state)
+            event: JobEvent = self.connection.recv()
+        except (EOFError, OSError):  # OSError: it died while sending
+            self.process.join(EXIT_TIMEOUT)
+            self.is_busy = self.is_usable = False
+            return self._death(self.process.exitcode)
+        self.is_busy = event.is_progress
+        self.is_usable = event.state not in (JobState.FAILED, JobState.INCOMPLETE)
+        return event
 
-    def _died(self, exitcode: int | None) -> Update:
-        """What is told of a job whose process ended without a word."""
-        reason = _cause_of_death(exitcode)
-        as_asked = exitcode == 0 or (self.is_stopping and exitcode == -signal.SIGTERM)  # before it had begun the job
-        if as_asked or is_done(self.job.folder):
-            return Update(self.job, status_of(self.job).state)
-        if exitcode is not None and -exitcode in BLAMELESS:
-            return Update(self.job, JobState.INCOMPLETE, reason=_with_log(self.job, reason))
-        record_failure(self.job.folder, reason)
-        note_outcome(self.job, reason)
-        return Update(self.job, JobState.FAILED, reason=_with_log(self.job, reason))
+    def _death(self, exitcode: int | None) -> JobEvent:
+        """Return the event of a job whose process died, and record a failure if the job is to blame."""
+        was_asked = exitcode == 0 or (self._is_stopping and exitcode == -signal.SIGTERM)  # before the job started
+        if was_asked or is_done(self._job.folder):
+            return JobEvent(self._job, read_status(self._job.folder).state)
+        reason = _describe_exit(exitcode)
+        if exitcode is not None and -exitcode in EXTERNAL_SIGNALS:
+            return JobEvent(self._job, JobState.INCOMPLETE, reason=reason)
+        record_failure(self._job.folder, reason)
+        return JobEvent(self._job, JobState.FAILED, reason=reason)
 
     def close(self) -> None:
-        """Let the process end, and see that it does."""
+        """Make the process exit, and kill it if it does not."""
         self.connection.close()
-        self.process.join(PATIENCE)
-        if self.process.is_alive():  # a thread that the job left, say, or a device that does not answer
+        self.process.join(EXIT_TIMEOUT)
+        if self.process.is_alive():  # because of a thread that a job left behind, or a device that does not respond
             self.process.kill()
-            self.process.join(PATIENCE)
+            self.process.join(EXIT_TIMEOUT)
 
 
-def worker_environments(workers: int | None, n_jobs: int, threads: int | None = None) -> list[dict[str, str]]:
-    """The environment variables of each worker: which GPU it has, or how many threads.
+def worker_environments(options: LocalOptions, n_jobs: int) -> list[dict[str, str]]:
+    """Return the environment variables of each worker: its number of threads and its GPU.
 
     Args:
-        workers: how many workers are asked for; None for one a GPU or, without GPU, one a core.
-        n_jobs: more workers than jobs are of no use.
-        threads: of each worker; None for its share of the cores.
+        options: the launcher's options.
+        n_jobs: number of jobs, and the maximum number of workers.
     """
-    import torch  # only where jobs are about to run
+    import joblib
+    import torch
 
     gpus = torch.cuda.device_count()
-    cores = joblib.cpu_count()  # knows of CPU affinity and of containers' limits
-    n = min(workers or gpus or cores, n_jobs)
-    environments = [{"OMP_NUM_THREADS": str(threads or max(1, cores // n))} for _ in range(n)]
+    cores = joblib.cpu_count()  # respects CPU affinity and the limits of containers
+    n = min(options.workers or gpus or cores, n_jobs)
+    environments = [{"OMP_NUM_THREADS": str(options.threads or max(1, cores // n))} for _ in range(n)]
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         for i, environ in enumerate(environments):
@@ -187,19 +221,22 @@ def worker_environments(workers: int | None, n_jobs: int, threads: int | None = 
     return environments
 
 
-def _with_log(job: Job, reason: str) -> str:
-    """The reason, where the job's log is, and its last lines."""
-    log = job.folder / LOG_FILE
+def _with_log(event: JobEvent) -> JobEvent:
+    """Return an event with the end of the job's log added to its reason, if it has a reason."""
+    if not event.reason:
+        return event
+    log = event.job.folder / LOG_FILE
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return f"{reason}\n(no log at {log})"
-    return "\n".join([reason, f"{log} ends with:", *(f"  {line}" for line in lines[-LOG_LINES:])])
+        return replace(event, reason=f"{event.reason}\n({log} does not exist)")
+    end = [f"  {line}" for line in lines[-LOG_LINES:]]
+    return replace(event, reason="\n".join([event.reason, f"end of {log}:", *end]))
 
 
-def _cause_of_death(exitcode: int | None) -> str:
+def _describe_exit(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         name = signal.Signals(-exitcode).name
-        hint = " (the kernel does so when memory runs out)" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with status {exitcode}"
+        hint = " (as the kernel does when memory runs out)" if name == "SIGKILL" else ""
+        return f"its process was killed by {name}{hint}"
+    return f"its process exited with status {exitcode}"

@@ -1,107 +1,121 @@
-"""What runs on a node: one SLURM task, which trains its jobs one after another in one process."""
+"""A SLURM task: a process on a node that trains its jobs one after another."""
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from submitit.helpers import DelayedSubmission
 
-from domainbed.engine.interrupts import FROM_OUTSIDE, StopRequest, stop_on_signals
-from domainbed.engine.lock import EXPIRY, WATCH, lock_owner, this_process
+from domainbed.engine.interrupts import TERMINATION_SIGNALS, StopRequest, stop_on_signals
+from domainbed.engine.lock import HEARTBEAT_TIMEOUT, TAKEOVER_DELAY, file_system_time, lock_owner, this_process
 from domainbed.sweep.failures import record_failure
-from domainbed.sweep.job import Job
-from domainbed.sweep.run import End, Outcome, run_job
-from domainbed.sweep.status import JobState, status_of
+from domainbed.sweep.job import Job, Kind
+from domainbed.sweep.launchers.base import skip_event
+from domainbed.sweep.run import JobEvent, run_job
+from domainbed.sweep.status import JobState, blocked_reason, read_status
 
-# After SIGTERM, SLURM ends the task itself, and only a task that it ended is it going to requeue.
-LINGER = 15 * 60  # seconds; more than a grace time is
-POLL = 5  # seconds
+# SLURM requeues only a task that it ended itself, which it does some time after SIGTERM.
+TERM_WAIT = 15 * 60  # seconds; longer than any grace time
+POLL = 5  # seconds between looks at a job that another process trains
 
 
 class Task:
-    """Trains jobs, skips what is done, and goes on with what is not, however often SLURM starts it.
+    """A SLURM task, which submitit pickles and calls on the node; `checkpoint` is called shortly before its time limit.
 
-    submitit pickles it, calls it on the node, and asks for its `checkpoint` when the time is nearly over.
+    Each time that SLURM starts it, it skips finished jobs and resumes the others.
 
     Args:
-        minutes: its time limit.
+        minutes: time limit.
     """
 
     def __init__(self, minutes: int) -> None:
         self.minutes = minutes
 
-    def __call__(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Train the jobs in order. Returns how each left, by the name of its folder."""
+    def __call__(self, jobs: Sequence[Job], siblings: Mapping[Kind, Sequence[str]]) -> dict[str, str]:
+        """Train jobs in order.
+
+        Args:
+            jobs: the jobs of this task.
+            siblings: names of the folders of all jobs of their kinds in the launch.
+
+        Returns:
+            The state of each job that was not finished before, by the name of its folder.
+        """
         if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
             os.environ["OMP_NUM_THREADS"] = cores
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self._began = time.monotonic()
-        self._progressed = False
-        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: calls `checkpoint`, and has SLURM start this again
-        ends: dict[str, str] = {}
-        with stop_on_signals(FROM_OUTSIDE) as asked_to_stop:
+        self._start_time = time.monotonic()
+        self._made_progress = False
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's handler: calls `checkpoint` and has SLURM requeue
+        states: dict[str, str] = {}
+        with stop_on_signals(TERMINATION_SIGNALS) as stop_request:
             for job in jobs:
                 self._current = job
-                outcome = self._run(job, asked_to_stop)
-                if outcome is None:
+                event = self._run(job, siblings[job.kind], stop_request)
+                if event is None:
                     continue
-                ends[job.folder.name] = outcome.end.value
-                print(f"{job}: {outcome.end.value} {outcome.reason}".rstrip(), flush=True)
-                if asked_to_stop():
+                states[job.folder.name] = event.state.value
+                print(f"{job}: {event.state.value} {event.reason}".rstrip(), flush=True)
+                if stop_request():
                     break
-                # What the job left in this process (a broken CUDA context, say) must harm no other. (Were its failure
-                # not written down, on a full disk, it would be tried again and again.)
-                if job is not jobs[-1] and status_of(job).state == JobState.FAILED:
+                # The job may have left this process in a bad state, such as a broken CUDA context. (If its failure
+                # could not be recorded, because the disk is full, a new process would run it again, forever.)
+                if job is not jobs[-1] and read_status(job.folder).state == JobState.FAILED:
                     os.execv(sys.executable, sys.orig_argv)
-        if signal.SIGUSR2 in asked_to_stop.signals:
-            requeue(signal.SIGUSR2, None)  # type: ignore[operator, misc]  # does not come back
-        elif asked_to_stop():
-            time.sleep(LINGER)
+        if signal.SIGUSR2 in stop_request.signals:
+            requeue(signal.SIGUSR2, None)  # type: ignore[operator, misc]  # does not return
+        elif stop_request():
+            time.sleep(TERM_WAIT)
             sys.exit(128 + signal.SIGTERM)
-        return ends
+        return states
 
-    def checkpoint(self, jobs: Sequence[Job]) -> DelayedSubmission | None:
-        """What SLURM shall start again; None if about all the time that there was did not bring the job on."""
-        seconds = time.monotonic() - self._began
-        # The signal comes up to 150 s before the end of the time, which began before this process did.
-        if not self._progressed and seconds > min(60 * self.minutes / 2, 60 * self.minutes - 240):
-            reason = f"no update and no evaluation got done in {seconds:.0f} s; give it more --slurm_time"
+    def checkpoint(self, jobs: Sequence[Job], siblings: Mapping[Kind, Sequence[str]]) -> DelayedSubmission | None:
+        """Return what SLURM starts again; None, and fail the job, if it made no progress in its time limit."""
+        seconds = time.monotonic() - self._start_time
+        # The signal comes up to 150 s before the time limit, which started before this process did.
+        if not self._made_progress and seconds > min(60 * self.minutes / 2, 60 * self.minutes - 240):
+            reason = f"no update and no evaluation finished in {seconds:.0f} s; increase --slurm_time"
             record_failure(self._current.folder, reason)
             return None
-        return DelayedSubmission(Task(self.minutes), jobs)
+        return DelayedSubmission(Task(self.minutes), jobs, siblings)
 
-    def _run(self, job: Job, asked_to_stop: StopRequest) -> Outcome | None:
-        """Train the job; None where there is nothing to do."""
-        while not asked_to_stop():
-            if status_of(job).state in (JobState.DONE, JobState.FAILED):
+    def _run(self, job: Job, siblings: Sequence[str], stop_request: StopRequest) -> JobEvent | None:
+        """Train a job and return how it ended; None if it was finished before, or the task is stopping."""
+        while not stop_request():
+            state = read_status(job.folder).state
+            if state in (JobState.DONE, JobState.FAILED):
                 return None
-            outcome = run_job(job, self._on_record, asked_to_stop)
-            self._progressed |= outcome.updates > 0
-            if outcome.end != End.TAKEN or not _may_come_free(job, asked_to_stop):
-                return outcome
+            now = file_system_time(job.folder.parent)
+            statuses = (read_status(job.folder.parent / name, now) for name in siblings)
+            if event := skip_event(job, JobState.INCOMPLETE, blocked_reason(statuses)):
+                return event
+            event = run_job(job, self._on_event, stop_request)
+            self._made_progress |= event.steps > 0
+            if event.state != JobState.RUNNING or not _may_come_free(job, stop_request):
+                return event
         return None
 
-    def _on_record(self, step: int) -> None:
-        self._progressed = True
+    def _on_event(self, event: JobEvent) -> None:
+        self._made_progress = True
 
 
-def _may_come_free(job: Job, asked_to_stop: Callable[[], bool]) -> bool:
-    """Wait for another process to let go of the job, if it is worth it.
+def _may_come_free(job: Job, should_stop: Callable[[], bool]) -> bool:
+    """Wait for another process to release a job, if that is likely, and return whether it did.
 
-    It is for one that seems to be dead (a node that went down), and for this very task's former life: SLURM may start a
-    task anew while the old process, out of its reach, still trains.
+    It is likely if the process seems to be dead (its node went down), or belongs to this same task: SLURM may restart a
+    task while a process that it cannot reach is still training.
     """
-    before = lock_owner(job.folder)
-    deadline = time.monotonic() + EXPIRY + WATCH
-    while not asked_to_stop():
+    first_owner = lock_owner(job.folder)
+    deadline = time.monotonic() + HEARTBEAT_TIMEOUT + TAKEOVER_DELAY
+    while not should_stop():
         time.sleep(POLL)
         owner = lock_owner(job.folder)
-        if status_of(job).state != JobState.RUNNING:
+        if read_status(job.folder).state != JobState.RUNNING:
             return True
         if owner and owner.slurm_job == this_process().slurm_job:
             continue
-        if owner != before or time.monotonic() > deadline:
+        if owner != first_owner or time.monotonic() > deadline:
             return False
     return False
