@@ -1,8 +1,9 @@
-"""The cells of the tables: accuracies in percent, mean and standard error over trials, and what they rest on."""
+"""Cells of the tables: accuracies in percent, and the runs behind them."""
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,169 +11,264 @@ import pandas as pd
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
-from domainbed.model_selection import best_hparams
+from domainbed.model_selection import WITH_PAIRS, best_hparams
+from domainbed.reporting.published import AVERAGE, PublishedResult, published, published_average
 from domainbed.reporting.statistics import bootstrap_interval, standard_error
 from domainbed.sweep.status import JobState
 
-AVERAGE = "Avg"
+AVERAGES = "Averages"  # the table of averages over datasets
 RANK = "Rank"
-COUNTS = [state.name.lower() for state in JobState]  # how many of a cell's runs are in which state
+FEWER = "*"
+UNFINISHED = "~"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table, from model selection to the printed page. The fields are named like the columns of the CSV.
+
+    Attributes:
+        selection: the selection method.
+        table: the dataset, or AVERAGES.
+        algorithm: the row.
+        column: an environment (in AVERAGES, a dataset), AVERAGE, or RANK.
+        mean: mean test accuracy over trials, in percent (of RANK, the mean rank); NaN if missing.
+        standard_error: standard error over trials, in percent; NaN if undefined.
+        low, high: bounds of the 95% interval, in percent; NaN if not computed.
+        trials: number of trials behind `mean`.
+        trials_asked: number of requested trials.
+        runs: number of requested runs in each state; these are the runs that the method selects from.
+        runs_of_no_use: number of finished runs that the method cannot select from.
+        unfinished_chosen: number of selected runs that are not done.
+        reference: the published result, if any.
+        place: 1 for the best of the column as printed, 2 for the second best, otherwise 0.
+    """
+
+    selection: str
+    table: str
+    algorithm: str
+    column: str
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    trials: int
+    trials_asked: int
+    runs: Counter[JobState]
+    runs_of_no_use: int
+    unfinished_chosen: int
+    reference: PublishedResult | None
+    place: int = 0
+
+    @property
+    def runs_asked(self) -> int:
+        return self.runs.total()
+
+    @property
+    def runs_done(self) -> int:
+        return self.runs[JobState.DONE]
+
+    @property
+    def difference(self) -> float:
+        """The mean minus the published accuracy; NaN if either is missing."""
+        return self.mean - self.reference.accuracy if self.reference else np.nan
+
+    @property
+    def is_missing(self) -> bool:
+        return bool(np.isnan(self.mean))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether requested trials or runs are missing, not done, or unusable."""
+        return self.runs_done < self.runs_asked or self.trials < self.trials_asked or self.runs_of_no_use > 0
+
+    @property
+    def mark(self) -> str:
+        """The marks after the number; the notes below the table explain them."""
+        if self.is_missing:
+            return ""
+        return (FEWER if self.is_partial else "") + (UNFINISHED if self.unfinished_chosen else "")
+
+    @property
+    def counts(self) -> str:
+        """The trials and runs behind the cell: "1 of 2 trials, 3 of 4 runs done (1 failed)"."""
+        if not self.runs_asked:
+            return "not requested"
+        text = f"{self.trials} of {self.trials_asked} trials, {self.runs_done} of {self.runs_asked} runs done"
+        others = [f"{self.runs[s]} {s.value}" for s in JobState if self.runs[s] and s != JobState.DONE]
+        text += f" ({', '.join(others)})" if others else ""
+        return text + (f", {self.runs_of_no_use} not usable by this method" if self.runs_of_no_use else "")
 
 
 def environment_numbers(names: Mapping[int, str]) -> dict[str, int]:
-    """The number of each environment by what may stand for it: its name or, before a name that looks so, its number."""
+    """Return environment numbers by name and by number as text; a number takes precedence over a name like it."""
     return {name: env for env, name in names.items()} | {str(env): env for env in names}
 
 
 def environment_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
-    """The names of a dataset's environments: the dataset's own, or the records', or else env0, env1, …
+    """Return the names of a dataset's environments: the dataset's own, those in the records, or env0, env1, ….
 
-    Each is another, and none is AVERAGE. `jobs` is that of a load.Sweep.
+    Names are unique, and none is AVERAGE. `jobs` is `load.Sweep.jobs`.
     """
     if dataset in DATASETS and DATASETS[dataset].ENVIRONMENTS:
         return DATASETS[dataset].ENVIRONMENTS
-    of_dataset = jobs[jobs["dataset"] == dataset]
-    if told := [names for names in of_dataset["environments"].unique() if names]:
-        names = list(told[-1])
-        return [f"{n} ({i})" if names.count(n) > 1 or n == AVERAGE else n for i, n in enumerate(names)]
-    return [f"env{i}" for i in range(of_dataset["n_environments"].max() if len(of_dataset) else 0)]
+    jobs = jobs[jobs["dataset"] == dataset]
+    if recorded := [names for names in jobs["environments"].unique() if names]:
+        names = list(recorded[-1])
+        return [f"{name} ({i})" if names.count(name) > 1 or name == AVERAGE else name for i, name in enumerate(names)]
+    return [f"env{i}" for i in range(jobs["n_environments"].max() if len(jobs) else 0)]
 
 
 def known_first(names: pd.Series, known: Sequence[str]) -> list[str]:
-    """The distinct `names`: those that are known in their order, then the others by the alphabet."""
+    """Return the distinct `names`: known ones in the order of `known`, then the others alphabetically."""
     present = set(names)
-    return [n for n in known if n in present] + sorted(present - set(known))
+    return [name for name in known if name in present] + sorted(present - set(known))
 
 
 def datasets_of(runs: pd.DataFrame) -> list[str]:
-    """The datasets of these runs, in the order of the published tables."""
+    """Return the datasets of these runs, in the order of the published tables."""
     return known_first(runs["dataset"], list(DATASETS))
 
 
 def algorithms_of(runs: pd.DataFrame) -> list[str]:
-    """The algorithms of these runs, ERM first, as they are registered."""
+    """Return the algorithms of these runs in the order of registration, ERM first."""
     return known_first(runs["algorithm"], list(ALGORITHMS))
 
 
-def test_accuracies(best: pd.DataFrame, dataset: str, algorithm: str, n: int) -> pd.DataFrame:
-    """Of the chosen runs, the accuracies on the test environment: [trials, n environments], NaN where there is none."""
+def benchmark_scores(
+    best: pd.DataFrame, environments: Mapping[str, Sequence[str]], algorithm: str
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the accuracies behind an algorithm's average over datasets.
+
+    Args:
+        best: the best run of each trial (`model_selection.best_hparams`).
+        environments: the names of each dataset's environments.
+
+    Returns:
+        scores: `[trials, environments of all datasets]`, in percent, of the trials that have all of them.
+        weights: `[environments of all datasets]`; the weighted mean is the mean of the datasets' means.
+    """
+    accuracies = [_test_accuracies(best, dataset, algorithm, len(names)) for dataset, names in environments.items()]
+    weights = np.concatenate([np.full(len(names), 1 / len(names)) for names in environments.values()])
+    return 100 * pd.concat(accuracies, axis="columns").dropna(), weights / len(environments)
+
+
+def _test_accuracies(best: pd.DataFrame, dataset: str, algorithm: str, n: int) -> pd.DataFrame:
+    """Return the selected runs' accuracies on their test environments, `[trials, n environments]`; NaN if missing."""
     runs = best[(best["dataset"] == dataset) & (best["algorithm"] == algorithm)]
     accuracies = runs.pivot(index="trial_seed", columns="test_env", values="test_acc")
     return accuracies.reindex(columns=range(n)).astype(float)
 
 
-test_accuracies.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
-
-
-def scores_of(
-    best: pd.DataFrame, names: Mapping[str, Sequence[str]], algorithm: str
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The accuracies behind the average over datasets, in percent, of the trials that have them all.
-
-    Returns:
-        [trials, test environments of all datasets], and the environments' weights, with which their mean is the mean
-        of the datasets' means.
-    """
-    of_datasets = {d: test_accuracies(best, d, algorithm, len(environments)) for d, environments in names.items()}
-    weights = np.concatenate([np.full(len(environments), 1 / len(environments)) for environments in names.values()])
-    return 100 * pd.concat(of_datasets, axis="columns").dropna(), weights / len(names)
-
-
 def make_cells(
     runs: pd.DataFrame,
-    chosen: pd.DataFrame,
-    names: Mapping[str, Sequence[str]],
+    selected: pd.DataFrame,
+    selection: str,
+    environments: Mapping[str, Sequence[str]],
     algorithms: Sequence[str],
-    with_pairs: bool = False,
     bootstrap: bool = False,
-) -> pd.DataFrame:
-    """Every cell of every dataset's table, missing ones too.
+) -> list[Cell]:
+    """Return every cell of every dataset's table, including missing ones.
+
+    A dataset's AVERAGE is the mean over trials of the mean over environments, of the trials that have all environments.
 
     Args:
-        runs: those that were asked for (`load.Sweep.runs`); they tell what each cell should rest on.
-        chosen: the record that a selection method chose from each run (`model_selection`); the cells are those of the
-            best of each trial (`best_hparams`).
-        names: the datasets, in the order of the tables, and their environments' names.
+        runs: the requested runs (`load.Sweep.runs`).
+        selected: the record that the selection method selected from each run (`model_selection`). A cell takes the
+            best run of each trial.
+        selection: the name of the selection method.
+        environments: the names of each dataset's environments.
         algorithms: the rows.
-        with_pairs: the choice rests on the runs with two test environments, too.
-        bootstrap: find 95 % intervals as well.
-
-    Returns:
-        A row a cell: `dataset`, `algorithm`, `environment` (a name, or AVERAGE), `mean` and `error` in percent (NaN
-        where missing), `low` and `high` (the interval), `trials` (how many it comes from), `of_trials` (how many were
-        asked for), `unfinished` (how many of the best runs are not done), `useless` (from how many that are done the
-        method could not choose), and how many of the runs that it should be chosen from were `asked` for, and are in
-        each state (COUNTS). AVERAGE is first taken over environments within each trial that has them all.
+        bootstrap: whether to compute 95% intervals.
     """
-    cells = []
-    asked: dict[tuple[str, str], Counter[tuple[tuple[int, ...], JobState]]] = defaultdict(Counter)
+    requested: dict[tuple[str, str], Counter[tuple[tuple[int, ...], JobState]]] = defaultdict(Counter)
     for dataset, algorithm, *run in zip(
         *(runs[c] for c in ("dataset", "algorithm", "test_envs", "state")), strict=True
     ):
-        asked[dataset, algorithm][tuple(run)] += 1
-    of_trials = runs.groupby(["dataset", "algorithm"])["trial_seed"].nunique().to_dict()
+        requested[dataset, algorithm][tuple(run)] += 1
+    trials_asked = runs.groupby(["dataset", "algorithm"])["trial_seed"].nunique().to_dict()
     done = set(runs.loc[runs["state"] == JobState.DONE, "folder"])
-    best = best_hparams(chosen)
-    best = best.assign(is_unfinished=[folder not in done for folder in best["folder"]])
-    used: Counter[tuple[str, str, int]] = Counter()
-    for dataset, algorithm, test_env, folder in zip(
-        *(chosen[c].tolist() for c in ("dataset", "algorithm", "test_env", "folder")), strict=True
+    usable: Counter[tuple[str, str, int]] = Counter()
+    for dataset, algorithm, env, folder in zip(
+        *(selected[c].tolist() for c in ("dataset", "algorithm", "test_env", "folder")), strict=True
     ):
-        used[dataset, algorithm, test_env] += folder in done
-    for (dataset, environments), algorithm in itertools.product(names.items(), algorithms):
-        of_row = best[(best["dataset"] == dataset) & (best["algorithm"] == algorithm)]
-        accuracies = test_accuracies(best, dataset, algorithm, len(environments))
-        for env, environment in [*enumerate(environments), (None, AVERAGE)]:
-            of_cell = of_row if env is None else of_row[of_row["test_env"] == env]
-            envs = range(len(environments)) if env is None else [env]
-            useless = sum(asked[dataset, algorithm][(e,), JobState.DONE] - used[dataset, algorithm, e] for e in envs)
-            states: Counter[JobState] = Counter()
-            for (test_envs, state), n in asked[dataset, algorithm].items():
-                if len(test_envs) <= (2 if with_pairs else 1) and (env is None or env in test_envs):
-                    states[state] += n
-            cells.append(
-                {"dataset": dataset, "algorithm": algorithm, "environment": environment}
-                | mean_and_error((accuracies if env is None else accuracies[[env]]).dropna().to_numpy(), bootstrap)
-                | {"of_trials": of_trials.get((dataset, algorithm), 0), "unfinished": of_cell["is_unfinished"].sum()}
-                | {"useless": useless, "asked": states.total()}
-                | {state.name.lower(): states[state] for state in JobState}
+        usable[dataset, algorithm, env] += folder in done
+    best = best_hparams(selected)
+    best = best.assign(is_unfinished=[folder not in done for folder in best["folder"]])
+
+    cells = []
+    for (dataset, names), algorithm in itertools.product(environments.items(), algorithms):
+        row = best[(best["dataset"] == dataset) & (best["algorithm"] == algorithm)]
+        accuracies = _test_accuracies(best, dataset, algorithm, len(names))
+        states = requested[dataset, algorithm]
+        unusable = [states[(env,), JobState.DONE] - usable[dataset, algorithm, env] for env in range(len(names))]
+        for column, envs in [*((name, [env]) for env, name in enumerate(names)), (AVERAGE, [*range(len(names))])]:
+            cell = Cell(
+                *(selection, dataset, algorithm, column),
+                **_mean(accuracies[envs], bootstrap),
+                trials_asked=trials_asked.get((dataset, algorithm), 0),
+                runs=_count_runs(states, envs, max_test_envs=2 if selection in WITH_PAIRS else 1),
+                runs_of_no_use=sum(unusable[env] for env in envs),
+                unfinished_chosen=int(row.loc[row["test_env"].isin(envs), "is_unfinished"].sum()),
+                reference=published(selection, dataset, column, algorithm),
             )
-    return pd.DataFrame(cells)
+            cells.append(cell)
+    return cells
 
 
-def mean_and_error(accuracies: np.ndarray, bootstrap: bool = False) -> dict[str, float]:
-    """The mean over trials of the mean over environments, in percent, with its standard error; and how many trials.
-
-    Args:
-        accuracies: [trials, environments].
-        bootstrap: find the interval (`low`, `high`) as well, in which trials are drawn anew for each environment.
-    """
-    n = len(accuracies)
-    if n == 0:
-        return {"mean": np.nan, "error": np.nan, "low": np.nan, "high": np.nan, "trials": 0}
-    percent = 100 * accuracies
+def _mean(accuracies: pd.DataFrame, bootstrap: bool) -> dict[str, Any]:
+    """Return the mean, in percent, over the trials of `accuracies`, `[trials, environments]`, that have no NaN."""
+    percent = 100 * accuracies.dropna().to_numpy()
+    if not len(percent):
+        return {"mean": np.nan, "standard_error": np.nan, "low": np.nan, "high": np.nan, "trials": 0}
+    means = percent.mean(axis=1)
     low, high = bootstrap_interval(percent) if bootstrap else (np.nan, np.nan)
-    of_trials = percent.mean(axis=1)
-    return {"mean": of_trials.mean(), "error": standard_error(of_trials), "low": low, "high": high, "trials": n}
+    return {
+        "mean": means.mean(),
+        "standard_error": standard_error(means),
+        "low": low,
+        "high": high,
+        "trials": len(means),
+    }
 
 
-def average_cells(cells: pd.DataFrame) -> pd.DataFrame:
-    """The averages table's cells: each dataset's average, over them AVERAGE, which wants every dataset, and RANK.
+def _count_runs(
+    states: Mapping[tuple[tuple[int, ...], JobState], int], envs: Collection[int], max_test_envs: int
+) -> Counter[JobState]:
+    """Count runs by state, of those with at most `max_test_envs` test environments and any of `envs` among them."""
+    counts: Counter[JobState] = Counter()
+    for (test_envs, state), n in states.items():
+        if len(test_envs) <= max_test_envs and any(env in envs for env in test_envs):
+            counts[state] += n
+    return counts
 
-    Returns:
-        A row a cell: `algorithm`, `dataset` (or AVERAGE, RANK), and the rest as in `summarise`. The average over
-        datasets is the mean of their means; it has no error, and its counts are those of all datasets together. RANK
-        is the mean over datasets of the algorithm's place (1 is the best; equals share the mean of their places) among
-        the algorithms that have every dataset (as in the Fishr paper); the others have none.
+
+def average_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of the table AVERAGES: each dataset's average, their mean (AVERAGE), and the mean rank (RANK).
+
+    The mean over datasets requires all of them; it has no standard error, and its counts are sums over datasets. RANK
+    is the mean over datasets of an algorithm's rank (1 is best; ties share their mean rank) among the algorithms that
+    have every dataset, as in the Fishr paper; other algorithms have none.
     """
-    of_datasets = cells[cells["environment"] == AVERAGE].drop(columns="environment")
-    means = of_datasets.pivot(index="algorithm", columns="dataset", values="mean")
-    ranks = means.dropna().rank(ascending=False).mean(axis=1).reindex(means.index)
-    overall = []
-    for algorithm, row in of_datasets.groupby("algorithm", sort=False):
-        counts: dict[str, Any] = {
-            c: row[c].sum() for c in ("trials", "of_trials", "unfinished", "useless", "asked", *COUNTS)
-        }
-        for column, mean in ((AVERAGE, row["mean"].mean(skipna=False)), (RANK, ranks[algorithm])):
-            overall.append({"dataset": column, "algorithm": algorithm, "mean": mean} | counts)
-    return pd.concat([of_datasets, pd.DataFrame(overall)], ignore_index=True)
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.column == AVERAGE:
+            rows.setdefault(cell.algorithm, []).append(replace(cell, table=AVERAGES, column=cell.table))
+    means = pd.DataFrame([[cell.mean for cell in row] for row in rows.values()], index=list(rows))
+    ranks = means.dropna().rank(ascending=False).mean(axis=1)
+    for algorithm, row in rows.items():
+        average = Cell(
+            *(row[0].selection, AVERAGES, algorithm, AVERAGE),
+            mean=float(np.mean([cell.mean for cell in row])),
+            standard_error=np.nan,
+            low=np.nan,
+            high=np.nan,
+            trials=sum(cell.trials for cell in row),
+            trials_asked=sum(cell.trials_asked for cell in row),
+            runs=sum((cell.runs for cell in row), Counter()),
+            runs_of_no_use=sum(cell.runs_of_no_use for cell in row),
+            unfinished_chosen=sum(cell.unfinished_chosen for cell in row),
+            reference=published_average(row[0].selection, [cell.column for cell in row], algorithm),
+        )
+        rank = replace(average, column=RANK, mean=ranks.get(algorithm, np.nan), reference=None)
+        rows[algorithm] = [*row, average, rank]
+    return [cell for row in rows.values() for cell in row]

@@ -1,4 +1,4 @@
-"""What lies in a sweep's folder, looked at from outside: which folders have records, and whether these are new."""
+"""Scan of a sweep's folder: which folders have records, and whether these have changed."""
 
 import os
 import time
@@ -9,81 +9,87 @@ from pathlib import Path
 from typing import NamedTuple
 
 from domainbed.engine.lock import LOCK_FILE
+from domainbed.engine.tracking import TRACKERS
 from domainbed.records import CHECKPOINT_FILE, DONE_FILE, RESULTS_FILE
 from domainbed.reporting.record_cache import Signature
 from domainbed.sweep.failures import ATTEMPT_FILE, FAILURE_FILE
 from domainbed.sweep.job import LOG_FILE, SWEEP_FOLDER
 
-LOT = 1000  # folders that are looked at together
-SLOW = 50e-6  # seconds to look at a folder; one whose inode is in memory takes a tenth
-THREADS = 8  # that look at slow folders
+BATCH = 1000  # folders scanned together
+SLOW = 50e-6  # seconds per folder from which threads pay off; a folder in the inode cache takes a tenth
+THREADS = 8  # on a slow file system
 PLOTS_FOLDER = "plots"
-LANDSCAPE_FOLDER = "landscape"
-OURS = {SWEEP_FOLDER, PLOTS_FOLDER, LANDSCAPE_FOLDER}  # what our own commands put beside the jobs
-# What tells the folder of a job without records yet, DomainBed's included.
-JOBS_FILES = {DONE_FILE, LOG_FILE, LOCK_FILE, ATTEMPT_FILE, FAILURE_FILE, CHECKPOINT_FILE, "out.txt", "err.txt"}
+# Files that identify the folder of a job without records yet, in our sweeps and DomainBed's.
+JOB_FILES = {DONE_FILE, LOG_FILE, LOCK_FILE, ATTEMPT_FILE, FAILURE_FILE, CHECKPOINT_FILE, "out.txt", "err.txt"}
 
 
-class Looked(NamedTuple):
-    """What folders look like from outside: the signature of each job's records, which are done, and what is odd."""
+class FolderScan(NamedTuple):
+    """The job folders of a sweep.
+
+    Attributes:
+        signatures: the size and modification time of each job's records.
+        done: the jobs that are done.
+        problems: warnings, one line each.
+    """
 
     signatures: dict[str, Signature]
     done: set[str]
     problems: list[str]
 
 
-def scan_folders(folder: Path) -> Looked:
-    """Look at all folders in a sweep's, by many threads where each takes its time, as on a network file system."""
-    names, odd = [], []
-    with os.scandir(folder) as entries:
+def scan_folders(sweep_dir: Path) -> FolderScan:
+    """Scan all folders of a sweep, with several threads if the file system is slow."""
+    names, problems = [], []
+    not_jobs = {SWEEP_FOLDER, PLOTS_FOLDER, *TRACKERS}  # written by our own commands
+    with os.scandir(sweep_dir) as entries:
         for entry in entries:
-            path = f"{folder}/{entry.name}"
+            path = f"{sweep_dir}/{entry.name}"
             if entry.is_symlink() and not os.path.exists(path):
-                odd.append(f"{path}: a link that leads nowhere; left out")
-            elif entry.is_dir() and entry.name not in OURS:
+                problems.append(f"{path}: broken symbolic link; skipped")
+            elif entry.is_dir() and entry.name not in not_jobs:
                 if entry.name.isprintable():
                     names.append(entry.name)
                 else:
-                    odd.append(f"{folder}/{entry.name!r}: no name for a job's folder; left out")
+                    problems.append(f"{sweep_dir}/{entry.name!r}: not a valid name of a job folder; skipped")
     names.sort()
-    lots = [names[i : i + LOT] for i in range(0, len(names), LOT)]
-    began = time.perf_counter()
-    looked = [_look_at(folder, lot) for lot in lots[:1]]
-    is_slow = time.perf_counter() - began > SLOW * len(names[:LOT])
+    batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
+    start = time.perf_counter()
+    scans = [_scan_batch(sweep_dir, batch) for batch in batches[:1]]
+    is_slow = time.perf_counter() - start > SLOW * len(names[:BATCH])
     with ThreadPoolExecutor(THREADS if is_slow else 1) as pool:
-        looked += pool.map(partial(_look_at, folder), lots[1:])
-    return Looked(
-        {name: signature for each in looked for name, signature in each.signatures.items()},
-        {name for each in looked for name in each.done},
-        [*sorted(odd), *(problem for each in looked for problem in each.problems)],
+        scans += pool.map(partial(_scan_batch, sweep_dir), batches[1:])
+    return FolderScan(
+        {name: signature for scan in scans for name, signature in scan.signatures.items()},
+        {name for scan in scans for name in scan.done},
+        [*sorted(problems), *(problem for scan in scans for problem in scan.problems)],
     )
 
 
-def _look_at(folder: Path, names: Sequence[str]) -> Looked:
-    looked = Looked({}, set(), [])
+def _scan_batch(sweep_dir: Path, names: Sequence[str]) -> FolderScan:
+    scan = FolderScan({}, set(), [])
     for name in names:
-        path = f"{folder}/{name}"  # pathlib would take as long as all the rest of this loop
-        is_done = os.path.exists(f"{path}/{DONE_FILE}")  # first: if it is, nothing is written after this
+        path = f"{sweep_dir}/{name}"  # pathlib would take as long as the rest of this loop
+        is_done = os.path.exists(f"{path}/{DONE_FILE}")  # checked first: nothing is written after this file
         try:
             stat = os.stat(f"{path}/{RESULTS_FILE}")
-            looked.signatures[name] = stat.st_size, stat.st_mtime_ns
         except FileNotFoundError:
-            looked.problems.extend(f"{path}: {what}" for what in _without_records(path))
-            continue
+            if problem := _problem_without_records(path):
+                scan.problems.append(f"{path}: {problem}")
         except OSError as error:
-            looked.problems.append(f"{path}: {error.strerror}; left out")
-            continue
-        if is_done:
-            looked.done.add(name)
-    return looked
+            scan.problems.append(f"{path}: {error.strerror}; skipped")
+        else:
+            scan.signatures[name] = stat.st_size, stat.st_mtime_ns
+            if is_done:
+                scan.done.add(name)
+    return scan
 
 
-def _without_records(path: str) -> list[str]:
-    """What is odd about a folder without records, if it is."""
+def _problem_without_records(path: str) -> str:
+    """Return what is wrong with a folder without records, or an empty string."""
     try:
-        there = os.listdir(path)
+        files = os.listdir(path)
     except OSError as error:
-        return [f"{error.strerror}; left out"]
-    if DONE_FILE in there:
-        return [f"the job is done, but there is no {RESULTS_FILE}"]
-    return ["no job's folder; left out"] if there and not JOBS_FILES.intersection(there) else []
+        return f"{error.strerror}; skipped"
+    if DONE_FILE in files:
+        return f"the job is done, but has no {RESULTS_FILE}"
+    return "not a job folder; skipped" if files and JOB_FILES.isdisjoint(files) else ""

@@ -1,142 +1,109 @@
-"""How a table's cells are told: figures, marks, the best and the second, and the notes beneath."""
+"""Tables of cells as text: options of a report, rounded numbers, the best and the second best, and notes."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from domainbed.model_selection import WITH_PAIRS
-from domainbed.reporting.cells import AVERAGE, RANK
-from domainbed.reporting.published import PublishedResult, published, published_average
-from domainbed.sweep.status import JobState
+from domainbed.errors import UsageError
+from domainbed.model_selection import CLASS_NAMES, SELECTION_METHODS, WITH_PAIRS, resolve_method
+from domainbed.options import check_options, option
+from domainbed.reporting.cells import AVERAGE, AVERAGES, FEWER, RANK, UNFINISHED, Cell
 
-AVERAGES = "Averages"
 MISSING = "X"
-FEWER = "*"
-UNFINISHED = "~"
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report shall hold.
+    """The content of a report. Empty `selection`, `datasets` and `algorithms` stand for all.
 
-    Attributes:
-        selections: the selection methods.
-        datasets, algorithms: those that are wanted, in this order; None for all, in the published tables' order.
-        decimals: of the printed figures.
-        bootstrap: 95 % stratified bootstrap intervals in place of the standard error.
-        compare_published: the published figures beside ours.
-        versus: two algorithms to compare, the first against the second.
+    Raises:
+        UsageError: a value is not allowed.
     """
 
-    selections: Sequence[str] = ()
-    datasets: Sequence[str] | None = None
-    algorithms: Sequence[str] | None = None
-    decimals: int = 1
-    bootstrap: bool = False
-    compare_published: bool = False
-    versus: Sequence[str] | None = None
+    selection: tuple[str, ...] = option(
+        (),
+        help=f"selection methods: {', '.join(SELECTION_METHODS)}, DomainBed's names ({', '.join(CLASS_NAMES)}), or "
+        "your own (default: all)",
+        metavar="METHOD",
+    )
+    datasets: tuple[str, ...] = option((), help="datasets to show, in this order (default: all)", metavar="NAME")
+    algorithms: tuple[str, ...] = option((), help="algorithms to show, in this order (default: all)", metavar="NAME")
+    decimals: int = option(1, help="decimals of accuracies in percent", metavar="N", at_least=0, at_most=9)
+    interval: str = option(
+        "standard-error",
+        help="standard-error: as in published tables; bootstrap: 95% stratified bootstrap intervals over trials",
+        choices=("standard-error", "bootstrap"),
+    )
+    compare: str | None = option(
+        None,
+        help="show the published results of DomainBed, Fishr and Fish next to yours",
+        choices=("published",),
+    )
+    versus: tuple[str, ...] = option(
+        (),
+        help="two algorithms to compare: paired difference and probability of improvement, with 95% intervals",
+        metavar="ALGORITHM",
+    )
 
-
-class Cell(NamedTuple):
-    """One cell: accuracies in percent (a rank's mean is a place), and what they rest on; see `tables.summarise`.
-
-    `place` is 1 for the best of its column as it is printed, 2 for the second, else 0; `reference` is what was
-    published.
-    """
-
-    algorithm: str
-    column: str
-    mean: float
-    error: float
-    low: float
-    high: float
-    trials: int
-    of_trials: int
-    unfinished: int
-    useless: int
-    asked: int
-    done: int
-    states: dict[str, int]
-    place: int
-    reference: PublishedResult | None
-
-    @property
-    def is_missing(self) -> bool:
-        return bool(np.isnan(self.mean))
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in set(self.selection) - {"all"}:
+            resolve_method(name)
+        if self.versus and not len(self.versus) == len(set(self.versus)) == 2:
+            raise UsageError(f"--versus requires two different algorithms, not {' '.join(self.versus)}")
 
     @property
-    def is_partial(self) -> bool:
-        """Whether runs or trials that were asked for are not done, or of no use to the method."""
-        return self.done < self.asked or self.trials < self.of_trials or self.useless > 0
-
-    @property
-    def mark(self) -> str:
-        """What stands behind the figure; the notes under the table tell its meaning."""
-        if self.is_missing:
-            return ""
-        return (FEWER if self.is_partial else "") + (UNFINISHED if self.unfinished else "")
-
-    @property
-    def difference(self) -> float:
-        """Ours minus the published accuracy; NaN where either is missing."""
-        return self.mean - self.reference.accuracy if self.reference else np.nan
-
-    @property
-    def counts(self) -> str:
-        """What it rests on: "1 of 2 trials, 3 of 4 runs done (1 failed)"."""
-        if not self.asked:
-            return "not asked for"
-        others = ", ".join(f"{n} {state}" for state, n in self.states.items() if n and state != JobState.DONE.value)
-        return (
-            f"{self.trials} of {self.of_trials} trials, {self.done} of {self.asked} runs done"
-            + (f" ({others})" if others else "")
-            + (f", {self.useless} of which the method can't choose from" if self.useless else "")
-        )
+    def selections(self) -> list[str]:
+        """The names of the requested selection methods, each once."""
+        if not self.selection or "all" in self.selection:
+            return list(SELECTION_METHODS)
+        return list(dict.fromkeys(map(resolve_method, self.selection)))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A row an algorithm, a column an environment of the dataset `name`, or (for AVERAGES) a dataset."""
+    """A table of one selection method: one row per algorithm, one column per environment of the dataset `name`.
+
+    The table called AVERAGES has one column per dataset.
+    """
 
     selection: str
     name: str
     columns: list[str]
     rows: dict[str, list[Cell]]
-    wanted: ReportOptions
+    options: ReportOptions
 
-    def number(self, cell: Cell, plus_minus: str = "+/-") -> str:
-        """A cell as text: "70.5 +/- 0.4", or "70.5 [69.1, 71.9]"; MISSING where there is none. Without its mark."""
+    def format_result(self, cell: Cell, plus_minus: str = "+/-") -> str:
+        """Return a cell as text, without its mark: "70.5 +/- 0.4" or "70.5 [69.1, 71.9]"; MISSING if it is missing."""
         if cell.is_missing:
             return MISSING
         if not np.isnan(cell.low):
             return f"{self._rounded(cell.mean)} [{self._rounded(cell.low)}, {self._rounded(cell.high)}]"
-        return self._with_error(cell.mean, cell.error, plus_minus)
+        return self._with_error(cell.mean, cell.standard_error, plus_minus)
 
-    def published(self, cell: Cell, plus_minus: str = "+/-") -> str:
-        """What was published for a cell, as text; "-" where nothing was."""
+    def format_published(self, cell: Cell, plus_minus: str = "+/-") -> str:
+        """Return the published result of a cell as text; "-" if there is none."""
         if cell.reference is None:
             return "-"
-        return self._with_error(cell.reference.accuracy, cell.reference.error, plus_minus)
+        return self._with_error(cell.reference.accuracy, cell.reference.standard_error, plus_minus)
 
-    def difference(self, cell: Cell) -> str:
-        """Ours minus published, signed; "-" where either is missing."""
-        return "-" if np.isnan(cell.difference) else printed(cell.difference, self.wanted.decimals, "+")
+    def format_difference(self, cell: Cell) -> str:
+        """Return the mean minus the published accuracy as text, with its sign; "-" if either is missing."""
+        return "-" if np.isnan(cell.difference) else format_number(cell.difference, self.options.decimals, "+")
 
-    def is_compared(self, cells: Sequence[Cell]) -> bool:
-        """Whether a row of cells has published figures to stand beside, which are wanted."""
-        return self.wanted.compare_published and any(cell.reference for cell in cells)
+    def is_compared(self, cells: Iterable[Cell]) -> bool:
+        """Whether to show published results next to these cells."""
+        return bool(self.options.compare) and any(cell.reference for cell in cells)
 
-    def _with_error(self, mean: float, error: float, plus_minus: str) -> str:
+    def _with_error(self, mean: float, standard_error: float, plus_minus: str) -> str:
         text = self._rounded(mean)
-        return text if np.isnan(error) else f"{text} {plus_minus} {self._rounded(error)}"
+        return text if np.isnan(standard_error) else f"{text} {plus_minus} {self._rounded(standard_error)}"
 
-    def _rounded(self, figure: float) -> str:
-        return printed(figure, self.wanted.decimals)
+    def _rounded(self, number: float) -> str:
+        return format_number(number, self.options.decimals)
 
     @property
     def cells(self) -> Iterator[Cell]:
@@ -144,95 +111,68 @@ class Table:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What the marks and columns mean, and which runs are missing, a line each."""
+        """The notes below the table, one per line: the meaning of marks and columns, and what is missing."""
         notes = []
-        kind = "dataset" if self.name == AVERAGES else "environment"
         own = [cell for cell in self.cells if cell.column not in (AVERAGE, RANK)]
         if any(cell.is_missing for cell in self.cells):
-            which = _told(cell for cell in own if cell.is_missing)
-            needs = " (this method needs every pair of test environments, too)" if self.selection in WITH_PAIRS else ""
-            notes.append(f"{MISSING}: no run to choose from{needs}, or an average over such a cell{which}")
+            needs = "; this method requires every pair of test environments" if self.selection in WITH_PAIRS else ""
+            counts = _list_counts(cell for cell in own if cell.is_missing)
+            notes.append(f"{MISSING}: no run to select from, or an average that includes such a cell{needs}{counts}")
         if any(FEWER in cell.mark for cell in self.cells):
-            which = _told(cell for cell in own if FEWER in cell.mark)
-            notes.append(f"{FEWER}: not everything that was asked for is done, or of use{which}")
+            counts = _list_counts(cell for cell in own if FEWER in cell.mark)
+            notes.append(f"{FEWER}: some of the requested runs are not done or not usable{counts}")
         if any(UNFINISHED in cell.mark for cell in self.cells):
-            notes.append(f"{UNFINISHED}: from runs that are not finished; what they have recorded so far counts")
-        if any(cell.trials == 1 and not np.isnan(cell.error) for cell in self.cells):
-            notes.append("A single trial has no spread: its error of 0 says nothing.")
+            notes.append(f"{UNFINISHED}: includes unfinished runs, with their records so far")
+        if any(cell.trials == 1 and not np.isnan(cell.standard_error) for cell in self.cells):
+            notes.append("A standard error of 0 over a single trial carries no information.")
         if RANK in self.columns:
             ranked = sum(not row[-1].is_missing for row in self.rows.values())
             notes.append(
-                f"{RANK}: mean place over datasets (1 is the best) among algorithms that have them all ({ranked})"
+                f"{RANK}: mean rank over datasets (1 is best) among the algorithms that have every dataset ({ranked})"
             )
-        if self.wanted.bootstrap:
+        if self.options.interval == "bootstrap":
+            column = "dataset" if self.name == AVERAGES else "environment"
             notes.append(
-                "[low, high]: 95 % stratified bootstrap interval over trials, too narrow where these are few; "
-                f"none without every {kind}"
+                "[low, high]: 95% stratified bootstrap interval over trials, too narrow for few trials; averages have "
+                f"one only if every {column} has results"
             )
-        if self.wanted.compare_published:
+        if self.options.compare:
             sources = dict.fromkeys(cell.reference.source for cell in self.cells if cell.reference)
-            notes.append(f"published: {'; '.join(sources)}" if sources else "published: nothing for this table")
+            notes.append(f"published: {'; '.join(sources) or 'no results for this table'}")
         return notes
 
 
-def printed(figure: float, decimals: int, sign: str = "") -> str:
-    """A figure with so many decimals, and no minus before a zero; `sign` "+" for one before what is positive, too."""
-    text = f"{figure:{sign}.{decimals}f}"
+def make_table(cells: Sequence[Cell], options: ReportOptions) -> Table:
+    """Return the table of these cells, which are all cells of one table, row by row."""
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.algorithm, []).append(cell)
+    columns = list(zip(*rows.values(), strict=True))
+    for i, column in enumerate(columns):
+        for cell, place in zip(column, _places(column, options.decimals), strict=True):
+            rows[cell.algorithm][i] = replace(cell, place=place)
+    return Table(cells[0].selection, cells[0].table, [column[0].column for column in columns], rows, options)
+
+
+def _places(column: Sequence[Cell], decimals: int) -> list[int]:
+    """Return 1 for the best of a column's cells, 2 for the second best, otherwise 0; equal as printed is equal."""
+    numbers = [None if cell.is_missing else float(format_number(cell.mean, decimals)) for cell in column]
+    levels = sorted({n for n in numbers if n is not None}, reverse=column[0].column != RANK)
+    if len(levels) < 2:
+        return [0] * len(column)
+    return [levels.index(n) + 1 if n in levels[:2] else 0 for n in numbers]
+
+
+def format_number(number: float, decimals: int, sign: str = "") -> str:
+    """Return a rounded number as text, zero without a minus; with `sign` "+", positive numbers have a plus."""
+    text = f"{number:{sign}.{decimals}f}"
     return text if float(text) else f"{0:{sign}.{decimals}f}"
 
 
-def make_table(
-    wanted: ReportOptions, selection: str, name: str, cells: pd.DataFrame, names: Mapping[str, Sequence[str]]
-) -> Table:
-    """One table.
-
-    Args:
-        name: the dataset, or AVERAGES.
-        cells: those of the dataset in `tables.summarise`, or of `tables.averages`.
-        names: the report's datasets, and their environments' names.
-    """
-    order = [*names, AVERAGE, RANK] if name == AVERAGES else [*names[name], AVERAGE]
-    rows: dict[str, list[Cell]] = {}
-    for algorithm, of_algorithm in cells.groupby("algorithm", sort=False):
-        by_column = of_algorithm.set_index("dataset" if name == AVERAGES else "environment").to_dict("index")
-        rows[str(algorithm)] = [
-            _cell(by_column[column] | {"column": column}, selection, name, list(names)) for column in order
-        ]
-    for i, column in enumerate(order):
-        places = _places([row[i] for row in rows.values()], wanted.decimals, column == RANK)
-        for row, place in zip(rows.values(), places, strict=True):
-            row[i] = row[i]._replace(place=place)
-    return Table(selection, name, order, rows, wanted)
-
-
-def _cell(cell: Mapping[Hashable, Any], selection: str, table: str, datasets: list[str]) -> Cell:
-    column, algorithm = cell["column"], cell["algorithm"]
-    if column == RANK:
-        reference = None
-    elif table != AVERAGES:
-        reference = published(selection, table, column, algorithm)
-    elif column == AVERAGE:
-        reference = published_average(selection, datasets, algorithm)
-    else:
-        reference = published(selection, column, AVERAGE, algorithm)
-    states = {state.value: int(cell[state.name.lower()]) for state in JobState}
-    figures = {name: cell[name] for name in Cell._fields if name in cell}
-    return Cell(**figures, states=states, place=0, reference=reference)
-
-
-def _places(cells: Sequence[Cell], decimals: int, lowest_is_best: bool) -> list[int]:
-    """Of a column's cells: 1 for the best, 2 for the second, else 0. What is printed alike is equal."""
-    figures = [None if cell.is_missing else float(printed(cell.mean, decimals)) for cell in cells]
-    levels = sorted({figure for figure in figures if figure is not None}, reverse=not lowest_is_best)
-    if len(levels) < 2:
-        return [0] * len(cells)
-    return [levels.index(figure) + 1 if figure in levels[:2] else 0 for figure in figures]
-
-
-def _told(cells: Iterable[Cell]) -> str:
-    """Which cells these are, and what each rests on."""
-    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+def _list_counts(cells: Iterable[Cell]) -> str:
+    """Return the counts of these cells in parentheses, with equal ones of an algorithm merged; "" for no cells."""
+    columns: dict[tuple[str, str], list[str]] = defaultdict(list)
     for cell in cells:
-        alike[cell.algorithm, cell.counts].append(cell.column)
-    told = "; ".join(f"{algorithm} {', '.join(columns)}: {counts}" for (algorithm, counts), columns in alike.items())
-    return f" ({told})" if told else ""
+        columns[cell.algorithm, cell.counts].append(cell.column)
+    texts = [f"{algorithm} {', '.join(names)}: {counts}" for (algorithm, counts), names in columns.items()]
+    return f" ({'; '.join(texts)})" if texts else ""

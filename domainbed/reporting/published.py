@@ -1,5 +1,6 @@
-"""What papers printed: DomainBed's tables of 2020, Fishr's and Fish's averages. Accuracies in percent."""
+"""Published results: DomainBed's tables of 2020 and the averages of Fishr and Fish. Accuracies are in percent."""
 
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
@@ -8,40 +9,48 @@ import numpy as np
 import pandas as pd
 
 from domainbed.datasets import BENCHMARK
-from domainbed.reporting.cells import AVERAGE
 
-DRAWS, TRIALS = 20, 3  # with which they were made; and each dataset's own number of steps
-# What can't be had as it was then.
-MADE_OTHERWISE = {
-    "RotatedMNIST": "DomainBed's tables of 2020 rest on bicubic rotation, these on bilinear (as DomainBed has it now)",
-    "TerraIncognita": "the published tables rest on 24,788 images, of which a download today may lack 458",
+AVERAGE = "Avg"  # over environments or datasets, in published.csv and in the tables
+
+# Published results use this protocol, and the default number of steps of each dataset.
+N_HPARAMS, N_TRIALS = 20, 3
+# Differences that no option can remove.
+KNOWN_DIFFERENCES = {
+    "RotatedMNIST": "DomainBed's tables of 2020 used bicubic rotation; this package rotates bilinearly, as DomainBed "
+    "does now",
+    "TerraIncognita": "the published tables used 24,788 images; up to 458 of them are missing from today's download",
 }
 
 
 class PublishedResult(NamedTuple):
-    """A printed accuracy, its standard error (NaN where none was printed), and where it was printed."""
+    """A published accuracy.
+
+    Attributes:
+        accuracy: in percent.
+        standard_error: in percent; NaN if none was published.
+        source: the publication.
+    """
 
     accuracy: float
-    error: float
+    standard_error: float
     source: str
 
 
 def published(selection: str, dataset: str, environment: str, algorithm: str) -> PublishedResult | None:
-    """What was printed in a dataset's table (`environment` may be AVERAGE), if anything was."""
-    return _cells().get((selection, dataset, environment, algorithm))
+    """Return the published result of one cell of a dataset's table, if any; `environment` may be AVERAGE."""
+    return _results().get((selection, dataset, environment, algorithm))
 
 
-def published_average(selection: str, datasets: list[str], algorithm: str) -> PublishedResult | None:
-    """What was printed as the average over datasets; it is over the benchmark's seven."""
+def published_average(selection: str, datasets: Collection[str], algorithm: str) -> PublishedResult | None:
+    """Return the published average over datasets, if any; it exists only for the benchmark's seven datasets."""
     return published(selection, AVERAGE, AVERAGE, algorithm) if set(datasets) == set(BENCHMARK) else None
 
 
 @cache
-def _cells() -> dict[tuple[str, str, str, str], PublishedResult]:
-    file = resources.files("domainbed.reporting") / "published.csv"
-    with file.open(encoding="utf-8") as text:
-        # Algorithms and environments are names, whatever they look like ("0" is one of RotatedMNIST).
-        cells = pd.read_csv(text, dtype={"environment": str})
-    keys = cells[["selection", "dataset", "environment", "algorithm"]].itertuples(index=False, name=None)
-    values = cells[["accuracy", "stderr", "source"]].astype({"stderr": np.float64}).itertuples(index=False, name=None)
+def _results() -> dict[tuple[str, str, str, str], PublishedResult]:
+    with (resources.files("domainbed.reporting") / "published.csv").open(encoding="utf-8") as file:
+        # An environment's name may look like a number ("0" of RotatedMNIST).
+        rows = pd.read_csv(file, dtype={"environment": str, "stderr": np.float64})
+    keys = rows[["selection", "dataset", "environment", "algorithm"]].itertuples(index=False, name=None)
+    values = rows[["accuracy", "stderr", "source"]].itertuples(index=False, name=None)
     return {key: PublishedResult(*value) for key, value in zip(keys, values, strict=True)}

@@ -1,4 +1,4 @@
-"""Job folders -> a part of a sweep: a table of jobs and one of their records."""
+"""Parsing of job folders into Arrow tables: one of jobs, one of their records."""
 
 import json
 import math
@@ -14,22 +14,22 @@ import numpy as np
 import pyarrow as pa
 
 from domainbed.engine.config import PRECISIONS, TASKS
-from domainbed.records import RESULTS_FILE, RUN_KEYS, SCHEMA_VERSION, read_job
+from domainbed.records import RESULTS_FILE, RUN_KEYS, SCHEMA_VERSION, parse_records
 
-# What a part tells of each job; test_envs, environments, hparams and problems are JSON.
-JOBS = pa.schema(
+# The columns of SweepPart.jobs; test_envs, environments, hparams and problems are JSON.
+JOB_SCHEMA = pa.schema(
     {
         "folder": pa.string(),
-        "size": pa.int64(),  # of its records, in bytes; with the next, it tells whether they are as they were
-        "written": pa.int64(),  # when they last were, in nanoseconds
+        "size": pa.int64(),  # bytes of records; together with mtime_ns, detects changes
+        "mtime_ns": pa.int64(),  # last modification of the records, in nanoseconds
         "dataset": pa.string(),
         "algorithm": pa.string(),
         "test_envs": pa.string(),
         "trial_seed": pa.int64(),
         "hparams_seed": pa.int64(),
         "environments": pa.string(),
-        "steps": pa.float64(),  # how many updates were asked for; NaN where the records don't tell
-        "settings": pa.string(),  # other arguments on which the result depends
+        "steps": pa.float64(),  # requested number of updates; NaN if unknown
+        "settings": pa.string(),  # other arguments that affect the result
         "hparams": pa.string(),
         "bad_images": pa.int64(),
         "n_records": pa.int64(),
@@ -38,97 +38,106 @@ JOBS = pa.schema(
         "problems": pa.string(),
     }
 )
-
-
-# Of a job without a record of use. With nulls among them, pandas would make floats of all jobs' numbers.
-NUMBERS = {"trial_seed": 0, "hparams_seed": 0}
+# Seeds of a job without usable records: nulls would make pandas convert the column to floats.
+NO_SEEDS = {"trial_seed": 0, "hparams_seed": 0}
 ACCURACY = re.compile(r"env\d{1,4}_(in|out)_acc")
-# What a record that can't be used raises.
-UNUSABLE = (LookupError, TypeError, ValueError, OverflowError, RecursionError)
+RECORD_ERRORS = (LookupError, TypeError, ValueError, OverflowError, RecursionError)  # raised by an unusable record
 
 
-class Part(NamedTuple):
-    """Some jobs of a sweep: JOBS, a row each, and their records, in the same order: `step`, and every `env…_acc`."""
+class SweepPart(NamedTuple):
+    """Some jobs of a sweep.
+
+    Attributes:
+        jobs: one row per job, with the columns of JOB_SCHEMA.
+        records: one row per record, in the order of `jobs`: `step` and every `env…_acc`, NaN if missing.
+    """
 
     jobs: pa.Table
     records: pa.Table
 
 
-class Figures(NamedTuple):
-    """Some records' steps and accuracies: [records, names]."""
+class RecordArray(NamedTuple):
+    """The steps and accuracies of a job's records: `values` is [records, columns], its first column is `step`."""
 
-    names: tuple[str, ...]
+    columns: tuple[str, ...]
     values: np.ndarray
 
 
-def read_part(sweep_dir: Path, names: Sequence[str]) -> Part:
-    """Read job folders. One that can't be read, or has no record of use, has problems and no records."""
-    read = [
-        ({"folder": name, **NUMBERS, **job}, figures) for name in names for job, figures in [_read(sweep_dir / name)]
-    ]
-    read.sort(key=lambda each: (each[0].get("dataset", ""), each[0].get("test_envs", "")))  # as the tables ask for them
-    jobs, figures = [job for job, _ in read], [figures for _, figures in read]
-    length = sum(len(f.values) for f in figures)
-    columns = {
-        name: np.full(length, np.nan) for name in dict.fromkeys(["step", *(n for f in figures for n in f.names)])
-    }
+def read_part(sweep_dir: Path, names: Sequence[str]) -> SweepPart:
+    """Read job folders. A job without usable records has problems and no records."""
+    jobs = [({"folder": name, **NO_SEEDS, **job}, array) for name in names for job, array in [_read(sweep_dir / name)]]
+    # The order in which selection methods read them.
+    jobs.sort(key=lambda job: (job[0].get("dataset", ""), job[0].get("test_envs", "")))
+    arrays = [array for _, array in jobs]
+    n_records = sum(len(array.values) for array in arrays)
+    column_names = dict.fromkeys(["step", *(name for array in arrays for name in array.columns)])
+    columns = {name: np.full(n_records, np.nan) for name in column_names}
     start = 0
-    for f in figures:
-        for name, values in zip(f.names, f.values.T, strict=True):
+    for array in arrays:
+        for name, values in zip(array.columns, array.values.T, strict=True):
             columns[name][start : start + len(values)] = values
-        start += len(f.values)
+        start += len(array.values)
     columns["step"] = columns["step"].astype(np.int32)
-    return Part(pa.Table.from_pylist(jobs, JOBS), pa.table(columns))
+    return SweepPart(pa.Table.from_pylist([job for job, _ in jobs], JOB_SCHEMA), pa.table(columns))
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Figures]:
-    """A job's row of JOBS, but for its folder, and the figures of its records."""
-    size = written = -1
-    problems: list[str] = []
+def _read(folder: Path) -> tuple[dict[str, Any], RecordArray]:
+    """Return a job's row of JOB_SCHEMA, without `folder`, and its records."""
+    size = mtime_ns = -1
     try:
         with open(folder / RESULTS_FILE, "rb") as file:
-            stat = os.fstat(file.fileno())  # before it is read: what is written meanwhile makes it new again
+            stat = os.fstat(file.fileno())  # before reading: a record appended meanwhile makes the job count as changed
             data = file.read()
-        size, written = stat.st_size, stat.st_mtime_ns
-        try:
-            job, figures = _at_once(data)
-        except UNUSABLE:
-            records, problems = read_job(folder)
-            job, figures = _one_by_one(records, problems)
-        if not data:
-            problems.append("empty")
     except OSError as error:
-        job, figures = _one_by_one([], problems)
-        problems.append(f"{error.strerror}; left out")
-    job |= {"n_records": len(figures.values), "last_step": int(figures.values[-1, 0]) if len(figures.values) else -1}
-    job["n_environments"] = 1 + max((int(name[3:].partition("_")[0]) for name in figures.names[1:]), default=-1)
-    return {**job, "size": size, "written": written, "problems": json.dumps(problems)}, figures
+        job, array, problems = *_parse_leniently([], []), [f"{error.strerror}; skipped"]
+    else:
+        size, mtime_ns = stat.st_size, stat.st_mtime_ns
+        job, array, problems = _parse(data)
+    return {
+        **job,
+        "size": size,
+        "mtime_ns": mtime_ns,
+        "n_records": len(array.values),
+        "last_step": int(array.values[-1, 0]) if len(array.values) else -1,
+        "n_environments": 1 + max((int(name[3:].partition("_")[0]) for name in array.columns[1:]), default=-1),
+        "problems": json.dumps(problems),
+    }, array
 
 
-def _at_once(data: bytes) -> tuple[dict[str, Any], Figures]:
-    """What a job's file tells in which nothing is amiss, ten times as fast as one by one. Else raises an error."""
+def _parse(data: bytes) -> tuple[dict[str, Any], RecordArray, list[str]]:
+    """Parse the contents of a results file; the last value lists its problems."""
+    try:
+        return *_parse_strictly(data), []
+    except RECORD_ERRORS:
+        records, problems = parse_records(data)
+        job, array = _parse_leniently(records, problems)
+        return job, array, problems if data else ["empty file"]
+
+
+def _parse_strictly(data: bytes) -> tuple[dict[str, Any], RecordArray]:
+    """Parse flawless records, ten times as fast as `_parse_leniently`. Raise one of RECORD_ERRORS on any flaw."""
     last = json.loads(data.strip().rpartition(b"\n")[2])
-    job = _job_of(last)
-    names = _accuracies(last, json.loads(job["test_envs"]))
+    job = _job_row(last)
+    names = _accuracy_names(last, json.loads(job["test_envs"]))
     records = _decoder(names).decode_lines(data)
-    # The columns are step, the accuracies, bad_images and schema_version.
-    figures = (figure for record in records for figure in msgspec.structs.astuple(record)[1:])
-    values = np.fromiter(figures, np.float64).reshape(len(records), -1)
+    # All fields except for `args`: step, the accuracies, bad_images and schema_version.
+    fields = (field for record in records for field in msgspec.structs.astuple(record)[1:])
+    values = np.fromiter(fields, np.float64).reshape(len(records), -1)
     if not (
         all(record.args == records[0].args for record in records)
-        and data.count(b'_acc"') == len(records) * len(names)  # no record has others
+        and data.count(b'_acc"') == len(records) * len(names)  # no record has other accuracies
         and np.isfinite(values).all()
         and values[-1, 0] <= np.iinfo(np.int32).max
         and (np.diff(values[:, 0]) > 0).all()
         and (values[:, -1] == SCHEMA_VERSION).all()
     ):
-        raise ValueError("something is amiss")
-    return {**job, "bad_images": int(values[:, -2].max())}, Figures(("step", *names), values[:, :-2])
+        raise ValueError("the records require lenient parsing")
+    return {**job, "bad_images": int(values[:, -2].max())}, RecordArray(("step", *names), values[:, :-2])
 
 
 @cache
 def _decoder(accuracies: tuple[str, ...]) -> msgspec.json.Decoder:
-    """Reads of records only what the tables need; `args` as they are written."""
+    """Return a decoder of the fields that the tables need; it leaves `args` unparsed."""
     fields: list[Any] = [
         ("args", msgspec.Raw),
         ("step", int),
@@ -139,10 +148,10 @@ def _decoder(accuracies: tuple[str, ...]) -> msgspec.json.Decoder:
     return msgspec.json.Decoder(msgspec.defstruct("Record", fields, gc=False))
 
 
-def _one_by_one(records: Sequence[Mapping[str, Any]], problems: list[str]) -> tuple[dict[str, Any], Figures]:
-    """What those of a job's records tell that the tables can use, all of the last one's run.
+def _parse_leniently(records: Sequence[Mapping[str, Any]], problems: list[str]) -> tuple[dict[str, Any], RecordArray]:
+    """Return what is usable in a job's records, and append the reasons for what is not to `problems`.
 
-    A record that lacks an accuracy that others have has NaN for it. What is left out is added to `problems`.
+    All records returned belong to the run of the last usable one. Missing accuracies are NaN.
     """
     job: dict[str, Any] = {}
     rows: list[dict[str, float]] = []
@@ -150,35 +159,35 @@ def _one_by_one(records: Sequence[Mapping[str, Any]], problems: list[str]) -> tu
     reason = ""
     for record in reversed(records):
         try:
-            of_record = _job_of(record)
-            if job and any(of_record[name] != job[name] for name in RUN_KEYS):
-                raise ValueError("it is of another run than the last record")
-            names = _accuracies(record, json.loads(of_record["test_envs"]))
+            row_job = _job_row(record)
+            if job and any(row_job[name] != job[name] for name in RUN_KEYS):
+                raise ValueError("it belongs to another run than the last record")
+            names = _accuracy_names(record, json.loads(row_job["test_envs"]))
             row = {"step": float(np.int32(record["step"]))} | {name: float(record[name]) for name in names}
             if not all(map(math.isfinite, row.values())):
-                raise ValueError("an accuracy is no finite number")
+                raise ValueError("an accuracy is not a finite number")
             bad_images = max(bad_images, int(record.get("bad_images", 0)))
-        except UNUSABLE as error:
-            reason = f"step {record['step']} is left out: {error!r}"
+        except RECORD_ERRORS as error:
+            reason = f"the record of step {record['step']} is skipped: {error!r}"
             continue
-        job = job or of_record
+        job = job or row_job
         rows.insert(0, row)
-    if left_out := len(records) - len(rows):
-        problems.append(reason + (f", and {left_out - 1} others likewise" if left_out > 1 else ""))
-    form = tuple(dict.fromkeys(["step", *(name for row in rows for name in row)]))
-    values = np.array([[row.get(name, np.nan) for name in form] for row in rows], dtype=np.float64)
-    return {**job, "bad_images": bad_images}, Figures(form, values.reshape(len(rows), len(form)))
+    if n_skipped := len(records) - len(rows):
+        problems.append(reason + (f", and {n_skipped - 1} more" if n_skipped > 1 else ""))
+    columns = tuple(dict.fromkeys(["step", *(name for row in rows for name in row)]))
+    values = np.array([[row.get(name, np.nan) for name in columns] for row in rows], dtype=np.float64)
+    return {**job, "bad_images": bad_images}, RecordArray(columns, values.reshape(len(rows), len(columns)))
 
 
-def _job_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record tells of its job. Raises one of UNUSABLE where it can't."""
-    args, hparams, names = record["args"], record.get("hparams"), record.get("environments")
+def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record contains about its job. Raise one of RECORD_ERRORS if it is unusable."""
+    args, hparams, environments = record["args"], record.get("hparams"), record.get("environments")
     for name in ("dataset", "algorithm"):
         if not isinstance(args[name], str):
             raise TypeError(f"{name} is {args[name]!r}")
-        args[name].encode()  # raises where it is no text
-    told = {"task": TASKS[0], **args}  # DomainBed knew no other in 2020, and did not tell
-    settings = ", ".join(f"{name} {told.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task"))
+        args[name].encode()  # raises if it contains a surrogate
+    with_task = {"task": TASKS[0], **args}  # DomainBed's records of 2020 lack the task; only one existed
+    settings = ", ".join(f"{name} {with_task.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task"))
     if args.get("clean_evaluation"):
         settings += ", clean_evaluation"
     if (precision := args.get("precision", PRECISIONS[0])) != PRECISIONS[0]:
@@ -188,22 +197,22 @@ def _job_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": args["dataset"],
         "algorithm": args["algorithm"],
         "test_envs": json.dumps(sorted(int(env) for env in args["test_envs"])),
-        "trial_seed": _in_64_bits(args["trial_seed"]),
-        "hparams_seed": _in_64_bits(args["hparams_seed"]),
+        "trial_seed": _to_int64(args["trial_seed"]),
+        "hparams_seed": _to_int64(args["hparams_seed"]),
         "steps": float(steps) if isinstance(steps := args.get("steps"), int) else np.nan,
         "settings": settings,
-        "environments": json.dumps([str(name) for name in names] if isinstance(names, list) else []),
+        "environments": json.dumps(list(map(str, environments)) if isinstance(environments, list) else []),
         "hparams": json.dumps(hparams if isinstance(hparams, dict) else {}),
     }
 
 
-def _in_64_bits(number: Any) -> int:
+def _to_int64(number: Any) -> int:
     return int(np.int64(int(number)))  # raises OverflowError
 
 
-def _accuracies(record: Mapping[str, Any], test_envs: Sequence[int]) -> tuple[str, ...]:
-    """The names of a record's accuracies. Raises ValueError where there is none on its test environments."""
+def _accuracy_names(record: Mapping[str, Any], test_envs: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of a record's accuracies. Raise ValueError if those on its test environments are missing."""
     names = tuple(filter(ACCURACY.fullmatch, record))
-    if not test_envs or any(f"env{env}_{part}_acc" not in names for env in test_envs for part in ("in", "out")):
+    if not test_envs or any(f"env{env}_{split}_acc" not in names for env in test_envs for split in ("in", "out")):
         raise ValueError(f"no accuracy on its test environments {tuple(test_envs)}")
     return names

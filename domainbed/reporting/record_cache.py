@@ -1,9 +1,9 @@
-"""What was read of a sweep, in columns, kept beside it: what has not changed since need not be parsed again.
+"""A cache of parsed records in the sweep's folder: jobs that have not changed are not parsed again.
 
-It may be deleted at any time. A file holds the jobs and the records of a part, two Arrow streams one after the other.
-It is never changed: jobs that have gone on since are read anew, into files of their own once they are MANY, and a file
-fewer than half of whose jobs are as they were is deleted. Of a sweep in which nothing at all has changed since, its
-jobs and what each method chose are kept, too, so that no record need be looked at again.
+The cache may be deleted at any time. A part file contains the jobs and the records of a `SweepPart`, two consecutive
+Arrow streams, and is never modified: jobs that have changed are parsed again, and written to a file of their own once
+there are MIN_JOBS of them; a file is deleted when fewer than half of its jobs are current. Snapshots hold the jobs of a
+whole sweep, and the records that each method selected from it, until any of its jobs changes.
 """
 
 import hashlib
@@ -21,95 +21,94 @@ from joblib import cpu_count
 
 from domainbed.files import atomic_write
 from domainbed.records import SCHEMA_VERSION
-from domainbed.reporting.reading import Part
+from domainbed.reporting.reading import SweepPart
 from domainbed.sweep.job import SWEEP_FOLDER
 
-MANY = 500  # fewer jobs are as quickly parsed again
-# Of what reading.py makes of a job's folder, and model_selection.py of records.
-VERSION = f"2 of schema {SCHEMA_VERSION}".encode()
-WHOLE = "whole"  # the folder for what concerns a whole sweep
-STALE = 3600  # seconds after which what a killed process has left half-written is removed
+MIN_JOBS = 500  # fewer jobs are parsed as fast as read from the cache
+# The version of what reading.py extracts from a job's folder and model_selection.py from records.
+CACHE_VERSION = f"3 of schema {SCHEMA_VERSION}".encode()
+SNAPSHOTS_FOLDER = "whole"
+MAX_AGE = 3600  # seconds after which the unfinished file of a killed process is deleted
 
-Signature = tuple[int, int]  # of a job's records: how many bytes, and when they were written, in nanoseconds
+Signature = tuple[int, int]  # of a job's records: their size in bytes and modification time in nanoseconds
 
 
 def cache_folder(sweep_dir: Path) -> Path:
-    """Where the files lie."""
     return sweep_dir / SWEEP_FOLDER / "records"
 
 
-def write_part(sweep_dir: Path, part: Part) -> Path | None:
-    """Keep a part, in the file that is returned; None where the folder does not let us, which does no harm."""
+def write_part(sweep_dir: Path, part: SweepPart) -> Path | None:
+    """Write a part to the cache and return its file, or None if the folder is not writable."""
     return _write(cache_folder(sweep_dir), uuid.uuid4().hex, part)
 
 
-def load_parts(sweep_dir: Path, signatures: Mapping[str, Signature]) -> list[Part]:
-    """The kept parts, cut down to the jobs that are still as `signatures` tell, each of them once."""
-    for left in cache_folder(sweep_dir).glob("*.part"):
+def load_parts(sweep_dir: Path, signatures: Mapping[str, Signature]) -> list[SweepPart]:
+    """Return the cached parts, reduced to the jobs whose signature is current, each job once."""
+    for unfinished in cache_folder(sweep_dir).glob("*.part"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE:
-                left.unlink()
-    parts: list[Part] = []
+            if time.time() - unfinished.stat().st_mtime > MAX_AGE:
+                unfinished.unlink()
+    parts: list[SweepPart] = []
     found: set[str] = set()
     paths = sorted(cache_folder(sweep_dir).glob("*.arrow"))
-    with ThreadPoolExecutor(cpu_count()) as pool:  # reading and checksums don't hold Python's lock
-        read_parts = list(pool.map(read, paths))
-    for path, part in zip(paths, read_parts, strict=True):
+    with ThreadPoolExecutor(cpu_count()) as pool:  # reading and checksums release the GIL
+        cached_parts = list(pool.map(load_part, paths))
+    for path, part in zip(paths, cached_parts, strict=True):
         if part is None:
-            _remove(path)
+            _delete(path)
             continue
-        names = part.jobs["folder"].to_pylist()
-        then = zip(part.jobs["size"].to_pylist(), part.jobs["written"].to_pylist(), strict=True)
-        counts = [
-            signatures.get(name) == signature and name not in found for name, signature in zip(names, then, strict=True)
+        folders, *signature = (part.jobs[name].to_pylist() for name in ("folder", "size", "mtime_ns"))
+        is_current = [
+            signatures.get(folder) == cached and folder not in found
+            for folder, cached in zip(folders, zip(*signature, strict=True), strict=True)
         ]
-        if 2 * sum(counts) < len(names):
-            _remove(path)
+        if 2 * sum(is_current) < len(folders):
+            _delete(path)
             continue
-        found.update(name for name, does in zip(names, counts, strict=True) if does)
-        parts.append(part if all(counts) else _only(part, counts))
+        found.update(folder for folder, current in zip(folders, is_current, strict=True) if current)
+        parts.append(part if all(is_current) else _filter_jobs(part, is_current))
     return parts
 
 
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # as above: the folder may not be ours
-        path.unlink()
-
-
-def read(path: Path) -> Part | None:
-    """A kept part; None for a file of another version, and for one that is damaged."""
-    tables = _tables(path, len(Part._fields))
-    return Part(*tables) if tables else None
+def load_part(path: Path) -> SweepPart | None:
+    """Return a cached part, or None if its file has another version or is damaged."""
+    tables = _read(path, len(SweepPart._fields))
+    return SweepPart(*tables) if tables else None
 
 
 def state_of(signatures: Mapping[str, Signature], done: Container[str]) -> str:
-    """A name for how the jobs of a sweep are: where any has changed, it is another."""
-    told = "\n".join(f"{name} {signature} {name in done}" for name, signature in sorted(signatures.items()))
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    """Return a hash of the state of all jobs of a sweep; it changes when any job does."""
+    lines = "\n".join(f"{name} {signature} {name in done}" for name, signature in sorted(signatures.items()))
+    return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
-def save_snapshot(sweep_dir: Path, state: str, what: str, table: pa.Table) -> None:
-    """Keep what was found out of a whole sweep in this state; what was, of others, is removed."""
-    folder = cache_folder(sweep_dir) / WHOLE
+def save_snapshot(sweep_dir: Path, state: str, name: str, table: pa.Table) -> None:
+    """Save a table computed from a whole sweep in this state, and delete the snapshots of other states."""
+    folder = cache_folder(sweep_dir) / SNAPSHOTS_FOLDER
     for path in folder.glob("*.arrow"):
         if not path.name.startswith(state):
-            _remove(path)
-    _write(folder, f"{state}-{what}", [table])
+            _delete(path)
+    _write(folder, f"{state}-{name}", [table])
 
 
-def load_snapshot(sweep_dir: Path, state: str, what: str) -> pa.Table | None:
-    """What was found out of a whole sweep in this state, if it was kept."""
-    for path in (cache_folder(sweep_dir) / WHOLE).glob(f"{state}-{what}-*.arrow"):
-        if tables := _tables(path, 1):
+def load_snapshot(sweep_dir: Path, state: str, name: str) -> pa.Table | None:
+    """Return the table saved under this name for a sweep in this state, or None if there is none."""
+    for path in (cache_folder(sweep_dir) / SNAPSHOTS_FOLDER).glob(f"{state}-{name}-*.arrow"):
+        if tables := _read(path, 1):
             return tables[0]
     return None
 
 
+def _delete(path: Path) -> None:
+    with suppress(OSError):  # the folder may be read-only
+        path.unlink()
+
+
 def _write(folder: Path, stem: str, tables: Iterable[pa.Table]) -> Path | None:
-    """Write tables into a file whose name ends with its checksum; None where the folder does not let us."""
+    """Write tables to a file whose name ends with its checksum. Return None if the folder is not writable."""
     buffer = pa.BufferOutputStream()
     for table in tables:
-        table = table.replace_schema_metadata({"version": VERSION})
+        table = table.replace_schema_metadata({"version": CACHE_VERSION})
         with pa.ipc.new_stream(buffer, table.schema) as stream:
             stream.write_table(table)
     content = buffer.getvalue()
@@ -123,20 +122,20 @@ def _write(folder: Path, stem: str, tables: Iterable[pa.Table]) -> Path | None:
     return path
 
 
-def _tables(path: Path, n: int) -> list[pa.Table] | None:
-    """The `n` tables in a file; None for one of another version, and for one that is damaged."""
+def _read(path: Path, n: int) -> list[pa.Table] | None:
+    """Return the `n` tables in a file, or None if it has another version or is damaged."""
     try:
-        # Not mapped into memory: a mapped file that a network file system takes away ends this process.
+        # Not memory-mapped: a mapped file that disappears from a network file system kills the process.
         content = path.read_bytes()
     except OSError:
         return None
-    if path.stem.rpartition("-")[2] != _checksum(content):  # Arrow itself would crash on some damage
+    if path.stem.rpartition("-")[2] != _checksum(content):  # some damage would crash Arrow
         return None
     file = pa.BufferReader(content)
     tables = []
     for _ in range(n):
         with pa.ipc.open_stream(file) as stream:
-            if stream.schema.metadata != {b"version": VERSION}:
+            if stream.schema.metadata != {b"version": CACHE_VERSION}:
                 return None
             tables.append(stream.read_all())
     return tables
@@ -146,7 +145,7 @@ def _checksum(content: bytes | pa.Buffer) -> str:
     return f"{zlib.crc32(content):08x}"
 
 
-def _only(part: Part, counts: Sequence[bool]) -> Part:
-    """The part's jobs that count, and their records."""
-    mask = np.repeat(np.array(counts), part.jobs["n_records"].to_numpy())
-    return Part(part.jobs.filter(pa.array(counts)), part.records.filter(pa.array(mask)))
+def _filter_jobs(part: SweepPart, mask: Sequence[bool]) -> SweepPart:
+    """Return a part's jobs for which `mask` is true, and their records."""
+    records_mask = np.repeat(np.array(mask), part.jobs["n_records"].to_numpy())
+    return SweepPart(part.jobs.filter(pa.array(mask)), part.records.filter(pa.array(records_mask)))

@@ -1,217 +1,242 @@
-"""All tables of a sweep, with what they rest on and what is missing, before they are text, LaTeX or a page."""
+"""A report: all tables of a sweep, with notes and comparisons, before a format turns them into text."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, suggest
-from domainbed.model_selection import SELECTION_METHODS, WITH_PAIRS, best_hparams
+from domainbed.model_selection import WITH_PAIRS, best_hparams
 from domainbed.reporting.cells import (
     AVERAGE,
+    Cell,
     algorithms_of,
     average_cells,
+    benchmark_scores,
     datasets_of,
     environment_names,
     make_cells,
-    scores_of,
 )
-from domainbed.reporting.layout import AVERAGES, MISSING, ReportOptions, Table, make_table, printed
+from domainbed.reporting.layout import MISSING, ReportOptions, Table, format_number, make_table
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.published import DRAWS, MADE_OTHERWISE, TRIALS
+from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
 from domainbed.sweep.status import JobState
 
-# What the published tables rest on, besides each dataset's number of steps.
-COUNTED = (("hparams_seed", DRAWS, "draws"), ("trial_seed", TRIALS, "trials"))
+# In addition to each dataset's number of steps.
+PUBLISHED_COUNTS = (("hparams_seed", N_HPARAMS, "hyperparameter draws"), ("trial_seed", N_TRIALS, "trials"))
 _SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
-PUBLISHED_SETTINGS = {_SETTINGS, f"{_SETTINGS}, precision fp32"}  # TF32, the default, or none: it depended on the GPU
+PUBLISHED_SETTINGS = {
+    _SETTINGS,
+    f"{_SETTINGS}, precision fp32",
+}  # published runs used TF32 or not, depending on the GPU
 
-VERSUS = ["dataset", "difference", "low", "high", "probability", "p_low", "p_high", "trials"]
+
+class Comparison(NamedTuple):
+    """A paired comparison of two algorithms on one dataset, over the trials that both have completely.
+
+    Attributes:
+        dataset: the dataset, or AVERAGE.
+        difference, low, high: mean difference in percentage points, and its 95% interval; NaN without trials.
+        probability, p_low, p_high: the probability that a trial of the first beats one of the second, and its 95%
+            interval; NaN without trials.
+        trials: the number of trials.
+    """
+
+    dataset: str
+    difference: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    probability: float = np.nan
+    p_low: float = np.nan
+    p_high: float = np.nan
+    trials: int = 0
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one selection method says.
+    """The tables of one selection method.
 
     Attributes:
-        chosen: the record chosen from each run (`model_selection`).
-        best: of these the best of each trial, behind the tables' cells.
-        why_empty: where there is no table, why.
-        versus: for two algorithms, a row a dataset and AVERAGE: `dataset`, `difference` (mean, percent points),
-            `low`, `high`, `probability` (that the first beats the second), `p_low`, `p_high`, `trials`.
+        best: the runs behind the cells: the best run of each trial (`model_selection.best_hparams`).
+        why_empty: the reason if there is no table, otherwise "".
+        versus: the comparison of two algorithms on each dataset and on average; empty if not requested.
     """
 
     selection: str
     tables: list[Table]
-    chosen: pd.DataFrame
     best: pd.DataFrame
-    why_empty: str
-    versus: pd.DataFrame | None
+    why_empty: str = ""
+    versus: Sequence[Comparison] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a sweep has to say; `names` are its datasets' environments, `notes` concern all of it."""
+    """All tables of a sweep.
+
+    Attributes:
+        environments: the names of each dataset's environments.
+        notes: notes on the whole report, one per line.
+    """
 
     sweep: Sweep
-    wanted: ReportOptions
-    names: Mapping[str, Sequence[str]]
+    options: ReportOptions
+    environments: Mapping[str, Sequence[str]]
     algorithms: Sequence[str]
     sections: list[Section]
     notes: list[str]
 
     @property
     def progress(self) -> str:
-        """How far the sweep is: "84 runs asked for: 80 done, 1 failed, 3 not launched"."""
+        """The number of runs in each state: "84 runs requested: 80 done, 1 failed, 3 not launched"."""
         counts = Counter(self.sweep.runs["state"])
-        told = ", ".join(f"{counts[state]:,} {state.value}" for state in reversed(JobState) if counts[state])
-        return f"{len(self.sweep.runs):,} runs asked for: {told}"
+        states = ", ".join(f"{counts[state]:,} {state.value}" for state in reversed(JobState) if counts[state])
+        return f"{len(self.sweep.runs):,} runs requested: {states}"
 
 
-def make_report(sweep: Sweep, wanted: ReportOptions) -> Report:
-    """All tables that are wanted.
+def make_report(sweep: Sweep, options: ReportOptions) -> Report:
+    """Return the requested tables of a sweep.
 
     Raises:
-        UsageError: a selection method, a dataset or an algorithm that is not there.
+        UsageError: the sweep has no runs of a requested dataset or algorithm.
     """
-    datasets = select_names(wanted.datasets, datasets_of(sweep.runs), "--datasets")
-    algorithms = select_names(wanted.algorithms, algorithms_of(sweep.runs), "--algorithms")
-    _check_versus(wanted.versus, algorithms, algorithms_of(sweep.runs))
-    names = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
-    for dataset in (dataset for dataset in datasets if not names[dataset]):  # without records, what was asked for tells
+    datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
+    algorithms = select_names(options.algorithms, algorithms_of(sweep.runs), "--algorithms")
+    if options.versus:
+        for name in select_names(options.versus, algorithms_of(sweep.runs), "--versus"):
+            if name not in algorithms:
+                raise UsageError(f"--versus {name}: not among --algorithms; add it there")
+    environments = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
+    for dataset in (dataset for dataset in datasets if not environments[dataset]):  # it has no records yet
         test_envs = sweep.runs.loc[sweep.runs["dataset"] == dataset, "test_envs"]
-        names[dataset] = [f"env{i}" for i in range(1 + max(map(max, test_envs)))]
-    sections = [_section(sweep, wanted, s, names, algorithms) for s in wanted.selections or SELECTION_METHODS]
-    notes = (
-        []
-        if sweep.is_remembered
-        else [
-            "What was asked for is not kept here, or can't be read; taken for it are, for each dataset, "
-            "all trials and draws that any algorithm has."
-        ]
-    )
-    if wanted.compare_published:
-        notes += _differences_of_protocol(sweep, datasets, algorithms)
-    return Report(sweep, wanted, names, algorithms, sections, notes)
+        environments[dataset] = [f"env{i}" for i in range(1 + max(map(max, test_envs)))]
+    sections = [_make_section(sweep, options, name, environments, algorithms) for name in options.selections]
+    notes = []
+    if not sweep.has_launch_log:
+        notes.append(
+            "The launch log of this sweep is missing or unreadable: the requested runs are assumed to be, for each "
+            "dataset, all trials and hyperparameter draws that any algorithm has."
+        )
+    if options.compare:
+        notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms)]
+    return Report(sweep, options, environments, algorithms, sections, notes)
 
 
-def select_names(wanted: Sequence[str] | None, there: list[str], option: str) -> list[str]:
-    """What is wanted of what is there, each once; all of it where nothing is said.
+def select_names(requested: Collection[str] | None, available: list[str], option: str) -> list[str]:
+    """Return the requested names, each once; all available names if none are requested.
 
     Raises:
-        UsageError: something wanted is not there.
+        UsageError: a requested name is not available; `option` is the flag to report.
     """
-    for name in wanted or ():
-        if name not in there:
-            raise UsageError(f"{option} {name}: this sweep has no such runs; {suggest(name, there)}")
-    return list(dict.fromkeys(wanted)) if wanted else there
+    for name in requested or ():
+        if name not in available:
+            raise UsageError(f"{option} {name}: this sweep has no such runs; {suggest(name, available)}")
+    return list(dict.fromkeys(requested)) if requested else available
 
 
-def _check_versus(versus: Sequence[str] | None, shown: Sequence[str], there: list[str]) -> None:
-    """Raises UsageError where there are not two to compare."""
-    select_names(versus, there, "--versus")
-    for name in versus or ():
-        if name not in shown:
-            raise UsageError(f"--versus {name}: --algorithms leaves it out")
-    if versus and len(set(versus)) < 2:
-        raise UsageError(f"--versus {' '.join(versus)}: name two different algorithms")
-
-
-def _section(
-    sweep: Sweep, wanted: ReportOptions, selection: str, names: Mapping[str, Sequence[str]], algorithms: Sequence[str]
+def _make_section(
+    sweep: Sweep,
+    options: ReportOptions,
+    selection: str,
+    environments: Mapping[str, Sequence[str]],
+    algorithms: Sequence[str],
 ) -> Section:
-    chosen = sweep.chosen(selection)
-    chosen = chosen[chosen["dataset"].isin(list(names))]
-    chosen = chosen[chosen["algorithm"].isin(algorithms)]
-    best = best_hparams(chosen)
+    selected = sweep.select(selection)
+    selected = selected[selected["dataset"].isin(list(environments)) & selected["algorithm"].isin(algorithms)]
+    best = best_hparams(selected)
     if best.empty:
-        needs = "runs with a single test environment, and others to train on"
+        needs = "runs with a single test environment and at least one other environment to train on"
         if selection in WITH_PAIRS:
             needs = "the runs with each pair of test environments (sweep launch --leave_one_out)"
-        return Section(selection, [], chosen, best, f"No table: it needs {needs}.", None)
-    with_pairs = selection in WITH_PAIRS
-    cells = make_cells(sweep.runs, chosen, names, algorithms, with_pairs, wanted.bootstrap)
-    over_all = average_cells(cells)
-    if wanted.bootstrap:
-        for algorithm in algorithms:
-            scores, weights = scores_of(best, names, algorithm)
-            is_it = (over_all["dataset"] == AVERAGE) & (over_all["algorithm"] == algorithm)
-            # Where datasets have different trials, these scores are not those of the mean.
-            if len(scores) and (over_all.loc[is_it, "trials"] == len(scores) * len(names)).all():
-                over_all.loc[is_it, ["low", "high"]] = bootstrap_interval(scores.to_numpy(), weights)
-    tables = [make_table(wanted, selection, dataset, cells[cells["dataset"] == dataset], names) for dataset in names]
-    tables.append(make_table(wanted, selection, AVERAGES, over_all, names))
-    versus = _versus(best, names, *wanted.versus) if wanted.versus else None
-    return Section(selection, tables, chosen, best, "", versus)
+        return Section(selection, [], best, why_empty=f"No table: this method requires {needs}.")
+    bootstrap = options.interval == "bootstrap"
+    cells = make_cells(sweep.runs, selected, selection, environments, algorithms, bootstrap)
+    averages = average_cells(cells)
+    if bootstrap:
+        averages = [_with_interval(cell, best, environments) for cell in averages]
+    tables = [make_table([c for c in cells if c.table == dataset], options) for dataset in environments]
+    tables.append(make_table(averages, options))
+    versus = _compare(best, environments, *options.versus) if options.versus else []
+    return Section(selection, tables, best, versus=versus)
 
 
-def versus_rows(report: Report, section: Section) -> tuple[str, list[str], list[list[str]], str]:
-    """A section's paired comparison as texts: title, headers, rows, and a note on what they mean."""
-    assert report.wanted.versus is not None
-    assert section.versus is not None
-    first, second = report.wanted.versus
-    decimals = report.wanted.decimals
-    rows = []
-    for row in section.versus.to_dict("records"):
-        if row["trials"]:
-            difference = [printed(row[name], decimals, "+") for name in ("difference", "low", "high")]
-            probability = [printed(row[name], 2) for name in ("probability", "p_low", "p_high")]
-            texts = [difference[0], "[{}, {}]".format(*difference[1:])]
-            texts += [probability[0], "[{}, {}]".format(*probability[1:])]
+def _with_interval(cell: Cell, best: pd.DataFrame, environments: Mapping[str, Sequence[str]]) -> Cell:
+    """Return the cell, with a bootstrap interval if it is an average over datasets."""
+    if cell.column != AVERAGE:
+        return cell
+    scores, weights = benchmark_scores(best, environments, cell.algorithm)
+    if not len(scores) or cell.trials != len(scores) * len(environments):
+        return cell  # datasets differ in their trials, and the mean of these scores is not the cell's
+    low, high = bootstrap_interval(scores.to_numpy(), weights)
+    return replace(cell, low=low, high=high)
+
+
+def _compare(
+    best: pd.DataFrame, environments: Mapping[str, Sequence[str]], first: str, second: str
+) -> list[Comparison]:
+    comparisons = []
+    for dataset in [*environments, AVERAGE]:
+        included = environments if dataset == AVERAGE else {dataset: environments[dataset]}
+        first_scores, weights = benchmark_scores(best, included, first)
+        second_scores, _ = benchmark_scores(best, included, second)
+        trials = first_scores.index.intersection(second_scores.index)
+        if len(trials):
+            a, b = first_scores.loc[trials].to_numpy(), second_scores.loc[trials].to_numpy()
+            difference, improvement = paired_difference(a, b, weights), probability_of_improvement(a, b, weights)
+            comparisons.append(Comparison(dataset, *difference, *improvement, len(trials)))
         else:
-            texts = [MISSING] * 4
-        rows.append([row["dataset"], *texts, str(row["trials"])])
-    better = f"P({first} > {second})"
-    headers = ["Dataset", "Difference", "Difference, 95 %", better, f"{better}, 95 %", "Trials"]
-    note = (
-        f"Difference: percent points by which {first} is above {second}, paired by trial. P: probability of "
-        "improvement, that a trial of the first beats one of the second on a test environment. Both are over the "
-        "trials that have every test environment for both, with stratified bootstrap intervals, too narrow where "
-        "trials are few (a single one has no spread)."
-    )
-    return f"{first} against {second}", headers, rows, note
+            comparisons.append(Comparison(dataset))
+    return comparisons
 
 
-def _versus(best: pd.DataFrame, names: Mapping[str, Sequence[str]], first: str, second: str) -> pd.DataFrame:
-    """The paired comparison of two algorithms, on the trials that both have: see Section.versus."""
+class ComparisonTable(NamedTuple):
+    """The comparisons of a section as text."""
+
+    title: str
+    headers: list[str]
+    rows: list[list[str]]
+    note: str
+
+
+def comparison_table(section: Section, options: ReportOptions) -> ComparisonTable:
+    """Return the comparisons of a section as text; it must have some."""
+    first, second = options.versus
     rows = []
-    for dataset in [*names, AVERAGE]:
-        of_dataset = names if dataset == AVERAGE else {dataset: names[dataset]}
-        (a, weights), (b, _) = scores_of(best, of_dataset, first), scores_of(best, of_dataset, second)
-        both = a.index.intersection(b.index)
-        row = {"dataset": dataset, "trials": len(both)}
-        if len(both):
-            difference = paired_difference(a.loc[both].to_numpy(), b.loc[both].to_numpy(), weights)
-            probability = probability_of_improvement(a.loc[both].to_numpy(), b.loc[both].to_numpy(), weights)
-            row |= difference._asdict() | {
-                "probability": probability.probability,
-                "p_low": probability.low,
-                "p_high": probability.high,
-            }
-        rows.append(row)
-    return pd.DataFrame(rows).reindex(columns=VERSUS)
+    for c in section.versus:
+        texts = [MISSING] * 4
+        if c.trials:
+            difference, low, high = (format_number(x, options.decimals, "+") for x in (c.difference, c.low, c.high))
+            texts = [difference, f"[{low}, {high}]", f"{c.probability:.2f}", f"[{c.p_low:.2f}, {c.p_high:.2f}]"]
+        rows.append([c.dataset, *texts, str(c.trials)])
+    better = f"P({first} > {second})"
+    note = (
+        f"Difference: {first} minus {second} in percentage points, paired by trial. {better}: probability that a trial "
+        f"of {first} beats a trial of {second} on a test environment. Both use the trials in which both algorithms "
+        "have every test environment. The bootstrap intervals are too narrow for few trials; those of a single trial "
+        "have no width."
+    )
+    headers = ["Dataset", "Difference", "Difference, 95%", better, f"{better}, 95%", "Trials"]
+    return ComparisonTable(f"{first} vs. {second}", headers, rows, note)
 
 
-def _differences_of_protocol(sweep: Sweep, datasets: Sequence[str], algorithms: Sequence[str]) -> list[str]:
-    """In what the sweep differs from the published protocol, a line a dataset."""
+def _protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str]) -> list[str]:
+    """Return notes on the differences between the sweep's protocol on a dataset and the published one."""
+    differences: dict[str, None] = {}
+    for algorithm in algorithms:
+        runs, jobs = (f[(f["dataset"] == dataset) & (f["algorithm"] == algorithm)] for f in (sweep.runs, sweep.jobs))
+        counts = [(runs[c].nunique(), usual, unit) for c, usual, unit in PUBLISHED_COUNTS if len(runs)]
+        if dataset in DATASETS:
+            counts += [(int(n), DATASETS[dataset].N_STEPS, "steps") for n in sorted(jobs["steps"].dropna().unique())]
+        differences |= {f"{n:,} {unit} (published: {usual:,})": None for n, usual, unit in counts if n != usual}
+        settings = {text.partition(", ")[2] for text in jobs["settings"]}  # without the number of steps
+        differences |= dict.fromkeys(sorted(settings - PUBLISHED_SETTINGS))
     notes = []
-    for dataset in datasets:
-        different: dict[str, None] = {}
-        for algorithm in algorithms:
-            runs, jobs = (
-                f[(f["dataset"] == dataset) & (f["algorithm"] == algorithm)] for f in (sweep.runs, sweep.jobs)
-            )
-            here = [(runs[c].nunique(), usual, what) for c, usual, what in COUNTED if len(runs)]
-            if dataset in DATASETS:
-                here += [(int(n), DATASETS[dataset].N_STEPS, "steps") for n in sorted(jobs["steps"].dropna().unique())]
-            different |= {f"{n:,} {what} (published: {usual:,})": None for n, usual, what in here if n != usual}
-            others = {settings.partition(", ")[2] for settings in jobs["settings"]} - PUBLISHED_SETTINGS
-            different |= dict.fromkeys(sorted(others))
-        if different:
-            notes.append(f"{dataset} does not compare with what was published: {'; '.join(different)}.")
-        if dataset in MADE_OTHERWISE:
-            notes.append(f"{dataset}: {MADE_OTHERWISE[dataset]}.")
+    if differences:
+        notes.append(f"{dataset} is not comparable with the published results: {'; '.join(differences)}.")
+    if dataset in KNOWN_DIFFERENCES:
+        notes.append(f"{dataset}: {KNOWN_DIFFERENCES[dataset]}.")
     return notes

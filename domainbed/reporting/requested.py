@@ -1,4 +1,4 @@
-"""The runs that a sweep was asked for, and how far each is, also where nobody remembers what was asked."""
+"""The runs that a sweep requested, and the state of each, also for a folder without a launch log."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,39 +9,48 @@ import pandas as pd
 
 from domainbed.records import RUN_KEYS
 from domainbed.reporting.cells import environment_names
-from domainbed.sweep.grid import Run, all_test_envs
-from domainbed.sweep.requested import runs_asked_for
+from domainbed.sweep.grid import RunKey, all_test_envs
+from domainbed.sweep.log import run_states
 from domainbed.sweep.status import JobState
 
 
-def runs_of(folder: Path, jobs: pd.DataFrame, tell: Callable[[str], object]) -> tuple[pd.DataFrame, bool]:
-    """`runs` and `is_remembered` of a load.Sweep, given its jobs; `tell` as in `runs_asked_for`."""
-    # Python's own objects, which are quicker to walk through one by one.
-    runs = list(map(Run._make, zip(*(jobs[name].astype(object).tolist() for name in RUN_KEYS), strict=True)))
-    there = dict(zip(runs, jobs.index.tolist(), strict=True))
-    seen = {
+def requested_runs(sweep_dir: Path, jobs: pd.DataFrame, warn: Callable[[str], object]) -> tuple[pd.DataFrame, bool]:
+    """Return `runs` and `has_launch_log` of a `load.Sweep`.
+
+    Args:
+        sweep_dir: the sweep's folder.
+        jobs: `jobs` of the sweep.
+        warn: called with a message for each launch that cannot be read.
+    """
+    # Lists of Python objects: iterating over pandas' columns is slow.
+    runs = list(map(RunKey._make, zip(*(jobs[name].astype(object).tolist() for name in RUN_KEYS), strict=True)))
+    folders = dict(zip(runs, jobs.index.tolist(), strict=True))
+    recorded = {
         run: JobState.DONE if done else JobState.INCOMPLETE
         for run, done in zip(runs, jobs["done"].tolist(), strict=True)
     }
-    asked = runs_asked_for(folder, {run for run, state in seen.items() if state == JobState.DONE}, tell)
-    is_remembered = bool(asked)
-    if not asked:
-        asked = dict.fromkeys(_implied(jobs), JobState.NOT_LAUNCHED) | seen
-    states = seen | asked  # runs that nobody remembers having asked for as well
-    told: dict[str, Any] = dict(zip(RUN_KEYS, map(list, zip(*states, strict=True)), strict=True))
-    told |= {"state": list(states.values()), "folder": list(map(there.get, states))}
-    # Of Python's own strings: pandas' are slow to walk through one by one, and to look for in a set.
-    told |= {name: pd.Series(told[name], dtype=object) for name in ("dataset", "algorithm", "folder")}
-    return pd.DataFrame(told), is_remembered
+    done = {run for run, state in recorded.items() if state == JobState.DONE}
+    requested = run_states(sweep_dir, done, warn)
+    has_launch_log = bool(requested)
+    if not requested:
+        requested = dict.fromkeys(_implied_runs(jobs), JobState.NOT_LAUNCHED) | recorded
+    states = recorded | requested  # includes runs with records that no launch requested
+    columns: dict[str, Any] = dict(zip(RUN_KEYS, map(list, zip(*states, strict=True)), strict=True))
+    columns |= {"state": list(states.values()), "folder": [folders.get(run) for run in states]}
+    # Python's own strings, which are faster to iterate over and to look up in a set than pandas'.
+    columns |= {name: pd.Series(columns[name], dtype=object) for name in ("dataset", "algorithm", "folder")}
+    return pd.DataFrame(columns), has_launch_log
 
 
-def _implied(jobs: pd.DataFrame) -> Iterator[Run]:
-    """The runs that there should be, going by those that there are."""
-    for dataset, of_dataset in jobs.groupby("dataset", observed=True):
+def _implied_runs(jobs: pd.DataFrame) -> Iterator[RunKey]:
+    """Yield every combination of the algorithms, trials and draws on a dataset, and all its test environments."""
+    for dataset, dataset_jobs in jobs.groupby("dataset", observed=True):
         n = len(environment_names(jobs, str(dataset)))
-        for algorithm, of_algorithm in of_dataset.groupby("algorithm", observed=True):
-            with_pairs = bool((of_algorithm["test_envs"].map(len) == 2).any())
+        for algorithm, algorithm_jobs in dataset_jobs.groupby("algorithm", observed=True):
+            with_pairs = bool((algorithm_jobs["test_envs"].map(len) == 2).any())
             for test_envs, trial_seed, hparams_seed in itertools.product(
-                all_test_envs(n, with_pairs), of_dataset["trial_seed"].unique(), of_dataset["hparams_seed"].unique()
+                all_test_envs(n, with_pairs),
+                dataset_jobs["trial_seed"].unique(),
+                dataset_jobs["hparams_seed"].unique(),
             ):
-                yield Run(str(dataset), str(algorithm), test_envs, trial_seed, hparams_seed)
+                yield RunKey(str(dataset), str(algorithm), test_envs, trial_seed, hparams_seed)

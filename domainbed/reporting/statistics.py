@@ -1,13 +1,15 @@
-"""How sure a benchmark's numbers are: standard errors, and bootstrap intervals over all tasks at once.
+"""Uncertainty of benchmark results: standard errors, and bootstrap intervals over all tasks at once.
 
-A task is a test environment of a dataset, and scores are [trials, tasks]. A statistic is the weighted mean over tasks
-of a mean over trials; weights let the mean of datasets' means be one, too: 1 / (environments of its dataset) for each.
+A task is a test environment of a dataset; scores have the shape `[trials, tasks]`. A statistic is a weighted mean over
+tasks of means over trials. With the weights 1 / (number of environments of the task's dataset) it is the mean over
+datasets of the datasets' means.
 
-Intervals are those of "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (Agarwal et al., NeurIPS
-2021; rliable): the percentiles of a stratified bootstrap, which draws trials with replacement within each task, and
-for each task anew. They tell of other trials on these tasks, not of other tasks. With few trials they are too narrow,
-since a resample's variance is (n - 1) / n of what it should be: of normal scores, intervals at 95 % cover the truth in
-some 77 % of cases from 3 trials on one task, in 89 % from 3 trials on 31 tasks, in 94 % from 30 trials on one.
+Intervals are percentiles of a stratified bootstrap, which resamples trials with replacement, independently for each
+task, as in "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (Agarwal et al., NeurIPS 2021;
+rliable). They describe other trials of the same tasks, not other tasks. They are too narrow for few trials, because
+the variance of a resample is (n - 1) / n of the true one: with normally distributed scores, 95% intervals cover the
+truth in about 77% of cases with 3 trials of one task, 89% with 3 trials of 31 tasks, and 94% with 30 trials of one
+task.
 """
 
 from collections.abc import Callable
@@ -18,11 +20,11 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 10_000
 
-CHUNK = 2**18  # numbers that are resampled at once: a few MiB, however many trials, tasks and resamples there are
+CHUNK = 2**18  # numbers to resample at once; limits memory to a few MiB for any number of trials, tasks and resamples
 
 
 class Difference(NamedTuple):
-    """A mean difference, in the scores' unit, and its interval."""
+    """A mean difference, in the unit of the scores, and its interval."""
 
     difference: float
     low: float
@@ -38,10 +40,12 @@ class Improvement(NamedTuple):
 
 
 def standard_error(scores: np.ndarray) -> float:
-    """Of the mean of `scores` [trials], by DomainBed's convention: population standard deviation over the root of n.
+    """Return the standard error of the mean of `scores`, `[trials]`.
+
+    As in DomainBed, it is the population standard deviation (not the sample's) divided by the square root of n.
 
     Raises:
-        ValueError: there is no score, or one is not finite, or they are not a vector.
+        ValueError: `scores` is empty, not finite, or not a vector.
     """
     scores = _finite(scores, ndim=1)
     return float(scores.std() / np.sqrt(len(scores)))
@@ -54,24 +58,24 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The interval of the mean score.
+    """Return the interval of the mean score.
 
     Args:
-        scores: [trials, tasks].
-        weights: of the tasks, [tasks], not negative; they are made to sum to 1. By default all are equal.
-        level: the interval's share of the bootstrap distribution, between 0 and 1; as much is left out at either end.
-        resamples: how many are drawn.
-        seed: the same seed gives the same numbers.
+        scores: `[trials, tasks]`.
+        weights: non-negative weights of the tasks, `[tasks]`; normalized to sum to 1. Equal by default.
+        level: the central share of the bootstrap distribution that the interval covers, between 0 and 1.
+        resamples: the number of resamples.
+        seed: the random seed; equal seeds give equal results.
 
     Raises:
-        ValueError: scores are none, or not finite, or not [trials, tasks], or the other arguments are not as above.
+        ValueError: `scores` is empty, not finite, or not `[trials, tasks]`; or another argument is invalid.
     """
     scores = _finite(scores, ndim=2)
-    weights = _normalised(weights, scores.shape[1])
+    weights = _normalize(weights, scores.shape[1])
 
     def means(rng: np.random.RandomState, count: int) -> np.ndarray:
-        drawn = np.take_along_axis(scores[None], _draw(rng, count, scores), axis=1)
-        return drawn.mean(axis=1) @ weights
+        resampled = np.take_along_axis(scores[None], _resample(rng, count, scores), axis=1)
+        return resampled.mean(axis=1) @ weights
 
     return _percentiles(means, scores.size, level, resamples, seed)
 
@@ -84,22 +88,22 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """How much better `a` is than `b` in the mean, where trial i of both had the same data and splits.
+    """Return the mean of `a - b`, if trial i of both used the same data and splits.
 
-    Then a trial's difference is one observation, and these are resampled: what makes a trial easy or hard for both
-    drops out, and the interval is narrower than that of two independent samples.
+    The differences of the trials are resampled. What makes a trial easy or hard for both cancels, and the interval is
+    narrower than that of two independent samples.
 
     Args:
-        a, b: scores of the same trials and tasks, [trials, tasks].
+        a, b: scores of the same trials and tasks, `[trials, tasks]`.
         weights, level, resamples, seed: as in `bootstrap_interval`.
 
     Raises:
-        ValueError: as in `bootstrap_interval`, or the shapes of a and b differ.
+        ValueError: as in `bootstrap_interval`; or the shapes of `a` and `b` differ.
     """
     a, b = _finite(a, ndim=2), _finite(b, ndim=2)
     if a.shape != b.shape:
-        raise ValueError(f"paired scores must have one shape, not {a.shape} and {b.shape}")
-    difference = (a - b).mean(axis=0) @ _normalised(weights, a.shape[1])
+        raise ValueError(f"paired scores must have the same shape, not {a.shape} and {b.shape}")
+    difference = (a - b).mean(axis=0) @ _normalize(weights, a.shape[1])
     return Difference(float(difference), *bootstrap_interval(a - b, weights, level, resamples, seed))
 
 
@@ -111,70 +115,71 @@ def probability_of_improvement(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Improvement:
-    """How likely a trial of `a` beats one of `b`: P(A > B) + P(A = B) / 2 over all pairs of trials, mean over tasks.
+    """Return the probability that a trial of `a` beats a trial of `b`.
 
-    It does not tell by how much. The interval resamples both independently.
+    It is P(A > B) + P(A = B) / 2 over all pairs of trials, averaged over tasks, and does not depend on the size of the
+    difference. The interval resamples `a` and `b` independently.
 
     Args:
-        a: scores, [trials of a, tasks].
-        b: scores on the same tasks, [trials of b, tasks].
+        a: scores, `[trials of a, tasks]`.
+        b: scores on the same tasks, `[trials of b, tasks]`.
         weights, level, resamples, seed: as in `bootstrap_interval`.
 
     Raises:
-        ValueError: as in `bootstrap_interval`, or a and b have different numbers of tasks.
+        ValueError: as in `bootstrap_interval`; or the numbers of tasks differ.
     """
     a, b = _finite(a, ndim=2), _finite(b, ndim=2)
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"scores must be of the same tasks, not of {a.shape[1]} and {b.shape[1]}")
-    weights = _normalised(weights, a.shape[1])
+        raise ValueError(f"scores must have the same tasks, not {a.shape[1]} and {b.shape[1]} of them")
+    weights = _normalize(weights, a.shape[1])
     wins = (np.sign(a[:, None] - b[None]) + 1) / 2  # [trials of a, trials of b, tasks]
     tasks = np.arange(a.shape[1])
 
     def probabilities(rng: np.random.RandomState, count: int) -> np.ndarray:
-        of_a, of_b = _draw(rng, count, a), _draw(rng, count, b)
-        return wins[of_a[:, :, None], of_b[:, None], tasks].mean(axis=(1, 2)) @ weights
+        rows_a, rows_b = _resample(rng, count, a), _resample(rng, count, b)
+        return wins[rows_a[:, :, None], rows_b[:, None], tasks].mean(axis=(1, 2)) @ weights
 
     low, high = _percentiles(probabilities, wins.size, level, resamples, seed)
     return Improvement(float(wins.mean(axis=(0, 1)) @ weights), low, high)
 
 
-def _draw(rng: np.random.RandomState, count: int, scores: np.ndarray) -> np.ndarray:
-    """Which trials stand in `count` resamples of scores [trials, tasks]: numbers [count, trials, tasks]."""
+def _resample(rng: np.random.RandomState, count: int, scores: np.ndarray) -> np.ndarray:
+    """Return the rows of `scores`, `[trials, tasks]`, in `count` resamples: `[count, trials, tasks]`."""
     return rng.randint(len(scores), size=(count, *scores.shape))
 
 
 def _percentiles(
     statistics: Callable[[np.random.RandomState, int], np.ndarray], size: int, level: float, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """The interval of `statistics(rng, count)`, [count], each of which takes `size` resampled numbers."""
+    """Return the interval of the values `statistics(rng, count)`, `[count]`, each of `size` resampled numbers."""
     if not 0 < level < 1:
-        raise ValueError(f"the level must lie between 0 and 1, not be {level}")
+        raise ValueError(f"level must be between 0 and 1, not {level}")
     if resamples < 1:
-        raise ValueError(f"at least one resample is needed, not {resamples}")
-    rng = np.random.RandomState(seed)  # NumPy promises that its numbers stay the same with every version
-    at_once = max(1, CHUNK // size)
-    parts = [statistics(rng, min(at_once, resamples - start)) for start in range(0, resamples, at_once)]
-    low, high = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2])
+        raise ValueError(f"resamples must be at least 1, not {resamples}")
+    rng = np.random.RandomState(seed)  # unlike Generator, its stream is the same in all versions of NumPy
+    batch = max(1, CHUNK // size)
+    values = [statistics(rng, min(batch, resamples - start)) for start in range(0, resamples, batch)]
+    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def _finite(scores: np.ndarray, ndim: int) -> np.ndarray:
-    """The scores as float64, if they are as they should be."""
+    """Return valid scores as float64."""
     scores = np.asarray(scores, dtype=float)
     if scores.ndim != ndim:
         raise ValueError(f"scores must be {['[trials]', '[trials, tasks]'][ndim - 1]}, not of shape {scores.shape}")
     if not scores.size:
-        raise ValueError(f"there are no scores (shape {scores.shape})")
+        raise ValueError(f"scores must not be empty (shape {scores.shape})")
     if not np.isfinite(scores).all():
-        raise ValueError("scores must be finite: leave out tasks or trials that are missing")
+        raise ValueError("scores must be finite; leave out missing tasks or trials")
     return scores
 
 
-def _normalised(weights: np.ndarray | None, tasks: int) -> np.ndarray:
-    """The tasks' weights, [tasks], which sum to 1."""
+def _normalize(weights: np.ndarray | None, tasks: int) -> np.ndarray:
+    """Return valid weights, `[tasks]`, that sum to 1."""
     weights = np.ones(tasks) if weights is None else np.asarray(weights, dtype=float)
     if weights.shape != (tasks,):
-        raise ValueError(f"weights must be [{tasks}], one a task, not of shape {weights.shape}")
+        raise ValueError(f"weights must have shape ({tasks},), one per task, not {weights.shape}")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise ValueError("weights must be finite, not negative, and not all 0")
+        raise ValueError("weights must be finite, non-negative, and not all 0")
     return weights / weights.sum()

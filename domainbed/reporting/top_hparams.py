@@ -1,4 +1,4 @@
-"""Why a cell of the tables is what it is: the hyperparameter draws behind it, ranked within each trial."""
+"""The runs behind one cell of the tables, ranked within each trial."""
 
 import json
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from domainbed.model_selection import WITH_PAIRS
 from domainbed.reporting.statistics import standard_error
 from domainbed.sweep.status import JobState
 
-TAKEN = "->"
+SELECTED = "->"  # marks the run that a trial contributes to the cell
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell of a selection method's tables, and the runs that competed for it.
+class CellRuns:
+    """One cell of a selection method's tables, and all runs that it was selected from.
 
     Attributes:
         dataset, algorithm, environment, method: names.
         test_env: the environment's number.
-        runs: `ranked_runs`.
-        hparams: `hparams_of` these runs.
+        runs: as returned by `ranked_runs`.
+        hparams: the runs' hyperparameters, as returned by `decode_hparams`.
     """
 
     dataset: str
@@ -42,107 +42,111 @@ class Cell:
 
     @property
     def best(self) -> pd.DataFrame:
-        """The runs that the cell takes, one a trial."""
+        """The run that each trial contributes to the cell."""
         return self.runs[self.runs["rank"] == 1]
 
     @property
     def mean(self) -> float:
-        """In percent; NaN where there is no run to take."""
+        """The mean over trials, in percent; NaN if no run was selected."""
         return float(self.best["test_acc"].mean())
 
     @property
     def error(self) -> float:
-        """The standard error over trials, in percent; NaN where there is no run to take."""
+        """The standard error over trials, in percent; NaN if no run was selected."""
         return standard_error(self.best["test_acc"].to_numpy()) if len(self.best) else np.nan
 
     @property
-    def of_trials(self) -> int:
-        """How many trials there should be."""
+    def n_trials(self) -> int:
+        """The number of trials requested."""
         return self.runs["trial_seed"].nunique()
 
 
-def ranked_runs(runs: pd.DataFrame, chosen: pd.DataFrame, dataset: str, algorithm: str, test_env: int) -> pd.DataFrame:
-    """The runs with this single test environment, by trial and rank, as `model_selection.best_hparams` ranks them.
+def ranked_runs(
+    runs: pd.DataFrame, selected: pd.DataFrame, dataset: str, algorithm: str, test_env: int
+) -> pd.DataFrame:
+    """Rank the runs with this single test environment within each trial, as `model_selection.best_hparams` does.
 
     Args:
-        runs: those that were asked for (`load.Sweep.runs`).
-        chosen: the record that a selection method chooses from each run.
+        runs: the requested runs (`load.Sweep.runs`).
+        selected: the record that a selection method selects from each run.
+        dataset: name of the dataset.
+        algorithm: name of the algorithm.
+        test_env: number of the test environment.
 
     Returns:
-        A row a run: `trial_seed`, `rank` (from 1), `hparams_seed`, the chosen `step`, its `val_acc` and `test_acc` in
-        percent, `done`, and `folder`. Runs that the method can't choose from come last in their trial, without rank,
-        step and accuracies; those without records have no folder, either.
+        One row per run: `trial_seed`, `rank` (from 1), `hparams_seed`, the selected `step`, its `val_acc` and
+        `test_acc` in percent, `done`, and `folder`. Runs from which the method selects no record are the last of their
+        trial and have no rank, step and accuracies; those without records have no folder either.
     """
-    draw = ["trial_seed", "hparams_seed"]
+    seeds = ["trial_seed", "hparams_seed"]
     runs = runs[(runs["dataset"] == dataset) & (runs["algorithm"] == algorithm)]
     runs = runs[[test_envs == (test_env,) for test_envs in runs["test_envs"]]]
-    runs = runs[[*draw, "folder"]].assign(done=[state == JobState.DONE for state in runs["state"]])
-    of_cell = (chosen["dataset"] == dataset) & (chosen["algorithm"] == algorithm) & (chosen["test_env"] == test_env)
-    found = chosen.loc[of_cell, [*draw, "step", "val_acc", "test_acc"]].astype({c: runs[c].dtype for c in draw})
-    runs = runs.merge(found, on=draw, how="left")
+    runs = runs[[*seeds, "folder"]].assign(done=[state == JobState.DONE for state in runs["state"]])
+    in_cell = (
+        (selected["dataset"] == dataset) & (selected["algorithm"] == algorithm) & (selected["test_env"] == test_env)
+    )
+    records = selected.loc[in_cell, [*seeds, "step", "val_acc", "test_acc"]]
+    runs = runs.merge(records.astype({name: runs[name].dtype for name in seeds}), on=seeds, how="left")
     runs = runs.sort_values(["trial_seed", "val_acc", "hparams_seed"], ascending=[True, False, False])
     rank = runs.groupby("trial_seed").cumcount().add(1).where(runs["val_acc"].notna())
-    percent = {c: 100 * runs[c].astype(float) for c in ("val_acc", "test_acc")}
+    percent = {name: 100 * runs[name].astype(float) for name in ("val_acc", "test_acc")}
     runs = runs.assign(rank=rank.astype("Int64"), step=runs["step"].astype("Int64"), **percent)
     columns = ["trial_seed", "rank", "hparams_seed", "step", "val_acc", "test_acc", "done", "folder"]
     return runs[columns].reset_index(drop=True)
 
 
-def hparams_of(jobs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The hyperparameters of these runs, row by row, as JSON has them; NaN where a run does not tell.
+def decode_hparams(jobs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the hyperparameters of ranked runs, row by row, with their JSON types; NaN if unknown.
 
-    Those that are called like a column of `runs` have "hparams." before their name.
+    A hyperparameter with the name of a column of `runs` is prefixed with "hparams.".
 
     Args:
-        jobs: `load.Sweep.jobs`.
-        runs: `ranked_runs`.
+        jobs: the jobs of the sweep (`load.Sweep.jobs`).
+        runs: the runs, as returned by `ranked_runs`.
     """
-    texts = [jobs.at[folder, "hparams"] if isinstance(folder, str) else None for folder in runs["folder"]]
-    told = [json.loads(text) if isinstance(text, str) else None for text in texts]
-    rows = [hparams if isinstance(hparams, dict) else {} for hparams in told]
-    # Of dtype object: 64 stays 64 where another run does not tell its batch size.
+    rows = [json.loads(str(jobs.at[folder, "hparams"])) if isinstance(folder, str) else {} for folder in runs["folder"]]
+    # The dtype object preserves integers in a column with missing values.
     hparams = pd.DataFrame(rows, index=runs.index, dtype=object)
     return hparams.rename(columns={name: f"hparams.{name}" for name in runs.columns})
 
 
-def as_text(cell: Cell, n: int) -> str:
-    """A table a trial of its first `n` runs, and how they make the cell."""
+def format_text(cell: CellRuns, n: int) -> str:
+    """Return one table per trial, with its first `n` runs, and the resulting cell."""
     hparams = cell.hparams[cell.runs["folder"].notna()]
-    same = [name for name in hparams if hparams[name].map(json.dumps).nunique() == 1]  # 1 is not true, nor [1] hashable
-    texts = hparams.map(_shown)
+    # Compared as JSON, in which 1 and true differ, and lists are hashable.
+    identical = [name for name in hparams if hparams[name].map(json.dumps).nunique() == 1]
+    texts = hparams.map(_hparam_text)
     parts = [str(cell)]
     for trial, runs in cell.runs.groupby("trial_seed"):
         ranked = runs[runs["rank"].notna()]
         if ranked.empty:
-            parts.append(f"Trial {trial}: no run to choose from")
+            parts.append(f"Trial {trial}: no run to select")
             continue
         listed = ranked.head(n)
-        rest = f", {len(ranked) - len(listed)} of them not listed" if len(listed) < len(ranked) else ""
-        parts.append(
-            f"Trial {trial}: the table's cell takes the first of {_count(len(ranked))}{rest}\n"
-            + _table(listed, texts.drop(columns=same).loc[listed.index])
-        )
-    if same:
-        told = ", ".join(f"{name} {texts[name].iloc[0]}" for name in same)
-        parts.append(f"The same in {'all ' if len(texts) > 1 else ''}{_count(len(texts))}: {told}")
-    parts += [*not_ranked(cell), _told(cell)]
+        note = f"; showing {len(listed)}" if len(listed) < len(ranked) else ""
+        table = _table(listed, texts.drop(columns=identical).loc[listed.index])
+        parts.append(f"Trial {trial}: {_count(len(ranked))}, ranked by val_acc{note}\n{table}")
+    if identical:
+        values = ", ".join(f"{name} {texts[name].iloc[0]}" for name in identical)
+        parts.append(f"Identical in {'all ' if len(texts) > 1 else ''}{_count(len(texts))}: {values}")
+    parts += [*unranked_notes(cell), _result(cell)]
     return "\n\n".join(parts)
 
 
-def as_csv(cell: Cell, n: int) -> str:
-    """A row a run: the first `n` of each trial, with all hyperparameters and unrounded."""
+def format_csv(cell: CellRuns, n: int) -> str:
+    """Return the first `n` runs of each trial, one per row, with all hyperparameters and full precision."""
     listed = cell.runs[cell.runs["rank"] <= n]
     return listed.join(cell.hparams).to_csv(index=False)
 
 
-def as_json(cell: Cell, n: int) -> str:
-    """The cell, and the first `n` runs of each trial, with all hyperparameters and unrounded."""
+def format_json(cell: CellRuns, n: int) -> str:
+    """Return the cell and the first `n` runs of each trial, with all hyperparameters and full precision."""
     listed = cell.runs[cell.runs["rank"] <= n]
     runs = []
     for run, hparams in zip(listed.to_dict("records"), cell.hparams.loc[listed.index].to_dict("records"), strict=True):
         runs.append({**run, "hparams": {name: value for name, value in hparams.items() if not _is_missing(value)}})
     unranked = cell.runs.loc[cell.runs["rank"].isna(), ["trial_seed", "hparams_seed"]]
-    of_cell = {
+    content = {
         "dataset": cell.dataset,
         "algorithm": cell.algorithm,
         "environment": cell.environment,
@@ -151,53 +155,56 @@ def as_json(cell: Cell, n: int) -> str:
         "mean": None if cell.best.empty else cell.mean,
         "error": None if cell.best.empty else cell.error,
         "trials": len(cell.best),
-        "of_trials": cell.of_trials,
+        "of_trials": cell.n_trials,
         "not_ranked": unranked.to_dict("records"),
         "runs": runs,
     }
-    return json.dumps(of_cell, indent=2) + "\n"
+    return json.dumps(content, indent=2) + "\n"
 
 
-def not_ranked(cell: Cell) -> list[str]:
-    """A line about the runs without records, and one about those that the method can't choose from."""
-    why = "every record of theirs lacks an accuracy that it needs"
+def unranked_notes(cell: CellRuns) -> list[str]:
+    """Return a note on the runs without records, and one on those from which the method selects no record."""
+    reason = "each of their records lacks an accuracy that it requires"
     if cell.method in WITH_PAIRS:
-        why = "it needs the runs with each pair of test environments, at the same step (sweep launch --leave_one_out)"
+        reason = (
+            "it requires runs with each pair of test environments, with records at the same step (sweep launch "
+            "--leave_one_out)"
+        )
     unranked = cell.runs[cell.runs["rank"].isna()]
     has_records = unranked["folder"].notna()
-    lines = []
-    for runs, reason in (
+    notes = []
+    for runs, description in (
         (unranked[~has_records], "without records"),
-        (unranked[has_records], f"from which {cell.method} can't choose: {why}"),
+        (unranked[has_records], f"from which {cell.method} selects no record: {reason}"),
     ):
-        which = "; ".join(
-            f"trial {trial}: hparams_seed {', '.join(map(str, sorted(of_trial['hparams_seed'])))}"
-            for trial, of_trial in runs.groupby("trial_seed")
+        seeds = "; ".join(
+            f"trial {trial}: hparams_seed {', '.join(map(str, sorted(trial_runs['hparams_seed'])))}"
+            for trial, trial_runs in runs.groupby("trial_seed")
         )
-        if which:
-            lines.append(f"Not ranked: {_count(len(runs))} ({which}) {reason}")
-    return lines
+        if seeds:
+            notes.append(f"Not ranked: {_count(len(runs))} ({seeds}) {description}")
+    return notes
 
 
-def _told(cell: Cell) -> str:
-    """The line that leads to the tables."""
+def _result(cell: CellRuns) -> str:
+    """Return a sentence on how the ranked runs make the cell."""
     if cell.best.empty:
-        return "The table's cell is X: there is no run to choose from."
+        return "The cell is X: no run to select."
     trials = len(cell.best)
-    of_trials = f"{trials} of {cell.of_trials}" if trials < cell.of_trials else str(trials)
-    line = (
-        f"The table's cell is {cell.mean:.1f} +/- {cell.error:.1f}: mean and standard error, over {of_trials} "
-        f"trial{'s' if cell.of_trials > 1 else ''}, of the test_acc of the runs marked {TAKEN}."
+    of_trials = f"{trials} of {cell.n_trials}" if trials < cell.n_trials else str(trials)
+    sentence = (
+        f"The cell is {cell.mean:.1f} +/- {cell.error:.1f}: mean and standard error of test_acc over {of_trials} "
+        f"trial{'s' if cell.n_trials > 1 else ''}, of the runs marked {SELECTED}."
     )
     if unfinished := (~cell.best["done"]).sum():
-        line += f" {unfinished} of them {'is' if unfinished == 1 else 'are'} not done; what is recorded so far counts."
-    return line
+        sentence += f" {unfinished} of these runs {'is' if unfinished == 1 else 'are'} not finished."
+    return sentence
 
 
 def _table(runs: pd.DataFrame, hparams: pd.DataFrame) -> str:
-    """The runs and those of their hyperparameters that differ, already in words."""
+    """Format runs and those of their hyperparameters that differ, already as text."""
     columns = {
-        "rank": [f"{TAKEN} {rank}" if rank == 1 else str(rank) for rank in runs["rank"]],
+        "rank": [f"{SELECTED} {rank}" if rank == 1 else str(rank) for rank in runs["rank"]],
         "hparams_seed": runs["hparams_seed"],
         "step": runs["step"],
         "val_acc": [f"{accuracy:.2f}" for accuracy in runs["val_acc"]],
@@ -209,8 +216,8 @@ def _table(runs: pd.DataFrame, hparams: pd.DataFrame) -> str:
     return tabulate(columns, headers="keys", colalign=["right"] * len(columns), disable_numparse=True)
 
 
-def _shown(value: Any) -> str:
-    """A hyperparameter in a table: as --hparams takes it, but four digits of a float will do."""
+def _hparam_text(value: Any) -> str:
+    """Format a hyperparameter as --hparams takes it, but with four digits of a float."""
     if _is_missing(value):
         return "-"
     if isinstance(value, float):

@@ -1,6 +1,5 @@
-"""The tables of a sweep: `python -m domainbed.scripts.collect_results --input_dir my_sweep`."""
+"""Print the tables of a sweep: `python -m domainbed.scripts.collect_results --input_dir my_sweep`."""
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,21 +7,21 @@ from pathlib import Path
 from domainbed import cli
 from domainbed.errors import UsageError, suggest
 from domainbed.files import atomic_write
-from domainbed.model_selection import CLASS_NAMES, SELECTION_METHODS, method_named
+from domainbed.options import add_options, from_args
 from domainbed.registry import import_modules
 from domainbed.reporting.formats.data import as_csv, as_json
-from domainbed.reporting.formats.latex import document, fragment
-from domainbed.reporting.formats.page import page
-from domainbed.reporting.formats.text import markdown, text
+from domainbed.reporting.formats.latex import as_latex, as_latex_fragment
+from domainbed.reporting.formats.page import as_html
+from domainbed.reporting.formats.text import as_markdown, as_text
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import Report, make_report
 
 FORMATS: dict[str, Callable[[Report], str]] = {
-    "text": text,
-    "markdown": markdown,
-    "latex": document,
-    "latex-fragment": fragment,
+    "text": as_text,
+    "markdown": as_markdown,
+    "latex": as_latex,
+    "latex-fragment": as_latex_fragment,
     "csv": as_csv,
     "json": as_json,
 }
@@ -30,90 +29,54 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 def parser() -> cli.Parser:
     p = cli.Parser(
-        prog="python -m domainbed.scripts.collect_results",
-        description="The tables of a sweep, while it runs or after: leave-one-domain-out accuracies in percent, mean "
-        "+/- standard error over trials.",
+        prog=cli.command_name("collect_results"),
+        description="Print the tables of a finished or running sweep: test accuracies in percent, mean +/- standard "
+        "error over trials.",
     )
-    p.add_argument("--input_dir", required=True, help="the sweep's folder, ours or DomainBed's")
-    p.add_argument("--output", metavar="FILE", help="write into this file, whole or not at all (default: print)")
+    p.add_argument("--input_dir", required=True, help="the sweep's folder, written by this package or by DomainBed")
+    p.add_argument("--output", metavar="FILE", help="write to this file, atomically, instead of standard output")
     p.add_argument(
         "--format",
         default="text",
         metavar="FORMAT",
-        help=f"any of {', '.join([*FORMATS, 'html'])}. latex compiles as it is; latex-fragment is its tables alone, "
-        "for \\input (with \\usepackage{booktabs,graphicx}); csv and json have every cell with all digits and counts; "
-        "html is a page with plots and each cell's runs",
+        help=f"{', '.join(FORMATS)}, or html. latex is a complete document; latex-fragment is only the tables, for "
+        "\\input (requires booktabs and graphicx); csv and json contain every cell, unrounded, with its counts; html "
+        "is a page with plots and the runs behind each cell",
     )
-    p.add_argument(
-        "--selection",
-        nargs="+",
-        metavar="METHOD",
-        help=f"any of {', '.join(SELECTION_METHODS)}, DomainBed's {', '.join(CLASS_NAMES)}, or your own (default: all)",
-    )
-    p.add_argument("--datasets", nargs="+", metavar="NAME", help="only these, in this order")
-    p.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these, in this order")
-    p.add_argument("--decimals", type=int, default=1, metavar="N", help="of accuracies in percent")
-    p.add_argument(
-        "--interval",
-        default="standard-error",
-        metavar="KIND",
-        help="standard-error, as published, or bootstrap: 95 %% stratified bootstrap intervals over trials",
-    )
-    p.add_argument("--compare", metavar="WITH", help="published: DomainBed's, Fishr's and Fish's figures beside yours")
-    p.add_argument(
-        "--versus",
-        nargs=2,
-        metavar=("A", "B"),
-        help="compare two algorithms: paired difference and probability of improvement, with 95 %% intervals",
-    )
+    add_options(p, ReportOptions)
     cli.add_import_option(p)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    check(args)
+    if args.format not in (*FORMATS, "html"):
+        raise UsageError(f"unknown format {args.format!r}; {suggest(args.format, [*FORMATS, 'html'])}")
+    if args.versus and args.format == "csv":
+        raise UsageError("--format csv has no place for --versus; use --format json")
+    cli.check_output(args.output)
     import_modules(args.imports)
-    selections = [method_named(name) for name in args.selection or () if name != "all"]
-    wanted = ReportOptions(
-        selections=list(SELECTION_METHODS if "all" in (args.selection or ["all"]) else dict.fromkeys(selections)),
-        datasets=args.datasets,
-        algorithms=args.algorithms,
-        decimals=args.decimals,
-        bootstrap=args.interval == "bootstrap",
-        compare_published=args.compare == "published",
-        versus=args.versus,
-    )
-    report = make_report(load_sweep(args.input_dir), wanted)
+    options = from_args(ReportOptions, args)
+    report = make_report(load_sweep(args.input_dir), options)
     output = Path(args.output) if args.output else None
-    told = page(report, output.parent if output else Path()) if args.format == "html" else FORMATS[args.format](report)
-    if args.format == "csv":  # which has no place for them
-        empty = [f"{section.selection}: {section.why_empty}" for section in report.sections if section.why_empty]
-        for line in (*empty, *report.notes, *report.sweep.problems):
+    if args.format == "html":
+        content = as_html(report, output.parent if output else Path())
+    else:
+        content = FORMATS[args.format](report)
+    if args.format == "csv":  # it has no place for these
+        reasons = [f"{section.selection}: {section.why_empty}" for section in report.sections if section.why_empty]
+        for line in (*reasons, *report.notes, *report.sweep.problems):
             print(f"warning: {line}", file=sys.stderr)
-    content = told.encode(errors="backslashreplace")  # the name of a folder may be no text
+    data = content.encode(errors="backslashreplace")  # the name of a folder may not be valid text
     if output is None:
-        sys.stdout.write(content.decode())
+        sys.stdout.write(data.decode())
         return
     if output.exists() and not output.is_file():  # a pipe, or /dev/null
-        output.write_bytes(content)
+        output.write_bytes(data)
     else:
         with atomic_write(output.resolve()) as file:
-            file.write(content)
+            file.write(data)
     print(f"{report.progress}; written to {output}", file=sys.stderr)
-
-
-def check(args: argparse.Namespace) -> None:
-    """Raises UsageError for what can't be, before a large sweep is read."""
-    if not 0 <= args.decimals <= 9:
-        raise UsageError(f"--decimals must be from 0 to 9, not {args.decimals}")
-    choices = {"format": [*FORMATS, "html"], "interval": ["standard-error", "bootstrap"], "compare": ["published"]}
-    for option, names in choices.items():
-        if (name := getattr(args, option)) not in (*names, None):
-            raise UsageError(f"--{option} {name!r} is unknown; {suggest(name, names)}")
-    if args.versus and args.format == "csv":
-        raise UsageError("--versus has no place among the cells of --format csv; json has it")
-    cli.check_output(args.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""See `domainbed.colored_mnist.command`: `python -m domainbed.scripts.colored_mnist --help`."""
+"""Reproduce the Colored MNIST proof of concept; see `domainbed.colored_mnist.command`."""
 
 from domainbed import cli
 from domainbed.colored_mnist.command import main, parser

@@ -1,4 +1,4 @@
-"""See `domainbed.landscape.command`: `python -m domainbed.scripts.landscape --help`."""
+"""Measure the loss landscapes of trained models; see `domainbed.landscape.command`."""
 
 from domainbed import cli
 from domainbed.landscape.command import main, parser

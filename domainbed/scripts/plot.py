@@ -1,14 +1,15 @@
-"""The pictures of a sweep: `python -m domainbed.scripts.plot --input_dir my_sweep`."""
+"""Plot a sweep: `python -m domainbed.scripts.plot --input_dir my_sweep`."""
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from domainbed import cli
 from domainbed.errors import UsageError
-from domainbed.model_selection import method_named
+from domainbed.model_selection import resolve_method
 from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, datasets_of
 from domainbed.reporting.folders import PLOTS_FOLDER
@@ -17,13 +18,20 @@ from domainbed.reporting.report import select_names
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog="python -m domainbed.scripts.plot", description="Draw a sweep, for print.")
-    p.add_argument("--input_dir", required=True, help="the sweep's folder, ours or DomainBed's")
-    p.add_argument("--output_dir", help=f"where the pictures go (default: the folder {PLOTS_FOLDER} in --input_dir)")
-    p.add_argument("--selection", default="training-domain", help="the selection method, or DomainBed's name of it")
-    p.add_argument("--datasets", nargs="+", metavar="NAME", help="the datasets (default: all)")
-    p.add_argument("--algorithms", nargs="+", metavar="NAME", help="the algorithms (default: all)")
-    p.add_argument("--dpi", type=int, default=150, help="dots an inch of the PNGs")
+    p = cli.Parser(prog=cli.command_name("plot"), description="Plot a sweep, for print.")
+    p.add_argument(
+        "--input_dir", required=True, metavar="DIR", help="the sweep's folder, written by this package or by DomainBed"
+    )
+    p.add_argument("--output_dir", metavar="DIR", help=f"where to write (default: {PLOTS_FOLDER} in --input_dir)")
+    p.add_argument(
+        "--selection",
+        default="training-domain",
+        metavar="METHOD",
+        help="the selection method, or DomainBed's name of its class",
+    )
+    p.add_argument("--datasets", nargs="+", metavar="NAME", help="the datasets to plot (default: all)")
+    p.add_argument("--algorithms", nargs="+", metavar="NAME", help="the algorithms to plot (default: all)")
+    p.add_argument("--dpi", type=int, default=150, metavar="N", help="resolution of PNG files, in dots per inch")
     cli.add_import_option(p)
     return p
 
@@ -31,39 +39,32 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if not 10 <= args.dpi <= 2400:
-        raise UsageError(f"--dpi must lie in [10, 2400], not {args.dpi}")
+        raise UsageError(f"--dpi must be at least 10 and at most 2,400, not {args.dpi}")
     import_modules(args.imports)
-    selection = method_named(args.selection)
+    selection = resolve_method(args.selection)
     sweep = load_sweep(args.input_dir)
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
     datasets = select_names(args.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_names(args.algorithms, algorithms_of(sweep.runs), "--algorithms")
     output_dir = Path(args.output_dir or Path(args.input_dir, PLOTS_FOLDER))
-    n = 0
-    at_most = 1 + len(datasets) * (3 + 2 * len(algorithms))
-    from domainbed.reporting.plots import (
-        all_figures,
-        write_files,
-    )  # matplotlib takes a second, which a mistake should not
+    from domainbed.reporting.plots import all_figures, save_figure  # imports matplotlib: a usage error comes first
 
-    with tqdm(total=at_most, desc="drawing", unit="picture", disable=None, leave=False) as bar:
-        for stem, caption, figure in all_figures(sweep, selection, datasets, algorithms, tell):
+    n = 0
+    max_plots = 1 + len(datasets) * (3 + 2 * len(algorithms))
+    with tqdm(total=max_plots, desc="plotting", unit="plot", disable=None, leave=False) as bar:
+        warn = partial(tqdm.write, file=sys.stderr)
+        for stem, caption, figure in all_figures(sweep, selection, datasets, algorithms, warn):
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UsageError(f"{output_dir}: {error.strerror}; --output_dir names another folder") from error
-            tqdm.write(" ".join(map(str, write_files(figure, output_dir, stem, caption, args.dpi))))
+                raise UsageError(f"{output_dir}: {error.strerror}; choose another --output_dir") from error
+            tqdm.write(" ".join(map(str, save_figure(figure, output_dir, stem, caption, args.dpi))))
             n += 1
             bar.update()
     if not n:
-        raise UsageError(f"--input_dir {args.input_dir!r} has nothing to draw")
-    print(f"{n} picture{'s' * (n > 1)} in {output_dir}, as PNG and PDF")
-
-
-def tell(line: str) -> None:
-    """A line beside the bar, on stderr."""
-    tqdm.write(line, file=sys.stderr)
+        raise UsageError(f"--input_dir {args.input_dir!r} has nothing to plot")
+    print(f"{n} plot{'s' * (n > 1)} in {output_dir}, as PNG and PDF")
 
 
 if __name__ == "__main__":

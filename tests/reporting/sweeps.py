@@ -1,6 +1,6 @@
-"""A small sweep with every kind of hole, and what each format makes of it; the latter are kept in golden/.
+"""A small sweep with all kinds of gaps. golden/ contains its report in several formats.
 
-`python -m tests.reporting.sweeps` writes these files anew; look at what `git diff` then shows.
+`python -m tests.reporting.sweeps` rewrites golden/; review the result with `git diff`.
 """
 
 import itertools
@@ -17,27 +17,23 @@ from domainbed.scripts.collect_results import FORMATS
 from tests.conftest import make_record, write_sweep
 
 GOLDEN = Path(__file__).parent / "golden"
-ENDINGS = {
-    "text": "txt",
-    "markdown": "md",
-    "latex": "tex",
-    "latex-fragment": "fragment.tex",
-    "csv": "csv",
-    "json": "json",
-}
-TWO = ("ERM", "Fishr")
+FILES = {"text": "report.txt", "markdown": "report.md", "latex-fragment": "report.fragment.tex", "csv": "report.csv"}
+ALGORITHMS = ("ERM", "Fishr")
 
 
 def golden_records() -> list[dict]:
-    """ColoredMNIST with all pairs, PACS without; two trials, two draws; an algorithm whose name needs escaping."""
+    """Return records of ColoredMNIST with all pairs and PACS without, with two trials and two hyperparameter draws.
+
+    One algorithm, on ColoredMNIST only, has a name that needs escaping.
+    """
     rng = np.random.RandomState(0)
     records = []
     for dataset, n in (("ColoredMNIST", 3), ("PACS", 4)):
         singles = [(env,) for env in range(n)]
         pairs = list(itertools.combinations(range(n), 2)) if dataset == "ColoredMNIST" else []
-        runs = itertools.product([*TWO, "50%_off & more"], singles + pairs, range(2), range(2), (0, 100))
+        runs = itertools.product([*ALGORITHMS, "50%_off & more"], singles + pairs, range(2), range(2), (0, 100))
         for algorithm, test_envs, trial, draw, step in runs:
-            if algorithm not in TWO and (dataset == "PACS" or len(test_envs) > 1):
+            if algorithm not in ALGORITHMS and (dataset == "PACS" or len(test_envs) > 1):
                 continue
             accuracies = rng.randint(32, 64, (2, n)) / 64
             record = make_record(dataset, algorithm, test_envs, trial, draw, step, *map(tuple, accuracies))
@@ -47,9 +43,9 @@ def golden_records() -> list[dict]:
 
 
 def write_golden_sweep(folder: Path) -> Path:
-    """The sweep in a folder; what a sweep may suffer, it has suffered."""
+    """Write the records to a folder, and damage them: missing, unfinished, torn, foreign and empty files."""
     write_sweep(folder, golden_records())
-    for name in ("PACS-ERM-3-1-0", "PACS-ERM-3-1-1", "PACS-Fishr-0-0-1"):  # a trial, and a draw, are not there
+    for name in ("PACS-ERM-3-1-0", "PACS-ERM-3-1-1", "PACS-Fishr-0-0-1"):  # a whole trial, and one draw
         for file in (folder / name).iterdir():
             file.unlink()
         (folder / name).rmdir()
@@ -58,29 +54,29 @@ def write_golden_sweep(folder: Path) -> Path:
     lines = (unfinished / "results.jsonl").read_text().splitlines()
     (unfinished / "results.jsonl").write_text(f"{lines[0]}\n{lines[1][:99]}")
     (folder / "ColoredMNIST-Fishr-1-1-1" / "done").unlink()
-    (folder / "somebody's").mkdir()
-    (folder / "somebody's" / "notes.txt").write_text("mine")
-    (folder / "of tomorrow").mkdir()
-    tomorrow = json.dumps(make_record("PACS") | {"schema_version": 2})
-    (folder / "of tomorrow" / "results.jsonl").write_text(tomorrow)
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "notes.txt").write_text("not a job")
+    (folder / "future").mkdir()
+    future_record = json.dumps(make_record("PACS") | {"schema_version": 2})
+    (folder / "future" / "results.jsonl").write_text(future_record)
     (folder / "empty").mkdir()
     (folder / "empty" / "results.jsonl").write_text("")
     return folder
 
 
-def golden_report(folder: Path) -> Report:
-    wanted = ReportOptions(compare_published=True, versus=("Fishr", "ERM"))
-    return make_report(load_sweep(str(folder)), wanted)
+def golden_report(folder: Path, selection: tuple[str, ...] = ()) -> Report:
+    options = ReportOptions(selection, compare="published", versus=("Fishr", "ERM"))
+    return make_report(load_sweep(str(folder)), options)
 
 
-def in_format(report: Report, name: str) -> str:
-    """What a format makes of a report, wherever its sweep lies."""
-    told, folder = FORMATS[name](report), str(report.sweep.folder)
-    return told.replace(folder, "SWEEP").replace(folder.replace("_", r"\_"), "SWEEP")
+def formatted(report: Report, name: str) -> str:
+    """Return a report in a format, with its folder's path replaced by SWEEP."""
+    content, folder = FORMATS[name](report), str(report.sweep.folder)
+    return content.replace(folder, "SWEEP").replace(folder.replace("_", r"\_"), "SWEEP")
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        report = golden_report(write_golden_sweep(Path(folder)))
-        for name, ending in ENDINGS.items():
-            (GOLDEN / f"report.{ending}").write_text(in_format(report, name))
+        report = golden_report(write_golden_sweep(Path(folder)), ("training-domain", "leave-one-domain-out"))
+        for name, file in FILES.items():
+            (GOLDEN / file).write_text(formatted(report, name))

@@ -1,4 +1,4 @@
-"""The page of small sweeps, read by a parser: sound HTML that needs nothing else, and says what the report says."""
+"""The HTML page of small sweeps: valid, self-contained, and equal to the report."""
 
 import base64
 import json
@@ -15,11 +15,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from domainbed.model_selection import SELECTION_METHODS
 from domainbed.reporting import plots
-from domainbed.reporting.cells import AVERAGE, RANK
-from domainbed.reporting.formats.page import anchor, page
-from domainbed.reporting.layout import AVERAGES, ReportOptions
+from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK
+from domainbed.reporting.formats.page import anchor, as_html
+from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import Report, make_report
 from tests.conftest import make_record, write_sweep
@@ -29,27 +28,27 @@ VOID = {"meta", "link", "img", "input", "br"}
 
 @pytest.fixture(autouse=True)
 def few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Two small plots in place of the many: one a selection's own, the other the same for all."""
+    """Draw only two small plots: one that depends on the selection method, and one that does not."""
     if "slow" in request.keywords:
         return
 
-    def all_figures(sweep, selection, datasets, algorithms, tell) -> Iterator[tuple[str, str, Figure]]:
+    def all_figures(sweep, selection, datasets, algorithms, warn) -> Iterator[tuple[str, str, Figure]]:
         for stem, caption in ((f"bars-{selection}", f"Bars of <{selection}>"), ("all", "Of all runs")):
             yield stem, caption, Figure(figsize=(1, 1))
-        tell("no picture of the rest")
+        warn("no other plots")
 
     monkeypatch.setattr(plots, "all_figures", all_figures)
 
 
-class Sound(HTMLParser):
-    """HTML as a tree. Every element must be closed where it belongs, and have an attribute once."""
+class StrictParser(HTMLParser):
+    """Parses HTML into a tree. Elements must be nested correctly, and must not repeat an attribute."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tree, self.open = TreeBuilder(), []
 
     def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs), f"<{tag}> has an attribute twice: {attrs}"
+        assert len(dict(attrs)) == len(attrs), f"<{tag}> repeats an attribute: {attrs}"
         self.tree.start(tag, {name: value or "" for name, value in attrs})
         self.open.append(tag)
         if tag in VOID:
@@ -65,13 +64,13 @@ class Sound(HTMLParser):
 
 
 def parsed(html: str) -> Element:
-    """The page's tree, once it is sound and refers to nothing outside."""
+    """Return the tree of a page, after checking that it is valid and self-contained."""
     assert html.startswith("<!DOCTYPE html>\n")
-    reader = Sound()
-    reader.feed(html)
-    reader.close()
-    assert not reader.open
-    root = reader.tree.close()
+    parser = StrictParser()
+    parser.feed(html)
+    parser.close()
+    assert not parser.open
+    root = parser.tree.close()
     ids = [e.get("id") for e in root.iter() if "id" in e.attrib]
     assert len(set(ids)) == len(ids)
     for element in root.iter():
@@ -96,7 +95,7 @@ def text_of(element: Element | None) -> str:
     return " ".join("".join(element.itertext()).split())
 
 
-def of_class(element: Element, name: str) -> list[Element]:
+def elements_of_class(element: Element, name: str) -> list[Element]:
     return [e for e in element.iter() if name in e.get("class", "").split()]
 
 
@@ -105,12 +104,12 @@ def by_id(root: Element, *names: str) -> Element:
     return found
 
 
-def reported(folder: Path, **wanted) -> Report:
-    return make_report(load_sweep(str(folder)), ReportOptions(list(SELECTION_METHODS), **wanted))
+def report_of(folder: Path, **options) -> Report:
+    return make_report(load_sweep(str(folder)), ReportOptions(**options))
 
 
-def with_holes(folder: Path) -> Path:
-    """Two datasets, two algorithms; a run that is not done, a cell without runs, a trial too few."""
+def sweep_with_gaps(folder: Path) -> Path:
+    """Write a sweep with unfinished runs, a cell without runs, and missing trials."""
     records, unfinished = [], []
     for dataset in ("ColoredDigits", "ColoredMNIST"):
         for i, algorithm in enumerate(("ERM", "Fishr")):
@@ -128,11 +127,11 @@ def with_holes(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "wanted", [{}, {"bootstrap": True, "decimals": 3}, {"compare_published": True, "versus": ("Fishr", "ERM")}]
+    "options", [{}, {"interval": "bootstrap", "decimals": 3}, {"compare": "published", "versus": ("Fishr", "ERM")}]
 )
-def test_every_cell_says_what_the_report_says(tmp_path: Path, wanted: dict):
-    report = reported(with_holes(tmp_path), **wanted)
-    root = parsed(page(report, tmp_path))
+def test_every_cell_equals_the_report(tmp_path: Path, options: dict):
+    report = report_of(sweep_with_gaps(tmp_path), **options)
+    root = parsed(as_html(report, tmp_path))
     compared = marked = 0
     for section in report.sections:
         for table in section.tables:
@@ -145,31 +144,34 @@ def test_every_cell_says_what_the_report_says(tmp_path: Path, wanted: dict):
                 header, *printed_cells = row
                 assert (header.text or "").strip() == algorithm
                 for td, cell in zip(printed_cells, cells, strict=True):
-                    (figure,) = of_class(td, "figure")
-                    assert text_of(figure) == table.number(cell, "±") + cell.mark
-                    assert [e.tag for e in figure if e.tag in "bu"] == [["b"], ["u"]][cell.place - 1] * (cell.place > 0)
+                    (result,) = elements_of_class(td, "result")
+                    assert text_of(result) == table.format_result(cell, "±") + cell.mark
+                    assert [e.tag for e in result if e.tag in "bu"] == [["b"], ["u"]][cell.place - 1] * (cell.place > 0)
                     assert ("data-value" in td.attrib) != cell.is_missing
                     marked += cell.is_missing + bool(cell.mark)
                     if below := td.findall("small"):
-                        assert [text_of(e) for e in below] == [table.published(cell, "±"), table.difference(cell)]
+                        assert [text_of(e) for e in below] == [
+                            table.format_published(cell, "±"),
+                            table.format_difference(cell),
+                        ]
                         compared += cell.reference is not None
-            told = text_of(by_id(root, section.selection, table.name))
+            shown = text_of(by_id(root, section.selection, table.name))
             for note in table.notes:
-                for word in note.split(" ("):
-                    assert word.removesuffix(")") in told
+                for part in note.split(" ("):
+                    assert part.removesuffix(")") in shown
     assert marked > 10
-    assert (compared > 10) == ("compare_published" in wanted)
-    assert ("Paired comparison" in text_of(root)) == ("versus" in wanted)
+    assert (compared > 10) == ("compare" in options)
+    assert ("Paired comparison" in text_of(root)) == ("versus" in options)
     empty = by_id(root, "leave-one-domain-out")
-    assert "No table: it needs the runs with each pair" in text_of(empty)
+    assert "No table: this method requires the runs with each pair" in text_of(empty)
     assert not list(empty.iter("table"))
 
 
-def test_each_figure_leads_to_its_runs(tmp_path: Path):
-    sweep, here = with_holes(tmp_path / "a sweep, 100 % #1?"), tmp_path / "pages" / "of mine"
-    here.mkdir(parents=True)
-    report = reported(sweep)
-    root = parsed(page(report, here))
+def test_each_result_links_to_its_runs(tmp_path: Path):
+    sweep, folder = sweep_with_gaps(tmp_path / "a sweep, 100 % #1?"), tmp_path / "my" / "pages"
+    folder.mkdir(parents=True)
+    report = report_of(sweep)
+    root = parsed(as_html(report, folder))
     parents = {child: parent for parent in root.iter() for child in parent}
     for section in report.sections:
         for table in section.tables:
@@ -184,42 +186,42 @@ def test_each_figure_leads_to_its_runs(tmp_path: Path):
                 target = by_id(root, *(unquote(name) for name in link.get("href", "")[1:].split("/")))
                 assert link.get("title") == cell.counts
                 if table.name == AVERAGES:
-                    datasets = list(report.names) if column == AVERAGE else [column]
+                    datasets = list(report.environments) if column == AVERAGE else [column]
                     if column == AVERAGE:
-                        leads_to = [a.get("href") for a in target.iter("a")]
-                        assert leads_to == ["#" + anchor(section.selection, d, algorithm) for d in datasets]
+                        targets = [a.get("href") for a in target.iter("a")]
+                        assert targets == ["#" + anchor(section.selection, d, algorithm) for d in datasets]
                     continue
                 assert cell.counts in text_of(target)
-                told_once = text_of(by_id(root, section.selection, table.name, algorithm).find("p"))
+                shared = text_of(by_id(root, section.selection, table.name, algorithm).find("p"))
                 best = section.best
                 best = best[(best["dataset"] == table.name) & (best["algorithm"] == algorithm)]
                 if column != AVERAGE:
                     best = best[best["test_env"] == table.columns.index(column)]
                 links = [a for a in target.iter("a") if a.get("href", "").endswith("/")]
-                folders = [Path(os.path.normpath(here / unquote(a.get("href", "")))) for a in links]
+                folders = [Path(os.path.normpath(folder / unquote(a.get("href", "")))) for a in links]
                 assert folders == [sweep / f for f in best["folder"]]
                 assert all((f / "results.jsonl").is_file() for f in folders)
                 for a, run in zip(links, best.itertuples(), strict=True):
-                    told = [text_of(e) for e in parents[parents[a]]]
-                    assert told[0] == str(run.trial_seed)
-                    assert told[1:4] == [f"{100 * run.val_acc:.1f}", f"{100 * run.test_acc:.1f}", "300"]
-                    assert told[4] == ("incomplete" if (algorithm, run.test_env) == ("Fishr", 2) else "done")
-                    assert told[6] == "1"
-                    assert f"{1e-3 + run.trial_seed / 7:.4g}" in told or "lr" in told_once
+                    texts = [text_of(e) for e in parents[parents[a]]]
+                    assert texts[0] == str(run.trial_seed)
+                    assert texts[1:4] == [f"{100 * run.val_acc:.1f}", f"{100 * run.test_acc:.1f}", "300"]
+                    assert texts[4] == ("incomplete" if (algorithm, run.test_env) == ("Fishr", 2) else "done")
+                    assert texts[6] == "1"
+                    assert f"{1e-3 + run.trial_seed / 7:.4g}" in texts or "lr" in shared
                 assert links or cell.is_missing
 
 
-def test_hyperparameters_that_differ_have_columns_and_the_others_are_told_once(tmp_path: Path):
-    root = parsed(page(reported(with_holes(tmp_path)), tmp_path))
+def test_differing_hyperparameters_have_columns(tmp_path: Path):
+    root = parsed(as_html(report_of(sweep_with_gaps(tmp_path)), tmp_path))
     row = by_id(root, "training-domain", "ColoredDigits", "Fishr")
-    assert "In all of the chosen ones: batch_size 64, resnet18 False." in text_of(row.find("p"))
+    assert "Shared by all selected runs: batch_size 64, resnet18 False." in text_of(row.find("p"))
     assert [text_of(th) for th in row.findall(".//thead/tr/th")][7:] == ["lr", "words"]
     (_, first, second, *_) = row.findall(".//tbody/tr")
     assert [text_of(e) for e in first][7:] == ["0.001", '["a", 0]']
     assert [text_of(e) for e in second][7:] == ["0.1439", '["a", 1]']
 
 
-EVIL = [
+HOSTILE = [
     "</script><script>alert(1)</script>",
     "\"><img src=x onerror='alert(1)'>",
     "{{ 7 * 7 }} %41 &amp; 数 ü",
@@ -227,46 +229,46 @@ EVIL = [
 ]
 
 
-def test_names_are_only_names(tmp_path: Path):
+def test_names_are_escaped(tmp_path: Path):
     folder = tmp_path / "<b>sweep</b> & 'co' %41 #1"
-    for i, (dataset, algorithm, env) in enumerate((d, a, e) for d in EVIL for a in EVIL for e in range(3)):
+    for i, (dataset, algorithm, env) in enumerate((d, a, e) for d in HOSTILE for a in HOSTILE for e in range(3)):
         record = make_record(dataset, algorithm, (env,), 0, 0, 0, (i / 99, 0.5, 0.2), (0.5, 0.5, 0.5))
-        record["environments"] = EVIL[:3]
-        record["hparams"] |= {EVIL[0]: EVIL[1]}
+        record["environments"] = HOSTILE[:3]
+        record["hparams"] |= {HOSTILE[0]: HOSTILE[1]}
         job = folder / f"job {i} javascript:alert(1) <&'\"%41#?"
         job.mkdir(parents=True)
         (job / "results.jsonl").write_text(json.dumps(record) + "\n")
-    html = page(reported(folder), tmp_path)
+    html = as_html(report_of(folder), tmp_path)
     root = parsed(html)
     assert "<script>alert" not in html
     assert text_of(root.find(".//h1")) == folder.name
-    for dataset in EVIL:
-        for algorithm in EVIL:
+    for dataset in HOSTILE:
+        for algorithm in HOSTILE:
             assert text_of(by_id(root, "test-domain", dataset, algorithm).find("h4")).startswith(algorithm)
-            for env in EVIL[:3]:
+            for env in HOSTILE[:3]:
                 (link,) = (
                     a.get("href", "")
                     for a in by_id(root, "test-domain", dataset, algorithm, env).iter("a")
                     if not a.get("href", "").startswith("#")
                 )
                 assert (tmp_path / unquote(link) / "results.jsonl").is_file()
-    assert f"{EVIL[0]} {EVIL[1]}" in text_of(root)
+    assert f"{HOSTILE[0]} {HOSTILE[1]}" in text_of(root)
 
 
-def test_a_folder_that_is_not_utf8(tmp_path: Path):
+def test_folder_name_that_is_not_utf8(tmp_path: Path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/sweep\xff"))
-    html = page(reported(write_sweep(folder, [make_record(test_envs=(e,)) for e in range(3)])), tmp_path)
+    html = as_html(report_of(write_sweep(folder, [make_record(test_envs=(e,)) for e in range(3)])), tmp_path)
     links = {a.get("href", "") for a in parsed(html).iter("a") if a.get("href", "").startswith("sweep")}
     assert len(links) == 3
     assert all(os.path.isdir(os.fsencode(tmp_path) + b"/" + unquote_to_bytes(link)) for link in links)
     html.encode()
 
 
-def test_what_is_missing(tmp_path: Path):
-    report = reported(with_holes(tmp_path))
-    (section,) = (e for e in parsed(page(report, tmp_path)).iter("section") if e.get("id") == "/missing")
+def test_missing_runs(tmp_path: Path):
+    report = report_of(sweep_with_gaps(tmp_path))
+    (section,) = (e for e in parsed(as_html(report, tmp_path)).iter("section") if e.get("id") == "/missing")
     headers, *rows = [[text_of(cell) for cell in row] for row in section.iter("tr")]
-    assert headers == ["Dataset", "Algorithm", "Environment", "asked for", "done", "incomplete", "not launched"]
+    assert headers == ["Dataset", "Algorithm", "Environment", "requested", "done", "incomplete", "not launched"]
     assert rows == [
         ["ColoredDigits", "ERM", "-90%", "2", "1", "0", "1"],
         ["ColoredDigits", "Fishr", "-90%", "2", "0", "2", "0"],
@@ -276,12 +278,12 @@ def test_what_is_missing(tmp_path: Path):
     ]
 
 
-def test_missing_pairs_are_told_by_the_selection_that_needs_them(tmp_path: Path):
+def test_missing_pairs_are_listed_by_the_method_that_needs_them(tmp_path: Path):
     sets = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
     accuracies = (0.5, 0.6, 0.7)
     records = [make_record("ColoredDigits", a, s, 0, 0, 0, accuracies) for a in ("ERM", "IRM") for s in sets]
     sweep = write_sweep(tmp_path, records[:-1])
-    (section,) = (e for e in parsed(page(reported(sweep), tmp_path)).iter("section") if e.get("id") == "/missing")
+    (section,) = (e for e in parsed(as_html(report_of(sweep), tmp_path)).iter("section") if e.get("id") == "/missing")
     _, *rows = section.iter("tr")
     assert [[text_of(cell) for cell in row] for row in rows] == [
         ["ColoredDigits", "IRM", "+80%", "3", "2", "1"],
@@ -290,45 +292,45 @@ def test_missing_pairs_are_told_by_the_selection_that_needs_them(tmp_path: Path)
     assert all(a.get("href", "").startswith("#leave-one-domain-out/ColoredDigits/IRM/") for a in section.iter("a"))
 
 
-def test_nothing_is_missing(tmp_path: Path):
+def test_no_missing_runs(tmp_path: Path):
     sweep = write_sweep(tmp_path, [make_record(test_envs=(e,)) for e in range(3)])
-    (section,) = (e for e in parsed(page(reported(sweep), tmp_path)).iter("section") if e.get("id") == "/missing")
-    assert text_of(section) == "What is missing Nothing is missing."
+    (section,) = (e for e in parsed(as_html(report_of(sweep), tmp_path)).iter("section") if e.get("id") == "/missing")
+    assert text_of(section) == "Missing runs No runs are missing."
 
 
-def test_only_pairs_are_no_table_and_not_all_there_is(tmp_path: Path):
-    report = reported(write_sweep(tmp_path, [make_record(test_envs=(0, 1))]))
-    told = text_of(parsed(page(report, tmp_path)))
-    assert told.count("No table: it needs") == 3
-    assert f"Nothing is missing from these tables, but not all is done: {report.progress}." in told
+def test_pairs_alone_give_no_table(tmp_path: Path):
+    report = report_of(write_sweep(tmp_path, [make_record(test_envs=(0, 1))]))
+    shown = text_of(parsed(as_html(report, tmp_path)))
+    assert shown.count("No table: this method requires") == 3
+    assert f"No runs are missing from these tables, but the sweep is not finished: {report.progress}." in shown
 
 
 @pytest.mark.parametrize("n", [3, 30])
-def test_all_problems_are_told_and_many_are_folded_away(tmp_path: Path, n: int):
+def test_long_lists_of_warnings_are_collapsed(tmp_path: Path, n: int):
     write_sweep(tmp_path, [make_record(test_envs=(e,), trial_seed=t) for e in range(3) for t in range(n // 3)])
     for results in tmp_path.glob("*/results.jsonl"):
         results.write_text(results.read_text() + "<torn")
-    report = reported(tmp_path)
+    report = report_of(tmp_path)
     assert len(report.sweep.problems) == n
-    root = parsed(page(report, tmp_path))
+    root = parsed(as_html(report, tmp_path))
     (notes,) = (e for e in root.iter("section") if e.get("id") == "/notes")
-    told = [text_of(e) for e in notes.iter("li")]
-    assert set(report.notes + report.sweep.problems) < set(told)
+    items = [text_of(e) for e in notes.iter("li")]
+    assert set(report.notes + report.sweep.problems) < set(items)
     assert len(notes.findall("details")) == (n > 20)
 
 
-def test_plots_that_all_methods_share_are_there_once(tmp_path: Path):
-    root = parsed(page(reported(with_holes(tmp_path)), tmp_path))
+def test_shared_plots_appear_once(tmp_path: Path):
+    root = parsed(as_html(report_of(sweep_with_gaps(tmp_path)), tmp_path))
     captions = [img.get("alt") for img in root.iter("img")]
     assert captions == ["Bars of <training-domain>", "Bars of <test-domain>", "Of all runs"]
     assert all(img.get("src", "").startswith("data:image/png;base64,iVBOR") for img in root.iter("img"))
-    assert text_of(root).count("no picture of the rest") == 1
+    assert text_of(root).count("no other plots") == 1
 
 
 @pytest.mark.slow
-def test_the_real_plots_are_in_the_page(tmp_path: Path):
+def test_page_contains_real_plots(tmp_path: Path):
     records = [make_record(test_envs=(e,), trial_seed=t, step=s) for e in range(3) for t in range(2) for s in (0, 100)]
-    root = parsed(page(reported(write_sweep(tmp_path, records)), tmp_path))
+    root = parsed(as_html(report_of(write_sweep(tmp_path, records)), tmp_path))
     images = list(root.iter("img"))
     assert len(images) > 5
     for img in images:

@@ -1,4 +1,4 @@
-"""Pictures: what their lines, points and bars carry, against the records they come from."""
+"""Plots: the data of their lines, points and bars equal the records that they show."""
 
 import gc
 import io
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import matplotlib
 import numpy as np
@@ -19,13 +20,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from domainbed.engine.tracking import TRACKERS, Tracker
 from domainbed.errors import UsageError
 from domainbed.reporting.load import Sweep, load_sweep
-from domainbed.reporting.plots import all_figures, write
-from domainbed.reporting.plots.bars import bars
-from domainbed.reporting.plots.curves import figure_courses, training_curves
-from domainbed.reporting.plots.scatter import draws, hparams_scatter, in_and_out
-from domainbed.reporting.plots.style import make_style, text
+from domainbed.reporting.plots import all_figures, write_figure
+from domainbed.reporting.plots.bars import plot_bars
+from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
+from domainbed.reporting.plots.scatter import plot_hparams, plot_in_and_out, sample_hparams
+from domainbed.reporting.plots.style import label_text, make_style
 from tests.conftest import make_record, write_sweep
 
 ENVIRONMENTS = dict(enumerate(["+90%", "+80%", "-90%"]))
@@ -33,53 +35,53 @@ R = np.random.RandomState(0)
 
 
 def lines(ax: Axes, color: str) -> list[np.ndarray]:
-    """The courses drawn in one colour, each [points, (step, value)], in order of their values."""
+    """Return the lines of one color, each [points, (step, value)], sorted by their values."""
     found = [line.get_xydata() for line in ax.lines if len(line.get_xdata()) > 1 and to_hex(line.get_color()) == color]
     return sorted((np.asarray(xy) for xy in found), key=lambda xy: xy[:, 1].tolist())
 
 
 def points(ax: Axes) -> list[np.ndarray]:
-    """What each category's points are, [n, (x, y)]."""
+    """Return the points of each category: [n, (x, y)]."""
     return [np.asarray(collection.get_offsets()) for collection in ax.collections]
 
 
 def png(figure: Figure, dpi: int = 60) -> Image.Image:
     file = io.BytesIO()
-    write(figure, file, "png", dpi)
+    write_figure(figure, file, "png", dpi)
     image = Image.open(file)
     image.load()
     return image
 
 
 def legend_labels(figure: Figure) -> list[str]:
-    return [words.get_text() for words in figure.legends[0].get_texts()]
+    return [label.get_text() for label in figure.legends[0].get_texts()]
 
 
 # Training curves
 
 
 def two_trials() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Records, in no order, of the runs (test environment, trial) of one algorithm, and the chosen steps."""
+    """Return the shuffled records of one algorithm's runs (test environment, trial), and the selected steps."""
     rows, best = [], []
     for test_env, trial in itertools.product((0, 2), range(2)):
         folder = f"job{test_env}{trial}"
-        of_run = [
+        run_records = [
             {"folder": folder, "step": 100 * k}
             | {f"env{i}_{part}_acc": R.uniform() for i in range(3) for part in ("in", "out")}
             for k in range(4)
         ]
-        rows += of_run
-        chosen = of_run[1 + trial]
+        rows += run_records
+        selected = run_records[1 + trial]
         best.append(
-            {"folder": folder, "algorithm": "ERM", "test_env": test_env, "step": chosen["step"]}
-            | {"test_acc": chosen[f"env{test_env}_in_acc"]}
+            {"folder": folder, "algorithm": "ERM", "test_env": test_env, "step": selected["step"]}
+            | {"test_acc": selected[f"env{test_env}_in_acc"]}
         )
     return pd.DataFrame(rows).sample(frac=1, random_state=0), pd.DataFrame(best)
 
 
-def test_curves_are_the_records_in_percent_in_order_of_steps():
+def test_curves_are_accuracies_in_percent_sorted_by_step():
     records, best = two_trials()
-    figure = training_curves(records, best, ENVIRONMENTS)
+    figure = plot_training_curves(records, best, ENVIRONMENTS)
     assert [ax.get_title() for ax in figure.axes] == ["test: +90%", "test: -90%"]
     for ax, test_env in zip(figure.axes, (0, 2), strict=True):
         for env in range(3):
@@ -90,26 +92,26 @@ def test_curves_are_the_records_in_percent_in_order_of_steps():
                 run = records[records["folder"] == folder]
                 by_step = dict(zip(run["step"], 100 * run[name], strict=True))
                 expected.append([[step, by_step[step]] for step in (0, 100, 200, 300)])
-            expected.sort(key=lambda course: [value for _, value in course])
+            expected.sort(key=lambda line: [value for _, value in line])
             np.testing.assert_allclose(lines(ax, color), expected)
 
 
-def test_the_chosen_step_of_each_trial_is_marked_on_the_test_environments_line():
+def test_selected_step_of_each_trial_is_marked_on_test_environment():
     records, best = two_trials()
-    figure = training_curves(records, best, ENVIRONMENTS)
+    figure = plot_training_curves(records, best, ENVIRONMENTS)
     for ax, test_env in zip(figure.axes, (0, 2), strict=True):
-        chosen = best[best["test_env"] == test_env]
-        rings = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "o"]
+        selected = best[best["test_env"] == test_env]
+        circles = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "o"]
         np.testing.assert_allclose(
-            sorted(map(list, rings)), sorted(zip(chosen["step"], 100 * chosen["test_acc"], strict=True))
+            sorted(map(list, circles)), sorted(zip(selected["step"], 100 * selected["test_acc"], strict=True))
         )
         verticals = [line.get_xdata()[0] for line in ax.lines if list(line.get_ydata()) == [0, 1]]
         assert sorted(verticals) == [100, 200]
 
 
-def test_the_test_environment_stands_out():
+def test_test_environment_is_emphasized():
     records, best = two_trials()
-    ax = training_curves(records, best, ENVIRONMENTS).axes[0]
+    ax = plot_training_curves(records, best, ENVIRONMENTS).axes[0]
     black = [line for line in ax.lines if line.get_color() == "black" and len(line.get_xdata()) > 1]
     others = [line for line in ax.lines if len(line.get_xdata()) == 4 and line.get_color() != "black"]
     assert len(black) == 2
@@ -117,10 +119,10 @@ def test_the_test_environment_stands_out():
     assert min(b.get_zorder() for b in black) > max(o.get_zorder() for o in others)
 
 
-def test_curves_of_one_record_and_of_a_run_that_lacks_an_environment():
+def test_curves_of_single_record_without_one_environment():
     records = pd.DataFrame([{"folder": "a", "step": 0, "env0_in_acc": 0.5, "env0_out_acc": 0.5, "env2_out_acc": 0.25}])
     best = pd.DataFrame([{"folder": "a", "algorithm": "ERM", "test_env": 0, "step": 0, "test_acc": 0.5}])
-    figure = training_curves(records, best, ENVIRONMENTS)
+    figure = plot_training_curves(records, best, ENVIRONMENTS)
     ys = [list(line.get_ydata()) for line in figure.axes[0].lines]
     assert sorted(ys) == [[0, 1], [25.0], [50.0], [50.0]]
     png(figure)
@@ -129,7 +131,7 @@ def test_curves_of_one_record_and_of_a_run_that_lacks_an_environment():
 # Hyperparameters
 
 
-def chosen_runs(n: int, test_envs: tuple[int, ...] = (0,)) -> pd.DataFrame:
+def selected_runs(n: int, test_envs: tuple[int, ...] = (0,)) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
@@ -145,28 +147,29 @@ def chosen_runs(n: int, test_envs: tuple[int, ...] = (0,)) -> pd.DataFrame:
     )
 
 
-def scatter_of(values: list, name: str, algorithm: str = "Unheard", dataset: str = "PACS") -> Axes:
-    runs = chosen_runs(len(values))
+def plot_hparam(values: list, name: str, algorithm: str = "Unregistered", dataset: str = "PACS") -> Axes:
+    runs = selected_runs(len(values))
     hparams = pd.DataFrame({name: pd.Series(values, dtype=object)}).set_index(runs["folder"])
-    figure = hparams_scatter(runs, hparams, ENVIRONMENTS, draws(algorithm, dataset))
+    figure = plot_hparams(runs, hparams, ENVIRONMENTS, sample_hparams(algorithm, dataset))
     png(figure)
     return figure.axes[0]
 
 
-def test_points_are_the_runs_values_and_percent():
-    runs = chosen_runs(20, (0, 2))
+def test_points_are_values_and_accuracies_in_percent():
+    runs = selected_runs(20, (0, 2))
     hparams = pd.DataFrame({"lr": 10 ** R.uniform(-5, -3.5, 40), "same": 1}, index=runs["folder"])
-    figure = hparams_scatter(runs, hparams.sample(frac=1, random_state=0), ENVIRONMENTS, draws("ERM", "PACS"))
-    (ax,) = figure.axes  # none for what is the same in all
+    figure = plot_hparams(runs, hparams.sample(frac=1, random_state=0), ENVIRONMENTS, sample_hparams("ERM", "PACS"))
+    (ax,) = figure.axes  # none for the hyperparameter with a single value
     assert ax.get_xlabel() == "lr"
     for found, env in zip(points(ax), (0, 2), strict=True):
-        mine = runs[runs["test_env"] == env]
+        env_runs = runs[runs["test_env"] == env]
         expected = [
-            [hparams.at[folder, "lr"], 100 * acc] for folder, acc in zip(mine["folder"], mine["test_acc"], strict=True)
+            [hparams.at[folder, "lr"], 100 * acc]
+            for folder, acc in zip(env_runs["folder"], env_runs["test_acc"], strict=True)
         ]
         np.testing.assert_allclose(sorted(map(list, found)), sorted(expected))
     assert legend_labels(figure) == ["+90%", "-90%"]
-    assert hparams_scatter(runs, hparams[["same"]], ENVIRONMENTS, {}) is None
+    assert plot_hparams(runs, hparams[["same"]], ENVIRONMENTS, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -177,24 +180,30 @@ def test_points_are_the_runs_values_and_percent():
         ("ERM", "PACS", "weight_decay", [0.0, 2e-6, 3e-4, 9e-3], "symlog"),
         ("DANN", "PACS", "grad_penalty", [0.0, 0.02, 9.0], "symlog"),
         ("IRM", "PACS", "irm_penalty_anneal_iters", [1, 20, 9000], "log"),
-        ("Fishr", "PACS", "penalty_anneal_iters", [12, 900, 2500, 4900], "linear"),  # drawn evenly on a linear axis
+        ("Fishr", "PACS", "penalty_anneal_iters", [12, 900, 2500, 4900], "linear"),  # uniform on a linear axis
         ("Fishr", "PACS", "ema", [0.91, 0.95, 0.98], "linear"),
-        ("ERM", "PACS", "lr", [1.00e-4, 1.01e-4], "linear"),  # drawn evenly on a logarithmic one, but here too close
-        ("Unheard", "PACS", "strength", list(np.geomspace(0.1, 11, 20)), "log"),
-        ("Unheard", "PACS", "strength", list(np.geomspace(0.1, 9, 20)), "linear"),
-        ("Unheard", "PACS", "strength", [-1.0, *np.geomspace(0.1, 1000, 20)], "linear"),
+        (
+            "ERM",
+            "PACS",
+            "lr",
+            [1.00e-4, 1.01e-4],
+            "linear",
+        ),  # uniform on a logarithmic axis, but too close to each other here
+        ("Unregistered", "PACS", "strength", list(np.geomspace(0.1, 11, 20)), "log"),
+        ("Unregistered", "PACS", "strength", list(np.geomspace(0.1, 9, 20)), "linear"),
+        ("Unregistered", "PACS", "strength", [-1.0, *np.geomspace(0.1, 1000, 20)], "linear"),
     ],
 )
-def test_the_axis_of_a_hyperparameter(algorithm: str, dataset: str, name: str, values: list, scale: str):
-    ax = scatter_of(values, name, algorithm, dataset)
+def test_scale_of_hyperparameter_axis(algorithm: str, dataset: str, name: str, values: list, scale: str):
+    ax = plot_hparam(values, name, algorithm, dataset)
     assert ax.get_xscale() == scale
     (found,) = points(ax)
     np.testing.assert_allclose(found[:, 0], values)
 
 
 @pytest.mark.parametrize("positive", [[2e-6, 3e-4, 9e-3], [0.02, 9.0], [1e-12, 1.0]])
-def test_a_zero_stays_on_a_logarithmic_axis_at_the_left(positive: list[float]):
-    ax = scatter_of([0.0, *positive], "grad_penalty", "DANN")
+def test_zero_is_at_left_of_logarithmic_axis(positive: list[float]):
+    ax = plot_hparam([0.0, *positive], "grad_penalty", "DANN")
     shown = ax.transData.transform(points(ax)[0])[:, 0]
     left, right = ax.transAxes.transform([(0, 0), (1, 0)])[:, 0]
     assert left < shown[0]
@@ -204,26 +213,26 @@ def test_a_zero_stays_on_a_logarithmic_axis_at_the_left(positive: list[float]):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "name", "values", "labels", "at"),
+    ("algorithm", "name", "values", "labels", "positions"),
     [
         ("ERM", "resnet_dropout", [0.5, 0.0, 0.1, 0.1], ["0", "0.1", "0.5"], [2, 0, 1, 1]),
         ("DANN", "d_steps_per_g_step", [7, 1, 3, 1], ["1", "3", "7"], [2, 0, 1, 0]),
         ("Fishr", "variant", ["variance", "covariance", "variance"], ["covariance", "variance"], [1, 0, 1]),
         ("ERM", "resnet18", [True, False], ["False", "True"], [1, 0]),
-        ("Unheard", "layers", [[1, 2], [3]], ["[1, 2]", "[3]"], [0, 1]),
-        ("Unheard", "mixed", ["a", 3, "a"], ["3", "a"], [1, 0, 1]),
+        ("Unregistered", "layers", [[1, 2], [3]], ["[1, 2]", "[3]"], [0, 1]),
+        ("Unregistered", "mixed", ["a", 3, "a"], ["3", "a"], [1, 0, 1]),
     ],
 )
-def test_few_values_are_categories(algorithm: str, name: str, values: list, labels: list[str], at: list[float]):
-    ax = scatter_of(values, name, algorithm)
+def test_few_values_are_categories(algorithm: str, name: str, values: list, labels: list[str], positions: list[float]):
+    ax = plot_hparam(values, name, algorithm)
     assert [label.get_text() for label in ax.get_xticklabels()] == labels
-    np.testing.assert_allclose(points(ax)[0][:, 0], at, atol=1e-9)
+    np.testing.assert_allclose(points(ax)[0][:, 0], positions, atol=1e-9)
 
 
-def test_test_environments_lie_side_by_side_within_their_category():
-    runs = chosen_runs(6, (0, 1, 2))
+def test_test_environments_are_side_by_side_within_category():
+    runs = selected_runs(6, (0, 1, 2))
     hparams = pd.DataFrame({"resnet_dropout": [0.0, 0.1, 0.5] * 6}, index=runs["folder"])
-    (ax,) = hparams_scatter(runs, hparams, ENVIRONMENTS, draws("ERM", "PACS")).axes
+    (ax,) = plot_hparams(runs, hparams, ENVIRONMENTS, sample_hparams("ERM", "PACS")).axes
     columns = [{round(x, 6) for x in found[:, 0]} for found in points(ax)]
     assert all(len(column) == 3 for column in columns)
     assert len(set.union(*columns)) == 9
@@ -231,10 +240,10 @@ def test_test_environments_lie_side_by_side_within_their_category():
         assert sorted(round(x) for x in column) == [0, 1, 2]
 
 
-def test_a_missing_hyperparameter_is_missing_in_its_panel_alone():
-    runs = chosen_runs(4)
+def test_missing_hyperparameter_is_omitted_from_its_panel_only():
+    runs = selected_runs(4)
     hparams = pd.DataFrame({"lr": [1e-3, np.nan, 1e-4, np.inf], "width": [1.0, 2.0, 3.0, 4.0]}, index=runs["folder"])
-    figure = hparams_scatter(runs, hparams, ENVIRONMENTS, {})
+    figure = plot_hparams(runs, hparams, ENVIRONMENTS, {})
     assert [len(points(ax)[0]) for ax in figure.axes] == [2, 4]
     png(figure)
 
@@ -242,31 +251,31 @@ def test_a_missing_hyperparameter_is_missing_in_its_panel_alone():
 # In-domain against out-of-domain accuracy
 
 
-def test_in_and_out_of_the_domain():
-    runs = pd.concat([chosen_runs(9, (0, 2)), chosen_runs(9, (0, 2)).assign(algorithm="Fishr")])
-    looks = {"ERM": make_style(0), "Fishr": make_style(1)}
-    figure = in_and_out(runs, ENVIRONMENTS, looks)
+def test_in_and_out_of_domain():
+    runs = pd.concat([selected_runs(9, (0, 2)), selected_runs(9, (0, 2)).assign(algorithm="Fishr")])
+    styles = {"ERM": make_style(0), "Fishr": make_style(1)}
+    figure = plot_in_and_out(runs, ENVIRONMENTS, styles)
     for ax, env in zip(figure.axes, (0, 2), strict=True):
-        mine = runs[runs["test_env"] == env]
-        for found, algorithm in zip(points(ax), looks, strict=True):
-            of_algorithm = mine[mine["algorithm"] == algorithm]
-            np.testing.assert_allclose(found, 100 * of_algorithm[["val_acc", "test_acc"]].to_numpy())
-        d = np.argsort(np.argsort(mine["val_acc"])) - np.argsort(np.argsort(mine["test_acc"]))
+        env_runs = runs[runs["test_env"] == env]
+        for found, algorithm in zip(points(ax), styles, strict=True):
+            expected = env_runs[env_runs["algorithm"] == algorithm]
+            np.testing.assert_allclose(found, 100 * expected[["val_acc", "test_acc"]].to_numpy())
+        d = np.argsort(np.argsort(env_runs["val_acc"])) - np.argsort(np.argsort(env_runs["test_acc"]))
         rho = 1 - 6 * (d**2).sum() / (len(d) * (len(d) ** 2 - 1))
         assert ax.get_title() == f"{ENVIRONMENTS[env]} (\N{GREEK SMALL LETTER RHO} = {rho:.2f})"
         (identity,) = [line for line in ax.lines if hasattr(line, "get_slope")]
         assert identity.get_slope() == 1
         assert identity.get_xy1() == (0, 0)
         (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-        assert bottom <= left  # the identity is seen over the whole width
+        assert bottom <= left  # the identity line is visible over the full width
         assert top >= right
     assert legend_labels(figure) == ["ERM", "Fishr", "equal"]
 
 
 @pytest.mark.parametrize("accuracies", [[(0.5, 0.5)], [(0.5, 0.4), (0.5, 0.6)], [(0.4, 0.5), (0.6, 0.5)]])
-def test_a_correlation_that_is_not_defined(accuracies: list[tuple[float, float]]):
+def test_undefined_correlation(accuracies: list[tuple[float, float]]):
     runs = pd.DataFrame(accuracies, columns=["val_acc", "test_acc"]).assign(test_env=1, algorithm="ERM")
-    figure = in_and_out(runs, ENVIRONMENTS, {"ERM": make_style(0)})
+    figure = plot_in_and_out(runs, ENVIRONMENTS, {"ERM": make_style(0)})
     assert figure.axes[0].get_title().endswith("= ?)")
     png(figure)
 
@@ -274,22 +283,19 @@ def test_a_correlation_that_is_not_defined(accuracies: list[tuple[float, float]]
 # Bars
 
 
-def test_bars_errors_and_missing_cells():
-    cells = pd.DataFrame(
-        [
-            ("ERM", "PACS", 80.0, 1.5),
-            ("ERM", "VLCS", np.nan, np.nan),
-            ("ERM", "Avg", 60.0, np.nan),  # an average that has no error
-            ("Fishr", "VLCS", 70.0, 0.5),
-            ("Fishr", "PACS", 0.0, 0.0),  # not the same as missing
-        ],
-        columns=["algorithm", "dataset", "mean", "error"],
-    ).assign(trials=3)
-    figure = bars(cells, ["VLCS", "PACS", "Avg"], {"ERM": make_style(0), "Fishr": make_style(1)})
+def test_bars_errors_and_missing_means():
+    accuracies = {
+        ("ERM", "PACS"): (80.0, 1.5),
+        ("ERM", "VLCS"): (np.nan, np.nan),
+        ("ERM", "Avg"): (60.0, np.nan),  # an average without an error
+        ("Fishr", "VLCS"): (70.0, 0.5),
+        ("Fishr", "PACS"): (0.0, 0.0),  # differs from missing
+    }
+    figure = plot_bars(accuracies, ["VLCS", "PACS", "Avg"], {"ERM": make_style(0), "Fishr": make_style(1)})
     (ax,) = figure.axes
     assert [label.get_text() for label in ax.get_xticklabels()] == ["VLCS", "PACS", "Avg"]
-    drawn = {(round(bar.get_x() + bar.get_width() / 2, 3), bar.get_height()) for bar in ax.patches}
-    assert drawn == {(0.21, 70.0), (0.79, 80.0), (1.21, 0.0), (1.79, 60.0)}
+    bars = {(round(bar.get_x() + bar.get_width() / 2, 3), bar.get_height()) for bar in ax.patches}
+    assert bars == {(0.21, 70.0), (0.79, 80.0), (1.21, 0.0), (1.79, 60.0)}
     errors = {
         (round(float(x), 3), float(low), float(high))
         for collection in ax.collections
@@ -303,30 +309,28 @@ def test_bars_errors_and_missing_cells():
     assert legend_labels(figure) == ["ERM", "Fishr"]
 
 
-def test_the_whole_benchmark_and_nothing_at_all_as_bars():
+def test_bars_of_whole_benchmark_and_of_missing_means():
     algorithms = {f"A{i}": make_style(i) for i in range(7)}
     groups = [f"D{i}" for i in range(7)] + ["Avg"]
-    cells = pd.DataFrame(
-        [{"algorithm": a, "dataset": d, "mean": R.uniform(20, 99), "error": 1.0} for a in algorithms for d in groups]
-    )
-    figure = bars(cells, groups, algorithms)
+    accuracies = {(a, d): (R.uniform(20, 99), 1.0) for a in algorithms for d in groups}
+    figure = plot_bars(accuracies, groups, algorithms)
     by_panel = [sorted(bar.get_height() for bar in ax.patches) for ax in figure.axes]
-    assert sorted(itertools.chain(*by_panel)) == sorted(cells["mean"])
+    assert sorted(itertools.chain(*by_panel)) == sorted(mean for mean, _ in accuracies.values())
     assert len({(to_hex(b.get_facecolor()), b.get_hatch()) for ax in figure.axes for b in ax.patches}) == 7
     png(figure)
-    empty = bars(cells.assign(mean=np.nan, error=np.nan), groups, algorithms)
+    empty = plot_bars({}, groups, algorithms)
     assert not [bar for ax in empty.axes for bar in ax.patches]
     assert sum(len(ax.texts) for ax in empty.axes) == 56
     png(empty)
 
 
-# The figures of the updates
+# Metrics of the updates
 
 
-def course(algorithm: str = "IRM", **figures: list[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    n = len(next(iter(figures.values())))
+def record_metrics(algorithm: str = "IRM", **metrics: list[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    n = len(next(iter(metrics.values())))
     other = {"epoch": 1.0, "step_time": 0.1, "mem_gb": 2.0, "bad_images": 0, "env0_in_acc": 0.5, "env0_uda_acc": 0.5}
-    rows = pd.DataFrame({"folder": "a", "step": [100 * i for i in range(n)], **figures}).assign(**other)
+    rows = pd.DataFrame({"folder": "a", "step": [100 * i for i in range(n)], **metrics}).assign(**other)
     return rows, pd.DataFrame([{"folder": "a", "algorithm": algorithm, "test_env": 1}])
 
 
@@ -343,8 +347,8 @@ def course(algorithm: str = "IRM", **figures: list[float]) -> tuple[pd.DataFrame
         ([1e-300, 1e300, -1e300], "symlog"),
     ],
 )
-def test_the_axis_of_a_penalty(values: list[float], scale: str):
-    figure = figure_courses(*course(penalty=values), ENVIRONMENTS, ["IRM"])
+def test_scale_of_metric_axis(values: list[float], scale: str):
+    figure = plot_metrics(*record_metrics(penalty=values), ENVIRONMENTS, ["IRM"])
     (ax,) = figure.axes
     assert ax.get_yscale() == scale
     assert ax.get_title() == "IRM: penalty"
@@ -357,82 +361,82 @@ def test_the_axis_of_a_penalty(values: list[float], scale: str):
     assert ((inside > 0) & (inside < 1)).all()
 
 
-def test_values_that_are_not_finite_leave_a_gap():
-    figure = figure_courses(*course(loss=[1.0, np.nan, np.inf, 2.0], nll=[np.inf] * 4), ENVIRONMENTS, ["IRM"])
+def test_nonfinite_values_leave_gaps():
+    figure = plot_metrics(*record_metrics(loss=[1.0, np.nan, np.inf, 2.0], nll=[np.inf] * 4), ENVIRONMENTS, ["IRM"])
     loss, nll = figure.axes
     np.testing.assert_array_equal(loss.lines[0].get_ydata(), [1.0, np.nan, np.nan, 2.0])
-    assert loss.lines[0].get_marker() == "."  # a value between gaps is seen
-    assert [words.get_text() for words in nll.texts] == ["no finite value"]
+    assert loss.lines[0].get_marker() == "."  # shows a value between two gaps
+    assert [text.get_text() for text in nll.texts] == ["no finite value"]
     png(figure)
 
 
-def test_each_algorithm_has_panels_of_what_it_recorded():
-    erm, best_erm = course("ERM", loss=[1.0, 2.0])
-    irm, best_irm = course("IRM", loss=[3.0, 4.0], penalty=[5.0, 6.0])
-    figures = pd.concat([irm.assign(folder="b"), erm]).sample(frac=1, random_state=1)
+def test_each_algorithm_has_panels_for_its_metrics():
+    erm, best_erm = record_metrics("ERM", loss=[1.0, 2.0])
+    irm, best_irm = record_metrics("IRM", loss=[3.0, 4.0], penalty=[5.0, 6.0])
+    metrics = pd.concat([irm.assign(folder="b"), erm]).sample(frac=1, random_state=1)
     best = pd.concat([best_erm, best_irm.assign(folder="b", test_env=2)])
-    figure = figure_courses(figures, best, ENVIRONMENTS, ["ERM", "IRM", "Fish"])
-    drawn = {ax.get_title(): [list(line.get_ydata()) for line in ax.lines] for ax in figure.axes}
-    assert drawn == {"ERM: loss": [[1.0, 2.0]], "IRM: loss": [[3.0, 4.0]], "IRM: penalty": [[5.0, 6.0]]}
+    figure = plot_metrics(metrics, best, ENVIRONMENTS, ["ERM", "IRM", "Fish"])
+    plotted = {ax.get_title(): [list(line.get_ydata()) for line in ax.lines] for ax in figure.axes}
+    assert plotted == {"ERM: loss": [[1.0, 2.0]], "IRM: loss": [[3.0, 4.0]], "IRM: penalty": [[5.0, 6.0]]}
     assert [to_hex(ax.lines[0].get_color()) for ax in figure.axes] == [make_style(e).color.lower() for e in (1, 2, 2)]
     assert legend_labels(figure) == ["+80%", "-90%"]
 
 
-def test_nothing_recorded_is_no_figure():
-    figures, best = course(loss=[1.0, 2.0])
-    assert figure_courses(figures.drop(columns="loss"), best, ENVIRONMENTS, ["IRM"]) is None
+def test_no_metrics_make_no_figure():
+    metrics, best = record_metrics(loss=[1.0, 2.0])
+    assert plot_metrics(metrics.drop(columns="loss"), best, ENVIRONMENTS, ["IRM"]) is None
 
 
-# How they look, and how they are written
+# Styles and files
 
 
-def test_there_is_a_look_for_any_number_of_categories():
-    looks = [make_style(i) for i in range(40)]
-    assert len({(each.color, each.marker) for each in looks}) == 40
-    assert len({(each.color, each.line) for each in looks}) == 40
-    assert len({each.color for each in looks[:7]}) == len({each.marker for each in looks[:7]}) == 7
-    assert len({each.line for each in looks[:6]}) == len({each.hatch for each in looks[:7]}) - 1 == 6
+def test_styles_of_many_categories_differ():
+    styles = [make_style(i) for i in range(40)]
+    assert len({(each.color, each.marker) for each in styles}) == 40
+    assert len({(each.color, each.line) for each in styles}) == 40
+    assert len({each.color for each in styles[:7]}) == len({each.marker for each in styles[:7]}) == 7
+    assert len({each.line for each in styles[:6]}) == len({each.hatch for each in styles[:7]}) - 1 == 6
 
 
 @pytest.mark.parametrize("name", ["$x^$", "a$b", r"\$", "_hidden", "50%", "ä" * 100, "", "a\nb", "{", r"$\frac$"])
-def test_a_name_is_no_formula(name: str):
+def test_names_are_not_parsed_as_formulas(name: str):
     records, best = two_trials()
-    figure = training_curves(records, best, {**ENVIRONMENTS, 2: name}, name)
+    figure = plot_training_curves(records, best, {**ENVIRONMENTS, 2: name}, name)
     png(figure)
-    assert legend_labels(figure)[-1] == text(name)
-    assert len(text(name).replace(r"\$", "$")) <= 24
+    assert legend_labels(figure)[-1] == label_text(name)
+    assert len(label_text(name).replace(r"\$", "$")) <= 24
 
 
-def test_long_names_that_begin_alike_and_odd_ones_each_have_their_sample():
-    names = ["a long prefix that all have in common, A", "a long prefix that all have in common, B", "chosen step"]
+def test_long_and_colliding_names_have_separate_legend_entries():
+    names = ["a long prefix that all have in common, A", "a long prefix that all have in common, B", "selected step"]
     records, best = two_trials()
-    labels = legend_labels(training_curves(records, best, dict(enumerate(names))))
+    labels = legend_labels(plot_training_curves(records, best, dict(enumerate(names))))
     assert len(labels) == 5
     assert labels[2].endswith("A")
     assert labels[3].endswith("B")
-    assert labels[4] == labels[1] == "chosen step"
+    assert labels[4] == labels[1] == "selected step"
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 25])
-def test_the_legend_lies_below_all_axes_and_within_the_figure(n: int):
-    runs = pd.concat([chosen_runs(3).assign(algorithm=f"Algorithm {i}") for i in range(n)])
-    figure = in_and_out(runs, ENVIRONMENTS, {f"Algorithm {i}": make_style(i) for i in range(n)})
+def test_legend_is_below_all_axes_and_within_figure(n: int):
+    runs = pd.concat([selected_runs(3).assign(algorithm=f"Algorithm {i}") for i in range(n)])
+    figure = plot_in_and_out(runs, ENVIRONMENTS, {f"Algorithm {i}": make_style(i) for i in range(n)})
     png(figure, dpi=100)
     canvas = FigureCanvasAgg(figure)
     legend = figure.legends[0].get_window_extent(canvas.get_renderer())
     assert all(ax.get_tightbbox(canvas.get_renderer()).y0 > legend.y1 for ax in figure.axes)
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
     assert legend.y0 >= 0
-    assert all(ax.bbox.height > 70 for ax in figure.axes)  # pixels: the legend leaves the panels their room
+    assert all(ax.bbox.height > 70 for ax in figure.axes)  # pixels: the legend does not shrink the panels
 
 
-def test_pdfs_have_truetype_letters_and_the_same_bytes_each_time():
+def test_pdfs_use_truetype_fonts_and_are_reproducible():
     def pdf() -> bytes:
         file = io.BytesIO()
-        write(bars(cells, ["PACS"], {"ERM": make_style(1)}, "Title"), file, "pdf", 150, "A caption.")
+        write_figure(plot_bars(accuracies, ["PACS"], {"ERM": make_style(1)}, "Title"), file, "pdf", 150, "A caption.")
         return file.getvalue()
 
-    cells = pd.DataFrame([{"algorithm": "ERM", "dataset": "PACS", "mean": 50.0, "error": 1.0}])
+    accuracies = {("ERM", "PACS"): (50.0, 1.0)}
     first = pdf()
     assert first.startswith(b"%PDF")
     assert b"/CIDFontType2" in first
@@ -440,18 +444,18 @@ def test_pdfs_have_truetype_letters_and_the_same_bytes_each_time():
     assert b"CreationDate" not in first
     assert b"(A caption.)" in first
     with matplotlib.rc_context({"pdf.fonttype": 3, "font.size": 30, "savefig.bbox": "tight", "text.usetex": True}):
-        assert pdf() == first  # nobody's own settings change it
+        assert pdf() == first  # independent of the user's settings
     assert matplotlib.rcParams["pdf.fonttype"] == matplotlib.rcParamsDefault["pdf.fonttype"]
 
 
-def test_pngs_have_the_resolution_that_was_asked_for():
+def test_pngs_have_requested_resolution():
     records, best = two_trials()
-    figure = training_curves(records, best, ENVIRONMENTS)
+    figure = plot_training_curves(records, best, ENVIRONMENTS)
     assert png(figure, dpi=100).width == 550
     assert png(figure, dpi=150).width == 825
 
 
-def test_no_display_and_no_pyplot():
+def test_matplotlib_is_imported_lazily_and_without_pyplot():
     code = (
         "import sys; import domainbed.reporting.cells, domainbed.scripts.plot; assert 'matplotlib' not in sys.modules;"
         "import domainbed.reporting.plots; assert 'matplotlib.pyplot' not in sys.modules"
@@ -459,7 +463,7 @@ def test_no_display_and_no_pyplot():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# All pictures of a sweep
+# All plots of a sweep
 
 
 def small_sweep(folder: Path, algorithms: tuple[str, ...] = ("ERM", "IRM"), dataset: str = "ColoredDigits") -> Path:
@@ -474,14 +478,14 @@ def small_sweep(folder: Path, algorithms: tuple[str, ...] = ("ERM", "IRM"), data
     return write_sweep(folder, records)
 
 
-def everything(sweep: Sweep, selection: str = "training-domain", tell=print) -> list[tuple[str, str, Figure]]:
+def plot_sweep(sweep: Sweep, selection: str = "training-domain", warn=print) -> list[tuple[str, str, Figure]]:
     jobs = sweep.jobs
-    return list(all_figures(sweep, selection, sorted(set(jobs["dataset"])), sorted(set(jobs["algorithm"])), tell))
+    return list(all_figures(sweep, selection, sorted(set(jobs["dataset"])), sorted(set(jobs["algorithm"])), warn))
 
 
 def test_all_figures_of_a_sweep(tmp_path: Path):
-    told: list[str] = []
-    found = everything(load_sweep(str(small_sweep(tmp_path))), tell=told.append)
+    messages: list[str] = []
+    found = plot_sweep(load_sweep(str(small_sweep(tmp_path))), warn=messages.append)
     assert [stem for stem, _, _ in found] == [
         "bars-training-domain",
         "in_out-ColoredDigits",
@@ -491,21 +495,21 @@ def test_all_figures_of_a_sweep(tmp_path: Path):
         "curves-ColoredDigits-IRM-training-domain",
         "hparams-ColoredDigits-IRM-training-domain",
     ]
-    assert told == []
+    assert messages == []
     for _, caption, figure in found:
         assert caption[0].isupper()
         assert caption.endswith(".")
         png(figure)
     curves = {stem: figure for stem, _, figure in found}["curves-ColoredDigits-ERM-training-domain"]
     assert [ax.get_title() for ax in curves.axes] == ["test: +90%", "test: +80%", "test: -90%"]
-    by_class_name = everything(load_sweep(str(tmp_path)), "IIDAccuracySelectionMethod")
+    by_class_name = plot_sweep(load_sweep(str(tmp_path)), "IIDAccuracySelectionMethod")
     assert [stem for stem, _, _ in by_class_name] == [stem for stem, _, _ in found]
 
 
-def test_the_chosen_runs_are_those_of_the_method(tmp_path: Path):
-    """By hand: the draw and step with the best mean out accuracy on the training environments."""
+def test_curves_show_runs_selected_by_method(tmp_path: Path):
+    """Computed by hand: the draw and step with the best mean out accuracy on the training environments."""
     sweep = load_sweep(str(small_sweep(tmp_path, ("ERM",))))
-    (figure,) = [f for stem, _, f in everything(sweep) if stem.startswith("curves")]
+    (figure,) = [f for stem, _, f in plot_sweep(sweep) if stem.startswith("curves")]
     for env, ax in enumerate(figure.axes):
         expected = []
         for trial in range(2):
@@ -516,18 +520,22 @@ def test_the_chosen_runs_are_those_of_the_method(tmp_path: Path):
             scores = sum(runs[f"env{i}_out_acc"] for i in range(3) if i != env)
             best = runs.loc[scores.idxmax()]
             expected.append([best["step"], 100 * best[f"env{env}_in_acc"]])
-        rings = [list(line.get_xydata()[0]) for line in ax.lines if line.get_marker() == "o"]
-        np.testing.assert_allclose(sorted(rings), sorted(expected))
+        circles = [list(line.get_xydata()[0]) for line in ax.lines if line.get_marker() == "o"]
+        np.testing.assert_allclose(sorted(circles), sorted(expected))
 
 
-def test_figures_are_made_one_at_a_time_and_only_chosen_runs_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_figures_are_drawn_one_at_a_time_and_only_selected_runs_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     sweep = load_sweep(str(small_sweep(tmp_path)))
     read: list[str] = []
-    figures = Sweep.figures
-    monkeypatch.setattr(Sweep, "figures", lambda self, folders: figures(self, read.extend(folders) or list(read)))
-    pictures = all_figures(sweep, "training-domain", ["ColoredDigits"], ["ERM", "IRM"])
+    load_metrics = Sweep.load_metrics
+    monkeypatch.setattr(
+        Sweep, "load_metrics", lambda self, folders: load_metrics(self, read.extend(folders) or list(read))
+    )
+    plots = all_figures(sweep, "training-domain", ["ColoredDigits"], ["ERM", "IRM"])
     alive = []
-    for i, (_, _, figure) in enumerate(pictures):
+    for i, (_, _, figure) in enumerate(plots):
         alive.append(weakref.ref(figure))
         assert i > 1 or not read
         del figure
@@ -536,57 +544,80 @@ def test_figures_are_made_one_at_a_time_and_only_chosen_runs_are_read(tmp_path: 
     assert len(read) == len(set(read)) == 2 * 3 * 2  # algorithms, environments, trials; one of the two draws
 
 
-def test_without_pairs_leave_one_domain_out_has_one_picture_and_says_why(tmp_path: Path):
-    told: list[str] = []
-    found = everything(load_sweep(str(small_sweep(tmp_path))), "leave-one-domain-out", told.append)
+def test_leave_one_domain_out_without_pairs_draws_one_plot_and_warns(tmp_path: Path):
+    messages: list[str] = []
+    found = plot_sweep(load_sweep(str(small_sweep(tmp_path))), "leave-one-domain-out", messages.append)
     assert [stem for stem, _, _ in found] == ["in_out-ColoredDigits"]
-    assert len(told) == 2
-    assert all("each pair of test environments (sweep launch --leave_one_out)" in line for line in told)
+    assert len(messages) == 2
+    assert all("each pair of test environments (sweep launch --leave_one_out)" in line for line in messages)
 
 
-def test_an_algorithm_without_a_choice_is_left_out_alone(tmp_path: Path):
+def test_algorithm_without_selected_runs_is_skipped(tmp_path: Path):
     small_sweep(tmp_path, ("ERM",))
     write_sweep(tmp_path, [make_record("ColoredDigits", "Fish", (0, 1))])
-    told: list[str] = []
-    found = everything(load_sweep(str(tmp_path)), tell=told.append)
+    messages: list[str] = []
+    found = plot_sweep(load_sweep(str(tmp_path)), warn=messages.append)
     assert [stem.split("-")[0] for stem, _, _ in found] == ["bars", "in_out", "figures", "curves", "hparams"]
-    assert told == [
-        "no curves and hyperparameters of Fish on ColoredDigits: there is no run with a single test environment"
-    ]
+    assert messages == ["no curves or hyperparameters of Fish on ColoredDigits: no run has a single test environment"]
     (chart,) = [figure for stem, _, figure in found if stem.startswith("bars")]
     assert [mark.get_text() for mark in chart.axes[0].texts] == ["X"]
 
 
-def test_hyperparameters_that_do_not_differ_are_left_out(tmp_path: Path):
+def test_hyperparameters_that_do_not_differ_are_skipped(tmp_path: Path):
     write_sweep(tmp_path, [make_record(test_envs=(env,)) for env in range(3)])
-    told: list[str] = []
-    found = everything(load_sweep(str(tmp_path)), tell=told.append)
+    messages: list[str] = []
+    found = plot_sweep(load_sweep(str(tmp_path)), warn=messages.append)
     assert not [stem for stem, _, _ in found if stem.startswith("hparams")]
-    assert told == ["no hyperparameters of ERM on ColoredDigits: none differs between its runs"]
+    assert messages == ["no hyperparameters of ERM on ColoredDigits: none differs between its runs"]
 
 
-def test_runs_that_are_not_finished_are_told_of(tmp_path: Path):
+def test_caption_counts_unfinished_runs(tmp_path: Path):
     small_sweep(tmp_path, ("ERM",))
-    for done in sorted(tmp_path.glob("*-0-0/done")):  # of the first trial's first draw, for each environment
+    for done in sorted(tmp_path.glob("*-0-0/done")):  # the first draw of the first trial, for each environment
         done.unlink()
-    captions = {stem.split("-")[0]: caption for stem, caption, _ in everything(load_sweep(str(tmp_path)))}
-    assert captions["hparams"].endswith("Of these runs, 3 are not finished; what they have recorded so far is shown.")
+    captions = {stem.split("-")[0]: caption for stem, caption, _ in plot_sweep(load_sweep(str(tmp_path)))}
+    assert captions["hparams"].endswith("Includes 3 unfinished runs, up to the last record.")
 
 
-def test_names_of_files_are_safe_and_differ(tmp_path: Path):
+def test_file_names_are_safe_and_unique(tmp_path: Path):
     names = ["a/b", "a b", "A b", "../../x", "50%", "ä", "x" * 300, "x" * 299]
     for (i, dataset), env in itertools.product(enumerate(names), range(2)):
         (tmp_path / f"{i}-{env}").mkdir()
         record = make_record(dataset, "al/go", (env,), in_acc=(0.5, 0.5), out_acc=(0.5, 0.5))
         (tmp_path / f"{i}-{env}" / "results.jsonl").write_text(json.dumps(record))
-    stems = [stem for stem, _, _ in everything(load_sweep(str(tmp_path)), tell=[].append)]
+    stems = [stem for stem, _, _ in plot_sweep(load_sweep(str(tmp_path)), warn=[].append)]
     assert len({stem.lower() for stem in stems}) == len(stems) == 1 + 3 * len(names)
     for stem in stems:
         assert not set(stem) & set("/\\% .:*?\"<>|'$")
         assert len(stem.encode()) < 200
 
 
-def test_an_unknown_selection_method(tmp_path: Path):
+def test_tracker_plots_its_own_entries(tmp_path: Path):
+    class SharpnessTracker(Tracker):
+        PREFIX = "sharpness_"
+        CAPTION = "Sharpness."
+        plotted: ClassVar[list[pd.DataFrame]] = []
+
+        @staticmethod
+        def plot(records, styles, title=""):
+            SharpnessTracker.plotted.append(records)
+            return Figure()
+
+    records = [make_record(test_envs=(env,)) | {"sharpness_mean": env + 0.5} for env in range(3)]
+    sweep = load_sweep(str(write_sweep(tmp_path, records)))
+    with TRACKERS.temporarily("sharpness", SharpnessTracker):
+        found = {stem: (caption, figure) for stem, caption, figure in plot_sweep(sweep, warn=[].append)}
+    caption, _ = found["sharpness-ColoredDigits-training-domain"]
+    assert caption == "Sharpness. Runs on ColoredDigits selected by training-domain."
+    (plotted,) = SharpnessTracker.plotted
+    assert sorted(plotted["sharpness_mean"]) == [0.5, 1.5, 2.5]
+    assert set(plotted["algorithm"]) == {"ERM"}
+    _, metrics = found["figures-ColoredDigits-training-domain"]
+    assert [ax.get_title() for ax in metrics.axes] == ["ERM: loss"]
+    assert "sharpness-ColoredDigits-training-domain" not in {stem for stem, _, _ in plot_sweep(sweep, warn=[].append)}
+
+
+def test_unknown_selection_method(tmp_path: Path):
     sweep = load_sweep(str(small_sweep(tmp_path, ("ERM",))))
     with pytest.raises(UsageError, match="did you mean training-domain"):
         next(all_figures(sweep, "training-domian", ["ColoredDigits"], ["ERM"]))

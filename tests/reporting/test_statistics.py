@@ -1,4 +1,4 @@
-"""The statistics against every resample there is, against SciPy, against simulated trials, and by hand."""
+"""The statistics against all resamples, SciPy, simulated trials, and values computed by hand."""
 
 import itertools
 import tracemalloc
@@ -17,8 +17,8 @@ from domainbed.reporting.statistics import (
     standard_error,
 )
 
-# 10,000 resamples are nowhere farther from the exact distribution than this, but once in 30 million times
-# (Dvoretzky, Kiefer and Wolfowitz: 2 exp(-2 n x²)).
+# With 10,000 resamples, the probability of a larger deviation from the exact distribution anywhere is 1 in 30 million
+# (Dvoretzky-Kiefer-Wolfowitz inequality: 2 exp(-2 n x²)).
 MONTE_CARLO = 0.03
 
 
@@ -27,15 +27,15 @@ def random_scores(seed: int, trials: int, tasks: int, levels: int = 10**6) -> np
 
 
 def every_resample(scores: np.ndarray) -> Iterator[np.ndarray]:
-    """All that a stratified bootstrap may draw, each as likely as any other."""
+    """Yield all resamples of a stratified bootstrap; they are equally likely."""
     trials, tasks = scores.shape
     rows = list(itertools.product(range(trials), repeat=trials))
-    for of_each_task in itertools.product(rows, repeat=tasks):
-        yield np.stack([scores[list(of_each_task[j]), j] for j in range(tasks)], axis=1)
+    for rows_by_task in itertools.product(rows, repeat=tasks):
+        yield np.stack([scores[list(rows_by_task[j]), j] for j in range(tasks)], axis=1)
 
 
-def weighted(of_tasks: list[float], weights: np.ndarray) -> float:
-    return sum(w * x for w, x in zip(weights, of_tasks, strict=True)) / sum(weights)
+def weighted(values: list[float], weights: np.ndarray) -> float:
+    return sum(w * x for w, x in zip(weights, values, strict=True)) / sum(weights)
 
 
 def mean(scores: np.ndarray, weights: np.ndarray) -> float:
@@ -43,16 +43,16 @@ def mean(scores: np.ndarray, weights: np.ndarray) -> float:
 
 
 def improvement(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
-    """The definition, pair by pair."""
-    of_tasks = []
+    """Return the probability of improvement by its definition, pair by pair."""
+    values = []
     for x, y in zip(a.T, b.T, strict=True):
         pairs = list(itertools.product(x, y))
-        of_tasks.append(sum(1.0 if i > j else 0.5 if i == j else 0.0 for i, j in pairs) / len(pairs))
-    return weighted(of_tasks, weights)
+        values.append(sum(1.0 if i > j else 0.5 if i == j else 0.0 for i, j in pairs) / len(pairs))
+    return weighted(values, weights)
 
 
 def is_quantile(value: float, share: float, exact: list[float]) -> bool:
-    """Whether `value` is the quantile of the `exact` distribution, up to the Monte Carlo error of the share."""
+    """Return whether `value` is a quantile of the `exact` distribution, up to Monte Carlo error."""
     low, high = np.quantile(exact, np.clip([share - MONTE_CARLO, share + MONTE_CARLO], 0, 1), method="inverted_cdf")
     return low - 1e-9 <= value <= high + 1e-9
 
@@ -62,7 +62,7 @@ small = {
     "trials": st.integers(1, 3),
     "tasks": st.integers(1, 2),
     "level": st.sampled_from([0.5, 0.8, 0.95]),
-    "levels": st.sampled_from([2, 4, 10**6]),  # many ties, and none
+    "levels": st.sampled_from([2, 4, 10**6]),  # with many ties, and with none
 }
 
 
@@ -84,7 +84,7 @@ def test_intervals_are_quantiles_of_all_resamples(seed: int, trials: int, tasks:
 
 @settings(max_examples=15, deadline=None)
 @given(trials_of_b=st.integers(1, 2), **small)
-def test_improvement_is_that_of_all_pairs_and_all_resamples(
+def test_improvement_equals_all_pairs_and_all_resamples(
     seed: int, trials: int, trials_of_b: int, tasks: int, level: float, levels: int
 ):
     trials = min(trials, 4 - tasks)  # 11,664 resamples would be too slow here
@@ -97,7 +97,7 @@ def test_improvement_is_that_of_all_pairs_and_all_resamples(
         assert is_quantile(value, share, exact)
 
 
-def test_by_hand():
+def test_values_computed_by_hand():
     # 27 resamples of (0, 3, 9): three zeros have probability 1/27 > 2.5 %; two zeros and a three bring it to 4/27.
     scores = np.array([[0.0], [3.0], [9.0]])
     assert bootstrap_interval(scores) == (0, 9)
@@ -113,8 +113,8 @@ def test_by_hand():
     assert probability_of_improvement(a, b, weights=np.array([3, 1])).probability == pytest.approx(3 / 4 * 0.75)
 
 
-def test_weights_make_the_mean_of_datasets_means():
-    """Two datasets, of one environment and of three."""
+def test_weights_give_mean_of_dataset_means():
+    """Two datasets, with one and with three environments."""
     a, b = random_scores(0, 3, 4), random_scores(1, 3, 4)
     weights = np.array([1, 1 / 3, 1 / 3, 1 / 3])
     difference = a - b
@@ -128,15 +128,15 @@ def test_weights_make_the_mean_of_datasets_means():
 
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_agrees_with_scipy(tasks: int):
-    """SciPy, too, resamples each sample on its own; with `paired` the differences' trials."""
+    """SciPy also resamples each sample independently; with `paired`, it resamples pairs."""
     a, b = random_scores(0, 25, tasks), random_scores(1, 25, tasks)
     options = {"method": "percentile", "n_resamples": 20_000, "confidence_level": 0.9, "rng": 0, "batch": 2000}
 
     def mean_of_means(*columns: np.ndarray, axis: int) -> np.ndarray:
         return np.mean([c.mean(axis=axis) for c in columns], axis=0)
 
-    theirs = scipy.stats.bootstrap(tuple(a.T), mean_of_means, **options).confidence_interval
-    assert bootstrap_interval(a, level=0.9, resamples=20_000) == pytest.approx(tuple(theirs), abs=0.004)
+    expected = scipy.stats.bootstrap(tuple(a.T), mean_of_means, **options).confidence_interval
+    assert bootstrap_interval(a, level=0.9, resamples=20_000) == pytest.approx(tuple(expected), abs=0.004)
 
     def mean_difference(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
         return x.mean(axis=axis) - y.mean(axis=axis)
@@ -144,15 +144,15 @@ def test_agrees_with_scipy(tasks: int):
     def share_of_wins(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
         return (x[..., :, None] > y[..., None, :]).mean(axis=(-1, -2))
 
-    of_first = a[:, :1], b[:, :1]
+    first_task = a[:, :1], b[:, :1]
     columns = (a[:, 0], b[:, 0])
-    theirs = scipy.stats.bootstrap(columns, mean_difference, paired=True, **options).confidence_interval
-    assert paired_difference(*of_first, level=0.9)[1:] == pytest.approx(tuple(theirs), abs=0.008)
-    theirs = scipy.stats.bootstrap(columns, share_of_wins, **options).confidence_interval
-    assert probability_of_improvement(*of_first, level=0.9)[1:] == pytest.approx(tuple(theirs), abs=0.008)
+    expected = scipy.stats.bootstrap(columns, mean_difference, paired=True, **options).confidence_interval
+    assert paired_difference(*first_task, level=0.9)[1:] == pytest.approx(tuple(expected), abs=0.008)
+    expected = scipy.stats.bootstrap(columns, share_of_wins, **options).confidence_interval
+    assert probability_of_improvement(*first_task, level=0.9)[1:] == pytest.approx(tuple(expected), abs=0.008)
 
 
-def test_probability_is_mann_and_whitneys_u():
+def test_probability_equals_mann_whitney_u():
     a, b = random_scores(0, 6, 1, levels=5), random_scores(1, 4, 1, levels=5)
     u = scipy.stats.mannwhitneyu(a[:, 0], b[:, 0]).statistic
     assert probability_of_improvement(a, b).probability == pytest.approx(u / 24)
@@ -182,15 +182,15 @@ def test_shift_scale_and_swap(seed: int, trials: int, tasks: int, shift: float, 
     probability, low, high = probability_of_improvement(a, b, **few)
     assert 0 <= low <= high <= 1 + 1e-12
     assert probability_of_improvement(b, a, **few).probability == pytest.approx(1 - probability)
-    # a and b change places in the order of drawing, and so the interval is mirrored up to the Monte Carlo error
+    # swapping a and b also swaps the order of resampling: the interval is mirrored only up to Monte Carlo error
     _, low, high = probability_of_improvement(a, b, seed=seed)
-    _, low_of_b, high_of_b = probability_of_improvement(b, a, seed=seed)
-    assert (1 - high_of_b, 1 - low_of_b) == pytest.approx((low, high), abs=0.13)
-    # only the order counts
+    _, swapped_low, swapped_high = probability_of_improvement(b, a, seed=seed)
+    assert (1 - swapped_high, 1 - swapped_low) == pytest.approx((low, high), abs=0.13)
+    # depends only on ranks
     assert probability_of_improvement(np.exp(scale * a), np.exp(scale * b), **few).probability == probability
 
 
-def test_one_trial_has_no_spread():
+def test_single_trial_has_no_spread():
     a, b = random_scores(0, 1, 31), random_scores(1, 1, 31)
     assert bootstrap_interval(a) == pytest.approx((a.mean(), a.mean()), abs=1e-12)
     difference, low, high = paired_difference(a, b)
@@ -201,7 +201,7 @@ def test_one_trial_has_no_spread():
 
 
 def test_coverage():
-    """How often intervals at 95 % cover the truth, as the module's docstring tells; the tolerance is 3.5 sigma."""
+    """95% intervals cover the truth as often as the module's docstring says; the tolerance is 3.5 sigma."""
 
     def coverage(interval: Callable[[np.random.RandomState, int], tuple], truth: float, repeats: int = 1000) -> float:
         rng = np.random.RandomState(0)
@@ -223,7 +223,7 @@ def test_coverage():
     )
 
     def paired(rng: np.random.RandomState, seed: int) -> tuple:
-        trial = 10 * rng.randn(40, 2)  # how easy a trial is for both; unpaired, it would drown the difference
+        trial = 10 * rng.randn(40, 2)  # common to both; without pairing, it would hide the difference
         return paired_difference(trial + rng.randn(40, 2) + 0.3, trial + rng.randn(40, 2), seed=seed, **few)
 
     assert coverage(paired, 0.3) == pytest.approx(0.945, abs=0.025)
@@ -236,7 +236,7 @@ def test_coverage():
     ) == pytest.approx(0.94, abs=0.05)
 
 
-def test_the_same_seed_gives_the_same_numbers():
+def test_results_depend_on_seed_only():
     a, b = random_scores(0, 3, 31), random_scores(1, 3, 31)
     for statistic in (
         lambda seed: bootstrap_interval(a, seed=seed),
@@ -250,27 +250,27 @@ def test_the_same_seed_gives_the_same_numbers():
     assert np.random.get_state()[1].tolist() == state
 
 
-def test_how_much_is_drawn_at_once_is_no_matter(monkeypatch: pytest.MonkeyPatch):
+def test_results_do_not_depend_on_chunk_size(monkeypatch: pytest.MonkeyPatch):
     a, b = random_scores(0, 3, 2), random_scores(1, 3, 2)
-    at_once = [*bootstrap_interval(a), *paired_difference(a, b)]
+    expected = [*bootstrap_interval(a), *paired_difference(a, b)]
     for chunk in (1, 100, 10**9):
         monkeypatch.setattr("domainbed.reporting.statistics.CHUNK", chunk)
-        assert [*bootstrap_interval(a), *paired_difference(a, b)] == pytest.approx(at_once, abs=1e-12)
+        assert [*bootstrap_interval(a), *paired_difference(a, b)] == pytest.approx(expected, abs=1e-12)
         assert is_quantile(probability_of_improvement(a, b, level=0.5).low, 0.25, all_improvements(a, b))
 
 
 def all_improvements(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """The exact bootstrap distribution, from that of each task: they are independent."""
-    of_tasks = [
+    """Return the exact bootstrap distribution of two tasks, which are independent."""
+    distributions = [
         [improvement(x, y, np.ones(1)) for x in every_resample(a[:, [j]]) for y in every_resample(b[:, [j]])]
         for j in range(a.shape[1])
     ]
-    return np.add.outer(*of_tasks).ravel() / 2
+    return np.add.outer(*distributions).ravel() / 2
 
 
 @pytest.mark.parametrize("trials", [3, 100])
 def test_memory_is_bounded(trials: int):
-    """Of all resamples at once, 3 trials would take 7 MiB of indices alone and 100 trials 240 MiB (pairs: 24 GiB)."""
+    """All resamples at once would take 7 MiB of indices for 3 trials, and 240 MiB for 100 trials (pairs: 24 GiB)."""
     a, b = random_scores(0, trials, 31), random_scores(1, trials, 31)
     for statistic, resamples in (
         (lambda n: bootstrap_interval(a, resamples=n), 10_000),
@@ -292,13 +292,13 @@ GOOD = random_scores(0, 3, 2)
     [
         (np.full((3, 2), np.nan), "must be finite"),
         (np.array([[1.0, np.inf], [1, 1]]), "must be finite"),
-        (np.empty((0, 2)), "there are no scores"),
-        (np.empty((3, 0)), "there are no scores"),
+        (np.empty((0, 2)), "must not be empty"),
+        (np.empty((3, 0)), "must not be empty"),
         (np.ones(3), r"must be \[trials, tasks\], not of shape \(3,\)"),
         (np.ones((3, 2, 1)), r"must be \[trials, tasks\]"),
     ],
 )
-def test_bad_scores(scores: np.ndarray, message: str):
+def test_invalid_scores(scores: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(scores)
     for statistic in (paired_difference, probability_of_improvement):
@@ -308,20 +308,20 @@ def test_bad_scores(scores: np.ndarray, message: str):
             statistic(GOOD, scores)
 
 
-def test_bad_shapes_and_settings():
-    with pytest.raises(ValueError, match=r"one shape, not \(3, 2\) and \(2, 2\)"):
+def test_invalid_shapes_and_settings():
+    with pytest.raises(ValueError, match=r"the same shape, not \(3, 2\) and \(2, 2\)"):
         paired_difference(GOOD, GOOD[:2])
-    with pytest.raises(ValueError, match="of the same tasks, not of 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same tasks, not 2 and 1 of them"):
         probability_of_improvement(GOOD, GOOD[:, :1])
-    with pytest.raises(ValueError, match=r"weights must be \[2\]"):
+    with pytest.raises(ValueError, match=r"weights must have shape \(2,\)"):
         bootstrap_interval(GOOD, weights=np.ones(3))
     for weights in ([0, 0], [1, -0.5], [1, np.nan], [1, np.inf]):
         with pytest.raises(ValueError, match="weights must be finite"):
             bootstrap_interval(GOOD, weights=np.array(weights, dtype=float))
     for level in (0, 1, 95, np.nan):
-        with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        with pytest.raises(ValueError, match="level must be between 0 and 1"):
             bootstrap_interval(GOOD, level=level)
-    with pytest.raises(ValueError, match="at least one resample"):
+    with pytest.raises(ValueError, match="resamples must be at least 1"):
         bootstrap_interval(GOOD, resamples=0)
     for scores in (np.empty(0), np.array([1, np.nan]), GOOD):
         with pytest.raises(ValueError, match="scores"):

@@ -1,12 +1,13 @@
-"""The report as data: every cell with all digits and what it rests on, as CSV or JSON."""
+"""A report as data: every cell, unrounded, with its counts, as CSV or JSON."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from domainbed.reporting.layout import Cell
+from domainbed.reporting.cells import Cell
+from domainbed.reporting.published import PublishedResult
 from domainbed.reporting.report import Report
 from domainbed.sweep.status import JobState
 
@@ -18,65 +19,52 @@ COLUMNS = [
 
 
 def as_csv(report: Report) -> str:
-    """A row a cell: accuracies in percent, empty where missing. The columns are those of `cells` in the JSON."""
-    return pd.DataFrame(_cells(report), columns=COLUMNS).to_csv(index=False)
+    """Return one row per cell: accuracies in percent, empty if missing. The columns are the keys of JSON's `cells`."""
+    return _cells(report).to_csv(index=False)
 
 
 def as_json(report: Report) -> str:
-    """An object of lists of objects; what is missing is null.
+    """Return an object of lists of objects; missing values are null.
 
-    `cells`: a cell each, accuracies in percent, and how many runs it should be chosen from (`asked`) are in which
-    state. `best`: the run behind a cell in each trial, accuracies from 0 to 1. `versus`: the paired comparison, if one
-    was asked for. `no_table`: methods without any, and why. `notes` and `problems`: lines of text.
+    `cells`: the cells, with accuracies in percent and the number of runs in each state. `best`: the run behind each
+    cell and trial, with accuracies from 0 to 1. `versus`: the comparison of two algorithms. `no_table`: why selection
+    methods have no tables. `notes` and `problems`: lines of text.
     """
-    best = pd.concat([s.best.assign(selection=s.selection) for s in report.sections])
-    versus = [s.versus.assign(selection=s.selection) for s in report.sections if s.versus is not None]
-    told = {
+    best = [section.best.assign(selection=section.selection) for section in report.sections]
+    versus = [pd.DataFrame(section.versus).assign(selection=section.selection) for section in report.sections]
+    content = {
         "input_dir": str(report.sweep.folder),
         "progress": report.progress,
-        "cells": _records(pd.DataFrame(_cells(report), columns=COLUMNS)),
-        "best": _records(best),
-        "versus": _records(pd.concat(versus)) if versus else [],
+        "cells": _records(_cells(report)),
+        "best": _records(pd.concat(best)),
+        "versus": _records(pd.concat(versus)),
         "no_table": {section.selection: section.why_empty for section in report.sections if section.why_empty},
         "notes": report.notes,
         "problems": report.sweep.problems,
     }
-    return json.dumps(told, indent=1) + "\n"
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _cells(report: Report) -> pd.DataFrame:
+    tables = [table for section in report.sections for table in section.tables]
+    return pd.DataFrame([_row(cell) for table in tables for cell in table.cells], columns=COLUMNS)
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    reference = cell.reference or PublishedResult(np.nan, np.nan, "")
+    derived = {
+        **{f"runs_{state.name.lower()}": cell.runs[state] for state in JobState},
+        "published": reference.accuracy,
+        "published_error": reference.standard_error,
+        "source": reference.source or None,
+    }
+    return {name: derived[name] if name in derived else getattr(cell, name) for name in COLUMNS}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Plain values, which JSON knows, with all their digits."""
+    """Return the rows as JSON values, unrounded."""
     plain = frame.astype(object).where(frame.notna(), None)
     return [
         {str(name): value.item() if hasattr(value, "item") else value for name, value in row.items()}
         for row in plain.to_dict("records")
     ]
-
-
-def _cells(report: Report) -> Iterator[dict[str, Any]]:
-    for section in report.sections:
-        for table in section.tables:
-            for cell in table.cells:
-                yield {"selection": section.selection, "table": table.name, **_row(cell)}
-
-
-def _row(cell: Cell) -> dict[str, Any]:
-    reference = cell.reference
-    return {
-        "algorithm": cell.algorithm,
-        "column": cell.column,
-        "mean": cell.mean,
-        "standard_error": cell.error,
-        "low": cell.low,
-        "high": cell.high,
-        "trials": cell.trials,
-        "trials_asked": cell.of_trials,
-        "runs_asked": cell.asked,
-        **{f"runs_{state.name.lower()}": cell.states[state.value] for state in JobState},
-        "runs_of_no_use": cell.useless,
-        "unfinished_chosen": cell.unfinished,
-        "published": reference.accuracy if reference else None,
-        "published_error": reference.error if reference else None,
-        "difference": cell.difference,
-        "source": reference.source if reference else None,
-    }

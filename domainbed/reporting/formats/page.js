@@ -1,46 +1,46 @@
 "use strict";
 
-// One selection method at a time; the address's fragment, which names a method or something in it, says which.
+// One selection method is shown at a time. The URL's fragment identifies it, or an element within it.
 const methods = [...document.querySelectorAll("section.method")];
 
-function choose(chosen) {
+function showMethod(shown) {
   for (const method of methods) {
-    method.hidden = method !== chosen;
+    method.hidden = method !== shown;
   }
-  for (const item of document.querySelectorAll("[data-of]")) {
-    item.hidden = item.dataset.of !== chosen.id;
+  for (const item of document.querySelectorAll("[data-method]")) {
+    item.hidden = item.dataset.method !== shown.id;
   }
   for (const radio of document.querySelectorAll(".switch input")) {
-    radio.checked = radio.value === chosen.id;
+    radio.checked = radio.value === shown.id;
   }
 }
 
-// Show what the address's fragment names; not every browser unfolds what it lies in.
-function follow() {
+// Show the target of the URL's fragment. Not every browser opens the <details> around it.
+function showTarget() {
   const target = document.getElementById(location.hash.slice(1));
-  choose(target?.closest("section.method") ?? methods.find((method) => !method.hidden));
-  for (let folded = target?.closest("details"); folded; folded = folded.parentElement.closest("details")) {
-    folded.open = true;
+  showMethod(target?.closest("section.method") ?? methods.find((method) => !method.hidden));
+  for (let details = target?.closest("details"); details; details = details.parentElement.closest("details")) {
+    details.open = true;
   }
   target?.scrollIntoView();
 }
 
 for (const radio of document.querySelectorAll(".switch input")) {
   radio.addEventListener("change", () => {
-    choose(document.getElementById(radio.value));
+    showMethod(document.getElementById(radio.value));
     history.replaceState(null, "", `#${radio.value}`);
   });
 }
-addEventListener("hashchange", follow);
-// A second click on a link does not change the fragment, but what it leads to may be folded away by now.
+addEventListener("hashchange", showTarget);
+// A second click on a link fires no hashchange, but its target may have been closed since.
 addEventListener("click", (event) => {
   if (location.hash && event.target.closest("a")?.hash === location.hash) {
-    follow();
+    showTarget();
   }
 });
 
-// Tables sort by a column, at first with the best or the most on top; what is missing is always last.
-function key(row, column) {
+// The first click on a header sorts the best, or the most, to the top. Missing results are always last.
+function sortKey(row, column) {
   const cell = row.cells[column];
   return cell.scope ? cell.textContent : Number(cell.dataset.value ?? NaN);
 }
@@ -48,8 +48,8 @@ function key(row, column) {
 function sort(table, header) {
   const body = table.tBodies[0];
   const first = header.dataset.first ?? "ascending";
-  const other = first === "ascending" ? "descending" : "ascending";
-  const order = header.getAttribute("aria-sort") === first ? other : first;
+  const reverse = first === "ascending" ? "descending" : "ascending";
+  const order = header.getAttribute("aria-sort") === first ? reverse : first;
   const sign = order === "ascending" ? 1 : -1;
   const compare = (a, b) => {
     if (typeof a === "string") {
@@ -57,10 +57,10 @@ function sort(table, header) {
     }
     return isNaN(a) - isNaN(b) || sign * (a - b) || 0;
   };
-  const rows = [...body.rows].map((row) => [key(row, header.cellIndex), row]);
+  const rows = [...body.rows].map((row) => [sortKey(row, header.cellIndex), row]);
   body.append(...rows.sort(([a], [b]) => compare(a, b)).map(([, row]) => row));
-  for (const each of header.parentElement.cells) {
-    each.removeAttribute("aria-sort");
+  for (const cell of header.parentElement.cells) {
+    cell.removeAttribute("aria-sort");
   }
   header.setAttribute("aria-sort", order);
 }
@@ -78,4 +78,4 @@ for (const table of document.querySelectorAll("table.sortable")) {
 for (const element of document.querySelectorAll(".switch, .with-script")) {
   element.hidden = false;
 }
-follow();
+showTarget();

@@ -1,82 +1,71 @@
-"""The algorithms side by side on each dataset."""
+"""Bar chart of the algorithms on each dataset."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from domainbed.reporting.plots.style import FONT, WIDTH, Style, legend, on_paper, text
+from domainbed.reporting.plots.style import FIGURE_WIDTH, FONT_SIZE, Style, add_legend, label_text, print_style
 
-GROUPS = 4  # a row of the figure
+MAX_GROUPS = 4  # per row of the figure
 
 
-@on_paper
-def bars(cells: pd.DataFrame, groups: Sequence[str], algorithms: Mapping[str, Style], title: str = "") -> Figure:
-    """A bar an algorithm, a group of bars a dataset, with the standard error; an X where a mean is missing.
+@print_style
+def plot_bars(
+    accuracies: Mapping[tuple[str, str], tuple[float, float]],
+    groups: Sequence[str],
+    algorithms: Mapping[str, Style],
+    title: str = "",
+) -> Figure:
+    """Plot one group of bars per dataset and one bar per algorithm, with the standard error.
+
+    A missing mean is marked X.
 
     Args:
-        cells: a row a cell: `algorithm`, `dataset`, `mean` and `error`, in percent, NaN where missing.
-        groups: the datasets (or averages) in order.
-        algorithms: how each looks, in the order of the bars.
+        accuracies: (algorithm, group) -> mean and standard error, in percent; NaN or absent if missing.
+        groups: the datasets (or averages), in order.
+        algorithms: the style of each algorithm, in order.
+        title: title of the figure.
     """
-    rows = math.ceil(len(groups) / GROUPS)
-    a_row = math.ceil(len(groups) / rows)
-    figure = Figure(figsize=(WIDTH, 1.8 * rows + 0.4))
-    figure.suptitle(text(title, 60))
-    by_cell = cells.set_index(["algorithm", "dataset"])[["mean", "error"]].astype(float)
-    wide = by_cell.reindex(pd.MultiIndex.from_product([algorithms, groups])).to_numpy()
-    means, errors = wide.reshape(len(algorithms), len(groups), 2).transpose(2, 0, 1)
+    rows = math.ceil(len(groups) / MAX_GROUPS)
+    columns = math.ceil(len(groups) / rows)
+    figure = Figure(figsize=(FIGURE_WIDTH, 1.8 * rows + 0.4))
+    figure.suptitle(label_text(title, 60))
+    missing = (np.nan, np.nan)
+    grid = np.array([[accuracies.get((algorithm, group), missing) for group in groups] for algorithm in algorithms])
+    means, errors = grid[..., 0], grid[..., 1]  # [algorithms, groups]
     top = np.nanmax(np.append(means + np.nan_to_num(errors), 1.0))
     width = 0.84 / len(algorithms)
+    error_bars: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 1.5}
+    cross: dict[str, Any] = {"ha": "center", "va": "bottom", "fontweight": "bold"}
+    cross["fontsize"] = max(5.0, min(FONT_SIZE, 60 * width))
     for row, ax in enumerate(figure.subplots(rows, 1, squeeze=False).ravel()):
-        here = range(row * a_row, min((row + 1) * a_row, len(groups)))
-        for i, its_look in enumerate(algorithms.values()):
-            at = np.array([g - here[0] + (i + 0.5 - len(algorithms) / 2) * width for g in here])
-            mean, error = means[i, here], errors[i, here]
-            there = ~np.isnan(mean)
-            ax.bar(
-                at[there],
-                mean[there],
-                width,
-                color=its_look.color,
-                hatch=its_look.hatch,
-                edgecolor="0.15",
-                linewidth=0.4,
-            )
-            with_error = there & ~np.isnan(error)
-            ax.errorbar(
-                at[with_error],
-                mean[with_error],
-                error[with_error],
-                fmt="none",
-                ecolor="black",
-                elinewidth=0.8,
-                capsize=1.5,
-            )
-            for x in at[~there]:
-                ax.annotate(
-                    "X",
-                    (x, 0),
-                    (0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    va="bottom",
-                    fontsize=max(5.0, min(FONT, 60 * width)),
-                    fontweight="bold",
-                )
-        ax.set_xticks(range(len(here)), [text(groups[g], 16) for g in here])
+        shown = range(row * columns, min((row + 1) * columns, len(groups)))
+        for i, style in enumerate(algorithms.values()):
+            x = np.arange(len(shown)) + (i + 0.5 - len(algorithms) / 2) * width
+            mean, error = means[i, shown], errors[i, shown]
+            has_mean = ~np.isnan(mean)
+            ax.bar(x[has_mean], mean[has_mean], width, **_patch(style))
+            has_error = has_mean & ~np.isnan(error)
+            ax.errorbar(x[has_error], mean[has_error], error[has_error], **error_bars)
+            for position in x[~has_mean]:
+                ax.annotate("X", (position, 0), (0, 2), textcoords="offset points", **cross)
+        ax.set_xticks(range(len(shown)), [label_text(groups[i], 16) for i in shown])
         ax.tick_params(axis="x", length=0)
-        ax.set_xlim(-0.5, a_row - 0.5)
+        ax.set_xlim(-0.5, columns - 0.5)
         ax.set_ylim(0, 1.05 * top)
         ax.grid(False, axis="x")
     figure.supylabel("Test accuracy (%)")
-    samples: list[tuple[str, Artist]] = [
-        (text(name), Patch(facecolor=its_look.color, hatch=its_look.hatch, edgecolor="0.15", linewidth=0.4))
-        for name, its_look in algorithms.items()
+    entries: list[tuple[str, Artist]] = [
+        (label_text(name), Patch(**_patch(style))) for name, style in algorithms.items()
     ]
-    legend(figure, samples)
+    add_legend(figure, entries)
     return figure
+
+
+def _patch(style: Style) -> dict[str, Any]:
+    return {"facecolor": style.color, "hatch": style.hatch, "edgecolor": "0.15", "linewidth": 0.4}

@@ -1,4 +1,4 @@
-"""A sweep -> all its pictures, one after another."""
+"""All plots of a sweep."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -7,16 +7,16 @@ from typing import TypeAlias
 import pandas as pd
 from matplotlib.figure import Figure
 
-from domainbed.model_selection import WITH_PAIRS, best_hparams, method_named
+from domainbed.engine.tracking import TRACKERS
+from domainbed.model_selection import WITH_PAIRS, best_hparams, resolve_method
 from domainbed.reporting.cells import AVERAGE, algorithms_of, average_cells, environment_names, make_cells
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.plots.bars import bars
-from domainbed.reporting.plots.curves import distance_courses, figure_courses, training_curves
-from domainbed.reporting.plots.scatter import RHO, draws, hparams_scatter, in_and_out
+from domainbed.reporting.plots.bars import plot_bars
+from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
+from domainbed.reporting.plots.scatter import RHO, plot_hparams, plot_in_and_out, sample_hparams
 from domainbed.reporting.plots.style import make_style
 
-# What a picture's name is made of, its caption, and the figure.
-Picture: TypeAlias = tuple[tuple[str, ...], str, Figure]
+Plot: TypeAlias = tuple[tuple[str, ...], str, Figure]  # the parts of its file name, its caption, and the figure
 
 
 def all_figures(
@@ -24,39 +24,42 @@ def all_figures(
     selection: str,
     datasets: Sequence[str],
     algorithms: Sequence[str],
-    tell: Callable[[str], object] = print,
+    warn: Callable[[str], object] = print,
 ) -> Iterator[tuple[str, str, Figure]]:
-    """The pictures of these datasets and algorithms, each made when it is asked for.
+    """Plot these datasets and algorithms, one figure at a time.
 
     Args:
+        sweep: the sweep.
         selection: the selection method, or DomainBed's name of its class.
-        tell: is called with a line for what can't be drawn, with the reason.
+        datasets: the datasets to plot, in order.
+        algorithms: the algorithms to plot, in order.
+        warn: called with a message for each plot that cannot be drawn.
 
     Yields:
-        A stem for the file's name, which no other of these pictures has, a caption, and the figure.
+        The stem of the file name, unique among these figures; the caption; and the figure.
 
     Raises:
-        UsageError: there is no such selection method.
+        UsageError: the selection method is unknown.
     """
-    taken: set[str] = set()
-    for names, caption, figure in _Gallery(sweep, method_named(selection), datasets, algorithms, tell).pictures():
-        stem = stem_of(names)
+    stems: set[str] = set()
+    for names, caption, figure in _SweepPlots(sweep, resolve_method(selection), datasets, algorithms, warn).draw_all():
+        stem = file_stem(names)
         n = 1
-        while stem.lower() in taken:  # names that differ only in what a file's name can't tell
+        while stem.lower() in stems:  # the names differ only in characters that file names do not preserve
             n += 1
-            stem = f"{stem_of(names)}-{n}"
-        taken.add(stem.lower())
+            stem = f"{file_stem(names)}-{n}"
+        stems.add(stem.lower())
         yield stem, caption, figure
-        del figure  # before the next is made
+        del figure  # before the next one is drawn
 
 
-def stem_of(names: Sequence[str]) -> str:
-    """A file's name made of these: letters, digits, +, - and _ alone, and not too long for any file system."""
+def file_stem(names: Sequence[str]) -> str:
+    """Join names to the stem of a file name that consists of letters, digits, +, - and _, and is not too long."""
     return "-".join(re.sub(r"[^\w+-]+", "_", name)[:30] for name in names)
 
 
-class _Gallery:
-    """The pictures of some datasets and algorithms; see all_figures for the arguments."""
+class _SweepPlots:
+    """The plots of some datasets and algorithms; see `all_figures` for the arguments."""
 
     def __init__(
         self,
@@ -64,134 +67,133 @@ class _Gallery:
         selection: str,
         datasets: Sequence[str],
         algorithms: Sequence[str],
-        tell: Callable[[str], object],
+        warn: Callable[[str], object],
     ) -> None:
         self.sweep, self.selection = sweep, selection
         self.datasets, self.algorithms = datasets, algorithms
-        self.tell = tell
-        self.by_training_domain = self.chosen_by("training-domain")
-        self.chosen = self.chosen_by(selection)
-        self.best = best_hparams(self.chosen)
-        self.names = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
-        # The looks are those among all algorithms of the sweep, so that each looks alike in all its pictures.
-        of_all = {name: make_style(i) for i, name in enumerate(algorithms_of(sweep.runs))}
-        self.looks = {name: of_all[name] for name in algorithms}
+        self.warn = warn
+        self.by_training_domain = self.select("training-domain")
+        self.selected = self.select(selection)
+        self.best = best_hparams(self.selected)
+        self.environment_names = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
+        # Numbered over all algorithms of the sweep: an algorithm has the same style in all plots of the sweep.
+        all_styles = {name: make_style(i) for i, name in enumerate(algorithms_of(sweep.runs))}
+        self.styles = {name: all_styles[name] for name in algorithms}
 
-    def chosen_by(self, selection: str) -> pd.DataFrame:
-        """What a method chooses from these datasets' and algorithms' runs."""
-        chosen = self.sweep.chosen(selection)
-        return chosen[chosen["dataset"].isin(self.datasets) & chosen["algorithm"].isin(self.algorithms)]
+    def select(self, selection: str) -> pd.DataFrame:
+        """Return the record that a method selects from each run on these datasets with these algorithms."""
+        selected = self.sweep.select(selection)
+        return selected[selected["dataset"].isin(self.datasets) & selected["algorithm"].isin(self.algorithms)]
 
-    def pictures(self) -> Iterator[Picture]:
-        """All of them."""
+    def draw_all(self) -> Iterator[Plot]:
+        """Draw the bar chart, and the plots of each dataset."""
         if self.best.empty:
-            self.tell(f"no bars: {self.why_none(self.by_training_domain)}")
+            self.warn(f"no bar chart: {self.explain_empty(self.by_training_domain)}")
         else:
-            yield self.bars()
+            yield self.draw_bars()
         for dataset in self.datasets:
-            yield from self.of_dataset(dataset)
+            yield from self.draw_dataset(dataset)
 
-    def bars(self) -> Picture:
-        """The algorithms side by side."""
-        cells = average_cells(
-            make_cells(self.sweep.runs, self.chosen, self.names, self.algorithms, self.selection in WITH_PAIRS)
-        )
-        caption = (
-            f"Test accuracy of the runs that {self.selection} chose, averaged over each dataset's environments, with "
-            f"the standard error over trials; an X is a missing figure.{self.unfinished(self.best)}"
-        )
-        groups = [*self.datasets, AVERAGE] if len(self.datasets) > 1 else self.datasets
-        figure = bars(cells, groups, self.looks, f"Model selection: {self.selection}")
-        return ("bars", self.selection), caption, figure
-
-    def of_dataset(self, dataset: str) -> Iterator[Picture]:
-        """Those of one dataset, and of each algorithm on it."""
+    def draw_dataset(self, dataset: str) -> Iterator[Plot]:
+        """Draw the plots of a dataset, and those of each algorithm on it."""
         runs = self.by_training_domain[self.by_training_domain["dataset"] == dataset]
         best = self.best[self.best["dataset"] == dataset]
         if runs.empty:
-            self.tell(f"no picture of {dataset}: {self.why_none(runs)}")
+            self.warn(f"no plots of {dataset}: {self.explain_empty(runs)}")
             return
-        yield self.in_and_out(dataset, runs)
+        yield self.draw_in_and_out(dataset, runs)
         if best.empty:
-            self.tell(f"no figures, curves and hyperparameters of {dataset}: {self.why_none(runs)}")
+            self.warn(f"no metrics, curves or hyperparameters of {dataset}: {self.explain_empty(runs)}")
             return
-        yield from self.figures(dataset, best)
+        yield from self.draw_metrics(dataset, best)
         for algorithm in self.algorithms:
             if (best["algorithm"] == algorithm).any():
-                yield self.curves(dataset, algorithm)
-                yield from self.hparams(dataset, algorithm)
+                yield self.draw_curves(dataset, algorithm)
+                yield from self.draw_hparams(dataset, algorithm)
             else:
-                why = self.why_none(runs[runs["algorithm"] == algorithm])
-                self.tell(f"no curves and hyperparameters of {algorithm} on {dataset}: {why}")
+                reason = self.explain_empty(runs[runs["algorithm"] == algorithm])
+                self.warn(f"no curves or hyperparameters of {algorithm} on {dataset}: {reason}")
 
-    def in_and_out(self, dataset: str, runs: pd.DataFrame) -> Picture:
-        """Accuracy out of the domain against that within."""
+    def draw_bars(self) -> Plot:
+        cells = average_cells(
+            make_cells(self.sweep.runs, self.selected, self.selection, self.environment_names, self.algorithms)
+        )
+        accuracies = {(cell.algorithm, cell.column): (cell.mean, cell.standard_error) for cell in cells}
+        groups = [*self.datasets, AVERAGE] if len(self.datasets) > 1 else self.datasets
+        caption = (
+            f"Test accuracy of the runs selected by {self.selection}, averaged over each dataset's environments, with "
+            f"the standard error over trials. X: missing.{self.unfinished_note(self.best)}"
+        )
+        figure = plot_bars(accuracies, groups, self.styles, f"Model selection: {self.selection}")
+        return ("bars", self.selection), caption, figure
+
+    def draw_in_and_out(self, dataset: str, runs: pd.DataFrame) -> Plot:
         caption = (
             f"Accuracy on the test environment (in split) against mean accuracy on the training environments (out "
-            f"splits), for all {len(runs):,} runs on {dataset} at the step that training-domain chose; {RHO} is "
-            f"Spearman's rank correlation.{self.unfinished(runs)}"
+            f"splits), for all {len(runs):,} runs on {dataset} at the step selected by training-domain. {RHO}: "
+            f"Spearman's rank correlation.{self.unfinished_note(runs)}"
         )
-        return ("in_out", dataset), caption, in_and_out(runs, self.environments(dataset), self.looks, dataset)
+        return ("in_out", dataset), caption, plot_in_and_out(runs, self.environments(dataset), self.styles, dataset)
 
-    def figures(self, dataset: str, best: pd.DataFrame) -> Iterator[Picture]:
-        """The figures that the updates recorded, and how far apart the domains were, where that was tracked."""
-        recorded = self.sweep.figures(best["folder"])
-        figure = figure_courses(recorded, best, self.environments(dataset), self.algorithms, dataset)
+    def draw_metrics(self, dataset: str, best: pd.DataFrame) -> Iterator[Plot]:
+        """Draw the metrics recorded by the updates, and the entries recorded by each tracker."""
+        metrics = self.sweep.load_metrics(best["folder"])
+        figure = plot_metrics(metrics, best, self.environments(dataset), self.algorithms, dataset)
         if figure is None:
-            self.tell(f"no figures of {dataset}: the chosen runs recorded none")
+            self.warn(f"no metrics of {dataset}: the selected runs recorded none")
         else:
             caption = (
-                f"The figures that updates recorded in the runs on {dataset} that {self.selection} chose, a line a "
-                f"trial, with a gap where a value is not finite.{self.unfinished(best)}"
+                f"Metrics recorded by the updates of the runs on {dataset} selected by {self.selection}: one line per "
+                f"trial, with gaps at non-finite values.{self.unfinished_note(best)}"
             )
             yield ("figures", dataset, self.selection), caption, figure
-        of_algorithms = recorded.drop(columns="algorithm", errors="ignore").merge(best[["folder", "algorithm"]])
-        figure = distance_courses(of_algorithms, self.looks, dataset)
-        if figure is not None:
-            caption = (
-                f"Squared distances between the training domains' risks, gradients and Hessians in the runs on "
-                f"{dataset} that {self.selection} chose, one faint line each; strong lines are their geometric means."
-                f"{self.unfinished(best)}"
-            )
-            yield ("landscape", dataset, self.selection), caption, figure
+        with_algorithm = metrics.drop(columns="algorithm", errors="ignore").merge(best[["folder", "algorithm"]])
+        for name in TRACKERS:
+            tracker = TRACKERS[name]
+            if not any(str(column).startswith(tracker.PREFIX) for column in metrics):
+                continue
+            figure = tracker.plot(with_algorithm, self.styles, dataset)
+            if figure is not None:
+                caption = (
+                    f"{tracker.CAPTION} Runs on {dataset} selected by {self.selection}.{self.unfinished_note(best)}"
+                ).lstrip()
+                yield (name, dataset, self.selection), caption, figure
 
-    def curves(self, dataset: str, algorithm: str) -> Picture:
-        """The accuracies of the chosen runs."""
+    def draw_curves(self, dataset: str, algorithm: str) -> Plot:
         best = self.best[(self.best["dataset"] == dataset) & (self.best["algorithm"] == algorithm)]
-        what = f"{algorithm} on {dataset}"
+        title = f"{algorithm} on {dataset}"
         caption = (
-            f"Accuracies of the runs of {what} that {self.selection} chose, a line a trial; a ring marks the step that "
-            f"was chosen.{self.unfinished(best)}"
+            f"Accuracies of the runs of {title} selected by {self.selection}, one line per trial. Circles mark the "
+            f"selected step.{self.unfinished_note(best)}"
         )
-        figure = training_curves(self.sweep.records, best, self.environments(dataset), what)
+        figure = plot_training_curves(self.sweep.records, best, self.environments(dataset), title)
         return ("curves", dataset, algorithm, self.selection), caption, figure
 
-    def hparams(self, dataset: str, algorithm: str) -> Iterator[Picture]:
-        """Accuracy against the hyperparameters."""
-        runs = self.chosen[(self.chosen["dataset"] == dataset) & (self.chosen["algorithm"] == algorithm)]
-        what = f"{algorithm} on {dataset}"
-        hparams = self.sweep.hparams(runs["folder"])
-        figure = hparams_scatter(runs, hparams, self.environments(dataset), draws(algorithm, dataset), what)
+    def draw_hparams(self, dataset: str, algorithm: str) -> Iterator[Plot]:
+        runs = self.selected[(self.selected["dataset"] == dataset) & (self.selected["algorithm"] == algorithm)]
+        title = f"{algorithm} on {dataset}"
+        hparams, samples = self.sweep.load_hparams(runs["folder"]), sample_hparams(algorithm, dataset)
+        figure = plot_hparams(runs, hparams, self.environments(dataset), samples, title)
         if figure is None:
-            self.tell(f"no hyperparameters of {what}: none differs between its runs")
+            self.warn(f"no hyperparameters of {title}: none differs between its runs")
             return
         caption = (
-            f"Test accuracy of all {len(runs):,} runs of {what} at the step that {self.selection} chose, against each "
-            f"hyperparameter that differs between them.{self.unfinished(runs)}"
+            f"Test accuracy of all {len(runs):,} runs of {title} at the step selected by {self.selection}, against "
+            f"each hyperparameter that differs between them.{self.unfinished_note(runs)}"
         )
         yield ("hparams", dataset, algorithm, self.selection), caption, figure
 
     def environments(self, dataset: str) -> dict[int, str]:
-        """The names of a dataset's environments, by number."""
-        return dict(enumerate(self.names[dataset]))
+        """Return the name of each environment of a dataset, by number."""
+        return dict(enumerate(self.environment_names[dataset]))
 
-    def why_none(self, by_training_domain: pd.DataFrame) -> str:
-        """Why the method chose no run, given those that training-domain chose."""
+    def explain_empty(self, by_training_domain: pd.DataFrame) -> str:
+        """Return why the method selected no run, given the runs selected by training-domain."""
         if self.selection in WITH_PAIRS and len(by_training_domain):
-            return f"{self.selection} needs the runs with each pair of test environments (sweep launch --leave_one_out)"
-        return "there is no run with a single test environment"
+            return f"{self.selection} requires runs with each pair of test environments (sweep launch --leave_one_out)"
+        return "no run has a single test environment"
 
-    def unfinished(self, runs: pd.DataFrame) -> str:
-        """How many of these runs are not done, as a sentence to add."""
-        n = (~self.sweep.jobs.loc[runs["folder"], "done"].astype(bool)).sum()
-        return f" Of these runs, {n:,} are not finished; what they have recorded so far is shown." if n else ""
+    def unfinished_note(self, runs: pd.DataFrame) -> str:
+        """Return a sentence with the number of these runs that are not done, to append to a caption."""
+        n = int((~self.sweep.jobs.loc[runs["folder"], "done"].astype(bool)).sum())
+        return f" Includes {n:,} unfinished run{'s' * (n > 1)}, up to the last record." if n else ""

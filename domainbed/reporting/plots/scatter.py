@@ -1,4 +1,4 @@
-"""All runs as points: accuracy against each hyperparameter, and out-of-domain against in-domain accuracy."""
+"""Scatter plots of all runs: accuracy against each hyperparameter, and out-of-domain against in-domain accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,97 +14,118 @@ from matplotlib.ticker import MaxNLocator
 from numpy.random import RandomState
 
 from domainbed.hparams_registry import hparams_of
-from domainbed.reporting.plots.scales import logarithmic, spans_decades
-from domainbed.reporting.plots.style import Style, legend, make_style, on_paper, panels, point_of, text
+from domainbed.reporting.plots.scales import set_log_scale, spans_decades
+from domainbed.reporting.plots.style import (
+    Style,
+    add_legend,
+    label_text,
+    legend_point,
+    make_panels,
+    make_style,
+    print_style,
+)
 
 RHO = "\N{GREEK SMALL LETTER RHO}"
-LEVELS = 8  # a hyperparameter of no more values than this is shown by categories
-DRAWS = 200  # from which one sees how a hyperparameter is drawn
+MAX_CATEGORIES = 8  # a hyperparameter with at most this many values is categorical
+SAMPLES = 200  # enough to recognize the distribution of a hyperparameter
 
 
-@on_paper
-def hparams_scatter(
-    chosen: pd.DataFrame,
+@print_style
+def plot_hparams(
+    selected: pd.DataFrame,
     hparams: pd.DataFrame,
     environments: Mapping[int, str],
-    drawn: Mapping[str, Sequence[Any]],
+    samples: Mapping[str, Sequence[Any]],
     title: str = "",
 ) -> Figure | None:
-    """Test accuracy against each hyperparameter that differs between the runs of one algorithm on one dataset.
+    """Plot test accuracy against each hyperparameter that differs between the runs of one algorithm on one dataset.
 
     Args:
-        chosen: a row a run (`model_selection`): `folder`, `test_env` and `test_acc`, in [0, 1].
-        hparams: the runs' hyperparameters (`load.Sweep.hparams`): a row a folder; where a run lacks one, it is missing
-            in that panel.
-        environments: the names of all, by number.
-        drawn: values as the registry draws them (`draws`), which tell how to show the runs'.
+        selected: one row per run (`model_selection`): `folder`, `test_env` and `test_acc`, in [0, 1].
+        hparams: the runs' hyperparameters (`load.Sweep.load_hparams`), indexed by folder. A run that lacks one is
+            omitted from its panel.
+        environments: the name of each environment, by number.
+        samples: random draws of each hyperparameter (`sample_hparams`), which determine the scale of its axis.
+        title: title of the figure.
 
     Returns:
-        The figure, or None where no hyperparameter differs.
+        The figure, or None if no hyperparameter differs.
     """
-    shown = {str(name): known(values) for name, values in hparams.items()}
+    shown = {str(name): _usable_values(values) for name, values in hparams.items()}
     shown = {name: values for name, values in shown.items() if values.nunique() > 1}
     if not shown:
         return None
-    test_envs = sorted(chosen["test_env"].unique())
-    figure, axes = panels(len(shown), title, 1.5, share="y")
+    test_envs = sorted(selected["test_env"].unique())
+    figure, axes = make_panels(len(shown), title, 1.5, share="y")
     for (name, values), ax in zip(shown.items(), axes, strict=True):
-        at = positions(ax, values, drawn.get(name, ()))
-        is_category = at is not values
+        x = _set_up_axis(ax, values, samples.get(name, ()))
+        is_categorical = x is not values
         for i, test_env in enumerate(test_envs):
-            runs = chosen[(chosen["test_env"] == test_env) & chosen["folder"].isin(at.index)]
-            # Categories have a column of points for each test environment, side by side.
-            aside = 0.7 * ((i + 0.5) / len(test_envs) - 0.5) if is_category else 0.0
-            points(ax, at.loc[runs["folder"]] + aside, 100 * runs["test_acc"], make_style(test_env))
-        ax.set_xlabel(text(name))
+            runs = selected[(selected["test_env"] == test_env) & selected["folder"].isin(x.index)]
+            # In a category, each test environment has its own column of points.
+            offset = 0.7 * ((i + 0.5) / len(test_envs) - 0.5) if is_categorical else 0.0
+            _plot_points(ax, x.loc[runs["folder"]] + offset, 100 * runs["test_acc"], make_style(test_env))
+        ax.set_xlabel(label_text(name))
     figure.supylabel("Test accuracy (%)")
-    legend(figure, [(text(environments[env]), point_of(make_style(env))) for env in test_envs], "test environment")
+    entries = [(label_text(environments[env]), legend_point(make_style(env))) for env in test_envs]
+    add_legend(figure, entries, "test environment")
     return figure
 
 
-@on_paper
-def in_and_out(
-    chosen: pd.DataFrame, environments: Mapping[int, str], algorithms: Mapping[str, Style], title: str = ""
+@print_style
+def plot_in_and_out(
+    selected: pd.DataFrame, environments: Mapping[int, str], algorithms: Mapping[str, Style], title: str = ""
 ) -> Figure:
-    """Accuracy in the test environment against that in the training environments, over all runs on one dataset.
+    """Plot accuracy on the test environment against accuracy on the training environments, for all runs on a dataset.
 
-    A panel a test environment, with the line where both are equal and Spearman's rank correlation over its points.
+    Each test environment has a panel with the identity line and Spearman's rank correlation.
 
     Args:
-        chosen: a row a run, chosen by training-domain: `algorithm`, `test_env`, `val_acc` and `test_acc`, in [0, 1].
-        environments: the names of all, by number.
-        algorithms: how each looks.
+        selected: one row per run, selected by training-domain: `algorithm`, `test_env`, `val_acc` and `test_acc`, in
+            [0, 1].
+        environments: the name of each environment, by number.
+        algorithms: the style of each algorithm.
+        title: title of the figure.
     """
-    test_envs = sorted(chosen["test_env"].unique())
-    figure, axes = panels(len(test_envs), title, 1.75, "In-domain accuracy (%)", share="xy")
+    test_envs = sorted(selected["test_env"].unique())
+    figure, axes = make_panels(len(test_envs), title, 1.75, "In-domain accuracy (%)", share="xy")
     for test_env, ax in zip(test_envs, axes, strict=True):
-        runs = chosen[chosen["test_env"] == test_env]
+        runs = selected[selected["test_env"] == test_env]
         ax.axline((0, 0), slope=1, color="0.4", linewidth=0.8, linestyle="--", zorder=1)
-        for algorithm, its_look in algorithms.items():
-            of_algorithm = runs[runs["algorithm"] == algorithm]
-            points(ax, 100 * of_algorithm["val_acc"], 100 * of_algorithm["test_acc"], its_look)
-        ax.set_title(f"{text(environments[test_env], 12)} ({correlation(runs)})")
+        for algorithm, style in algorithms.items():
+            points = 100 * runs.loc[runs["algorithm"] == algorithm, ["val_acc", "test_acc"]]
+            _plot_points(ax, points["val_acc"], points["test_acc"], style)
+        ax.set_title(f"{label_text(environments[test_env], 12)} ({_correlation(runs)})")
         ax.xaxis.set_major_locator(MaxNLocator(4))
-    inside, outside = 100 * chosen["val_acc"], 100 * chosen["test_acc"]
-    margin = max(1.0, 0.04 * (inside.max() - inside.min()))
-    left, right = inside.min() - margin, inside.max() + margin
+    in_domain, out_of_domain = 100 * selected["val_acc"], 100 * selected["test_acc"]
+    margin = max(1.0, 0.04 * (in_domain.max() - in_domain.min()))
+    left, right = in_domain.min() - margin, in_domain.max() + margin
     axes[0].set_xlim(left, right)
-    axes[0].set_ylim(min(left, outside.min() - margin), max(right, outside.max() + margin))  # with the line in full
+    # The identity line is visible over the full width.
+    axes[0].set_ylim(min(left, out_of_domain.min() - margin), max(right, out_of_domain.max() + margin))
     figure.supylabel("Test accuracy (%)")
-    samples: list[tuple[str, Artist]] = [(text(name), point_of(its_look)) for name, its_look in algorithms.items()]
-    legend(figure, [*samples, ("equal", Line2D([], [], color="0.4", linewidth=0.8, linestyle="--"))])
+    entries: list[tuple[str, Artist]] = [(label_text(name), legend_point(style)) for name, style in algorithms.items()]
+    add_legend(figure, [*entries, ("equal", Line2D([], [], color="0.4", linewidth=0.8, linestyle="--"))])
     return figure
 
 
-def points(ax: Axes, x: pd.Series, y: pd.Series, its_look: Style) -> None:
-    """One category's points, smaller where they are many."""
-    size = min(14.0, max(5.0, 600 / max(1, len(x))))  # square points
+def sample_hparams(algorithm: str, dataset: str) -> dict[str, list[Any]]:
+    """Return random draws of each hyperparameter in the registry, except for those that are never varied."""
+    r = RandomState(0)
+    return {
+        name: [hparam.draw(r) for _ in range(SAMPLES)]
+        for name, hparam in hparams_of(algorithm, dataset).items()
+        if hparam.draw
+    }
+
+
+def _plot_points(ax: Axes, x: pd.Series, y: pd.Series, style: Style) -> None:
     ax.scatter(
         x,
         y,
-        s=size,
-        color=its_look.color,
-        marker=its_look.marker,
+        s=min(14.0, max(5.0, 600 / max(1, len(x)))),  # square points, smaller if there are many
+        color=style.color,
+        marker=style.marker,
         edgecolors="0.2",
         linewidths=0.25,
         alpha=0.8,
@@ -112,22 +133,16 @@ def points(ax: Axes, x: pd.Series, y: pd.Series, its_look: Style) -> None:
     )
 
 
-def correlation(runs: pd.DataFrame) -> str:
-    """Spearman's rank correlation of `val_acc` and `test_acc`; a ? where it is not defined."""
+def _correlation(runs: pd.DataFrame) -> str:
+    """Format Spearman's rank correlation of `val_acc` and `test_acc`, or a question mark if it is undefined."""
     ranks = runs[["val_acc", "test_acc"]].rank()
     if len(runs) < 2 or (ranks.nunique() == 1).any():
         return f"{RHO} = ?"
     return f"{RHO} = {ranks['val_acc'].corr(ranks['test_acc']):.2f}"
 
 
-def draws(algorithm: str, dataset: str) -> dict[str, list[Any]]:
-    """Values of each hyperparameter as the registry draws them; none for what it does not know or does not vary."""
-    r = RandomState(0)
-    return {n: [h.draw(r) for _ in range(DRAWS)] for n, h in hparams_of(algorithm, dataset).items() if h.draw}
-
-
-def known(values: pd.Series) -> pd.Series:
-    """The values of one hyperparameter that are there, numbers as they are if all are, else everything as text."""
+def _usable_values(values: pd.Series) -> pd.Series:
+    """Return the values that are present: finite numbers if all of them are numbers, else text."""
     values = values.dropna()
     if all(isinstance(v, (int, float, np.number)) and not isinstance(v, (bool, np.bool_)) for v in values):
         numbers = values.astype(float)
@@ -135,32 +150,33 @@ def known(values: pd.Series) -> pd.Series:
     return values.map(str)
 
 
-def positions(ax: Axes, values: pd.Series, drawn: Sequence[Any]) -> pd.Series:
-    """Make a panel's axis fit for these values, and tell where on it they lie.
+def _set_up_axis(ax: Axes, values: pd.Series, samples: Sequence[Any]) -> pd.Series:
+    """Set up the x-axis of a panel for these values, and return their positions on it.
 
-    Few values are categories, at 0, 1, 2, …; many are numbers, which lie at themselves. The axis is logarithmic where
-    they are drawn evenly on such an axis or, of a hyperparameter that the registry does not draw, span more than two
-    decades; a value of 0 (a default, say) then lies at the left end, one step before the smallest.
+    Text and few distinct values are categories at 0, 1, 2, … Other numbers are their own positions (`values` itself is
+    returned), and the axis is logarithmic if their draws are spread evenly on such an axis or, without draws, if they
+    span more than two decades. A value of 0 is then at the left end.
     """
     levels = sorted(values.unique())
-    if values.dtype.kind != "f" or len({*levels, *drawn}) <= LEVELS:
-        labels = [f"{level:g}" if isinstance(level, float) else text(level, 12) for level in levels]
-        crowded = sum(map(len, labels)) + len(labels) > 20
-        ax.set_xticks(range(len(levels)), labels, rotation=90 if crowded else 0)
+    if values.dtype.kind != "f" or len({*levels, *samples}) <= MAX_CATEGORIES:
+        labels = [f"{level:g}" if isinstance(level, float) else label_text(level, 12) for level in levels]
+        is_crowded = sum(map(len, labels)) + len(labels) > 20
+        ax.set_xticks(range(len(levels)), labels, rotation=90 if is_crowded else 0)
         ax.set_xlim(-0.5, len(levels) - 0.5)
         ax.grid(False, axis="x")
         return values.map({level: i for i, level in enumerate(levels)})
-    if is_logarithmic(levels, drawn):
-        logarithmic(ax.xaxis, values)
+    if _is_logarithmic(levels, samples):
+        set_log_scale(ax.xaxis, values)
     return values
 
 
-def is_logarithmic(levels: Sequence[float], drawn: Sequence[float]) -> bool:
-    """Whether numbers, sorted, belong on a logarithmic axis."""
-    if levels[0] < 0 or not len(drawn):
+def _is_logarithmic(levels: Sequence[float], samples: Sequence[float]) -> bool:
+    """Return whether numbers in ascending order require a logarithmic axis."""
+    if levels[0] < 0 or not len(samples):
         return levels[0] >= 0 and spans_decades(levels)
     if levels[-1] < 3 * next(level for level in levels if level > 0):
-        return False  # too little for such an axis to have a tick
-    low, median, high = np.quantile([v for v in drawn if v > 0], [0, 0.5, 1])
-    from_middle = abs(2 * median - low - high) / (high - low)
-    return bool(abs(math.log(median**2 / (low * high))) / math.log(high / low) < from_middle)
+        return False  # too narrow a range for a tick on a logarithmic axis
+    # Compare how far the median is from the center of the range, on either axis.
+    low, median, high = np.quantile([v for v in samples if v > 0], [0, 0.5, 1])
+    linear_distance = abs(2 * median - low - high) / (high - low)
+    return bool(abs(math.log(median**2 / (low * high))) / math.log(high / low) < linear_distance)

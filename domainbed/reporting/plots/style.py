@@ -1,4 +1,4 @@
-"""How pictures look: colours, markers, sizes, panels and legends, and how they are written."""
+"""Colors, markers, sizes, panels and legends of the plots, and the functions that write them."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,13 @@ from domainbed.files import atomic_write
 
 LineStyle: TypeAlias = tuple[float, tuple[float, ...]]  # offset; lengths of dashes and gaps, none for a solid line
 
-WIDTH = (
-    5.5  # inches: the text's width on a page of one column; halved, into a column of two, the letters are 4.5 points
-)
-FONT = 9  # points
-DPI = 150  # of PNGs
+FIGURE_WIDTH = 5.5  # inches: the text width of a one-column page; scaled down to a two-column page, text is 4.5 points
+FONT_SIZE = 9  # points
+DPI = 150  # of PNG files
 FORMATS = ("png", "pdf")
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, the pale ones last; black is kept for what stands out.
-# How many there are of these, of markers and of line styles have no common divisor, so that pairs repeat late.
+# The Okabe-Ito palette, which is safe for color-blind readers, pale colors last; black is reserved for emphasis.
+# The numbers of colors, markers and line styles are pairwise coprime, to make pairs repeat late.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[LineStyle, ...] = (
@@ -38,22 +36,22 @@ LINES: tuple[LineStyle, ...] = (
 )
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oooo")
 
-# Over matplotlib's own defaults, so that nobody's matplotlibrc changes a picture. Type 42 are TrueType letters, which
-# publishers ask for.
-on_paper = style.context(
+# Starts from matplotlib's own defaults: a user's matplotlibrc changes no plot. Font type 42 (TrueType) is required by
+# many publishers.
+print_style = style.context(
     [
         "default",
         {
-            "font.size": FONT,
-            "axes.titlesize": FONT,
-            "axes.labelsize": FONT,
-            "figure.titlesize": FONT + 1,
-            "figure.labelsize": FONT,
-            "legend.fontsize": FONT - 1,
-            "legend.title_fontsize": FONT - 1,
+            "font.size": FONT_SIZE,
+            "axes.titlesize": FONT_SIZE,
+            "axes.labelsize": FONT_SIZE,
+            "figure.titlesize": FONT_SIZE + 1,
+            "figure.labelsize": FONT_SIZE,
+            "legend.fontsize": FONT_SIZE - 1,
+            "legend.title_fontsize": FONT_SIZE - 1,
             "legend.frameon": False,
-            "xtick.labelsize": FONT - 1,
-            "ytick.labelsize": FONT - 1,
+            "xtick.labelsize": FONT_SIZE - 1,
+            "ytick.labelsize": FONT_SIZE - 1,
             "axes.linewidth": 0.6,
             "axes.grid": True,
             "axes.axisbelow": True,
@@ -74,7 +72,7 @@ on_paper = style.context(
 
 @dataclass(frozen=True)
 class Style:
-    """What tells one category from the others, each by itself, on a grey print too."""
+    """The look of one category. Each attribute alone distinguishes it from the others, also in grayscale."""
 
     color: str
     marker: str
@@ -83,63 +81,65 @@ class Style:
 
 
 def make_style(i: int) -> Style:
-    """The look of the i-th category, from 0; there are looks for any number of them."""
+    """Return the style of the i-th category, counted from 0; any number of categories is supported."""
     return Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)], HATCHES[i % len(HATCHES)])
 
 
-def text(name: object, most: int = 24) -> str:
-    """A name as matplotlib should print it: its middle cut to leave so many characters, a $ a $ and no formula."""
+def label_text(name: object, max_length: int = 24) -> str:
+    """Return a name as a matplotlib label: shortened in the middle, and with dollar signs escaped."""
     name = " ".join(str(name).split())
-    if len(name) > most:
-        name = f"{name[: most // 2]}…{name[-((most - 1) // 2) :]}"
+    if len(name) > max_length:
+        name = f"{name[: max_length // 2]}…{name[-((max_length - 1) // 2) :]}"
     return name.replace("$", r"\$")
 
 
-def panels(n: int, title: str, height: float, xlabel: str = "", share: str = "") -> tuple[Figure, list[Axes]]:
-    """A figure of n panels, two or three a row.
+def make_panels(n: int, title: str, height: float, xlabel: str = "", share: str = "") -> tuple[Figure, list[Axes]]:
+    """Return a figure with n panels, two or three per row, and its axes.
 
     Args:
-        height: of a row of three panels, in inches.
-        xlabel: stands below the lowest panel of each column.
-        share: the axes that all panels have in common: "x", "y" or "xy".
+        n: number of panels.
+        title: title of the figure.
+        height: height of a row of three panels, in inches.
+        xlabel: label below the lowest panel of each column.
+        share: axes that all panels have in common: "x", "y" or "xy".
     """
     columns = 2 if n in (2, 4) else min(n, 3)
     rows = math.ceil(n / columns)
     if columns < 3:
         height *= 1.25
-    figure = Figure(figsize=(WIDTH, rows * height + 0.4))
-    figure.suptitle(text(title, 60))
+    figure = Figure(figsize=(FIGURE_WIDTH, rows * height + 0.4))
+    figure.suptitle(label_text(title, 60))
     grid = figure.subplots(rows, columns, sharex="x" in share, sharey="y" in share, squeeze=False).ravel()
     for ax in grid[n:]:
         ax.remove()
-    for ax in grid[max(0, n - columns) : n]:  # those below which there is none
+    for ax in grid[max(0, n - columns) : n]:  # the lowest panel of each column
         ax.xaxis.set_tick_params(labelbottom=True)
         ax.set_xlabel(xlabel)
     return figure, list(grid[:n])
 
 
-def steps_axis(ax: Axes) -> None:
-    """Few ticks, at whole numbers, on an axis of training steps."""
+def set_step_ticks(ax: Axes) -> None:
+    """Set a few integer ticks on an axis of training steps."""
     ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 
-def note(ax: Axes, words: str) -> None:
-    """Say in a panel why it is empty."""
-    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color="0.35")
+def annotate_empty(ax: Axes, reason: str) -> None:
+    """Write the reason for an empty panel into it."""
+    ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color="0.35")
 
 
-def line_of(make_style: Style) -> Line2D:
-    """A legend's sample of a line."""
-    return Line2D([], [], color=make_style.color, linestyle=make_style.line, linewidth=1.2)
+def legend_line(style: Style) -> Line2D:
+    """Return the legend entry of a line."""
+    return Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.2)
 
 
-def point_of(make_style: Style) -> Line2D:
-    """A legend's sample of a point."""
+def legend_point(style: Style) -> Line2D:
+    """Return the legend entry of a point."""
     return Line2D(
         [],
         [],
-        color=make_style.color,
-        marker=make_style.marker,
+        color=style.color,
+        marker=style.marker,
         linestyle="",
         markersize=5,
         markeredgecolor="0.2",
@@ -147,18 +147,18 @@ def point_of(make_style: Style) -> Line2D:
     )
 
 
-def legend(figure: Figure, samples: Sequence[tuple[str, Artist]], title: str | None = None) -> None:
-    """A legend below the panels, where it covers no data, in as many columns as there is room for."""
-    longest = max(len(label) for label, _ in samples)
-    column = (0.55 * longest + 4.2) * (FONT - 1)  # points: letters, the sample and the space between columns
-    columns = max(1, min(len(samples), int(WIDTH * 72 / column)))
-    rows = math.ceil(len(samples) / columns) + (title is not None)
-    figure.set_figheight(figure.get_figheight() + 1.5 * rows * FONT / 72)
+def add_legend(figure: Figure, entries: Sequence[tuple[str, Artist]], title: str | None = None) -> None:
+    """Add a legend of (label, artist) entries below the panels, with as many columns as fit."""
+    longest = max(len(label) for label, _ in entries)
+    column = (0.55 * longest + 4.2) * (FONT_SIZE - 1)  # points: text, artist, and the space between columns
+    columns = max(1, min(len(entries), int(FIGURE_WIDTH * 72 / column)))
+    rows = math.ceil(len(entries) / columns)
+    figure.set_figheight(figure.get_figheight() + 1.5 * (rows + (title is not None)) * FONT_SIZE / 72)
     figure.legend(
-        [artist for _, artist in samples],
-        [label for label, _ in samples],
+        [artist for _, artist in entries],
+        [label for label, _ in entries],
         loc="outside lower center",
-        ncols=math.ceil(len(samples) / math.ceil(len(samples) / columns)),  # rows of the same length
+        ncols=math.ceil(len(entries) / rows),  # rows of equal length
         title=title,
         handlelength=2.4,
         columnspacing=1.2,
@@ -166,34 +166,30 @@ def legend(figure: Figure, samples: Sequence[tuple[str, Artist]], title: str | N
     )
 
 
-def fix_layout(figure: Figure) -> None:
-    """Lay the figure out once for all formats it is written in, not once for each."""
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-        figure.set_layout_engine("none")
-
-
-@on_paper
-def write(figure: Figure, file: BinaryIO, kind: str, dpi: int, caption: str = "") -> None:
-    """Write a figure; the same data give the same bytes.
+@print_style
+def write_figure(figure: Figure, file: BinaryIO, format: str, dpi: int, caption: str = "") -> None:
+    """Write a figure to a file; the same data produce the same bytes.
 
     Args:
-        kind: "png" or "pdf".
-        dpi: dots an inch of what is not vectors.
-        caption: is kept in the file.
+        figure: the figure.
+        file: the open file.
+        format: "png" or "pdf".
+        dpi: resolution of everything that is not vector graphics, in dots per inch.
+        caption: stored in the file's metadata.
     """
-    fix_layout(figure)
+    if (layout_engine := figure.get_layout_engine()) is not None:  # compute the layout once, not for each format
+        layout_engine.execute(figure)
+        figure.set_layout_engine("none")
     metadata: dict[str, str | None] = {"Title": caption}
-    if kind == "pdf":
+    if format == "pdf":
         metadata |= {"CreationDate": None}
-    figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
+    figure.savefig(file, format=format, dpi=dpi, metadata=metadata)
 
 
-def write_files(figure: Figure, folder: Path, stem: str, caption: str, dpi: int = DPI) -> list[Path]:
-    """Write a figure as PNG and PDF, each whole or not at all. Returns the files."""
-    paths = [folder / f"{stem}.{kind}" for kind in FORMATS]
-    for kind, path in zip(FORMATS, paths, strict=True):
+def save_figure(figure: Figure, folder: Path, stem: str, caption: str, dpi: int = DPI) -> list[Path]:
+    """Write a figure as PNG and PDF, each file atomically, and return the paths."""
+    paths = [folder / f"{stem}.{format}" for format in FORMATS]
+    for format, path in zip(FORMATS, paths, strict=True):
         with atomic_write(path) as file:
-            write(figure, file, kind, dpi, caption)
+            write_figure(figure, file, format, dpi, caption)
     return paths
