@@ -1,118 +1,110 @@
 """The Colored MNIST proof of concept: `python -m domainbed.scripts.colored_mnist --data_dir data --restarts 10`."""
 
-import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from domainbed import cli
-from domainbed.errors import UsageError, suggest
+from domainbed.colored_mnist import PENALTIES, STEPS
+from domainbed.engine.tracking import NO_TRACKER
+from domainbed.errors import UsageError
+from domainbed.options import add_options, check_options, from_args, option
 
-# As in domainbed.colored_mnist.experiment, from where they would cost --help an import of torch; a test holds them together.
-ALGORITHMS = ("ERM", "IRM", "VREx", "Fishr", "Fishr_uncentered", "Fishr_covariance")
-PUBLISHED_STEPS = 501
+
+@dataclass(frozen=True)
+class ProofOptions:
+    """Options of the command."""
+
+    data_dir: str = option(help="folder that contains MNIST/raw, or to which MNIST is downloaded")
+    algorithm: tuple[str, ...] = option(
+        ("ERM", "IRM", "VREx", "Fishr"), metavar="NAME", choices=tuple(PENALTIES), help="algorithms to train"
+    )
+    restarts: int = option(10, at_least=1, help="restarts per algorithm; restart r has seed --seed + r")
+    seed: int = option(0, at_least=0, help="seed of the first restart")
+    label_flip: float = option(0.25, at_least=0, at_most=1, help="probability of a wrong label")
+    grayscale_model: bool = option(False, help="hide the color from the model")
+    steps: int = option(STEPS, at_least=1, help="number of steps; the last one only evaluates")
+    track: str = option(
+        NO_TRACKER,
+        choices=(NO_TRACKER, "landscape"),
+        help="landscape: record the distances between the training environments' risks, gradients and Hessians every "
+        "ten steps, and print and plot them; untracked restarts are trained again",
+    )
+    output_dir: str = option("runs/colored_mnist", help="folder for records.jsonl, one line per restart")
+    workers: int | None = option(
+        None, at_least=1, help="restarts to train at once", if_unset="one per CPU core; with a GPU, one"
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "algorithm", tuple(dict.fromkeys(self.algorithm)))
+        check_options(self)
+        if self.seed + self.restarts > 2**32:
+            raise UsageError(f"--seed must be at most 2**32 - --restarts, not {self.seed}")
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Return the settings of each requested restart."""
+        shared = {"label_flip": self.label_flip, "grayscale": self.grayscale_model, "steps": self.steps}
+        return [
+            {"algorithm": algorithm, **shared, "seed": self.seed + r}
+            for r in range(self.restarts)
+            for algorithm in self.algorithm
+        ]
 
 
 def parser() -> cli.Parser:
     p = cli.Parser(
-        prog="python -m domainbed.scripts.colored_mnist",
-        description="Train IRM's Colored MNIST setting from several seeds and print the table beside the published "
-        "one. Run again, this trains only the restarts that are not in --output_dir yet.",
+        prog=cli.command_name("colored_mnist"),
+        description="Train restarts of IRM's Colored MNIST experiment and print their accuracies next to the published "
+        "ones. Restarts that are already in --output_dir are not trained again.",
     )
-    p.add_argument("--data_dir", required=True, help="folder that holds MNIST/raw, or that it is downloaded into")
-    p.add_argument(
-        "--algorithm",
-        nargs="+",
-        default=["ERM", "IRM", "VREx", "Fishr"],
-        metavar="NAME",
-        help=f"of {', '.join(ALGORITHMS)}",
-    )
-    p.add_argument("--restarts", type=int, default=10, help="runs of each algorithm; number r has seed --seed + r")
-    p.add_argument("--seed", type=int, default=0, help="of the first restart")
-    p.add_argument("--label_flip", type=float, default=0.25, help="part of the labels that are wrong")
-    p.add_argument("--grayscale_model", action="store_true", help="let the model see no colour")
-    p.add_argument("--steps", type=int, default=PUBLISHED_STEPS, help="the last of which only measures")
-    p.add_argument(
-        "--track",
-        choices=("nothing", "landscape"),
-        default="nothing",
-        help="landscape: keep how far apart the training environments' risks, gradients and Hessians are, every ten "
-        "steps; print the last and draw all. Restarts that have not kept it are trained again",
-    )
-    p.add_argument("--output_dir", default="runs/colored_mnist", help="folder of records.jsonl, a line a restart")
-    p.add_argument("--workers", type=int, help="restarts at once (default: 1 with a GPU, else one a CPU core)")
+    add_options(p, ProofOptions)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    args.algorithm = list(dict.fromkeys(args.algorithm))
-    check(args)
+    options = from_args(ProofOptions, parser().parse_args(argv))
 
-    from domainbed.colored_mnist.experiment import load_mnist  # imports torch, which a mistake need not wait for
-    from domainbed.colored_mnist.runner import key, read, train_all
-    from domainbed.colored_mnist.tables import table
+    from domainbed.colored_mnist.experiment import load_mnist  # imports torch
+    from domainbed.colored_mnist.runner import read_restarts, settings_of, train_restarts
+    from domainbed.colored_mnist.tables import accuracy_table, load_published
 
-    records = Path(args.output_dir) / "records.jsonl"
-    track = args.track == "landscape"
-    done = {key(run) for run in read(records) if "course" in run or not track}
-    wanted = [run for r in range(args.restarts) for run in settings(args, args.seed + r)]
-    todo = [run for run in wanted if key(run) not in done]
-    failed = 0
-    if todo:
-        load_mnist(args.data_dir)  # told before anything is started, if it is not there
-        records.parent.mkdir(parents=True, exist_ok=True)
-        failed = train_all(todo, args.data_dir, args.workers, records, track)
-    of_each = {key(run): run for run in read(records)}
-    runs = [of_each[key(run)] for run in wanted if key(run) in of_each]
-    comparable = not args.grayscale_model and args.steps == PUBLISHED_STEPS
-    print(table(runs, args.algorithm, args.restarts, args.label_flip, comparable))
-    print(f"\nAccuracies in percent, mean ± standard deviation over {args.restarts} restarts; runs in {records}")
-    if track:
-        tell_landscape([run for run in runs if "course" in run], args.algorithm, records.parent)
-    return 1 if failed else 0
+    path = Path(options.output_dir) / "records.jsonl"
+    is_tracked = options.track != NO_TRACKER
+    finished = {settings_of(restart) for restart in read_restarts(path) if "course" in restart or not is_tracked}
+    requested = options.settings()
+    pending = [settings for settings in requested if settings_of(settings) not in finished]
+    n_failed = 0
+    if pending:
+        load_mnist(options.data_dir)  # reports missing images before anything is started
+        path.parent.mkdir(parents=True, exist_ok=True)
+        n_failed = train_restarts(pending, options.data_dir, options.workers, path, is_tracked)
+    by_settings = {settings_of(restart): restart for restart in read_restarts(path)}
+    restarts = [by_settings[settings_of(s)] for s in requested if settings_of(s) in by_settings]
+    is_published_setting = not options.grayscale_model and options.steps == STEPS
+    published = load_published(options.label_flip) if is_published_setting else {}
+    print(accuracy_table(restarts, options.algorithm, options.restarts, published))
+    print(f"\nAccuracies in percent, mean ± standard deviation over {options.restarts} restarts; restarts in {path}")
+    if is_tracked:
+        report_landscape([restart for restart in restarts if "course" in restart], options.algorithm, path.parent)
+    return 1 if n_failed else 0
 
 
-def tell_landscape(runs: Sequence[Mapping[str, Any]], algorithms: Sequence[str], output_dir: Path) -> None:
-    """Print how the landscape was at the end, and draw its course."""
-    from domainbed.colored_mnist.tables import landscape_courses, landscape_table
-    from domainbed.reporting.plots import write_files
-    from domainbed.reporting.plots.curves import distance_courses
+def report_landscape(restarts: Sequence[Mapping[str, Any]], algorithms: Sequence[str], output_dir: Path) -> None:
+    """Print the landscape at the last step and plot the distances along training."""
+    from domainbed.colored_mnist.tables import landscape_table, tracked_distances
+    from domainbed.landscape.plots import plot_distances_over_training
+    from domainbed.reporting.plots import save_figure
     from domainbed.reporting.plots.style import make_style
 
-    print(f"\n{landscape_table(runs, algorithms)}")
-    looks = {name: make_style(i) for i, name in enumerate(algorithms)}
-    figure = distance_courses(landscape_courses(runs), looks, "Colored MNIST, IRM's setting")
+    print(f"\n{landscape_table(restarts, algorithms)}")
+    styles = {name: make_style(i) for i, name in enumerate(algorithms)}
+    figure = plot_distances_over_training(tracked_distances(restarts), styles, "Colored MNIST, IRM's setting")
     if figure is None:
         return
-    caption = "Squared distances between the two training environments, of the classifier on all images."
-    png, pdf = write_files(figure, output_dir, "landscape", caption)
-    print(f"\nAt the last step, mean ± standard deviation over restarts; its course: {png}, {pdf}")
-
-
-def check(args: argparse.Namespace) -> None:
-    for name in args.algorithm:
-        if name not in ALGORITHMS:
-            raise UsageError(f"unknown algorithm {name!r}; {suggest(name, ALGORITHMS)}")
-    if not 0 <= args.label_flip <= 1:
-        raise UsageError(f"--label_flip must lie in [0, 1], not {args.label_flip}")
-    for name in ("restarts", "steps", "workers"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if not 0 <= args.seed <= 2**32 - args.restarts:
-        raise UsageError(f"--seed must lie between 0 and 2**32 - --restarts, not be {args.seed}")
-
-
-def settings(args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
-    """What determines a run, for each algorithm."""
-    for algorithm in args.algorithm:
-        yield {
-            "algorithm": algorithm,
-            "label_flip": args.label_flip,
-            "grayscale": args.grayscale_model,
-            "steps": args.steps,
-            "seed": seed,
-        }
+    caption = "Squared distances between the two training environments, for the classifier and all images."
+    png, pdf = save_figure(figure, output_dir, "landscape", caption)
+    print(f"\nAt the last step, mean ± standard deviation over restarts; plots over training: {png}, {pdf}")
 
 
 if __name__ == "__main__":

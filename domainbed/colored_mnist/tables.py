@@ -1,87 +1,95 @@
-"""The Colored MNIST proof of concept: its table, beside the published one, and its landscape."""
+"""Tables of the restarts: accuracies next to the published ones, and the loss landscape."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 import pandas as pd
 
 from domainbed.landscape import PREFIX, QUANTITIES
-from domainbed.reporting.layout import printed
+from domainbed.reporting.layout import format_number
 
-COLUMNS = ("train", "test", "gray")
+ENVIRONMENTS = ("train", "test", "gray")
 
 
-def published(label_flip: float) -> dict[Hashable, dict]:
-    """The published accuracies in percent ("test_acc"), with their standard deviations, by algorithm."""
+def load_published(label_flip: float) -> Mapping[Any, Mapping[Any, Any]]:
+    """Return the published accuracies and standard deviations in percent (`test_acc`, `test_std`) of each algorithm."""
     file = resources.files("domainbed.colored_mnist") / "published.csv"
     with file.open(encoding="utf-8") as text:
-        cells = pd.read_csv(text)
-    return cells[cells["label_flip"] == label_flip].set_index("algorithm").to_dict("index")
+        published = pd.read_csv(text)
+    return published[published["label_flip"] == label_flip].set_index("algorithm").to_dict("index")
 
 
-def table(runs: Sequence[dict], algorithms: Sequence[str], restarts: int, label_flip: float, comparable: bool) -> str:
-    """Mean ± standard deviation over restarts, in percent, the published ones, and the difference of the means.
+def accuracy_table(
+    restarts: Sequence[Mapping[str, Any]],
+    algorithms: Sequence[str],
+    n_restarts: int,
+    published: Mapping[Any, Mapping[Any, Any]],
+) -> str:
+    """Return a Markdown table of mean ± standard deviation over restarts in percent, next to the published values.
 
     Args:
-        runs: the restarts' accuracies ("algorithm", "train_acc", "test_acc", "gray_acc").
-        algorithms: the rows; one without a run gets a row all the same.
-        restarts: how many were asked for; a row of fewer is marked.
-        label_flip: of these runs.
-        comparable: whether the published table was made with these settings.
+        restarts: finished restarts (`algorithm`, `train_acc`, `test_acc`, `gray_acc`).
+        algorithms: the rows; an algorithm without finished restarts gets X marks.
+        n_restarts: number of requested restarts; rows with fewer say so.
+        published: the result of `load_published`; may be empty.
     """
-    theirs = published(label_flip) if comparable else {}
     rows = []
     for algorithm in algorithms:
-        mine = [run for run in runs if run["algorithm"] == algorithm]
-        row = {"Algorithm": algorithm + ("" if len(mine) == restarts else f" ({len(mine)} of {restarts} restarts)")}
-        for column in COLUMNS:
-            accuracy = 100 * pd.Series([run[f"{column}_acc"] for run in mine], dtype=float)
-            row[column] = f"{accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f}" if len(mine) else "X"
-            if algorithm not in theirs:
-                row |= {f"{column}, published": "-", f"{column}, difference": "-"}
+        finished = [restart for restart in restarts if restart["algorithm"] == algorithm]
+        n = len(finished)
+        row = {"Algorithm": algorithm if n == n_restarts else f"{algorithm} ({n} of {n_restarts} restarts)"}
+        for environment in ENVIRONMENTS:
+            accuracy = 100 * pd.Series([restart[f"{environment}_acc"] for restart in finished], dtype=float)
+            row[environment] = f"{accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f}" if n else "X"
+            if algorithm not in published:
+                row |= {f"{environment}, published": "-", f"{environment}, difference": "-"}
                 continue
-            cell = theirs[algorithm]
-            row[f"{column}, published"] = f"{cell[f'{column}_acc']:.1f} ± {cell[f'{column}_std']:.1f}"
-            difference = accuracy.mean() - cell[f"{column}_acc"]
-            row[f"{column}, difference"] = printed(difference, 1, "+") if len(mine) else "X"
+            mean, std = published[algorithm][f"{environment}_acc"], published[algorithm][f"{environment}_std"]
+            row[f"{environment}, published"] = f"{mean:.1f} ± {std:.1f}"
+            row[f"{environment}, difference"] = format_number(accuracy.mean() - mean, 1, "+") if n else "X"
         rows.append(row)
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, tablefmt="github")
+    return _to_markdown(rows)
 
 
-def landscape_table(runs: Sequence[Mapping[str, Any]], algorithms: Sequence[str]) -> str:
-    """The landscape at the last step: distances and inconsistency scores, mean ± standard deviation over restarts.
+def landscape_table(restarts: Sequence[Mapping[str, Any]], algorithms: Sequence[str]) -> str:
+    """Return a Markdown table of distances and inconsistency scores at the last step: mean ± standard deviation.
 
-    A star marks a score for which some restart's Hessian was damped.
+    An asterisk marks a score for which the Hessian of some restart was damped.
 
     Args:
-        runs: the restarts, tracked.
+        restarts: tracked restarts.
         algorithms: the columns.
     """
-    scores = {
-        f"inconsistency_{of}_{way}": f"inconsistency, {of} environments, {way} Hessians"
-        for of in ("training", "all")
-        for way in ("exact", "diagonal")
+    titles = {PREFIX + name: f"{title}, squared distance" for name, title in QUANTITIES.items()} | {
+        f"inconsistency_{domain_set}_{kind}": f"inconsistency, {domain_set} environments, {kind} Hessians"
+        for domain_set in ("training", "all")
+        for kind in ("exact", "diagonal")
     }
-    distances = {PREFIX + name: f"{words}, squared distance" for name, words in QUANTITIES.items()}
     rows = []
-    for name, words in (distances | scores).items():
-        row = {"": words}
+    for name, title in titles.items():
+        row = {"": title}
         for algorithm in algorithms:
-            of_algorithm = [run for run in runs if run["algorithm"] == algorithm]
-            values = pd.Series([run[name] for run in of_algorithm], dtype=float)
-            damped = any(run.get(name.replace("inconsistency", "damping")) for run in of_algorithm if name in scores)
-            row[algorithm] = f"{values.mean():.3g} ± {values.std(ddof=0):.1g}{'*' * damped}" if len(values) else "X"
+            finished = [restart for restart in restarts if restart["algorithm"] == algorithm]
+            values = pd.Series([restart[name] for restart in finished], dtype=float)
+            damping = name.replace("inconsistency", "damping")
+            is_damped = damping != name and any(restart.get(damping) for restart in finished)
+            mark = "*" * is_damped
+            row[algorithm] = f"{values.mean():.3g} ± {values.std(ddof=0):.1g}{mark}" if finished else "X"
         rows.append(row)
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, tablefmt="github")
+    return _to_markdown(rows)
 
 
-def landscape_courses(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row a look: `algorithm`, `folder` (the restart's number), `step`, and the distances."""
+def tracked_distances(restarts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the distances along training: `algorithm`, `folder` (index of the restart), `step`, and the distances."""
     return pd.DataFrame(
         [
-            {"algorithm": run["algorithm"], "folder": i, **of_step}
-            for i, run in enumerate(runs)
-            for of_step in run["course"]
+            {"algorithm": restart["algorithm"], "folder": i, **distances}
+            for i, restart in enumerate(restarts)
+            for distances in restart["course"]
         ]
     )
+
+
+def _to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, tablefmt="github")

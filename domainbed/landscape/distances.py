@@ -1,4 +1,4 @@
-"""How far apart domains are: squared distances between what their losses are like."""
+"""Squared distances between the domains' risks, gradient means, gradient variances and Hessian diagonals."""
 
 import math
 from collections.abc import Sequence
@@ -6,43 +6,43 @@ from collections.abc import Sequence
 import torch
 
 from domainbed.landscape import PREFIX, QUANTITIES
-from domainbed.landscape.domain import Statistics
+from domainbed.landscape.domain import DomainStatistics
 
 
-def pair_distances(domains: Sequence[Statistics]) -> dict[str, torch.Tensor]:
-    """‖a − b‖² of each pair of domains, summed over coordinates: [domains, domains] by the names in QUANTITIES."""
+def pair_distances(domains: Sequence[DomainStatistics]) -> dict[str, torch.Tensor]:
+    """Return ‖a − b‖² for each pair of domains, summed over coordinates, [domains, domains], for each quantity."""
     return {name: _squared_distances(torch.stack(_values(domains, name))) for name in QUANTITIES}
 
 
-def relative_distances(domains: Sequence[Statistics]) -> dict[str, float]:
-    """The mean distance over pairs as a part of the mean ‖a‖² over domains: 0 where all agree.
+def relative_distances(domains: Sequence[DomainStatistics]) -> dict[str, float]:
+    """Return the mean distance over pairs divided by the mean ‖a‖² over domains, for each quantity.
 
-    Unlike distances it does not shrink with what is compared, as all gradients do where training samples are learned
-    by heart.
+    Unlike absolute distances, relative ones do not shrink with the quantities themselves, e.g. with the gradients of a
+    model that has memorized its training samples.
     """
     relative = {}
     for name, distances in pair_distances(domains).items():
-        norm = torch.stack([(value**2).sum() for value in _values(domains, name)]).mean()
-        relative[name] = (mean_over_pairs(distances) / norm).item()
+        squared_norm = torch.stack([(value**2).sum() for value in _values(domains, name)]).mean()
+        relative[name] = (mean_over_pairs(distances) / squared_norm).item()
     return relative
 
 
-def recorded_distances(domains: Sequence[Statistics]) -> dict[str, float]:
-    """The mean distance over pairs, by the names that records have for them."""
+def recorded_distances(domains: Sequence[DomainStatistics]) -> dict[str, float]:
+    """Return the mean distance over pairs, by the names of the record entries."""
     return {PREFIX + name: mean_over_pairs(distances) for name, distances in pair_distances(domains).items()}
 
 
 def mean_over_pairs(distances: torch.Tensor) -> float:
-    """Of distances [domains, domains], the mean over pairs of two domains; NaN where there is but one."""
+    """Return the mean of distances [domains, domains] over pairs of different domains; NaN for a single domain."""
     n = len(distances)
     return (distances.triu(1).sum() / (n * (n - 1) / 2)).item() if n > 1 else math.nan
 
 
-def _values(domains: Sequence[Statistics], name: str) -> list[torch.Tensor]:
+def _values(domains: Sequence[DomainStatistics], name: str) -> list[torch.Tensor]:
     return [torch.as_tensor(getattr(domain, name), dtype=torch.float64) for domain in domains]
 
 
 def _squared_distances(values: torch.Tensor) -> torch.Tensor:
-    """Pair by pair: through products of the values, small distances would drown in rounding."""
+    """Compute distances pair by pair: computed from inner products, small ones would be lost to rounding."""
     rows = [[((a - b) ** 2).sum() for b in values] for a in values]
     return torch.stack([torch.stack(row) for row in rows])

@@ -1,4 +1,4 @@
-"""A risk's whole Hessian, where a network is small, and its leading directions, where it is not."""
+"""The Hessian of a domain's risk: the whole matrix for small networks, the leading directions for any network."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,42 +8,46 @@ from torch import nn
 
 from domainbed.landscape.domain import Domain, summed_loss
 
-HESSIAN_LIMIT = 3000  # coordinates: 72 MB a domain, and minutes for the ratios of several
-CHUNK = 256  # samples
-TOLERANCE = 1e-3  # relative, of the eigenvalues of larger ones
+MAX_HESSIAN_SIZE = 3000  # coordinates; a Hessian of this size takes 72 MB, and the exact scores minutes
+HESSIAN_CHUNK_SIZE = 256  # samples
+EIGENVALUE_TOLERANCE = 1e-3  # relative, of the iterative solver
 
 
-class Flat:
-    """A network as a function of its weights, one vector."""
+class FlatNetwork:
+    """A network as a function of its weights as one vector.
+
+    Attributes:
+        weights: the network's weights, [coordinates].
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._shapes = {name: p.shape for name, p in network.named_parameters()}
         self.weights = torch.cat([p.detach().flatten() for p in network.parameters()])
 
-    def named(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The parameters by name, of a vector of all [coordinates]."""
+    def unflatten(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the parameters by name from a vector [coordinates]."""
         parts = weights.split([shape.numel() for shape in self._shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def summed_loss(self, weights: torch.Tensor, domain: Domain) -> torch.Tensor:
-        """Over the domain's samples, at these weights, 0-dim."""
-        return summed_loss(torch.func.functional_call(self._network, self.named(weights), (domain.x,)), domain.y)
+        """Return the loss summed over the domain's samples at these weights, 0-dim."""
+        return summed_loss(torch.func.functional_call(self._network, self.unflatten(weights), (domain.x,)), domain.y)
 
 
 def full_hessian(network: nn.Module, domain: Domain) -> torch.Tensor:
-    """The Hessian of the domain's risk at the network's weights, [coordinates, coordinates].
+    """Return the Hessian of the domain's risk at the network's weights, [coordinates, coordinates].
 
     Raises:
-        ValueError: the network has more than HESSIAN_LIMIT coordinates.
+        ValueError: the network has more than MAX_HESSIAN_SIZE coordinates.
     """
-    of_weights = Flat(network)
-    n = len(of_weights.weights)
-    if n > HESSIAN_LIMIT:
-        raise ValueError(f"a Hessian of {n} coordinates is too large; at most {HESSIAN_LIMIT}")
-    hessian = of_weights.weights.new_zeros(n, n)
-    for chunk in domain.chunks(CHUNK):
-        hessian += torch.func.jacrev(torch.func.grad(of_weights.summed_loss))(of_weights.weights, chunk)
+    flat = FlatNetwork(network)
+    n = len(flat.weights)
+    if n > MAX_HESSIAN_SIZE:
+        raise ValueError(f"a Hessian of {n} coordinates is too large; at most {MAX_HESSIAN_SIZE} are supported")
+    hessian = flat.weights.new_zeros(n, n)
+    for chunk in domain.split(HESSIAN_CHUNK_SIZE):
+        hessian += torch.func.jacrev(torch.func.grad(flat.summed_loss))(flat.weights, chunk)
     hessian /= len(domain.y)
     return (hessian + hessian.T) / 2
 
@@ -51,40 +55,45 @@ def full_hessian(network: nn.Module, domain: Domain) -> torch.Tensor:
 def leading_directions(
     network: nn.Module, domains: Sequence[Domain], k: int, hessians: Sequence[torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """The k orthogonal directions along which the mean of the domains' risks curves most, [coordinates, k].
+    """Return the k leading eigenvectors of the Hessian of the domains' mean risk, [coordinates, k].
 
-    They are unit vectors, the first one first; the largest entry of each is positive. `hessians` are the domains' whole
-    ones, where they are known already.
+    They are unit vectors in descending order of their eigenvalues; the largest entry of each is positive.
+
+    Args:
+        network: the network at whose weights the Hessian is taken.
+        domains: the samples of each domain.
+        k: number of directions.
+        hessians: the domains' full Hessians, if they have been computed.
     """
-    of_weights = Flat(network)
-    n = len(of_weights.weights)
-    if n <= HESSIAN_LIMIT:
+    flat = FlatNetwork(network)
+    n = len(flat.weights)
+    if n <= MAX_HESSIAN_SIZE:
         hessians = hessians or [full_hessian(network, domain) for domain in domains]
         mean = torch.stack(list(hessians)).double().mean(0)
         vectors = torch.linalg.eigh(mean).eigenvectors[:, -k:]
     else:
-        from scipy.sparse.linalg import LinearOperator, eigsh  # a third of a second, only where it is needed
+        from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
 
-        hessian = LinearOperator((n, n), matvec=_product_with_mean(of_weights, domains), dtype=np.float64)
-        start = np.random.RandomState(0).randn(n)  # or it would begin with another each time
-        vectors = torch.from_numpy(eigsh(hessian, k, which="LA", v0=start, tol=TOLERANCE)[1])
+        hessian = LinearOperator((n, n), matvec=_mean_hessian_product(flat, domains), dtype=np.float64)
+        start = np.random.RandomState(0).randn(n)  # the default start vector is random
+        vectors = torch.from_numpy(eigsh(hessian, k, which="LA", v0=start, tol=EIGENVALUE_TOLERANCE)[1])
     vectors = vectors.flip(1)
     signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    return (vectors * signs).to(of_weights.weights)
+    return (vectors * signs).to(flat.weights)
 
 
-def _product_with_mean(of_weights: Flat, domains: Sequence[Domain]) -> Callable[[np.ndarray], np.ndarray]:
-    """The mean of the domains' Hessians times a vector."""
+def _mean_hessian_product(flat: FlatNetwork, domains: Sequence[Domain]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that multiplies the mean of the domains' Hessians by a vector."""
 
-    def product(vector: np.ndarray) -> np.ndarray:
-        v = torch.from_numpy(vector.ravel()).to(of_weights.weights)
-        weights = of_weights.weights.clone().requires_grad_()
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        v = torch.from_numpy(vector.ravel()).to(flat.weights)
+        weights = flat.weights.clone().requires_grad_()
         total = torch.zeros_like(v)
         for domain in domains:
-            for chunk in domain.chunks(CHUNK):
-                (gradient,) = torch.autograd.grad(of_weights.summed_loss(weights, chunk), weights, create_graph=True)
-                (of_chunk,) = torch.autograd.grad(gradient @ v, weights)
-                total += of_chunk / len(domain.y) / len(domains)
+            for chunk in domain.split(HESSIAN_CHUNK_SIZE):
+                (gradient,) = torch.autograd.grad(flat.summed_loss(weights, chunk), weights, create_graph=True)
+                (product,) = torch.autograd.grad(gradient @ v, weights)
+                total += product / len(domain.y) / len(domains)
         return total.cpu().double().numpy()
 
-    return product
+    return multiply

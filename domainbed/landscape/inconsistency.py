@@ -1,11 +1,11 @@
-"""The inconsistency score of the domains' loss landscapes (Fishr, section 3.2, after Parascandolo et al., ICLR 2021).
+"""The inconsistency score of the domains' loss landscapes (Fishr, section 3.2; Parascandolo et al., ICLR 2021).
 
-I^ε(θ*) is the most that one domain's risk B rises above another's, A, at θ* or at weights around it that A takes for as
-good, its own risk being at most ε higher. To the second order about a minimum θ* that is, over pairs (A, B),
+I^ε(θ*) is the maximum, over pairs of domains (A, B), of the difference between the risk R_B at weights around θ* that
+raise R_A by at most ε, and the risk R_A at θ*. In the second-order approximation around a minimum θ* it equals
 
     max  R_B(θ*) − R_A(θ*) + max {½ θᵀH_B θ : ½ θᵀH_A θ ≤ ε}  =  R_B(θ*) − R_A(θ*) + ε λ_AB,
 
-with λ_AB the largest generalised eigenvalue of H_B θ = λ H_A θ.
+where λ_AB is the largest generalized eigenvalue of H_B θ = λ H_A θ.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,18 @@ from dataclasses import dataclass
 
 import torch
 
-ZERO = 1e-10  # an eigenvalue below this part of the largest is rounding: features are computed in float32
-FLOOR = 1e-6  # what H_A's least eigenvalue must be, as a part of its largest; otherwise H_A is damped
+# Relative to the largest eigenvalue. Smaller eigenvalues are rounding errors: features are computed in float32.
+ZERO_EIGENVALUE = 1e-10
+MIN_EIGENVALUE = 1e-6  # relative to the largest eigenvalue; if H_A has a smaller one, it is damped
 
 
 @dataclass(frozen=True)
-class Ratios:
-    """How much the curvature of one domain can be larger than that of another.
+class CurvatureRatios:
+    """The largest ratios between the curvatures of two domains.
 
     Attributes:
         ratios: λ_AB, [A, B].
-        damping: what was added to the diagonal of each H_A to make it positive definite, [A]; 0 where it is.
+        damping: value added to the diagonal of H_A to make it positive definite, [A]; 0 if it already is.
     """
 
     ratios: torch.Tensor
@@ -32,15 +33,15 @@ class Ratios:
 
 @dataclass(frozen=True)
 class Inconsistency:
-    """The score, and where it is taken.
+    """An inconsistency score, and the pair of domains at which the maximum is attained.
 
     Attributes:
-        score: I^ε.
-        pair: the domains (A, B) where the maximum is.
-        risk_gap: R_B − R_A of these.
-        ratio: λ_AB of these; score = risk_gap + ε ratio.
-        damping: of H_A. Where it is not 0, some direction costs A nothing, or less than nothing: without damping there
-            may be no limit to the score, which is then as large as the damping is small.
+        score: I^ε = risk_gap + ε ratio.
+        pair: the domains (A, B).
+        risk_gap: R_B − R_A.
+        ratio: λ_AB.
+        damping: damping of H_A. If it is not 0, some direction does not increase the risk of A to second order; the
+            undamped score may be unbounded, and the damped one grows as the damping shrinks.
     """
 
     score: float
@@ -50,19 +51,19 @@ class Inconsistency:
     damping: float
 
 
-def inconsistency(risks: Sequence[float], ratios: Ratios, epsilon: float) -> Inconsistency:
-    """The score over all pairs of two domains.
+def inconsistency_score(risks: Sequence[float], ratios: CurvatureRatios, epsilon: float) -> Inconsistency:
+    """Return the largest score over all pairs of domains.
 
     Args:
-        risks: R of each domain at θ*.
-        ratios: of the same domains, from one of the functions below.
-        epsilon: how much higher than at θ* domain A's risk may be; at least 0.
+        risks: risk of each domain at θ*.
+        ratios: curvature ratios of the same domains.
+        epsilon: allowed increase of domain A's risk; at least 0.
 
     Raises:
-        ValueError: there are less than two domains.
+        ValueError: there are fewer than two domains.
     """
     if len(risks) < 2:
-        raise ValueError("inconsistency is between domains; there is but one")
+        raise ValueError("the inconsistency score requires at least two domains")
     risk = torch.tensor(list(risks), dtype=torch.float64)
     gaps = risk[None, :] - risk[:, None]  # [A, B]
     scores = (gaps + epsilon * ratios.ratios).fill_diagonal_(-torch.inf)
@@ -72,68 +73,74 @@ def inconsistency(risks: Sequence[float], ratios: Ratios, epsilon: float) -> Inc
     )
 
 
-def inconsistencies(
+def inconsistency_scores(
     risks: Sequence[float],
     hessians: Sequence[torch.Tensor] | None,
     diagonals: Sequence[torch.Tensor],
     n_training: int,
     epsilon: float,
 ) -> dict[tuple[str, str], Inconsistency]:
-    """The scores between the training domains, and between all, by ("training" or "all", "exact" or "diagonal").
+    """Return the scores among the training domains and among all domains, with exact and diagonal Hessians.
 
     Args:
-        risks, diagonals: of each domain, those that were trained on first; see `inconsistency`, `diagonal_ratios`.
-        hessians: see `exact_ratios`; None where they are too large, and then there is no exact score.
-        n_training: how many were trained on; with one, there is no score between training domains.
+        risks: risk of each domain, training domains first.
+        hessians: full Hessian of each domain, or None to compute no exact scores.
+        diagonals: Hessian diagonal of each domain.
+        n_training: number of training domains; with a single one there is no score among training domains.
+        epsilon: allowed increase of a domain's risk.
+
+    Returns:
+        The scores by ("training" or "all", "exact" or "diagonal").
     """
-    found = {}
-    for of, n in (("training", n_training), ("all", len(risks))):
-        if n > 1:  # each set by itself: which directions count, and what is damped, depends on all that are in it
+    scores = {}
+    for domain_set, n in (("training", n_training), ("all", len(risks))):
+        if n > 1:  # each set on its own: its members decide which directions count and what is damped
             if hessians is not None:
-                found[of, "exact"] = inconsistency(risks[:n], exact_ratios(hessians[:n]), epsilon)
-            found[of, "diagonal"] = inconsistency(risks[:n], diagonal_ratios(diagonals[:n]), epsilon)
-    return found
+                scores[domain_set, "exact"] = inconsistency_score(risks[:n], exact_ratios(hessians[:n]), epsilon)
+            scores[domain_set, "diagonal"] = inconsistency_score(risks[:n], diagonal_ratios(diagonals[:n]), epsilon)
+    return scores
 
 
-def exact_ratios(hessians: Sequence[torch.Tensor]) -> Ratios:
-    """From whole Hessians [coordinates, coordinates], as generalised eigenvalue problems.
+def exact_ratios(hessians: Sequence[torch.Tensor]) -> CurvatureRatios:
+    """Return the ratios for full Hessians [coordinates, coordinates], as generalized eigenvalues.
 
-    Directions in which no domain's risk changes (the same added to all classes) are left out where no Hessian has a
-    negative eigenvalue.
+    If no Hessian has a negative eigenvalue, directions in which no domain's risk changes are excluded (e.g. adding a
+    constant to the logits of all classes).
     """
     stacked = torch.stack(list(hessians)).double().cpu()
     eigenvalues = torch.linalg.eigvalsh(stacked)
     scale = eigenvalues.abs().amax(1)
-    if (eigenvalues[:, 0] >= -ZERO * scale).all():
+    if (eigenvalues[:, 0] >= -ZERO_EIGENVALUE * scale).all():
         values, vectors = torch.linalg.eigh(stacked.mean(0))
-        basis = vectors[:, values > ZERO * values[-1]]
+        basis = vectors[:, values > ZERO_EIGENVALUE * values[-1]]
         stacked = basis.T @ stacked @ basis
-    if not stacked.shape[1]:  # no risk changes anywhere
-        return _nothing(len(stacked))
+    if not stacked.shape[1]:  # all risks are flat
+        return _zero_ratios(len(stacked))
     values, vectors = torch.linalg.eigh(stacked)
     damping = _damping(values[:, 0], scale)
-    whitened = vectors / (values + damping[:, None])[:, None].sqrt()  # of A; H_A becomes the identity
-    ratios = [torch.linalg.eigvalsh(to_a.T @ stacked @ to_a)[:, -1] for to_a in whitened]
-    return Ratios(torch.stack(ratios).clamp(min=0), damping)  # θ = 0 is allowed
+    # These vectors turn H_A into the identity.
+    whitening = vectors / (values + damping[:, None])[:, None].sqrt()
+    ratios = [torch.linalg.eigvalsh(whiten_a.T @ stacked @ whiten_a)[:, -1] for whiten_a in whitening]
+    return CurvatureRatios(torch.stack(ratios).clamp(min=0), damping)  # θ = 0 is feasible
 
 
-def diagonal_ratios(diagonals: Sequence[torch.Tensor]) -> Ratios:
-    """The same where Hessians are taken for diagonal, [coordinates] each: the largest ratio of two entries."""
+def diagonal_ratios(diagonals: Sequence[torch.Tensor]) -> CurvatureRatios:
+    """Return the ratios for diagonal Hessians, [coordinates] each: the largest ratios of two entries."""
     stacked = torch.stack(list(diagonals)).double().cpu()
     scale = stacked.abs().amax(1)
-    stacked = stacked[:, (stacked.abs() > ZERO * scale.max()).any(0)]  # coordinates that matter to any domain
+    stacked = stacked[:, (stacked.abs() > ZERO_EIGENVALUE * scale.max()).any(0)]  # exclude flat coordinates
     if not stacked.shape[1]:
-        return _nothing(len(stacked))
+        return _zero_ratios(len(stacked))
     damping = _damping(stacked.amin(1), scale)
     ratios = (stacked[None] / (stacked + damping[:, None])[:, None]).amax(2)
-    return Ratios(ratios.clamp(min=0), damping)
+    return CurvatureRatios(ratios.clamp(min=0), damping)
 
 
-def _damping(least: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """What to add to each domain's eigenvalues, of which these are the least and the largest size."""
-    floor = FLOOR * torch.where(scale > 0, scale, scale.max())  # a domain's risk may be flat everywhere
-    return (floor - least).clamp(min=0)
+def _damping(smallest: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the damping of each domain from its smallest eigenvalue and its largest absolute eigenvalue."""
+    floor = MIN_EIGENVALUE * torch.where(scale > 0, scale, scale.max())  # a domain's risk may be flat
+    return (floor - smallest).clamp(min=0)
 
 
-def _nothing(n: int) -> Ratios:
-    return Ratios(torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64))
+def _zero_ratios(n: int) -> CurvatureRatios:
+    return CurvatureRatios(torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64))

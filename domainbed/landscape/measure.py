@@ -1,47 +1,49 @@
-"""The landscape of a trained model, measured; and all of it as JSON."""
+"""Measure the loss landscape around a trained model."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
 from domainbed.engine.feed import open_feed
-from domainbed.engine.model import MODEL, load_job
+from domainbed.engine.model import MODEL_FILE, load_model_and_args
 from domainbed.errors import UsageError
-from domainbed.landscape import IMAGES, LAYERS
+from domainbed.landscape import DEFAULT_IMAGES, LAYERS
 from domainbed.landscape.distances import mean_over_pairs, pair_distances, relative_distances
-from domainbed.landscape.domain import Statistics, statistics
-from domainbed.landscape.hessian import HESSIAN_LIMIT, full_hessian
-from domainbed.landscape.inconsistency import Inconsistency, inconsistencies
-from domainbed.landscape.slices import Slices, n_risks, slices
-from domainbed.landscape.view import classifier_view, network_view, requests_for
+from domainbed.landscape.domain import Domain, DomainStatistics, measure_domain
+from domainbed.landscape.extract import extract_classifier, extract_network, image_requests
+from domainbed.landscape.hessian import MAX_HESSIAN_SIZE, full_hessian
+from domainbed.landscape.inconsistency import Inconsistency, inconsistency_scores
+from domainbed.landscape.slices import Slices, compute_slices
+from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.photo_feed import explain_dead_worker
-from domainbed.loading.residence import explain_out_of_memory
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """What the loss is like around one model, in each environment. Training environments come first.
+    """The loss around one model in each environment. Training environments come first.
 
     Attributes:
-        model: the file.
-        config: the job's.
-        layers: of LAYERS, which weights are meant; `n_weights` says how many.
-        part: which split the images are of.
-        environments: the names.
-        images: how many of each.
-        n_training: how many of the environments were trained on.
-        statistics: of each.
-        scores: the inconsistency, by ("training" or "all" domains, "exact" or "diagonal" Hessians); exact where there
-            are at most HESSIAN_LIMIT weights.
-        epsilon: of these scores.
-        slices: or None, where they were not wanted.
+        model: the model's file.
+        config: the job's arguments.
+        layers: one of LAYERS.
+        n_weights: number of weights of these layers.
+        part: the split that was measured, "in" or "out".
+        environments: name of each environment.
+        images: number of images of each environment.
+        n_training: number of training environments.
+        statistics: the loss of each environment.
+        scores: inconsistency scores by ("training" or "all" domains, "exact" or "diagonal" Hessians); exact ones only
+            for at most MAX_HESSIAN_SIZE weights.
+        epsilon: ε of the scores.
+        slices: risks around the weights, or None if they were not requested.
     """
 
     model: Path
@@ -52,35 +54,41 @@ class Landscape:
     environments: list[str]
     images: list[int]
     n_training: int
-    statistics: list[Statistics]
+    statistics: list[DomainStatistics]
     scores: dict[tuple[str, str], Inconsistency]
     epsilon: float
     slices: Slices | None
 
     @property
     def labels(self) -> list[str]:
-        """The environments as tables call them: in brackets those that were not trained on."""
-        names = self.environments
-        return [name if i < self.n_training else f"[{name}]" for i, name in enumerate(names)]
+        """Environment names for tables and plots; those not trained on are in brackets."""
+        return [name if i < self.n_training else f"[{name}]" for i, name in enumerate(self.environments)]
+
+    @property
+    def squared_distances(self) -> dict[str, torch.Tensor]:
+        """Squared distances between environments, [environments, environments], by the names in QUANTITIES."""
+        return pair_distances(self.statistics)
 
     def summary(self) -> dict[str, float]:
-        """The figures by which models are compared, of the training domains: mean squared distances between these, by
-        the names in QUANTITIES; the same as a part of the squared norm; the mean cosine; and the scores. Those that
-        there are: of a single training domain, and of gradients that are all zero, some are not."""
+        """Return the finite quantities by which models are compared.
+
+        These are, over the training domains, the mean squared distances, the relative ones and the mean cosine; and the
+        inconsistency scores.
+        """
         training = self.statistics[: self.n_training]
-        figures = {name: mean_over_pairs(distances) for name, distances in pair_distances(training).items()}
-        figures |= {f"{name}, relative": value for name, value in relative_distances(training).items()}
-        figures["cosine"] = sum(s.cosine for s in training) / len(training)
-        figures |= {score_name(of, way): score.score for (of, way), score in self.scores.items()}
-        return {name: value for name, value in figures.items() if math.isfinite(value)}
+        summary = {name: mean_over_pairs(distances) for name, distances in pair_distances(training).items()}
+        summary |= {f"{name}, relative": value for name, value in relative_distances(training).items()}
+        summary["cosine"] = sum(s.cosine for s in training) / len(training)
+        summary |= {score_name(*key): score.score for key, score in self.scores.items()}
+        return {name: value for name, value in summary.items() if math.isfinite(value)}
 
 
-def score_name(of: str, way: str) -> str:
-    """What the summary calls a score."""
-    return f"inconsistency, {of} domains, {way}"
+def score_name(domain_set: str, hessians: str) -> str:
+    """Return the name of a score in the summary."""
+    return f"inconsistency, {domain_set} domains, {hessians}"
 
 
-def measure(
+def measure_landscape(
     model: Path,
     *,
     data_dir: str | None = None,
@@ -89,89 +97,92 @@ def measure(
     images: int | None = None,
     epsilon: float = 0.1,
     with_slices: bool = True,
-    progress: Callable[[int], Callable[[], object]] = lambda n: lambda: None,
 ) -> Landscape:
-    """Look at the landscape around a model that a job left.
+    """Measure the loss landscape around a job's trained model.
 
     Args:
-        model: the file, such as model.pkl in a job's folder.
-        data_dir: where the images are, if no longer where the job found them.
-        layers: the classifier alone (in float64), or the whole network.
-        part: the split that is looked at, "in" or "out".
-        images: the most of each environment; 0 for all, None for what IMAGES says.
-        epsilon: how much risk a domain may lose, in the inconsistency score.
-        with_slices: whether risks along lines and planes are computed as well.
-        progress: called with the number of risks to compute, gives what is called after each.
+        model: the model's file, such as model.pkl in a job's folder.
+        data_dir: the folder of the images, if it is not the one that the job used.
+        layers: "classifier" (in float64), or "all" for the whole network.
+        part: the split to measure, "in" or "out".
+        images: maximum number of images per environment; 0 for all, None for DEFAULT_IMAGES.
+        epsilon: ε of the inconsistency scores.
+        with_slices: whether to compute the risks along lines and in planes.
 
     Raises:
-        UsageError: the file holds no model of ours, its images can't be read, it has no classifier, or it has diverged.
+        UsageError: the file is not a model saved by train, its images cannot be read, the algorithm has no classifier,
+            or the model diverged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    args, algorithm = load_job(model, device)
-    config = JobConfig.of_args(args if data_dir is None else {**args, "data_dir": data_dir})
-    dataset, splits = load_data(config)
+    args, algorithm = load_model_and_args(model, device)
+    config = JobConfig.from_recorded_args(args if data_dir is None else {**args, "data_dir": data_dir})
+    dataset, splits = load_data(config, config.resolved_hparams())
     training = [env for env in range(len(dataset)) if env not in config.test_envs]
     order = [*training, *config.test_envs]
     names = [config.environment_names()[env] for env in order]
-    most = IMAGES[layers] if images is None else images
-    view = classifier_view if layers == "classifier" else network_view
-    with explain_out_of_memory("fewer --images need less"), explain_dead_worker():
+    limit = DEFAULT_IMAGES[layers] if images is None else images
+    extract = extract_classifier if layers == "classifier" else extract_network
+    with explain_out_of_memory("reduce --images"), explain_dead_worker():
         feed = open_feed(config, dataset, splits, device)
-        requests = requests_for(splits, part, most, feed.batch_size)
-        network, domains = view(algorithm, feed, [requests[env] for env in order])
+        requests = image_requests(splits, part, limit, feed.batch_size)
+        network, domains = extract(algorithm, feed, [requests[env] for env in order])
         n_weights = sum(p.numel() for p in network.parameters())
-        found = [statistics(network, domain) for domain in domains]
-        for name, s in zip(names, found, strict=True):
-            figures = (torch.tensor(s.risk), s.gradient_mean, s.gradient_variance, s.hessian_diagonal)
-            if not all(figure.isfinite().all() for figure in figures):
-                raise UsageError(f"{model}: in {name} the risk or a derivative is not finite; these weights diverged")
-        hessians = [full_hessian(network, domain) for domain in domains] if n_weights <= HESSIAN_LIMIT else None
-        scores = inconsistencies(
-            [s.risk for s in found], hessians, [s.hessian_diagonal for s in found], len(training), epsilon
+        statistics = _measure_domains(network, domains, names, model)
+        hessians = [full_hessian(network, domain) for domain in domains] if n_weights <= MAX_HESSIAN_SIZE else None
+        scores = inconsistency_scores(
+            [s.risk for s in statistics], hessians, [s.hessian_diagonal for s in statistics], len(training), epsilon
         )
-        cut = None
+        slices = None
         if with_slices:
-            tick = progress(n_risks(len(domains), len(training)))
-            of_training = hessians and hessians[: len(training)]
-            cut = slices(network, domains, names, len(training), of_training, tick=tick)
-    images_of = [len(domain.y) for domain in domains]
+            training_hessians = hessians and hessians[: len(training)]
+            slices = compute_slices(network, domains, names, len(training), training_hessians)
+    n_images = [len(domain.y) for domain in domains]
     return Landscape(
-        model, config, layers, n_weights, part, names, images_of, len(training), found, scores, epsilon, cut
+        model, config, layers, n_weights, part, names, n_images, len(training), statistics, scores, epsilon, slices
     )
 
 
-def models_of(
-    sweep_dir: Path, records: pd.DataFrame, runs: pd.DataFrame, tell: Callable[[str], object]
+def _measure_domains(
+    network: nn.Module, domains: Sequence[Domain], names: Sequence[str], model: Path
+) -> list[DomainStatistics]:
+    statistics = [measure_domain(network, domain) for domain in domains]
+    for name, s in zip(names, statistics, strict=True):
+        values = (torch.tensor(s.risk), s.gradient_mean, s.gradient_variance, s.hessian_diagonal)
+        if not all(value.isfinite().all() for value in values):
+            raise UsageError(f"{model}: the risk in {name} or one of its derivatives is not finite; the model diverged")
+    return statistics
+
+
+def find_models(
+    sweep_dir: Path, records: pd.DataFrame, runs: pd.DataFrame, warn: Callable[[str], object]
 ) -> Iterator[Path]:
-    """The models that chosen runs left: that of the chosen step where it was kept, else the last.
+    """Yield the models of chosen runs: the one saved at the chosen step if there is one, else the last one.
 
     Args:
-        records: the sweep's.
-        runs: the chosen ones: `algorithm`, `trial_seed`, `folder`, `step`.
-        tell: is called with a line for each that is not of the chosen step, or not there.
+        sweep_dir: the sweep's folder.
+        records: the sweep's records.
+        runs: the chosen runs: `algorithm`, `trial_seed`, `folder`, `step`.
+        warn: called with a message for each model that is missing or was not saved at the chosen step.
     """
     for run in runs.itertuples():
         folder = sweep_dir / str(run.folder)
         last = records["step"][records["folder"] == run.folder].max()
         if (model := folder / f"model_step{run.step}.pkl").exists():
             yield model
-        elif (model := folder / MODEL).exists():
+        elif (model := folder / MODEL_FILE).exists():
             if last != run.step:
-                tell(
-                    f"{run.algorithm}, trial {run.trial_seed}: the weights of the last step, {last}, for those of the "
-                    f"chosen one, {run.step}, were not kept (launch --save_model_every_checkpoint keeps them)"
+                warn(
+                    f"{run.algorithm}, trial {run.trial_seed}: using the weights of the last step, {last}; the ones of "
+                    f"the chosen step, {run.step}, were not saved (see `launch --save_model_every_checkpoint`)"
                 )
             yield model
         else:
-            tell(f"{run.algorithm}, trial {run.trial_seed}: {folder} holds no model; left out")
+            warn(f"{run.algorithm}, trial {run.trial_seed}: no model in {folder}; skipped")
 
 
-def as_json(landscape: Landscape) -> dict[str, Any]:
-    """All that is known of one model, but for vectors of the weights' length, of which there are the norms.
-
-    A figure that is not finite is null.
-    """
-    found: dict[str, Any] = {
+def to_json(landscape: Landscape) -> dict[str, Any]:
+    """Return the landscape as a JSON object, with norms in place of vectors and null for non-finite numbers."""
+    content: dict[str, Any] = {
         "model": str(landscape.model),
         "args": landscape.config.args(),
         "layers": landscape.layers,
@@ -195,26 +206,27 @@ def as_json(landscape: Landscape) -> dict[str, Any]:
             }
             for s in landscape.statistics
         ],
-        "squared_distances": {name: m.tolist() for name, m in pair_distances(landscape.statistics).items()},
+        "squared_distances": {name: m.tolist() for name, m in landscape.squared_distances.items()},
         "inconsistency": [
-            {"of": of, "hessians": way, **asdict(score)} for (of, way), score in landscape.scores.items()
+            {"of": domain_set, "hessians": hessians, **asdict(score)}
+            for (domain_set, hessians), score in landscape.scores.items()
         ],
         "summary": landscape.summary(),
     }
-    if cut := landscape.slices:
-        found["slices"] = {
-            "at": cut.at.tolist(),
-            "lines": {name: risks.tolist() for name, risks in cut.lines.items()},
-            "plane_at": cut.plane_at.tolist(),
-            "planes": {name: risks.tolist() for name, risks in cut.planes.items()},
+    if slices := landscape.slices:
+        content["slices"] = {
+            "at": slices.line_positions.tolist(),
+            "lines": {name: risks.tolist() for name, risks in slices.lines.items()},
+            "plane_at": slices.plane_positions.tolist(),
+            "planes": {name: risks.tolist() for name, risks in slices.planes.items()},
         }
-    return or_null(found)
+    return non_finite_to_none(content)
 
 
-def or_null(value: Any) -> Any:
-    """What JSON can tell: None for each number in it that is not finite."""
+def non_finite_to_none(value: Any) -> Any:
+    """Return a copy of nested dicts and lists with None in place of floats that are not finite."""
     if isinstance(value, dict):
-        return {name: or_null(item) for name, item in value.items()}
+        return {name: non_finite_to_none(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [or_null(item) for item in value]
+        return [non_finite_to_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

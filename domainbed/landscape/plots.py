@@ -1,148 +1,205 @@
-"""Loss landscapes: each domain's risk around trained weights, and how far apart the domains are there."""
+"""Plots of loss landscapes: each domain's risk around the trained weights, and the distances between domains."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from domainbed.landscape import QUANTITIES
-from domainbed.landscape.distances import pair_distances
-from domainbed.landscape.measure import Landscape
-from domainbed.reporting.plots.scales import logarithmic, spans_decades
-from domainbed.reporting.plots.style import Style, legend, line_of, make_style, on_paper, panels, point_of, text
+from domainbed.landscape import PREFIX, QUANTITIES
+from domainbed.reporting.plots.scales import set_log_scale, spans_decades
+from domainbed.reporting.plots.style import (
+    Style,
+    add_legend,
+    label_text,
+    legend_line,
+    legend_point,
+    make_panels,
+    make_style,
+    print_style,
+    set_step_ticks,
+)
 
-RISES = (0.02, 0.1, 0.5, 2.0)  # of the risk, at which a plane's contours are drawn
+if TYPE_CHECKING:  # imports torch
+    from domainbed.landscape.measure import Landscape
+
+CONTOUR_RISES = (0.02, 0.1, 0.5, 2.0)  # increases of the risk at which a plane's contours are drawn
+DOMAINS_TITLE = "domain, [not trained on]"
 
 
-def landscape_figures(landscapes: Mapping[str, Sequence[Landscape]]) -> Iterator[tuple[str, str, Figure]]:
-    """The pictures of one model, or of several algorithms side by side.
+def landscape_figures(landscapes: "Mapping[str, Sequence[Landscape]]") -> Iterator[tuple[str, str, Figure]]:
+    """Plot the landscape of one model, or compare those of several algorithms.
 
     Args:
-        landscapes: of each algorithm one a trial; risks around the weights are drawn of the first.
+        landscapes: the landscapes of each algorithm, one per trial; slices are drawn for the first trial only.
 
     Yields:
-        A stem for the file's name, a caption, and the figure.
+        The stem of the file name, the caption, and the figure.
     """
-    first = {name: of_trials[0] for name, of_trials in landscapes.items()}
-    labels = list(dict.fromkeys(label for landscape in first.values() for label in landscape.labels))
-    looks = {label: make_style(i) for i, label in enumerate(labels)}
-    if any(landscape.slices for landscape in first.values()):
+    first_trials = {algorithm: trials[0] for algorithm, trials in landscapes.items()}
+    labels = list(dict.fromkeys(label for landscape in first_trials.values() for label in landscape.labels))
+    styles = {label: make_style(i) for i, label in enumerate(labels)}
+    if any(landscape.slices for landscape in first_trials.values()):
         caption = (
-            "Each domain's risk along lines through the trained weights (0): a filter-normalised random direction, the "
-            "same for all domains, and the directions in which the training domains' risks curve most, of the weights' "
-            "own length at 1. [ ]: not trained on."
+            "Each domain's risk along lines through the trained weights (at 0): a filter-normalized random direction, "
+            "shared by all domains, and the leading curvature directions of the training domains' risks, scaled to "
+            "the norm of the weights. [ ]: not trained on."
         )
-        yield "lines", caption, lines(first, looks)
-        levels = ", ".join(f"{rise:g}" for rise in RISES)
+        yield "lines", caption, plot_lines(first_trials, styles)
+        rises = ", ".join(f"{rise:g}" for rise in CONTOUR_RISES)
         caption = (
-            f"Each domain's risk in planes through the trained weights (the cross): contours where it is {levels} "
-            "higher than there, the thicker the higher."
+            f"Each domain's risk in planes through the trained weights (cross). Contours mark increases of the risk by "
+            f"{rises}; thicker lines are higher."
         )
-        yield "planes", caption, planes(first, looks)
+        yield "planes", caption, plot_planes(first_trials, styles)
     if len(landscapes) > 1:
-        rows = [{"algorithm": name, **of_trial.summary()} for name, each in landscapes.items() for of_trial in each]
-        caption = "Mean squared distances over pairs of training domains, and inconsistency scores; a point a trial."
+        rows = [{"series": name, **landscape.summary()} for name, trials in landscapes.items() for landscape in trials]
+        caption = (
+            "Mean squared distances over pairs of training domains, and inconsistency scores; one point per trial."
+        )
     else:
-        (landscape,) = first.values()
-        pairs = list(itertools.combinations(range(len(landscape.labels)), 2))
-        matrices = pair_distances(landscape.statistics)
+        (landscape,) = first_trials.values()
+        distances = landscape.squared_distances
         rows = [
-            {"algorithm": f"{landscape.labels[a]}, {landscape.labels[b]}"}
-            | {name: matrix[a, b].item() for name, matrix in matrices.items()}
-            for a, b in pairs
+            {"series": f"{landscape.labels[a]}, {landscape.labels[b]}"}
+            | {name: matrix[a, b].item() for name, matrix in distances.items()}
+            for a, b in itertools.combinations(range(len(landscape.labels)), 2)
         ]
-        caption = "Squared distances between domains, a point a pair. [ ]: not trained on."
+        caption = "Squared distances between domains, one point per pair. [ ]: not trained on."
     frame = pd.DataFrame(rows)
-    names = dict.fromkeys(frame["algorithm"])
-    yield "distances", caption, distances(frame, {name: make_style(i) for i, name in enumerate(names)})
+    series = dict.fromkeys(frame["series"])
+    yield "distances", caption, plot_distances(frame, {name: make_style(i) for i, name in enumerate(series)})
 
 
-@on_paper
-def lines(landscapes: Mapping[str, Landscape], looks: Mapping[str, Style]) -> Figure:
-    """A panel a model and direction, a line a domain; `looks` are the domains'."""
-    cut = [
-        (model, direction, landscape, landscape.slices.at, risks)
+@print_style
+def plot_lines(landscapes: "Mapping[str, Landscape]", styles: Mapping[str, Style]) -> Figure:
+    """Plot the risk along lines: one panel per model and direction, one line per domain.
+
+    Args:
+        landscapes: the landscape of each model.
+        styles: the style of each domain label.
+    """
+    lines = [
+        (model, direction, landscape.labels, landscape.slices.line_positions, risks.numpy())
         for model, landscape in landscapes.items()
         if landscape.slices
         for direction, risks in landscape.slices.lines.items()
     ]
-    figure, axes = panels(len(cut), "", 1.5, "Along the direction")
-    for (model, direction, landscape, at, risks), ax in zip(cut, axes, strict=True):
-        for label, risk in zip(landscape.labels, risks.numpy(), strict=True):
-            ax.plot(at, risk, color=looks[label].color, linestyle=looks[label].line, linewidth=1.2)
+    figure, axes = make_panels(len(lines), "", 1.5, "Along the direction")
+    for (model, direction, labels, positions, risks), ax in zip(lines, axes, strict=True):
+        for label, risk in zip(labels, risks, strict=True):
+            ax.plot(positions, risk, color=styles[label].color, linestyle=styles[label].line, linewidth=1.2)
         ax.axvline(0, color="0.6", linewidth=0.6, zorder=1)
-        ax.set_title(_title(model, direction))
-        if spans_decades(risks.flatten().tolist()):
-            logarithmic(ax.yaxis, risks.flatten().tolist())
+        ax.set_title(_panel_title(model, direction))
+        if spans_decades(risks.ravel().tolist()):
+            set_log_scale(ax.yaxis, risks.ravel().tolist())
     figure.supylabel("Risk")
-    legend(figure, [(text(label), line_of(its)) for label, its in looks.items()], "domain, [not trained on]")
+    add_legend(figure, [(label_text(label), legend_line(style)) for label, style in styles.items()], DOMAINS_TITLE)
     return figure
 
 
-@on_paper
-def planes(landscapes: Mapping[str, Landscape], looks: Mapping[str, Style]) -> Figure:
-    """A panel a model and plane, with the contours of all domains; `looks` are the domains'."""
-    cut = [
-        (model, plane, landscape, landscape.slices.plane_at.numpy(), risks.numpy())
+@print_style
+def plot_planes(landscapes: "Mapping[str, Landscape]", styles: Mapping[str, Style]) -> Figure:
+    """Plot the contours of all domains' risks: one panel per model and plane.
+
+    Args:
+        landscapes: the landscape of each model.
+        styles: the style of each domain label.
+    """
+    planes = [
+        (model, plane, landscape, landscape.slices.plane_positions.numpy(), risks.numpy())
         for model, landscape in landscapes.items()
         if landscape.slices
         for plane, risks in landscape.slices.planes.items()
     ]
-    figure, axes = panels(len(cut), "", 2.0, "First direction")
-    for (model, plane, landscape, at, risks), ax in zip(cut, axes, strict=True):
-        for label, s, risk in zip(landscape.labels, landscape.statistics, risks, strict=True):
-            for width, rise in enumerate(RISES, start=1):
-                if risk.min() < s.risk + rise < risk.max():
-                    its = looks[label]
-                    ax.contour(
-                        at,
-                        at,
-                        risk.T,
-                        [s.risk + rise],
-                        colors=its.color,
-                        linestyles=[its.line],
-                        linewidths=0.4 * width,
-                    )
+    figure, axes = make_panels(len(planes), "", 2.0, "First direction")
+    for (model, plane, landscape, positions, risks), ax in zip(planes, axes, strict=True):
+        for label, statistics, risk in zip(landscape.labels, landscape.statistics, risks, strict=True):
+            style = styles[label]
+            for i, rise in enumerate(CONTOUR_RISES, start=1):
+                level = statistics.risk + rise
+                if risk.min() < level < risk.max():
+                    line: dict[str, Any] = {"colors": style.color, "linestyles": [style.line], "linewidths": 0.4 * i}
+                    ax.contour(positions, positions, risk.T, [level], **line)
         ax.plot([0], [0], marker="+", color="black", markersize=5)
-        ax.set_title(_title(model, plane))
+        ax.set_title(_panel_title(model, plane))
         ax.set_aspect("equal")
-        ax.set_xlim(at[0], at[-1])  # also where there is no contour
-        ax.set_ylim(at[0], at[-1])
+        ax.set_xlim(positions[0], positions[-1])  # a panel without contours would have other limits
+        ax.set_ylim(positions[0], positions[-1])
     figure.supylabel("Second direction")
-    legend(figure, [(text(label), line_of(its)) for label, its in looks.items()], "domain, [not trained on]")
+    add_legend(figure, [(label_text(label), legend_line(style)) for label, style in styles.items()], DOMAINS_TITLE)
     return figure
 
 
-@on_paper
-def distances(summaries: pd.DataFrame, looks: Mapping[str, Style], title: str = "") -> Figure:
-    """A panel a distance between training domains and an inconsistency score, a point a row: a model, or a trial's.
+@print_style
+def plot_distances(frame: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
+    """Plot distances and inconsistency scores: one panel per quantity, one point per row.
 
     Args:
-        summaries: `algorithm`, and the figures of `Landscape.summary` (others do no harm).
-        looks: of the algorithms, in order.
+        frame: column `series` and quantities of `Landscape.summary`; other columns are ignored.
+        styles: the style of each series, in order.
     """
-    scores = [c for c in map(str, summaries) if c.startswith("inconsistency") and summaries[c].notna().any()]
-    wanted = {name: title.capitalize() for name, title in QUANTITIES.items() if name in summaries} | {
-        name: name.removeprefix("inconsistency, ").replace(" domains, ", "\n") for name in scores
+    scores = [c for c in map(str, frame) if c.startswith("inconsistency") and frame[c].notna().any()]
+    titles = {name: title.capitalize() for name, title in QUANTITIES.items() if name in frame} | {
+        name: "Score, " + name.removeprefix("inconsistency, ").replace(" domains, ", "\n") for name in scores
     }
-    figure, axes = panels(len(wanted), title, 1.35)
-    for (name, words), ax in zip(wanted.items(), axes, strict=True):
-        for at, (algorithm, its) in enumerate(looks.items()):
-            values = summaries[name][summaries["algorithm"] == algorithm].dropna()
-            ax.plot([at] * len(values), values, color=its.color, marker=its.marker, linestyle="", markersize=4)
-        values = summaries[name].dropna()
+    figure, axes = make_panels(len(titles), "", 1.35)
+    for (name, title), ax in zip(titles.items(), axes, strict=True):
+        for x, (series, style) in enumerate(styles.items()):
+            values = frame[name][frame["series"] == series].dropna()
+            ax.plot([x] * len(values), values, color=style.color, marker=style.marker, linestyle="", markersize=4)
+        values = frame[name].dropna()
         if spans_decades(values):
-            logarithmic(ax.yaxis, values)
-        ax.set_title(words if name in QUANTITIES else f"Score, {words}")
+            set_log_scale(ax.yaxis, values)
+        ax.set_title(title)
         ax.set_xticks([])
-        ax.set_xlim(-0.6, len(looks) - 0.4)
+        ax.set_xlim(-0.6, len(styles) - 0.4)
     figure.supylabel("|a - b|², score")
-    legend(figure, [(text(name), point_of(its)) for name, its in looks.items()])
+    add_legend(figure, [(label_text(series), legend_point(style)) for series, style in styles.items()])
     return figure
 
 
-def _title(model: str, direction: str) -> str:
-    """A panel's: the model's name, where there are several, and the direction or plane."""
-    words = text(direction.replace("leading curvature of", "curvature of"), 26)
-    return f"{text(model, 12)}\n{words}" if model else words.capitalize()
+@print_style
+def plot_distances_over_training(records: pd.DataFrame, styles: Mapping[str, Style], title: str = "") -> Figure | None:
+    """Plot the distances recorded by `--track landscape`: one panel per quantity, one line per algorithm.
+
+    Faint lines are single runs, strong lines their geometric means.
+
+    Args:
+        records: columns `algorithm`, `folder` (identifies the run), `step`, and the recorded distances.
+        styles: the style of each algorithm.
+        title: the figure's title.
+
+    Returns:
+        The figure, or None if no distance was recorded.
+    """
+    titles = {PREFIX + name: title for name, title in QUANTITIES.items() if PREFIX + name in records}
+    positive = records.reindex(columns=[*titles]).astype(float)
+    positive = positive.where(np.isfinite(positive) & (positive > 0))
+    records = records[["algorithm", "folder", "step"]].join(positive).dropna(subset=[*titles], how="all")
+    if not titles or records.empty:
+        return None
+    figure, axes = make_panels(len(titles), title, 1.5, "Training step")
+    algorithms = [algorithm for algorithm in styles if (records["algorithm"] == algorithm).any()]
+    for (name, panel_title), ax in zip(titles.items(), axes, strict=True):
+        for algorithm in algorithms:
+            style = styles[algorithm]
+            runs = records[records["algorithm"] == algorithm].pivot(index="step", columns="folder", values=name)
+            ax.plot(runs.index, runs, color=style.color, linewidth=0.5, alpha=0.3)
+            mean = np.exp(np.log(runs).mean(axis=1))
+            ax.plot(runs.index, mean, color=style.color, linestyle=style.line, linewidth=1.3)
+        ax.set_title(panel_title.capitalize())
+        set_step_ticks(ax)
+        if spans_decades(records[name].dropna()):
+            set_log_scale(ax.yaxis, records[name].dropna())
+    figure.supylabel("|a - b|², mean over pairs")
+    add_legend(figure, [(label_text(algorithm), legend_line(styles[algorithm])) for algorithm in algorithms])
+    return figure
+
+
+def _panel_title(model: str, direction: str) -> str:
+    """Return a panel's title: the model, if there are several, and the direction or plane."""
+    title = label_text(direction.replace("leading curvature of", "curvature of"), 26)
+    return f"{label_text(model, 12)}\n{title}" if model else title.capitalize()

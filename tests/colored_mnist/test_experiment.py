@@ -1,24 +1,22 @@
-"""The proof of concept against its published description, in float64 and with every gradient taken one by one."""
+"""The experiment compared with its published description, in float64 and with per-sample gradients."""
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from domainbed.colored_mnist import experiment as colored_mnist
+from domainbed.colored_mnist import PENALTIES, STEPS, experiment
 from domainbed.colored_mnist.experiment import (
     ANNEAL_STEP,
-    L2,
-    LR,
+    L2_WEIGHT,
+    LEARNING_RATE,
     MLP,
-    PENALTIES,
     PENALTY_WEIGHT,
-    STEPS,
+    ProofEnvironment,
     make_environments,
     train,
 )
 from domainbed.landscape import PREFIX, QUANTITIES
-from domainbed.landscape.inconsistency import inconsistencies
+from domainbed.landscape.inconsistency import inconsistency_scores
 from tests.algorithms.formulas import Adam
 
 N_TRAIN, N_TEST = 40, 16
@@ -26,9 +24,9 @@ N_TRAIN, N_TEST = 40, 16
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch):
-    """Random images and digits, as few as can be, in float64."""
-    monkeypatch.setattr(colored_mnist, "N_TRAIN", N_TRAIN)
-    monkeypatch.setattr(colored_mnist, "N_TEST", N_TEST)
+    """Return few random images and digits, in float64."""
+    monkeypatch.setattr(experiment, "N_TRAIN", N_TRAIN)
+    monkeypatch.setattr(experiment, "N_TEST", N_TEST)
     torch.manual_seed(0)
     n = N_TRAIN + N_TEST
     images, digits = torch.rand(n, 14, 14, dtype=torch.float64), torch.randint(10, (n,))
@@ -38,17 +36,17 @@ def small(monkeypatch: pytest.MonkeyPatch):
 
 
 def risk(logits, y):
-    """-log σ(logit) where y is 1, -log σ(-logit) where it is 0."""
+    """Return the mean of -log σ(logit) for y = 1 and -log σ(-logit) for y = 0."""
     return -torch.where(y > 0, F.logsigmoid(logits), F.logsigmoid(-logits)).mean()
 
 
 def gradients(z, logits, y):
-    """[n, coordinates]: of each sample's binary cross-entropy, with respect to the classifier's weights and bias."""
+    """Return each sample's gradient with respect to the classifier's weights and bias, [n, coordinates]."""
     residual = logits.sigmoid() - y
     return torch.stack([torch.cat([r * z_i, r]) for r, z_i in zip(residual, z, strict=True)])
 
 
-def penalty_of(algorithm, domains):
+def expected_penalty(algorithm, domains):
     if algorithm == "ERM":
         return torch.zeros(())
     if algorithm == "IRM":  # d/ds risk(s · logits) at s = 1, squared, averaged over domains
@@ -59,29 +57,29 @@ def penalty_of(algorithm, domains):
     statistics = []
     for domain in domains:
         g = gradients(*domain)
-        centred = g - g.mean(0)
+        centered = g - g.mean(0)
         statistics.append(
             {
-                "Fishr": lambda c=centred: c.square().mean(0),
+                "Fishr": lambda c=centered: c.square().mean(0),
                 "Fishr_uncentered": lambda g=g: g.square().mean(0),
-                "Fishr_covariance": lambda c=centred: c.T @ c / len(c) / c.shape[1],
+                "Fishr_covariance": lambda c=centered: c.T @ c / len(c) / c.shape[1],
             }[algorithm]()
         )
-    middle = (statistics[0] + statistics[1]) / 2
-    return sum((statistic - middle).square().sum() for statistic in statistics)
+    mean = (statistics[0] + statistics[1]) / 2
+    return sum((statistic - mean).square().sum() for statistic in statistics)
 
 
 @pytest.mark.parametrize("grayscale", [False, True])
 @pytest.mark.parametrize("algorithm", list(PENALTIES))
-def test_training_equals_the_description(algorithm: str, grayscale: bool, small, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(colored_mnist, "ANNEAL_STEP", 3)
-    # The same random numbers in the same order give the same environments and weights.
+def test_training_equals_description(algorithm: str, grayscale: bool, small, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(experiment, "ANNEAL_STEP", 3)
+    # The same random stream gives the same environments and weights.
     torch.manual_seed(5)
-    monkeypatch.setattr(colored_mnist, "seed_everything", lambda seed: torch.manual_seed(seed))
+    monkeypatch.setattr(experiment, "seed_everything", lambda seed: torch.manual_seed(seed))
     first, second, test, gray = make_environments(*small, label_flip=0.25)
     model = MLP(grayscale)
     weights = list(model.parameters())
-    adam = Adam(weights, LR, 0.0)
+    adam = Adam(weights, LEARNING_RATE, 0.0)
 
     def forward(images):
         x = images.sum(1) if grayscale else images
@@ -89,32 +87,32 @@ def test_training_equals_the_description(algorithm: str, grayscale: bool, small,
         z = F.relu(z @ weights[2].T + weights[3])
         return z, z @ weights[4].T + weights[5]
 
-    ours = list(train(algorithm, *small, grayscale=grayscale, steps=7, seed=5))
-    assert len(ours) == 7
-    for step, figures in enumerate(ours):
+    steps = list(train(algorithm, *small, grayscale=grayscale, steps=7, seed=5))
+    assert len(steps) == 7
+    for step, metrics in enumerate(steps):
         domains = [(*forward(e.images), e.labels) for e in (first, second)]
         nll = (risk(*domains[0][1:]) + risk(*domains[1][1:])) / 2
-        penalty = penalty_of(algorithm, domains)
+        penalty = expected_penalty(algorithm, domains)
         weight = 0.0 if algorithm == "ERM" else PENALTY_WEIGHT if step >= 3 else 1.0
-        loss = nll + L2 * sum(w.norm() ** 2 for w in weights) + weight * penalty
+        loss = nll + L2_WEIGHT * sum(w.norm() ** 2 for w in weights) + weight * penalty
         loss = loss / weight if weight > 1 else loss
         expected = {"loss": loss, "nll": nll, "penalty": penalty}
         for name, value in expected.items():
-            torch.testing.assert_close(figures[name], value.detach(), rtol=1e-9, atol=1e-13)
+            torch.testing.assert_close(metrics[name], value.detach(), rtol=1e-9, atol=1e-13)
         if step < 6:
             adam.step(loss)
 
     def accuracy(*environments):
-        right = [(forward(e.images)[1] > 0) == (e.labels == 1) for e in environments]
-        return torch.cat(right).double().mean()
+        correct = [(forward(e.images)[1] > 0) == (e.labels == 1) for e in environments]
+        return torch.cat(correct).double().mean()
 
-    assert ours[-1]["train_acc"] == pytest.approx(accuracy(first, second).item())
-    assert ours[-1]["test_acc"] == pytest.approx(accuracy(test).item())
-    assert ours[-1]["gray_acc"] == pytest.approx(accuracy(gray).item())
+    assert steps[-1]["train_acc"] == pytest.approx(accuracy(first, second).item())
+    assert steps[-1]["test_acc"] == pytest.approx(accuracy(test).item())
+    assert steps[-1]["gray_acc"] == pytest.approx(accuracy(gray).item())
 
 
-def test_the_published_settings():
-    assert (STEPS, ANNEAL_STEP, LR, L2) == (501, 190, 0.0004898536566546834, 0.00110794568)
+def test_constants_are_the_published_ones():
+    assert (STEPS, ANNEAL_STEP, LEARNING_RATE, L2_WEIGHT) == (501, 190, 0.0004898536566546834, 0.00110794568)
     assert PENALTY_WEIGHT == 91257.18613115903
     model = MLP(grayscale=False)
     assert [tuple(w.shape) for w in model.parameters()] == [(390, 392), (390,), (390, 390), (390,), (1, 390), (1,)]
@@ -126,73 +124,66 @@ def test_the_published_settings():
 
 @pytest.mark.parametrize("label_flip", [0.0, 0.25])
 def test_environments(label_flip: float):
-    """How often labels and colours are wrong; the colour's channel holds the image, the other nothing."""
+    """Labels and colors are flipped at the given rates; the color's channel holds the image, the other one zeros."""
     torch.manual_seed(0)
     digits = torch.randint(10, (60_000,))
-    images = torch.arange(1.0, 60_001)[:, None, None].expand(-1, 2, 2)  # each its own number
+    images = torch.arange(1.0, 60_001)[:, None, None].expand(-1, 2, 2)  # each image holds its own number
     environments = make_environments(images, digits, label_flip)
     assert [len(e.labels) for e in environments] == [25_000, 25_000, 10_000, 10_000]
-    seen = []
+    numbers = []
     for environment, color_flip in zip(environments, (0.2, 0.1, 0.9, None), strict=True):
         number = environment.images.amax((1, 2, 3)).long() - 1
         labels = environment.labels[:, 0]
-        wrong = (labels != (digits[number] < 5)).float().mean()
-        assert wrong == pytest.approx(label_flip, abs=0.02)
+        flipped = (labels != (digits[number] < 5)).float().mean()
+        assert flipped == pytest.approx(label_flip, abs=0.02)
         channels = environment.images.sum((2, 3)) > 0
         if color_flip is None:
             assert channels.all()
             continue
         assert (channels.sum(1) == 1).all()
         assert (channels[:, 1] != labels).float().mean() == pytest.approx(color_flip, abs=0.02)
-        seen.append(number)
-    training = torch.cat(seen[:2]).sort().values
+        numbers.append(number)
+    training = torch.cat(numbers[:2]).sort().values
     assert torch.equal(training, torch.arange(50_000))
-    assert torch.equal(seen[2], torch.arange(50_000, 60_000))
-    assert not torch.equal(seen[0], seen[0].sort().values)  # shuffled
+    assert torch.equal(numbers[2], torch.arange(50_000, 60_000))
+    assert not torch.equal(numbers[0], numbers[0].sort().values)  # shuffled
     assert torch.equal(environments[2].labels, environments[3].labels)
 
 
-def test_a_seed_decides_everything(small):
-    def end(seed: int) -> dict:
+def test_seed_determines_training(small):
+    def train_seed(seed: int) -> dict:
         return list(train("Fishr", *small, steps=3, seed=seed))[-1]
 
-    assert end(1) == end(1)
-    assert end(1) != end(2)
+    assert train_seed(1) == train_seed(1)
+    assert train_seed(1) != train_seed(2)
 
 
-def test_the_zeros_that_make_matrices_multiply_faster_leave_no_trace():
-    model = MLP(grayscale=False)
-    x = torch.rand(5, 2, 14, 14)
-    plain = nn.Sequential(nn.Flatten(), model.hidden1, nn.ReLU(), model.hidden2, nn.ReLU())
-    torch.testing.assert_close(model.features(x), plain(x))
-
-
-def test_the_landscape_is_told_along_the_way_and_scored_at_the_end(small, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(colored_mnist, "TRACK_EVERY", 2)
-    quiet = list(train("Fishr", *small, steps=4, seed=1))
-    telling = list(train("Fishr", *small, steps=4, seed=1, track=True))
+def test_landscape_is_tracked_during_training_and_scored_at_the_end(small, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(experiment, "TRACK_EVERY", 2)
+    untracked = list(train("Fishr", *small, steps=4, seed=1))
+    tracked = list(train("Fishr", *small, steps=4, seed=1, track=True))
     names = {PREFIX + name for name in QUANTITIES}
     scores = {
-        f"{kind}_{of}_{way}"
-        for kind in ("inconsistency", "damping")
-        for of in ("training", "all")
-        for way in ("exact", "diagonal")
+        f"{quantity}_{domain_set}_{kind}"
+        for quantity in ("inconsistency", "damping")
+        for domain_set in ("training", "all")
+        for kind in ("exact", "diagonal")
     }
-    assert [set(b) - set(a) for a, b in zip(quiet, telling, strict=True)] == [names, set(), names, names | scores]
-    for a, b in zip(quiet, telling, strict=True):
+    assert [set(b) - set(a) for a, b in zip(untracked, tracked, strict=True)] == [names, set(), names, names | scores]
+    for a, b in zip(untracked, tracked, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_landscape_against_single_samples(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(colored_mnist, "EPSILON", 0.5)
+def test_landscape_equals_per_sample_computation(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(experiment, "EPSILON", 0.5)
     torch.manual_seed(2)
     environments = [
-        colored_mnist.Environment(torch.rand(n, 2, 14, 14), torch.randint(2, (n, 1)).float()) for n in (30, 40, 50, 60)
+        ProofEnvironment(torch.rand(n, 2, 14, 14), torch.randint(2, (n, 1)).float()) for n in (30, 40, 50, 60)
     ]
     model = MLP(grayscale=False)
-    told = colored_mnist.landscape(model, environments, with_scores=True)
+    found = experiment.measure_landscape(model, environments, with_scores=True)
     weights = torch.cat([model.classifier.weight[0], model.classifier.bias]).double().detach()
-    of_each = []
+    expected = []
     for e in environments[:3]:
         with torch.no_grad():
             z = model.features(e.images).double()
@@ -201,13 +192,13 @@ def test_the_landscape_against_single_samples(monkeypatch: pytest.MonkeyPatch):
         g = (p - y)[:, None] * a
         risk = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
         hessian = (a * (p * (1 - p))[:, None]).T @ a / len(a)
-        of_each.append((risk, g.mean(0), g.var(0, correction=0), hessian))
-    first, second, _ = of_each
+        expected.append((risk, g.mean(0), g.var(0, correction=0), hessian))
+    first, second, _ = expected
     for name, u, v in zip(QUANTITIES, first, second, strict=True):
         u, v = (x.diagonal() if name == "hessian_diagonal" else x for x in (u, v))
-        assert told[PREFIX + name].item() == pytest.approx((u - v).square().sum().item(), rel=1e-9)
-    risks, *_, hessians = zip(*of_each, strict=True)
-    scores = inconsistencies([r.item() for r in risks], hessians, [h.diagonal() for h in hessians], 2, 0.5)
-    for (of, way), score in scores.items():
-        assert told[f"inconsistency_{of}_{way}"].item() == pytest.approx(score.score, rel=1e-4)
-        assert told[f"damping_{of}_{way}"].item() == pytest.approx(score.damping, rel=1e-4)
+        assert found[PREFIX + name].item() == pytest.approx((u - v).square().sum().item(), rel=1e-9)
+    risks, *_, hessians = zip(*expected, strict=True)
+    scores = inconsistency_scores([r.item() for r in risks], hessians, [h.diagonal() for h in hessians], 2, 0.5)
+    for (domain_set, kind), score in scores.items():
+        assert found[f"inconsistency_{domain_set}_{kind}"].item() == pytest.approx(score.score, rel=1e-4)
+        assert found[f"damping_{domain_set}_{kind}"].item() == pytest.approx(score.damping, rel=1e-4)

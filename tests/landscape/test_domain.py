@@ -1,15 +1,15 @@
-"""The statistics of a domain against those of single samples and against autograd's Hessian, in float64."""
+"""Domain statistics compared with per-sample gradients and autograd's Hessian, in float64."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.gradients import flat
-from domainbed.landscape import domain as module
+from domainbed.gradients import flatten
+from domainbed.landscape import domain as domain_module
 from domainbed.landscape.distances import QUANTITIES, mean_over_pairs, pair_distances, relative_distances
-from domainbed.landscape.domain import Domain, Statistics, statistics
-from domainbed.landscape.hessian import Flat
+from domainbed.landscape.domain import Domain, DomainStatistics, measure_domain
+from domainbed.landscape.hessian import FlatNetwork
 from domainbed.networks import Classifier, SmallCNN
 
 
@@ -24,31 +24,31 @@ def risk(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, y)
 
 
-def gradients_of_samples(network: nn.Module, domain: Domain) -> torch.Tensor:
+def sample_gradients(network: nn.Module, domain: Domain) -> torch.Tensor:
     rows = []
     for x, y in zip(domain.x, domain.y, strict=True):
-        rows.append(flat(torch.autograd.grad(risk(network(x[None]), y[None]), list(network.parameters()))))
+        rows.append(flatten(torch.autograd.grad(risk(network(x[None]), y[None]), list(network.parameters()))))
     return torch.stack(rows)
 
 
 def hessian(network: nn.Module, domain: Domain) -> torch.Tensor:
-    of_weights = Flat(network)
+    flat_network = FlatNetwork(network)
 
-    def at(weights: torch.Tensor) -> torch.Tensor:
-        return risk(torch.func.functional_call(network, of_weights.named(weights), (domain.x,)), domain.y)
+    def risk_at(weights: torch.Tensor) -> torch.Tensor:
+        return risk(torch.func.functional_call(network, flat_network.unflatten(weights), (domain.x,)), domain.y)
 
-    return torch.autograd.functional.hessian(at, of_weights.weights)
+    return torch.autograd.functional.hessian(risk_at, flat_network.weights)
 
 
 def gauss_newton(network: nn.Module, domain: Domain) -> torch.Tensor:
-    of_weights = Flat(network)
+    flat_network = FlatNetwork(network)
 
-    def logits(weights: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(network, of_weights.named(weights), (domain.x,))
+    def logits_at(weights: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(network, flat_network.unflatten(weights), (domain.x,))
 
-    jacobians = torch.autograd.functional.jacobian(logits, of_weights.weights)  # [n, classes, coordinates]
+    jacobians = torch.autograd.functional.jacobian(logits_at, flat_network.weights)  # [n, classes, coordinates]
     total = torch.zeros(jacobians.shape[2], jacobians.shape[2], dtype=torch.float64)
-    for j, outputs, y in zip(jacobians, logits(of_weights.weights), domain.y, strict=True):
+    for j, outputs, y in zip(jacobians, logits_at(flat_network.weights), domain.y, strict=True):
         h = torch.autograd.functional.hessian(lambda z, y=y: risk(z[None], y[None]), outputs)
         total += j.T @ h @ j
     return total / len(domain.y)
@@ -58,7 +58,7 @@ HEADS = {
     "linear": lambda classes: Classifier(6, classes),
     "nonlinear": lambda classes: Classifier(16, classes, is_nonlinear=True),
     "without bias": lambda classes: nn.Linear(6, classes, bias=False),
-    "with tanh, twice nested": lambda classes: nn.Sequential(
+    "nested, with tanh": lambda classes: nn.Sequential(
         nn.Linear(6, 4), nn.Sequential(nn.Tanh(), nn.Linear(4, 3), nn.Tanh()), nn.Linear(3, classes)
     ),
 }
@@ -67,29 +67,29 @@ HEADS = {
 @pytest.mark.parametrize("chunk", [7, 1024])
 @pytest.mark.parametrize("classes", [1, 2, 5])
 @pytest.mark.parametrize("head", list(HEADS))
-def test_a_head_against_autograd(head: str, classes: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+def test_head_statistics_equal_autograd(head: str, classes: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(domain_module, "CHUNK_SIZE", chunk)
     torch.manual_seed(classes)
     network = HEADS[head](classes).double()
     domain = make_domain(23, (16 if head == "nonlinear" else 6,), classes)
-    found = statistics(network, domain)
-    g = gradients_of_samples(network, domain)
+    found = measure_domain(network, domain)
+    g = sample_gradients(network, domain)
     assert found.curvature == "Hessian"
     assert found.risk == pytest.approx(risk(network(domain.x), domain.y).item(), abs=1e-14)
     logits = network(domain.x)
-    right = [int(z.argmax() if classes > 1 else z > 0) == y for z, y in zip(logits, domain.y, strict=True)]
-    assert found.accuracy == sum(right) / 23
+    correct = [int(z.argmax() if classes > 1 else z > 0) == y for z, y in zip(logits, domain.y, strict=True)]
+    assert found.accuracy == sum(correct) / 23
     torch.testing.assert_close(found.gradient_mean, g.mean(0), rtol=0, atol=1e-14)
     torch.testing.assert_close(found.gradient_variance, g.var(0, correction=0), rtol=0, atol=1e-14)
     h = hessian(network, domain)
     torch.testing.assert_close(found.hessian_diagonal, h.diagonal(), rtol=0, atol=1e-13)
     expected = F.cosine_similarity(g.var(0, correction=0), h.diagonal(), dim=0).item()
     assert found.cosine == pytest.approx(expected, abs=1e-12)
-    assert all(p.grad is None and not hasattr(p, "diag_h") for p in network.parameters())  # left as it was
+    assert all(p.grad is None and not hasattr(p, "diag_h") for p in network.parameters())  # the network is unchanged
 
 
-class ByHand(nn.Module):
-    """What no chain is: its activation is no module."""
+class FunctionalActivation(nn.Module):
+    """A network that is not a chain of layers because its activation is not a module."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class ByHand(nn.Module):
 
 
 NETWORKS = {
-    "functions": (lambda classes: ByHand(classes), (6,)),
-    "a layer that BackPACK does not know": (
+    "functional activation": (lambda classes: FunctionalActivation(classes), (6,)),
+    "layer unsupported by BackPACK": (
         lambda classes: nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, classes)),
         (6,),
     ),
@@ -112,18 +112,18 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize(("held", "classes"), [(1, 3), (700, 2), (2**26, 3), (2**26, 1)])
+@pytest.mark.parametrize(("max_elements", "classes"), [(1, 3), (700, 2), (2**26, 3), (2**26, 1)])
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_other_networks_have_the_gauss_newton_matrix(
-    name: str, classes: int, held: int, monkeypatch: pytest.MonkeyPatch
+def test_other_networks_use_the_gauss_newton_matrix(
+    name: str, classes: int, max_elements: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "HELD", held)
+    monkeypatch.setattr(domain_module, "MAX_GRADIENT_ELEMENTS", max_elements)
     make, shape = NETWORKS[name]
     torch.manual_seed(classes)
     network = make(classes).double().eval()
     domain = make_domain(5, shape, classes)
-    found = statistics(network, domain)
-    g = gradients_of_samples(network, domain)
+    found = measure_domain(network, domain)
+    g = sample_gradients(network, domain)
     assert found.curvature == "GGN"
     torch.testing.assert_close(found.gradient_mean, g.mean(0), rtol=0, atol=1e-13)
     torch.testing.assert_close(found.gradient_variance, g.var(0, correction=0), rtol=0, atol=1e-13)
@@ -131,56 +131,56 @@ def test_other_networks_have_the_gauss_newton_matrix(
 
 
 class Scaled(nn.Sequential):
-    """Looks like a chain, but does something besides."""
+    """A subclass of nn.Sequential that also scales its output."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
 
 
-def frozen() -> nn.Module:
+def partly_frozen_head() -> nn.Module:
     head = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
     head[0].weight.requires_grad_(False)
     return head
 
 
 SHARED = nn.Tanh()
-ODD_HEADS = {
-    "in place": lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
-    "one layer twice": lambda: nn.Sequential(nn.Linear(6, 4), SHARED, nn.Linear(4, 4), SHARED, nn.Linear(4, 3)),
-    "frozen": frozen,
+UNSUPPORTED_HEADS = {
+    "in-place activation": lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
+    "shared layer": lambda: nn.Sequential(nn.Linear(6, 4), SHARED, nn.Linear(4, 4), SHARED, nn.Linear(4, 3)),
+    "frozen weight": partly_frozen_head,
     "spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(6, 3)),
-    "more than a chain": lambda: Scaled(nn.Linear(6, 3)),
+    "subclass of Sequential": lambda: Scaled(nn.Linear(6, 3)),
     "GELU": lambda: nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3)),
 }
 
 
-@pytest.mark.parametrize("head", list(ODD_HEADS))
-def test_odd_heads_go_sample_by_sample(head: str):
+@pytest.mark.parametrize("head", list(UNSUPPORTED_HEADS))
+def test_unsupported_heads_use_the_gauss_newton_matrix(head: str):
     torch.manual_seed(0)
-    network = ODD_HEADS[head]().double().eval()
+    network = UNSUPPORTED_HEADS[head]().double().eval()
     domain = make_domain(5, (6,), 3)
-    found = statistics(network, domain)
+    found = measure_domain(network, domain)
     assert found.curvature == "GGN"
     for p in network.parameters():
         p.requires_grad_()
-    g = gradients_of_samples(network, domain)
+    g = sample_gradients(network, domain)
     torch.testing.assert_close(found.gradient_variance, g.var(0, correction=0), rtol=0, atol=1e-13)
 
 
-def test_no_random_generator_is_moved():
+def test_random_state_is_unchanged():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     domain = Domain(torch.ones(4, 6, dtype=torch.float64), torch.tensor([0, 1, 0, 1]))
-    statistics(HEADS["linear"](2).double(), domain)
+    measure_domain(HEADS["linear"](2).double(), domain)
     after = torch.get_rng_state()
     torch.manual_seed(3)
     HEADS["linear"](2)
     assert torch.equal(after, torch.get_rng_state())
-    assert not torch.equal(before, after)  # by the head's weights
+    assert not torch.equal(before, after)  # because the head drew its weights
 
 
-def test_distances_against_loops_and_permuted():
-    domains = [statistics(HEADS["linear"](3).double(), make_domain(9, (6,), 3, seed)) for seed in (1, 2, 3)]
+def test_distances_equal_explicit_loops_and_follow_permutations():
+    domains = [measure_domain(HEADS["linear"](3).double(), make_domain(9, (6,), 3, seed)) for seed in (1, 2, 3)]
     found = pair_distances(domains)
     assert list(found) == list(QUANTITIES)
     for name, matrix in found.items():
@@ -195,17 +195,17 @@ def test_distances_against_loops_and_permuted():
         torch.testing.assert_close(matrix, found[name][order][:, order], rtol=0, atol=0)
 
 
-def test_of_identical_domains_all_distances_are_zero():
+def test_distances_between_identical_domains_are_zero():
     network, domain = HEADS["linear"](3).double(), make_domain(9, (6,), 3)
-    domains = [statistics(network, domain)] * 2
+    domains = [measure_domain(network, domain)] * 2
     assert all(not matrix.any() for matrix in pair_distances(domains).values())
     assert list(relative_distances(domains).values()) == [0.0] * 4
 
 
-def test_relative_distances_do_not_know_the_scale():
-    def scaled(factor: float) -> list[Statistics]:
+def test_relative_distances_are_scale_invariant():
+    def scaled(factor: float) -> list[DomainStatistics]:
         values = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64) * factor
-        return [Statistics(v.sum().item(), 0.5, v, v, v, "Hessian") for v in values]
+        return [DomainStatistics(v.sum().item(), 0.5, v, v, v, "Hessian") for v in values]
 
     small, large = relative_distances(scaled(1e-3)), relative_distances(scaled(10.0))
     assert small == pytest.approx(large)

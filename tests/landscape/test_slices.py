@@ -1,14 +1,15 @@
-"""Slices and leading directions, where they are known and against single evaluations."""
+"""Hessians, leading directions and slices compared with closed forms and single evaluations."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from domainbed.landscape import hessian, slices
 from domainbed.landscape.domain import Domain
-from domainbed.landscape.hessian import Flat, full_hessian, leading_directions
-from domainbed.landscape.slices import LINE_POINTS, PLANE_POINTS, filter_normalised, n_risks
+from domainbed.landscape.hessian import FlatNetwork, full_hessian, leading_directions
+from domainbed.landscape.slices import LINE_POINTS, PLANE_POINTS, filter_normalized_direction
 from domainbed.networks import Classifier, SmallCNN
 
 
@@ -19,31 +20,31 @@ def make_domains(n: int = 30, features: int = 5, classes: int = 3) -> list[Domai
     ]
 
 
-def test_the_hessian_of_logistic_regression_against_its_formula(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hessian, "CHUNK", 7)
+def test_hessian_of_logistic_regression_equals_its_formula(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hessian, "HESSIAN_CHUNK_SIZE", 7)
     (domain, *_) = make_domains()
     head = nn.Linear(5, 3).double()
     p = head(domain.x).softmax(1)
     a = torch.cat([domain.x, torch.ones(30, 1, dtype=torch.float64)], 1)
-    of_logits = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    expected = torch.einsum("nij,na,nb->iajb", of_logits, a, a) / 30  # of weight and bias together
+    logit_hessians = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    expected = torch.einsum("nij,na,nb->iajb", logit_hessians, a, a) / 30  # weight and bias together
     index = torch.arange(18).view(3, 6)
     order = torch.cat([index[:, :5].flatten(), index[:, 5]])
     torch.testing.assert_close(full_hessian(head, domain), expected.reshape(18, 18)[order][:, order])
 
 
-def test_a_hessian_that_is_too_large_is_refused():
+def test_too_large_hessian_raises():
     with pytest.raises(ValueError, match="at most 3000"):
         full_hessian(nn.Linear(999, 4), Domain(torch.zeros(2, 999), torch.tensor([0, 1])))
 
 
 @pytest.mark.parametrize("limit", [0, 3000])
-def test_leading_directions_are_the_mean_hessians_eigenvectors(limit: int, monkeypatch: pytest.MonkeyPatch):
+def test_leading_directions_are_eigenvectors_of_the_mean_hessian(limit: int, monkeypatch: pytest.MonkeyPatch):
     domains = make_domains()
     head = Classifier(5, 3).double()
     mean = torch.stack([full_hessian(head, domain) for domain in domains]).mean(0)
-    monkeypatch.setattr(hessian, "HESSIAN_LIMIT", limit)  # 0: by products with vectors alone
-    monkeypatch.setattr(hessian, "TOLERANCE", 1e-10)
+    monkeypatch.setattr(hessian, "MAX_HESSIAN_SIZE", limit)  # 0: only Hessian-vector products
+    monkeypatch.setattr(hessian, "EIGENVALUE_TOLERANCE", 1e-10)
     found = leading_directions(head, domains, 2)
     values, vectors = torch.linalg.eigh(mean)
     for k in range(2):
@@ -53,31 +54,32 @@ def test_leading_directions_are_the_mean_hessians_eigenvectors(limit: int, monke
     assert torch.equal(found, leading_directions(head, domains, 2))
 
 
-def test_random_directions_are_as_long_as_each_filter():
+def test_random_directions_have_the_norm_of_each_filter():
     torch.manual_seed(0)
     network = nn.Sequential(SmallCNN(2, (8, 8)), Classifier(8, 3))
-    direction = Flat(network).named(filter_normalised(network, torch.Generator().manual_seed(1)))
+    direction = FlatNetwork(network).unflatten(filter_normalized_direction(network, torch.Generator().manual_seed(1)))
     for name, p in network.named_parameters():
         if p.dim() == 1:
             assert not direction[name].any()
         else:
-            lengths = p.flatten(1).norm(dim=1)
-            torch.testing.assert_close(direction[name].flatten(1).norm(dim=1), lengths)
-    again = filter_normalised(network, torch.Generator().manual_seed(1))
+            norms = p.flatten(1).norm(dim=1)
+            torch.testing.assert_close(direction[name].flatten(1).norm(dim=1), norms)
+    again = filter_normalized_direction(network, torch.Generator().manual_seed(1))
     assert torch.equal(again, torch.cat([d.flatten() for d in direction.values()]))
 
 
-def test_slices_hold_the_risks_at_the_weights_they_say(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slices, "CHUNK", 11)
+def test_slices_hold_the_risks_at_their_positions(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(slices, "CHUNK_SIZE", 11)
     domains = make_domains()
     head = Classifier(5, 3).double()
-    ticks = []
-    found = slices.slices(head, domains, ["a", "b", "test"], 2, seed=5, tick=lambda: ticks.append(1))
-    assert len(ticks) == n_risks(3, 2)
+    bars = []
+    monkeypatch.setattr(slices, "tqdm", lambda **kwargs: bars.append(tqdm(**kwargs | {"disable": False})) or bars[0])
+    found = slices.compute_slices(head, domains, ["a", "b", "test"], 2, seed=5)
+    assert bars[0].n == bars[0].total > 0
     assert list(found.lines) == ["random direction", "leading curvature of a", "leading curvature of b"]
     assert found.planes["random directions"].dtype == torch.float64
-    known = [full_hessian(head, domain) for domain in domains[:2]]
-    again = slices.slices(head, domains, ["a", "b", "test"], 2, known, seed=5)
+    hessians = [full_hessian(head, domain) for domain in domains[:2]]
+    again = slices.compute_slices(head, domains, ["a", "b", "test"], 2, hessians, seed=5)
     for name, line in found.lines.items():
         torch.testing.assert_close(again.lines[name], line, rtol=1e-9, atol=0)
     risks = [F.cross_entropy(head(x), y).item() for x, y in domains]
@@ -89,21 +91,23 @@ def test_slices_hold_the_risks_at_the_weights_they_say(monkeypatch: pytest.Monke
         assert plane[:, PLANE_POINTS // 2, PLANE_POINTS // 2].tolist() == pytest.approx(risks, rel=1e-12)
 
     generator = torch.Generator().manual_seed(5)
-    one, other = filter_normalised(head, generator), filter_normalised(head, generator)
-    of_weights = Flat(head)
-    length = of_weights.weights.norm()
+    first_random, second_random = (filter_normalized_direction(head, generator) for _ in range(2))
+    flat_network = FlatNetwork(head)
+    norm = flat_network.weights.norm()
 
     def risk(shift: torch.Tensor, domain: Domain) -> float:
-        weights = of_weights.named(of_weights.weights + shift)
+        weights = flat_network.unflatten(flat_network.weights + shift)
         return F.cross_entropy(F.linear(domain.x, weights["weight"], weights["bias"]), domain.y).item()
 
     for e, domain in enumerate(domains):
-        assert found.lines["random direction"][e, 3].item() == pytest.approx(risk(found.at[3] * one, domain))
-        curved = length * leading_directions(head, [domains[1]], 1)[:, 0]
-        assert found.lines["leading curvature of b"][e, -1].item() == pytest.approx(risk(curved, domain))
-        at = found.plane_at
-        expected = risk(at[2] * one + at[11] * other, domain)
+        assert found.lines["random direction"][e, 3].item() == pytest.approx(
+            risk(found.line_positions[3] * first_random, domain)
+        )
+        leading = norm * leading_directions(head, [domains[1]], 1)[:, 0]
+        assert found.lines["leading curvature of b"][e, -1].item() == pytest.approx(risk(leading, domain))
+        positions = found.plane_positions
+        expected = risk(positions[2] * first_random + positions[11] * second_random, domain)
         assert found.planes["random directions"][e, 2, 11].item() == pytest.approx(expected)
-        first, second = (length * leading_directions(head, domains[:2], 2)).unbind(1)
-        expected = risk(at[0] * first + at[5] * second, domain)
+        first, second = (norm * leading_directions(head, domains[:2], 2)).unbind(1)
+        expected = risk(positions[0] * first + positions[5] * second, domain)
         assert found.planes["leading curvature"][e, 0, 5].item() == pytest.approx(expected)

@@ -1,6 +1,7 @@
-"""A model's landscape as it is told: against the functions that it is made of, in tables, JSON and pictures."""
+"""The measured landscape of a trained model: values, tables, JSON and plots."""
 
 import io
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -15,18 +16,17 @@ from torch.nn import functional as F
 
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
-from domainbed.engine.model import load_job
+from domainbed.engine.model import load_model_and_args
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.landscape import PREFIX, QUANTITIES, slices
 from domainbed.landscape.distances import pair_distances
-from domainbed.landscape.inconsistency import diagonal_ratios, inconsistency
-from domainbed.landscape.measure import Landscape, as_json, measure
-from domainbed.landscape.plots import distances, landscape_figures
+from domainbed.landscape.inconsistency import diagonal_ratios, inconsistency_score
+from domainbed.landscape.measure import Landscape, measure_landscape, to_json
+from domainbed.landscape.plots import landscape_figures, plot_distances, plot_distances_over_training
 from domainbed.landscape.slices import LINE_POINTS
-from domainbed.landscape.tables import as_text, side_by_side, side_by_side_text
-from domainbed.reporting.plots import write
-from domainbed.reporting.plots.curves import distance_courses
+from domainbed.landscape.tables import compare_algorithms, format_comparison, format_landscape
+from domainbed.reporting.plots import write_figure
 from domainbed.reporting.plots.style import make_style
 
 
@@ -43,15 +43,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def landscape(models: dict[str, Path]) -> Landscape:
-    return measure(models["ERM"], images=100, epsilon=0.5)
+    return measure_landscape(models["ERM"], images=100, epsilon=0.5)
 
 
-def test_training_environments_come_first_and_risks_are_the_models(models: dict[str, Path], landscape: Landscape):
+def test_training_environments_come_first_with_the_risks_of_the_model(models: dict[str, Path], landscape: Landscape):
     assert landscape.environments == ["+90%", "-90%", "+80%"]
     assert landscape.labels == ["+90%", "-90%", "[+80%]"]
     assert (landscape.n_training, landscape.images, landscape.n_weights) == (2, [100] * 3, 66)
-    _, algorithm = load_job(models["ERM"])
-    dataset, splits = load_data(landscape.config)
+    _, algorithm = load_model_and_args(models["ERM"])
+    dataset, splits = load_data(landscape.config, landscape.config.resolved_hparams())
     for found, env in zip(landscape.statistics, (0, 2, 1), strict=True):
         rows = splits[env].in_[:100]
         with torch.no_grad():
@@ -65,19 +65,19 @@ def test_training_environments_come_first_and_risks_are_the_models(models: dict[
     )
 
 
-def test_scores_are_of_the_domains_they_name(landscape: Landscape):
-    assert list(landscape.scores) == [(of, way) for of in ("training", "all") for way in ("exact", "diagonal")]
-    for (of, _), score in landscape.scores.items():
+def test_scores_belong_to_their_domains(landscape: Landscape):
+    assert list(landscape.scores) == list(itertools.product(("training", "all"), ("exact", "diagonal")))
+    for (domain_set, _), score in landscape.scores.items():
         a, b = score.pair
-        assert of == "all" or max(a, b) < 2
+        assert domain_set == "all" or max(a, b) < 2
         gap = landscape.statistics[b].risk - landscape.statistics[a].risk
         assert score.score == pytest.approx(gap + 0.5 * score.ratio)
     diagonals = [s.hessian_diagonal for s in landscape.statistics]
-    expected = inconsistency([s.risk for s in landscape.statistics[:2]], diagonal_ratios(diagonals[:2]), 0.5)
+    expected = inconsistency_score([s.risk for s in landscape.statistics[:2]], diagonal_ratios(diagonals[:2]), 0.5)
     assert landscape.scores["training", "diagonal"] == expected
 
 
-def test_the_summary_is_of_training_domains(landscape: Landscape):
+def test_summary_covers_the_training_domains(landscape: Landscape):
     summary = landscape.summary()
     matrices = pair_distances(landscape.statistics)
     for name in QUANTITIES:
@@ -87,47 +87,47 @@ def test_the_summary_is_of_training_domains(landscape: Landscape):
     expected = (v[0] - v[1]).square().sum() / v.square().sum(1).mean()
     assert summary["gradient_variance, relative"] == pytest.approx(expected.item())
     assert summary["cosine"] == (first.cosine + second.cosine) / 2
-    alone = replace(landscape, n_training=1)
-    assert "risk" not in alone.summary()
-    json.dumps(as_json(alone), allow_nan=False)
+    single = replace(landscape, n_training=1)
+    assert "risk" not in single.summary()
+    json.dumps(to_json(single), allow_nan=False)
 
 
-def test_other_splits_layers_and_numbers_of_images(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
-    out = measure(models["ERM"], part="out", images=0, with_slices=False)
+def test_splits_layers_and_numbers_of_images(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    out = measure_landscape(models["ERM"], part="out", images=0, with_slices=False)
     assert out.images == [119, 119, 119]
     assert out.slices is None
     monkeypatch.setattr(slices, "LINE_POINTS", 3)
     monkeypatch.setattr(slices, "PLANE_POINTS", 3)
-    whole = measure(models["ERM"], layers="all", images=7)
+    whole = measure_landscape(models["ERM"], layers="all", images=7)
     for risks in (*whole.slices.lines.values(), *(plane[:, 1] for plane in whole.slices.planes.values())):
         assert risks[:, 1].tolist() == pytest.approx([s.risk for s in whole.statistics], rel=1e-5)
     assert {s.curvature for s in whole.statistics} == {"GGN"}
     assert (whole.n_weights, whole.images) == (14_418, [7] * 3)
-    assert {way for _, way in whole.scores} == {"diagonal"}  # of so many weights there is no whole Hessian
-    text = as_text(whole)
-    assert "No exact score" in text
+    assert {kind for _, kind in whole.scores} == {"diagonal"}  # there are too many weights for a full Hessian
+    text = format_landscape(whole)
+    assert "No exact scores" in text
     assert "Gauss-Newton" in text
     assert "GGN trace" in text
 
 
-def test_what_can_not_be_measured_is_told(models: dict[str, Path], tmp_path: Path):
+def test_unreadable_or_diverged_models_raise(models: dict[str, Path], tmp_path: Path):
     (tmp_path / "model.pkl").write_bytes(b"no model")
-    with pytest.raises(UsageError, match="holds no model that train wrote"):
-        measure(tmp_path / "model.pkl")
+    with pytest.raises(UsageError, match="is not a model saved by train"):
+        measure_landscape(tmp_path / "model.pkl")
     saved = torch.load(models["ERM"], weights_only=True)
     saved["args"] |= {"dataset": "ColoredMNIST", "data_dir": "/no/such"}
     torch.save(saved, tmp_path / "moved.pkl")
     with pytest.raises(UsageError, match="/no/where"):
-        measure(tmp_path / "moved.pkl", data_dir="/no/where")
+        measure_landscape(tmp_path / "moved.pkl", data_dir="/no/where")
     saved = torch.load(models["ERM"], weights_only=True)
     saved["model_dict"] = {name: w * 1e30 if w.is_floating_point() else w for name, w in saved["model_dict"].items()}
     torch.save(saved, tmp_path / "diverged.pkl")
-    with pytest.raises(UsageError, match=r"diverged\.pkl: in \+90% the risk or a derivative is not finite"):
-        measure(tmp_path / "diverged.pkl", images=20)
+    with pytest.raises(UsageError, match=r"diverged\.pkl: the risk in \+90% or one of its derivatives is not finite"):
+        measure_landscape(tmp_path / "diverged.pkl", images=20)
 
 
-def test_the_text_has_every_figure(landscape: Landscape):
-    text = as_text(landscape)
+def test_text_contains_all_values(landscape: Landscape):
+    text = format_landscape(landscape)
     for label, s in zip(landscape.labels, landscape.statistics, strict=True):
         (row,) = [line for line in text.splitlines() if line.startswith(f"{label} ")]
         assert f" {s.risk:.4f} " in row
@@ -141,78 +141,78 @@ def test_the_text_has_every_figure(landscape: Landscape):
     assert not [line for line in text.splitlines() if len(line) > 120]
 
 
-def test_json_has_it_all_and_is_json(landscape: Landscape):
-    told = json.loads(json.dumps(as_json(landscape), allow_nan=False))
-    assert told["environments"] == landscape.environments
-    assert [d["risk"] for d in told["domains"]] == [s.risk for s in landscape.statistics]
-    assert np.array(told["squared_distances"]["hessian_diagonal"]).shape == (3, 3)
-    assert np.array(told["slices"]["lines"]["leading curvature of -90%"]).shape == (3, LINE_POINTS)
-    assert told["summary"] == landscape.summary()
-    assert told["inconsistency"][0]["score"] == landscape.scores["training", "exact"].score
+def test_json_contains_all_values(landscape: Landscape):
+    content = json.loads(json.dumps(to_json(landscape), allow_nan=False))
+    assert content["environments"] == landscape.environments
+    assert [d["risk"] for d in content["domains"]] == [s.risk for s in landscape.statistics]
+    assert np.array(content["squared_distances"]["hessian_diagonal"]).shape == (3, 3)
+    assert np.array(content["slices"]["lines"]["leading curvature of -90%"]).shape == (3, LINE_POINTS)
+    assert content["summary"] == landscape.summary()
+    assert content["inconsistency"][0]["score"] == landscape.scores["training", "exact"].score
 
 
-def test_what_is_not_finite_is_null_in_json(landscape: Landscape):
+def test_non_finite_values_are_null_in_json(landscape: Landscape):
     scores = {key: replace(score, score=math.inf) for key, score in landscape.scores.items()}
-    told = json.loads(json.dumps(as_json(replace(landscape, scores=scores)), allow_nan=False))
-    assert [score["score"] for score in told["inconsistency"]] == [None] * 4
-    assert told["inconsistency"][0]["pair"] == list(landscape.scores["training", "exact"].pair)
-    assert not [name for name in told["summary"] if name.startswith("inconsistency")]
+    content = json.loads(json.dumps(to_json(replace(landscape, scores=scores)), allow_nan=False))
+    assert [score["score"] for score in content["inconsistency"]] == [None] * 4
+    assert content["inconsistency"][0]["pair"] == list(landscape.scores["training", "exact"].pair)
+    assert not [name for name in content["summary"] if name.startswith("inconsistency")]
 
 
-def test_side_by_side_is_the_mean_over_trials_with_its_error(landscape: Landscape, models: dict[str, Path]):
-    other = measure(models["Fishr"], images=50, with_slices=False)
-    compared = side_by_side({"ERM": [landscape, other], "Fishr": [other]})
-    cells = compared.set_index(["algorithm", "figure"])
+def test_comparison_is_the_mean_over_trials_with_its_standard_error(landscape: Landscape, models: dict[str, Path]):
+    other = measure_landscape(models["Fishr"], images=50, with_slices=False)
+    comparison = compare_algorithms({"ERM": [landscape, other], "Fishr": [other]})
+    cells = comparison.set_index(["algorithm", "figure"])
     a, b = landscape.summary()["risk"], other.summary()["risk"]
     assert cells.loc[("ERM", "risk"), "mean"] == pytest.approx((a + b) / 2)
     assert cells.loc[("ERM", "risk"), "error"] == pytest.approx(abs(a - b) / 2 / math.sqrt(2))
     assert cells.loc[("Fishr", "risk"), "error"] == 0
-    text = side_by_side_text(compared)
+    text = format_comparison(comparison)
     assert text.splitlines()[0].split() == ["ERM", "Fishr"]
     assert [line for line in text.splitlines() if line.startswith("risks, |a - b|² ")]
     assert "*" not in text
     damped = {key: replace(score, damping=0.1) for key, score in other.scores.items()}
-    starred = side_by_side_text(side_by_side({"ERM": [landscape], "Fishr": [replace(other, scores=damped)]}))
+    starred = format_comparison(compare_algorithms({"ERM": [landscape], "Fishr": [replace(other, scores=damped)]}))
     rows = [line for line in starred.splitlines() if line.startswith("inconsistency")]
     assert [row.count("*") for row in rows] == [1] * 4
     assert all(row.endswith("*") for row in rows)
-    missing = compared[(compared["algorithm"] != "Fishr") | (compared["figure"] != "risk")]
-    (row,) = [line for line in side_by_side_text(missing).splitlines() if line.startswith("risks, |a - b|² ")]
+    missing = comparison[(comparison["algorithm"] != "Fishr") | (comparison["figure"] != "risk")]
+    (row,) = [line for line in format_comparison(missing).splitlines() if line.startswith("risks, |a - b|² ")]
     assert row.split()[-1] == "X"
 
 
-def test_pictures_of_one_model_and_of_two(landscape: Landscape):
+def test_plots_of_one_model_and_of_two(landscape: Landscape):
     for landscapes, n in (({"": [landscape]}, 1), ({"ERM": [landscape], "Fishr": [landscape] * 2}, 2)):
-        pictures = {stem: figure for stem, _, figure in landscape_figures(landscapes)}
-        assert list(pictures) == ["lines", "planes", "distances"]
-        panels = pictures["lines"].axes
+        figures = {stem: figure for stem, _, figure in landscape_figures(landscapes)}
+        assert list(figures) == ["lines", "planes", "distances"]
+        panels = figures["lines"].axes
         assert len(panels) == 3 * n
         for ax, risks in zip(panels, [*landscape.slices.lines.values()] * n, strict=True):
             drawn = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) == LINE_POINTS]
             np.testing.assert_allclose(drawn, risks.numpy())
-        assert len(pictures["planes"].axes) == 2 * n
-        assert len(pictures["distances"].axes) == (4 if n == 1 else 8)
-        for figure in pictures.values():
+        assert len(figures["planes"].axes) == 2 * n
+        assert len(figures["distances"].axes) == (4 if n == 1 else 8)
+        for figure in figures.values():
             for kind in ("png", "pdf"):
                 file = io.BytesIO()
-                write(figure, file, kind, 50)
+                write_figure(figure, file, kind, 50)
                 assert file.tell() > 1000
     without_slices = replace(landscape, slices=None)
     assert [stem for stem, _, _ in landscape_figures({"": [without_slices]})] == ["distances"]
-    # Of a single training domain there are no distances between such, but scores of all.
-    alone = replace(without_slices, n_training=1, scores={k: v for k, v in landscape.scores.items() if k[0] == "all"})
-    ((_, _, figure),) = landscape_figures({"ERM": [alone], "Fishr": [alone]})
+    # A single training domain has no distances, but there are scores among all domains.
+    single = replace(without_slices, n_training=1, scores={k: v for k, v in landscape.scores.items() if k[0] == "all"})
+    ((_, _, figure),) = landscape_figures({"ERM": [single], "Fishr": [single]})
     assert [ax.get_title() for ax in figure.axes] == ["Score, all\nexact", "Score, all\ndiagonal"]
 
 
-def test_distances_are_points_one_a_trial():
-    frame = pd.DataFrame({"algorithm": ["A", "A", "B"], **{name: [1.0, 2.0, 3.0] for name in QUANTITIES}})
-    figure = distances(frame, {"A": make_style(0), "B": make_style(1)})
+def test_plots_one_point_per_trial():
+    frame = pd.DataFrame({"series": ["A", "A", "B"], **{name: [1.0, 2.0, 3.0] for name in QUANTITIES}})
+    figure = plot_distances(frame, {"A": make_style(0), "B": make_style(1)})
     for ax in figure.axes:
         assert [line.get_ydata().tolist() for line in ax.lines] == [[1.0, 2.0], [3.0]]
 
 
-def test_courses_are_the_runs_and_their_geometric_mean():
+def test_plots_runs_over_training_with_their_geometric_mean():
     rows = [
         {"algorithm": algorithm, "folder": f"{algorithm}{run}", "step": step}
         | {PREFIX + name: 10.0 ** (run + i - step / 10) for i, name in enumerate(QUANTITIES)}
@@ -221,9 +221,9 @@ def test_courses_are_the_runs_and_their_geometric_mean():
         for step in (20, 0, 10)
     ]
     frame = pd.DataFrame(rows)
-    frame.loc[frame["folder"] == "ERM1", PREFIX + "risk"] = [0.0, np.nan, np.inf]  # not to be drawn
-    figure = distance_courses(frame, {"ERM": make_style(0), "Fishr": make_style(1), "IRM": make_style(2)})
-    assert [ax.get_title() for ax in figure.axes] == [words.capitalize() for words in QUANTITIES.values()]
+    frame.loc[frame["folder"] == "ERM1", PREFIX + "risk"] = [0.0, np.nan, np.inf]  # not drawn
+    figure = plot_distances_over_training(frame, {"ERM": make_style(0), "Fishr": make_style(1), "IRM": make_style(2)})
+    assert [ax.get_title() for ax in figure.axes] == [title.capitalize() for title in QUANTITIES.values()]
     risk, *others = figure.axes
     for i, ax in enumerate(others, start=1):
         strong = [line for line in ax.lines if line.get_linewidth() > 1]
@@ -240,4 +240,4 @@ def test_courses_are_the_runs_and_their_geometric_mean():
     ]
     np.testing.assert_allclose(mean.get_ydata(), [1.0, 0.1, 0.01])
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["ERM", "Fishr"]
-    assert distance_courses(frame[["algorithm", "folder", "step"]], {"ERM": make_style(0)}) is None
+    assert plot_distances_over_training(frame[["algorithm", "folder", "step"]], {"ERM": make_style(0)}) is None

@@ -1,8 +1,10 @@
-from domainbed.colored_mnist.tables import landscape_courses, landscape_table, table
+"""Tables of the Colored MNIST proof of concept."""
+
+from domainbed.colored_mnist.tables import accuracy_table, landscape_table, load_published, tracked_distances
 from domainbed.landscape import PREFIX, QUANTITIES
 
 
-def runs(algorithm: str, *accuracies: float) -> list[dict]:
+def make_restarts(algorithm: str, *accuracies: float) -> list[dict]:
     return [{"algorithm": algorithm, "train_acc": a, "test_acc": a - 0.1, "gray_acc": a - 0.2} for a in accuracies]
 
 
@@ -11,11 +13,13 @@ def cells(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def test_means_deviations_and_differences_beside_the_published():
-    text = table(runs("ERM", 0.5, 0.6) + runs("Fishr", 0.7), ["Fishr", "ERM", "IRM", "Mine"], 2, 0.25, comparable=True)
-    rows = cells(text)
+def test_means_standard_deviations_and_differences_from_published():
+    restarts = make_restarts("ERM", 0.5, 0.6) + make_restarts("Fishr", 0.7)
+    rows = cells(accuracy_table(restarts, ["Fishr", "ERM", "IRM", "Mine"], 2, load_published(0.25)))
     assert rows["Algorithm"] == [
-        f"{column}{of}" for column in ("train", "test", "gray") for of in ("", ", published", ", difference")
+        f"{environment}{suffix}"
+        for environment in ("train", "test", "gray")
+        for suffix in ("", ", published", ", difference")
     ]
     assert list(rows)[2:] == ["Fishr (1 of 2 restarts)", "ERM", "IRM (0 of 2 restarts)", "Mine (0 of 2 restarts)"]
     assert rows["ERM"] == [
@@ -28,19 +32,19 @@ def test_means_deviations_and_differences_beside_the_published():
     assert rows["Mine (0 of 2 restarts)"][:3] == ["X", "-", "-"]
 
 
-def test_no_minus_stands_before_a_difference_of_zero():
-    rows = cells(table(runs("ERM", 0.8638), ["ERM"], 1, 0.25, comparable=True))
+def test_zero_difference_has_no_minus_sign():
+    rows = cells(accuracy_table(make_restarts("ERM", 0.8638), ["ERM"], 1, load_published(0.25)))
     assert rows["ERM"][:3] == ["86.4 ± 0.0", "86.4 ± 0.2", "+0.0"]
 
 
-def test_other_settings_stand_beside_nothing():
-    for label_flip, comparable in ((0.25, False), (0.0, True)):
-        assert cells(table(runs("ERM", 0.5), ["ERM"], 1, label_flip, comparable))["ERM"][:3] == ["50.0 ± 0.0", "-", "-"]
+def test_other_settings_have_no_published_values():
+    text = accuracy_table(make_restarts("ERM", 0.5), ["ERM"], 1, load_published(0.0))
+    assert cells(text)["ERM"][:3] == ["50.0 ± 0.0", "-", "-"]
 
 
-def test_the_landscape_at_the_end_and_its_course():
+def test_landscape_table_and_tracked_distances():
     names = [*(PREFIX + name for name in QUANTITIES)]
-    names += [f"inconsistency_{of}_{way}" for of in ("training", "all") for way in ("exact", "diagonal")]
+    names += [f"inconsistency_{domains}_{kind}" for domains in ("training", "all") for kind in ("exact", "diagonal")]
     restarts = [
         {"algorithm": algorithm, "course": [{"step": s, PREFIX + "risk": v / (1 + s)} for s in (0, 10)]}
         | {name: v + i for i, name in enumerate(names)}
@@ -53,8 +57,8 @@ def test_the_landscape_at_the_end_and_its_course():
     assert rows["inconsistency, all environments, exact Hessians"] == ["10 ± 0", "7.5 ± 0.5*", "X"]
     assert rows["inconsistency, all environments, diagonal Hessians"] == ["11 ± 0", "8.5 ± 0.5", "X"]
     assert len(rows) == 2 + 8
-    courses = landscape_courses(restarts)
-    assert courses["algorithm"].tolist() == ["ERM"] * 4 + ["Fishr"] * 2
-    assert courses["folder"].tolist() == [0, 0, 1, 1, 2, 2]
-    assert courses["step"].tolist() == [0, 10] * 3
-    assert courses[PREFIX + "risk"].tolist() == [1.0, 1 / 11, 2.0, 2 / 11, 4.0, 4 / 11]
+    distances = tracked_distances(restarts)
+    assert distances["algorithm"].tolist() == ["ERM"] * 4 + ["Fishr"] * 2
+    assert distances["folder"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert distances["step"].tolist() == [0, 10] * 3
+    assert distances[PREFIX + "risk"].tolist() == [1.0, 1 / 11, 2.0, 2 / 11, 4.0, 4 / 11]

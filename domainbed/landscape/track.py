@@ -1,0 +1,53 @@
+"""`--track landscape`: distances between the training domains' risks, gradients and Hessians in each record."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from domainbed.engine.tracking import Tracker
+from domainbed.landscape import PREFIX
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from domainbed.algorithms.base import Algorithm
+    from domainbed.engine.config import JobConfig
+    from domainbed.loading.base import Feed
+    from domainbed.loading.splits import Split
+    from domainbed.reporting.plots.style import Style
+
+IMAGES = 512  # per training domain, the same ones at each evaluation
+
+
+class LandscapeTracker(Tracker):
+    """Records the classifier's mean squared distances over pairs of training domains, on their in splits."""
+
+    PREFIX: ClassVar[str] = PREFIX
+    CAPTION: ClassVar[str] = (
+        "Squared distances between the training domains' risks, gradients and Hessians. Faint lines are single runs, "
+        "strong lines their geometric means."
+    )
+    MIN_TRAINING_DOMAINS: ClassVar[int] = 2
+
+    def __init__(self, config: "JobConfig", algorithm: "Algorithm", splits: "Sequence[Split]", feed: "Feed") -> None:
+        from domainbed.landscape.extract import check_modules, image_requests
+
+        check_modules(algorithm)
+        self._algorithm = algorithm
+        self._feed = feed
+        requests = image_requests(splits, "in", IMAGES, feed.batch_size)
+        self._requests = [requests[env] for env in range(len(requests)) if env not in config.test_envs]
+
+    def record(self) -> dict[str, float]:
+        from domainbed.landscape.distances import recorded_distances
+        from domainbed.landscape.domain import measure_domain
+        from domainbed.landscape.extract import extract_classifier
+
+        network, domains = extract_classifier(self._algorithm, self._feed, self._requests)
+        return recorded_distances([measure_domain(network, domain) for domain in domains])
+
+    @staticmethod
+    def plot(records: "pd.DataFrame", styles: "Mapping[str, Style]", title: str = "") -> "Figure | None":
+        from domainbed.landscape.plots import plot_distances_over_training
+
+        return plot_distances_over_training(records, styles, title)

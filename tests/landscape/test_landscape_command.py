@@ -1,0 +1,165 @@
+"""The landscape command: output, files and error messages."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from domainbed.errors import UsageError
+from domainbed.reporting.load import load_sweep
+from domainbed.scripts import sweep
+from domainbed.scripts.landscape import main, parser
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two algorithms and trials, with the models of every evaluation."""
+    folder = tmp_path_factory.mktemp("trained") / "sweep"
+    args = ["launch", "--datasets", "ColoredDigits", "--algorithms", "ERM", "Fishr", "--n_hparams", "1"]
+    args += ["--n_trials", "2", "--steps", "3", "--output_dir", str(folder), "--skip_confirmation"]
+    assert sweep.main([*args, "--track", "landscape", "--save_model_every_checkpoint", "--workers", "2"]) == 0
+    return folder
+
+
+@pytest.fixture
+def sweep_dir(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "sweep"))
+
+
+def finished_jobs(sweep_dir: Path) -> list[Path]:
+    return [path.parent for path in sorted(sweep_dir.glob("*/done"))]
+
+
+def run_without_plots(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domainbed.landscape.plots.landscape_figures", lambda landscapes: ())
+    main([*args, "--no_slices"])
+
+
+@pytest.mark.slow
+def test_measures_a_run(sweep_dir: Path, capsys: pytest.CaptureFixture):
+    job = finished_jobs(sweep_dir)[0]
+    main(["--run", str(job), "--images", "60"])
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert f": {job / 'model.pkl'}\n" in printed.out
+    assert "Inconsistency, ε = 0.1" in printed.out
+    content = json.loads((job / "landscape" / "landscape.json").read_text())
+    assert content["images"] == [60] * 3
+    for name in ("lines", "planes", "distances"):
+        with Image.open(job / "landscape" / f"landscape-{name}.png") as image:
+            assert image.width > 700
+        assert (job / "landscape" / f"landscape-{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.slow
+def test_compares_the_algorithms_of_a_sweep(
+    sweep_dir: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    main(["--sweep", str(sweep_dir), "--test_env", "-90%", "--images", "60"])
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "ColoredDigits, test -90%, runs chosen by training-domain; in splits" in printed.out
+    assert printed.out.splitlines()[2].split() == ["ERM", "Fishr"]
+    (file,) = (sweep_dir / "landscape").glob("*.json")
+    content = json.loads(file.read_text())
+    assert [len(content["runs"][name]) for name in ("ERM", "Fishr")] == [2, 2]
+    assert ["slices" in run for run in content["runs"]["ERM"]] == [True, False]
+    # The folder is not taken for a job's, and `plot` includes the tracked distances.
+    assert not load_sweep(str(sweep_dir)).problems
+    from domainbed.reporting.plots import all_figures
+
+    stems = [
+        stem for stem, _, _ in all_figures(load_sweep(str(sweep_dir)), "training-domain", ["ColoredDigits"], ["ERM"])
+    ]
+    assert "landscape-ColoredDigits-training-domain" in stems
+
+
+@pytest.mark.slow
+def test_uses_the_model_of_the_chosen_step_or_the_last_one_with_a_warning(
+    sweep_dir: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    args = ["--sweep", str(sweep_dir), "--select", "OracleSelectionMethod", "--test_env", "0", "--algorithms", "ERM"]
+    run_without_plots(args, monkeypatch)
+    assert "were not saved" not in capsys.readouterr().out
+    (file,) = (sweep_dir / "landscape").glob("*.json")
+    models = [run["model"] for run in json.loads(file.read_text())["runs"]["ERM"]]
+    assert all(Path(model).name == "model_step2.pkl" for model in models)  # the oracle chooses the last step
+    for model in sweep_dir.glob("*/model_step*.pkl"):
+        model.unlink()
+    for job in finished_jobs(sweep_dir):  # training-domain now chooses the first step
+        records = [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]
+        for record in records:
+            record |= {f"env{i}_out_acc": 1.0 if record["step"] == 0 else 0.0 for i in range(3)}
+        (job / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run_without_plots(["--sweep", str(sweep_dir), "--test_env", "0", "--algorithms", "ERM"], monkeypatch)
+    out = capsys.readouterr().out
+    assert out.count("using the weights of the last step, 2; the ones of the chosen step, 0, were not saved") == 2
+    for model in sweep_dir.glob("*/model.pkl"):
+        model.unlink()
+    with pytest.raises(UsageError, match="no models of the chosen runs"):
+        main(["--sweep", str(sweep_dir), "--test_env", "0"])
+
+
+@pytest.mark.slow
+def test_terminal_without_epsilon_and_overflowing_score(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    job = finished_jobs(sweep_dir)[0]
+    terminal = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(terminal, encoding="latin-1", write_through=True))
+    run_without_plots(["--run", str(job), "--images", "20", "--epsilon", "1e308"], monkeypatch)
+    assert b"Inconsistency, ? = 1e+308" in terminal.getvalue()
+    content = json.loads((job / "landscape" / "landscape.json").read_text())
+    assert None in [score["score"] for score in content["inconsistency"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_files_are_written_before_the_output_is_printed(sweep_dir: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    class ClosedPipe(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    args = (
+        ["--run", str(finished_jobs(sweep_dir)[0])] if kind == "run" else ["--sweep", str(sweep_dir), "--test_env", "0"]
+    )
+    monkeypatch.setattr("sys.stdout", ClosedPipe())
+    with pytest.raises(BrokenPipeError):
+        main([*args, "--images", "20", "--no_slices"])
+    folder = Path(args[1]) / "landscape"
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".png", ".pdf"}
+
+
+def test_help_names_output_files_and_defaults(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "500")  # avoid line breaks
+    help_text = " ".join(parser().format_help().split())
+    assert "landscape.json and landscape-* for --run, landscape-DATASET-ENV.json" in help_text
+    assert "(default: the folder landscape next to the model or in the sweep)" in help_text
+    assert "selection method that chooses the sweep's runs (default: training-domain)" in help_text
+
+
+@pytest.mark.slow
+def test_invalid_options_raise(sweep_dir: Path, tmp_path: Path):
+    job = finished_jobs(sweep_dir)[0]
+    (job / "model.pkl").unlink()
+    for args, message in (
+        (["--run", str(job)], "no model.pkl in this folder"),
+        (["--run", str(tmp_path / "none")], "no such file or folder"),
+        (["--run", str(job), "--dataset", "PACS"], "require --sweep"),
+        (["--run", str(job), "--select", "test-domain"], "require --sweep"),
+        (["--sweep", str(sweep_dir), "--dataset", "PACS"], "--dataset PACS: this sweep has no such runs"),
+        (["--sweep", str(sweep_dir), "--algorithms", "Fisher"], "did you mean Fishr"),
+        (["--sweep", str(sweep_dir), "--test_env", "-9%"], "unknown --test_env '-9%'"),
+        (["--sweep", str(sweep_dir), "--select", "best"], "unknown selection method 'best'"),
+        (["--sweep", str(sweep_dir), "--select", "leave-one-domain-out"], "cannot choose any run"),
+        (["--run", str(job), "--layers", "some"], "invalid --layers 'some'"),
+        (["--run", str(job), "--split", "uda"], "--split 'uda'"),
+        (["--run", str(job), "--images", "-1"], "--images must be at least 0"),
+        (["--run", str(job), "--epsilon", "nan"], "--epsilon must be at least 0"),
+    ):
+        with pytest.raises(UsageError, match=None) as raised:
+            main(args)
+        assert message in str(raised.value)
+    assert not (job / "landscape").exists()
+    assert not (sweep_dir / "landscape").exists()
