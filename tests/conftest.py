@@ -1,4 +1,4 @@
-"""What many tests share: small sweeps, a small MNIST, the complete one, and real processes."""
+"""Fixtures and helpers of many tests: small sweeps, MNIST, PACS, and commands run as real processes."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from joblib import cpu_count
 from domainbed.datasets.mnist import FILES, missing_files
 from domainbed.reporting.load import load_sweep
 
-# Two processes that share the cores and each take all of them wait for one another.
+# Parallel test processes that each use all cores slow each other down.
 torch.set_num_threads(max(1, cpu_count() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
-# Started in the background, a shell's commands ignore Ctrl-C, and so would the processes that tests start and stop.
+# A shell starts background commands with SIGINT ignored; processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def mnist_dir() -> str:
-    """A data_dir with the complete MNIST."""
+    """Return a data_dir with the complete MNIST."""
     data_dir = os.environ.get("DOMAINBED_DATA_DIR")
     if not data_dir:
         pytest.skip("DOMAINBED_DATA_DIR does not name a folder with the complete MNIST")
@@ -35,7 +35,7 @@ def mnist_dir() -> str:
 
 @pytest.fixture(scope="session")
 def pacs_dir() -> str:
-    """A data_dir with real images of PACS, all or some of them."""
+    """Return a data_dir with all or some of the real images of PACS."""
     data_dir = os.environ.get("DOMAINBED_DATA_DIR")
     if not data_dir or not Path(data_dir, "PACS").is_dir():
         pytest.skip("DOMAINBED_DATA_DIR does not name a folder with PACS in it")
@@ -44,7 +44,7 @@ def pacs_dir() -> str:
 
 @pytest.fixture
 def small_mnist_dir(tmp_path: Path) -> str:
-    """A data_dir with an MNIST of 90 + 30 random images, written here in its own file format."""
+    """Return a data_dir with a random MNIST of 90 + 30 images, in the original file format."""
     rng = np.random.RandomState(0)
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -60,7 +60,7 @@ def small_mnist_dir(tmp_path: Path) -> str:
 
 @pytest.fixture
 def run_module(tmp_path: Path):
-    """Run `python -m module …` as a process of its own, in an empty folder."""
+    """Return a function that runs `python -m domainbed.scripts.MODULE …` as a process in an empty folder."""
     cwd = tmp_path / "cwd"
     cwd.mkdir()
 
@@ -81,10 +81,10 @@ def make_record(
     in_acc: tuple[float, ...] = (0.5, 0.5, 0.5),
     out_acc: tuple[float, ...] = (0.5, 0.5, 0.5),
 ) -> dict:
-    """One evaluation, in DomainBed's form."""
+    """Return one record in DomainBed's form."""
     accuracies = {}
-    for i, (inside, outside) in enumerate(zip(in_acc, out_acc, strict=True)):
-        accuracies |= {f"env{i}_in_acc": inside, f"env{i}_out_acc": outside}
+    for i, (in_, out) in enumerate(zip(in_acc, out_acc, strict=True)):
+        accuracies |= {f"env{i}_in_acc": in_, f"env{i}_out_acc": out}
     args = {
         "algorithm": algorithm,
         "checkpoint_freq": None,
@@ -104,18 +104,18 @@ def make_record(
         "uda_holdout_fraction": 0,
     }
     hparams = {"batch_size": 64, "lr": 0.001}
-    figures = {"step": step, "epoch": step / 7, "loss": 0.7, "step_time": 0.01, "mem_gb": 0.0}
-    return {**accuracies, **figures, "args": args, "hparams": hparams}
+    metrics = {"step": step, "epoch": step / 7, "loss": 0.7, "step_time": 0.01, "mem_gb": 0.0}
+    return {**accuracies, **metrics, "args": args, "hparams": hparams}
 
 
 def read_sweep(folder: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The records in a sweep's folder, and what was told of them."""
+    """Return the records in a sweep's folder, and the reported problems."""
     sweep = load_sweep(str(folder))
     return sweep.records, sweep.problems
 
 
 def write_sweep(folder: Path, records: list[dict], done: bool = True) -> Path:
-    """Write records as a sweep: one job folder a run."""
+    """Write records as a sweep, one job folder per run."""
     for record in records:
         a = record["args"]
         test_envs = "".join(map(str, a["test_envs"]))

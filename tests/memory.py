@@ -1,4 +1,4 @@
-"""How much memory tensors take at most, on any device: what torch.cuda.max_memory_allocated tells of a GPU."""
+"""Peak memory of tensors on any device, like torch.cuda.max_memory_allocated on a GPU."""
 
 import weakref
 
@@ -8,9 +8,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make inside the block; `peak` is their greatest sum.
+    """A mode that counts the bytes of all tensors created inside the block; `peak` is the maximum of their sum.
 
-    Room that an operation needs for itself alone is not seen.
+    Temporary workspace inside an operation is not counted.
     """
 
     def __init__(self) -> None:
