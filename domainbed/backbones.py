@@ -1,4 +1,4 @@
-"""Networks for photographs, from torchvision or timm, with pretrained weights and without the last layer.
+"""Networks for photos, from torchvision or timm: pretrained, and without their last layer.
 
 with use_weights_dir("weights"):  # searched before torch's cache; downloads are saved to it
     featurizer = Backbone(3, {"backbone": "resnet50"})
@@ -34,7 +34,7 @@ _skips_weights: ContextVar[bool] = ContextVar("skips_weights", default=False)
 
 @contextmanager
 def use_weights_dir(directory: str | Path | None) -> Iterator[None]:
-    """Search for weights in `directory` first within a `with` block, and save torchvision's downloads to it."""
+    """Within a `with` block, search `directory` first for weights, and save torchvision's downloads there."""
     token = _weights_dir.set(None if directory is None else Path(directory))
     try:
         yield
@@ -44,7 +44,7 @@ def use_weights_dir(directory: str | Path | None) -> Iterator[None]:
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Create pretrained backbones with random weights within a `with` block, for a saved state to be loaded into."""
+    """Within a `with` block, create backbones without pretrained weights, which a saved state will replace."""
     token = _skips_weights.set(True)
     try:
         yield
@@ -53,7 +53,7 @@ def without_weights() -> Iterator[None]:
 
 
 class Backbone(FeaturizerBase):
-    """A network of torchvision or timm without its last layer and the dropout before it, then dropout `resnet_dropout`.
+    """A network from torchvision or timm without its last layer and the dropout before it; then `resnet_dropout`.
 
     Images must be normalized with ImageNet's mean and standard deviation; they are converted if the pretrained weights
     require another normalization (CLIP's, for example). For images with more or fewer than three channels, channel i
@@ -62,13 +62,13 @@ class Backbone(FeaturizerBase):
     Shapes: [n, channels, 224, 224] -> [n, n_outputs].
 
     Hyperparameters, all optional:
-        "backbone": a classification model of torchvision ("resnet50", the default) or, if timm is installed, a model
-            of timm, with or without a tag ("vit_base_patch16_clip_224.openai").
+        "backbone": a classification model from torchvision ("resnet50", the default) or, if timm is installed, a
+            model from timm, with or without a tag ("vit_base_patch16_clip_224.openai").
         "resnet18": DomainBed's flag; true is the same as "backbone": "resnet18".
         "pretrained": if true (the default), start from pretrained weights (torchvision's IMAGENET1K_V1, as in the
-            protocol; for timm, those of the tag) and freeze the statistics of batch norm, also after `train()`; its
-            weights and biases are trained. If false, start from random weights, and do not freeze batch norm: with its
-            initial mean 0 and variance 1 it would not normalize.
+            protocol; for timm, those of the tag) and freeze the statistics of batch norm, even in training mode; its
+            weights and biases are trained. If false, start from random weights and do not freeze batch norm, because
+            its initial statistics (mean 0, variance 1) do not normalize anything.
         "resnet_dropout": probability, 0.0 by default.
 
     Raises:
@@ -108,10 +108,9 @@ class Backbone(FeaturizerBase):
     @runs_as_configured
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.has_batch_norm and not self.is_frozen and len(x) == 1:
-            # For example with Fishr's variant all_layers, which passes each sample through the network on its own.
             raise UsageError(
-                "batch norm that is trained from scratch requires batches of more than one image, also per sample "
-                '(Fishr\'s variant all_layers); use {"pretrained": true} or a backbone without batch norm'
+                "batch norm trained from scratch requires more than one image per batch, but Fishr's variant all_layers "
+                'processes single images; use {"pretrained": true} or a backbone without batch norm'
             )
         if self.is_renormalized:
             x = x * self.scale + self.shift
@@ -120,7 +119,7 @@ class Backbone(FeaturizerBase):
 
 @dataclass(frozen=True)
 class _PretrainedNetwork:
-    """A network of torchvision or timm.
+    """A network from torchvision or timm.
 
     Attributes:
         create: (with_weights) -> the network without its last layer, with pretrained or random weights, and its number
@@ -151,7 +150,7 @@ def _find_network(name: str) -> _PretrainedNetwork:
     try:
         import timm
     except ImportError:
-        lists, more = "torchvision.models.list_models()", "; for models of timm: pip install domainbed[timm]"
+        lists, more = "torchvision.models.list_models()", "; for models from timm: pip install domainbed[timm]"
     else:
         timm_names = [*timm.list_models(), *timm.list_models(include_tags=True)]
         if name in timm_names:
@@ -163,12 +162,12 @@ def _find_network(name: str) -> _PretrainedNetwork:
 
 
 def _adapt_channels(network: nn.Module, channels: int, name: str) -> nn.Module:
-    """Change, in place, a network for images of three channels to take `channels`, and return it."""
+    """Adapt a network for three-channel images to `channels` channels, in place, and return it."""
     if channels == 3:
         return network
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
     if not convs:
-        raise UsageError(f"backbone {name} supports images of 3 channels only, not of {channels}; choose another one")
+        raise UsageError(f"backbone {name} supports only images with 3 channels, not {channels}")
     for conv in convs:
         conv.weight = nn.Parameter(conv.weight.detach()[:, [i % 3 for i in range(channels)]])
         conv.in_channels = channels
@@ -192,7 +191,7 @@ def _from_torchvision(name: str) -> _PretrainedNetwork:
     from torchvision import models
 
     entries = {entry.name: entry for entry in models.get_model_weights(name)}
-    # Two networks have no V1 weights; take those for images of this size.
+    # Two networks have no V1 weights; use those trained on images closest to this size.
     weights = entries.get("IMAGENET1K_V1") or min(entries.values(), key=lambda entry: entry.transforms().crop_size)
     transforms = weights.transforms()
     mean, std, options = tuple(transforms.mean), tuple(transforms.std), {}
@@ -222,7 +221,7 @@ def _remove_last_layer(network: nn.Module) -> int:
 
 
 def _load_weights(network: nn.Module, file: Path, name: str) -> None:
-    """Load a weights file of torchvision."""
+    """Load a torchvision weights file."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         for key in list(state):  # modified in place to keep its version metadata
@@ -231,7 +230,7 @@ def _load_weights(network: nn.Module, file: Path, name: str) -> None:
                 # DenseNet files have keys with norm.1 where the network has norm1.
                 state[re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key)] = value
         network.load_state_dict(state)
-    except Exception as error:  # a damaged file can fail in any way
+    except Exception as error:  # a damaged file can raise any exception
         raise UsageError(
             f"{file} is not a weights file of {name} ({_summary(error)}); delete it to download it again"
         ) from error
@@ -288,9 +287,9 @@ def _count_timm_features(name: str, options: dict[str, Any]) -> int:
             network: Any = timm.create_model(name, **options).eval()
             network.reset_classifier(0)
             _, n = network(torch.zeros(1, 3, *SIZE)).shape
-    except Exception as error:  # every network fails in its own way
+    except Exception as error:  # networks raise many kinds of errors
         raise UsageError(
-            f"backbone {name} does not support images of 224x224 pixels ({_summary(error)}); choose another one"
+            f"backbone {name} does not support images of 224x224 pixels ({_summary(error)}); choose another backbone"
         ) from error
     return n
 
@@ -306,7 +305,7 @@ def _create_timm_pretrained(tagged: str, options: dict[str, Any]) -> nn.Module:
     overlay = {"file": str(file), "custom_load": False} if file else {}
     try:
         return timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except Exception as error:  # timm and its download clients fail in many ways
+    except Exception as error:  # timm and its download clients raise many kinds of errors
         if file:
             raise UsageError(
                 f"{file} is not a weights file of {tagged} ({_summary(error)}); delete it to download the weights"

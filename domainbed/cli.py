@@ -1,4 +1,4 @@
-"""What all command lines share: the argument parser, error messages and exit statuses."""
+"""Shared by all commands: the argument parser, error messages and exit statuses."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from domainbed.errors import UsageError, one_line, suggest
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """A help formatter that shows defaults, except for those that say nothing: None, False and the empty list."""
+    """A help formatter that shows defaults other than None, False and the empty list."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.help is None or action.default is None or action.default is False or action.default == []:
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, "allow_abbrev": False, **kwargs})
-        # A word such as -90%, the name of an environment, is a value and not a flag.
+        # An argument such as -90% (an environment) is a value, not a flag.
         self._negative_number_matcher = re.compile(r"-\d")
 
     def error(self, message: str) -> NoReturn:
@@ -87,18 +87,14 @@ def command_name(name: str) -> str:
 
 
 def check_output(file: str | None, flag: str = "--output") -> None:
-    """Check that the file that a flag names can be written.
-
-    Raises:
-        UsageError: it cannot.
-    """
+    """Raise UsageError if the file given with a flag cannot be written."""
     if file is None:
         return
     folder = Path(file).absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{flag} {file}: folder {folder} does not exist")
     if Path(file).is_dir():
-        raise UsageError(f"{flag} {file} is a folder; name a file in it")
+        raise UsageError(f"{flag} {file} is a folder; specify a file")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{flag} {file}: folder {folder} is not writable")
 
@@ -131,7 +127,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
 
 
 def _discard_output() -> None:
-    """Write the buffered output, or discard it if that fails: Python would try again at shutdown."""
+    """Flush stdout. If that fails, discard its output, because Python would try again at shutdown."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -26,10 +26,10 @@ class FeaturizerBase(nn.Module):
 def runs_as_configured(
     forward: Callable[[Any, torch.Tensor], torch.Tensor],
 ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """Decorate a featurizer's `forward` to run in the configured precision, and compiled if configured so.
+    """Decorate a featurizer's `forward` to respect `is_bf16` and `is_compiled`.
 
-    Compiled code serves all batch sizes and all instances of the class: a process compiles once with gradients and
-    once without, however many jobs it trains. torch caches compiled code on disk for other processes.
+    Compiled code supports all batch sizes and all instances of the class: a process compiles once with gradients and
+    once without, no matter how many jobs it trains. PyTorch caches compiled code on disk for other processes.
     """
     compiled = functools.cache(lambda: torch.compile(forward))
 
@@ -44,7 +44,7 @@ def runs_as_configured(
         except exc.TorchDynamoException as error:
             self.is_compiled = False
             reason = f"{type(error).__name__}: {one_line(error)[:200]}"
-            tqdm.write(f"{type(self).__name__} cannot be compiled, falling back to eager mode: {reason}")
+            tqdm.write(f"{type(self).__name__} cannot be compiled; falling back to eager mode: {reason}")
         return forward(self, x)
 
     @functools.wraps(forward)
@@ -67,7 +67,7 @@ def set_precision(precision: str, algorithm: nn.Module) -> None:
     """Set the precision of the process and of the algorithm's featurizers.
 
     "fp32"  float32 everywhere.
-    "tf32"  the default of PyTorch and DomainBed: on a GPU with TF32, convolutions round their factors to 10 bits.
+    "tf32"  the default of PyTorch and DomainBed: on a GPU with TF32, convolutions round their inputs to 10-bit mantissas.
     "bf16"  layers of featurizers in bfloat16, from float32 weights. Features, heads, losses and penalties (with their
             second derivatives) stay float32.
 
@@ -79,7 +79,7 @@ def set_precision(precision: str, algorithm: nn.Module) -> None:
     featurizers = featurizers_of(algorithm)
     if precision == "bf16" and not featurizers:
         raise UsageError(
-            f"--precision bf16 requires a featurizer of networks.Featurizer; {type(algorithm).__name__} has none"
+            f"--precision bf16 requires a featurizer from networks.Featurizer; {type(algorithm).__name__} has none"
         )
     for featurizer in featurizers:
         featurizer.is_bf16 = precision == "bf16"
@@ -89,8 +89,8 @@ def enable_compilation(featurizers: Iterable[FeaturizerBase], device: torch.devi
     """Compile the featurizers on their first use. Return the reason if that is impossible, else an empty string."""
     if reason := _compiler_error(device.type):
         return reason
-    # A sweep's draws (dropout, widths, backbones), in training or not, with or without gradients, need many compiled
-    # variants. torch keeps 8 by default, and then silently falls back to eager mode.
+    # A sweep needs many compiled variants: dropout, widths and backbones, training and evaluation, with and without
+    # gradients. By default, PyTorch keeps 8 and then silently falls back to eager mode.
     torch._dynamo.config.cache_size_limit = 64
     for featurizer in featurizers:
         featurizer.is_compiled = True
@@ -99,9 +99,9 @@ def enable_compilation(featurizers: Iterable[FeaturizerBase], device: torch.devi
 
 @functools.cache
 def _compiler_error(device: str) -> str:
-    """Compile a trivial function. Return the error, if any (most often, the machine has no compiler)."""
+    """Compile a trivial function. Return the error, if any (usually a missing compiler)."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=device))
-    except Exception as error:  # of many classes
+    except Exception as error:  # of many types
         return f"torch.compile does not work on this machine: {type(error).__name__}: {one_line(error)[:200]}"
     return ""

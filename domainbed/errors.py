@@ -1,4 +1,4 @@
-"""Errors that are reported to the user in one line, and hints for misspelled names."""
+"""Errors that are reported to the user on one line, and hints for misspelled names."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 class UsageError(ValueError):
     """A request that cannot be carried out as given.
 
-    The message names the offending argument or file, and a way out. Command lines print it without a traceback and
-    exit with status 2.
+    The message names the offending argument or file and suggests a fix. Commands print it without a traceback and exit
+    with status 2.
     """
 
 
 def one_line(error: object) -> str:
-    """Return the message of an error in one line."""
+    """Return an error's message on one line."""
     return " ".join(str(error).split())
 
 

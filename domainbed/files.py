@@ -1,4 +1,4 @@
-"""Files and folders that several processes share: atomic writes and file locks."""
+"""Files and folders shared by several processes: atomic writes and file locks."""
 
 import os
 import tempfile
@@ -50,7 +50,7 @@ def atomic_write(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
             os.replace(path, backup)
         os.replace(temporary, path)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # torch.save hides the error of a full disk behind its own
+        if isinstance(error.__context__, OSError):  # torch.save hides the error of a full disk
             raise _with_path(error.__context__, path, temporary) from None
         raise
     except OSError as error:
@@ -60,7 +60,7 @@ def atomic_write(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def _with_path(error: OSError, path: Path, temporary: Path) -> OSError:
-    """Return the error with `path` as its file name, if it names the temporary file or none (a full disk)."""
+    """Return the error with `path` in place of the temporary file, or of no file (a full disk)."""
     if error.errno is None or error.filename not in (None, str(temporary)):
         return error
     return OSError(error.errno, os.strerror(error.errno), str(path))
@@ -68,7 +68,7 @@ def _with_path(error: OSError, path: Path, temporary: Path) -> OSError:
 
 @contextmanager
 def file_lock(path: Path, message: str) -> Iterator[None]:
-    """Hold the lock file `path`, printing `message` if another process holds it.
+    """Hold the lock file `path`; print `message` if another process holds it.
 
     The operating system releases the lock when the process ends for any reason.
     """

@@ -1,8 +1,8 @@
-"""Moments of the per-sample gradients of a loss. They are differentiable.
+"""Differentiable moments of the per-sample gradients of a loss.
 
 For a linear layer with inputs a [n, in] and δ = ∂(summed loss)/∂outputs [n, out], the gradient of sample i is the outer
-product of δ_i and (a_i, 1), with 1 for the bias. The moments over samples are therefore matrix products, without the
-gradients of single samples: E[g²] = (δ²)ᵀ(a, 1)² / n, E[g] = δᵀ(a, 1) / n. (BackPACK's SumGradSquared does the same.)
+product of δ_i and (a_i, 1), with 1 for the bias. The moments over samples are therefore matrix products that need no
+per-sample gradients: E[g²] = (δ²)ᵀ(a, 1)² / n, E[g] = δᵀ(a, 1) / n. (BackPACK's SumGradSquared does the same.)
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +31,7 @@ def head_layers(head: nn.Module) -> list[nn.Module]:
     layers = list(head) if isinstance(head, nn.Sequential) else [head]
     for layer in layers:
         if type(layer) is not nn.Linear and any(True for _ in layer.parameters()):
-            raise ValueError(f"gradient variances are supported for heads of linear layers only, not for {layer}")
+            raise ValueError(f"gradient variances are supported only for heads of linear layers, not for {layer}")
     return layers
 
 
@@ -84,7 +84,7 @@ def network_gradient_variance(
 ) -> torch.Tensor:
     """Return the biased variance of the per-sample gradients of all parameters of any network, [parameters].
 
-    Samples must not influence each other (no batch norm in training mode). All n gradients are in memory at once.
+    Samples must be independent (no batch norm in training mode). All n gradients are in memory at once.
     """
     parameters: dict[str, torch.Tensor] = dict(network.named_parameters())
 

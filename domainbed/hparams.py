@@ -1,4 +1,4 @@
-"""Declarations of hyperparameters: their defaults and random draws, and overrides given as JSON.
+"""Declarations of hyperparameters (defaults and random draws), and overrides as JSON.
 
 class GroupDRO(ERM):
     HPARAMS = {"groupdro_eta": Hparam(1e-2, power(10, -3, -1))}
@@ -23,7 +23,7 @@ class Hparam:
     """The default and the random draw of a hyperparameter, with variants for some datasets.
 
     Attributes:
-        default: the value with `hparams_seed` 0; every other value must be of its type.
+        default: the value with `hparams_seed` 0; overrides must have its type.
         draw: draws a value from a random generator; None if random draws keep the default.
         small_images: the variant for datasets of small images; None if it is the same.
         datasets: variants for single datasets, by name; they take precedence.
@@ -41,7 +41,7 @@ class Hparam:
         return self.small_images if small_images and self.small_images else self
 
 
-ABSENT = Hparam(None)  # a variant for datasets on which the hyperparameter does not exist
+ABSENT = Hparam(None)  # a variant for datasets without this hyperparameter
 
 
 def uniform(low: float, high: float) -> Draw:
@@ -100,7 +100,7 @@ def parse_overrides(text: str | None) -> Hparams:
     """
     if text is None:
         return {}
-    example = "write it like '{\"batch_size\": 16}'"
+    example = "expected an object such as '{\"batch_size\": 16}'"
     try:
         overrides = json.loads(text)
     except (ValueError, RecursionError) as error:

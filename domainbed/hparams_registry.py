@@ -1,4 +1,4 @@
-"""Hyperparameters of a job: those that every algorithm shares and those that its algorithm declares.
+"""Hyperparameters of a job: those shared by all algorithms, and those declared by its own.
 
 Each hyperparameter is drawn from its own random generator, so adding one never changes another.
 """
@@ -19,7 +19,7 @@ from domainbed.seeding import seed_hash
 def hparams_of(algorithm: str, dataset: str) -> dict[str, Hparam]:
     """Return the declarations of all hyperparameters: the shared ones, then the algorithm's own (`HPARAMS`).
 
-    An unregistered algorithm has no hyperparameters of its own. An unregistered dataset is treated as photographs.
+    An unregistered algorithm has no hyperparameters of its own. An unregistered dataset is treated as one of photos.
     """
     # DomainBed's interface does not require a subclass of Algorithm.
     own = getattr(ALGORITHMS[algorithm], "HPARAMS", {}) if algorithm in ALGORITHMS else {}
@@ -55,7 +55,7 @@ def resolve_hparams(
         overrides: a JSON object such as '{"batch_size": 16}', or None.
 
     Raises:
-        UsageError: an override is not valid: malformed JSON, an unknown name, or a value of the wrong type.
+        UsageError: the overrides are malformed JSON, or have an unknown name or a value of the wrong type.
     """
     if hparams_seed == 0:
         hparams = default_hparams(algorithm, dataset)

@@ -39,9 +39,7 @@ OBJECT_COLUMNS = dict.fromkeys(("dataset", "algorithm", "folder"), object)
 
 @SELECTION_METHODS.register("training-domain")
 def training_domain(records: pd.DataFrame) -> pd.DataFrame:
-    """Select the record with the best mean accuracy on the *out* splits of the training environments.
-
-    Of several equal ones, select the earliest.
+    """Select the record with the best mean accuracy on the *out* splits of the training environments; ties go to the earliest.
     """
 
     def validate(runs: _DatasetRuns) -> np.ndarray:
@@ -127,7 +125,7 @@ def select_records(name: str, records: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_hparams(selected: pd.DataFrame) -> pd.DataFrame:
-    """Return the row with the best val_acc of each trial; of several equal ones, that with the highest hparams_seed."""
+    """Return each trial's row with the best val_acc; ties go to the highest hparams_seed."""
     ranked = selected.sort_values(["val_acc", "hparams_seed"], ascending=False)
     return ranked.drop_duplicates(TRIAL_COLUMNS).sort_values(TRIAL_COLUMNS).reset_index(drop=True)
 
@@ -167,12 +165,7 @@ class _DatasetRuns:
 
 
 def _best_of_each_run(records: pd.DataFrame, validate: Callable[[_DatasetRuns], np.ndarray]) -> pd.DataFrame:
-    """Return the record of each run with the best validation accuracy, ignoring NaN; the earliest of equal ones.
-
-    Args:
-        records: all records.
-        validate: returns the validation accuracy of each record.
-    """
+    """Return each run's record with the best accuracy according to `validate`, ignoring NaN; ties go to the earliest."""
     is_single = _n_test_envs(records) == 1
     folder = pd.Categorical(records["folder"]).codes
     selected = [pd.DataFrame(columns=SELECTED_COLUMNS)]

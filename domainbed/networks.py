@@ -1,4 +1,4 @@
-"""Featurizers and heads. Names and signatures are DomainBed's, so algorithms written for it find them."""
+"""Featurizers and heads, with the names and signatures of DomainBed, so algorithms written for it work unchanged."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar

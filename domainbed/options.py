@@ -28,12 +28,12 @@ COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operato
 
 @dataclass(frozen=True)
 class Option:
-    """What the name, type and default of an option's field do not say.
+    """The declaration of an option, in addition to its field's name, type and default.
 
     Attributes:
-        help: a phrase, without a period at its end.
+        help: a phrase without a final period.
         flags: the flags, if they differ from `--<name of the field>`; messages use the first one.
-        metavar: the placeholder of the value, a unit if it has one ("GIB").
+        metavar: the placeholder for the value, such as its unit ("GIB").
         choices: the allowed values, or a function that returns them. With a `metavar`, --help lists them after the
             help; otherwise they are the placeholder.
         if_unset: the meaning of the default None.
@@ -100,7 +100,7 @@ def from_args(cls: type, args: argparse.Namespace) -> Any:
 
 
 def to_args(instance: Any) -> list[str]:
-    """Return the command-line arguments that `from_args` turns into `instance`, without options at their defaults."""
+    """Return command-line arguments from which `from_args` recreates `instance`; defaults are omitted."""
     args: list[str] = []
     for f, declared, _ in _options(type(instance)):
         flag, value = _flags(f, declared)[0], getattr(instance, f.name)
@@ -129,7 +129,7 @@ def check_options(instance: Any) -> None:
                 kind = f"unknown {allowed.kind}" if isinstance(allowed, Registry) else f"invalid {flag}"
                 raise UsageError(f"{kind} {item!r}; {suggest(item, allowed)}")
         bounds = {name: bound for name in COMPARISONS if (bound := getattr(declared, name)) is not None}
-        # NaN is within no bounds.
+        # NaN satisfies no bound.
         if not all(COMPARISONS[name](value, bound) for name, bound in bounds.items()):
             required = " and ".join(f"{name.replace('_', ' ')} {bound:,}" for name, bound in bounds.items())
             raise UsageError(f"{flag} must be {required}, not {value}")

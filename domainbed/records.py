@@ -73,7 +73,7 @@ def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def parse_records(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
-    """Do the same as `read_job` for the content of a results file."""
+    """Parse the content of a results file; see `read_job`."""
     records: list[dict[str, Any]] = []
     malformed, versions, replaced = [], set(), 0
     for number, line in enumerate(data.split(b"\n"), start=1):

@@ -1,4 +1,4 @@
-"""Registries of everything that is chosen by name: algorithms, datasets, selection methods, launchers, trackers."""
+"""Registries of components chosen by name: algorithms, datasets, selection methods, launchers, trackers."""
 
 import importlib
 import warnings

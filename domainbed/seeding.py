@@ -8,8 +8,8 @@ from typing import Any
 def seed_hash(*args: object) -> int:
     """Return an integer seed in [0, 2**31) derived from `args`, the same as DomainBed's.
 
-    The hash depends on the printed form of the arguments, so pass Python ints, strings and lists. NumPy scalars print
-    differently and would change all subsequent numbers.
+    The hash depends on how the arguments print, so pass Python ints, strings and lists. NumPy scalars print differently
+    and would yield other seeds.
     """
     return int(hashlib.md5(str(args).encode("utf-8")).hexdigest(), 16) % (2**31)
 

@@ -1,4 +1,4 @@
-"""Fixtures and helpers of many tests: small sweeps, MNIST, PACS, and commands run as real processes."""
+"""Shared fixtures and helpers: small sweeps, MNIST, PACS, and commands run as real processes."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def make_record(
     in_acc: tuple[float, ...] = (0.5, 0.5, 0.5),
     out_acc: tuple[float, ...] = (0.5, 0.5, 0.5),
 ) -> dict:
-    """Return one record in DomainBed's form."""
+    """Return one record in DomainBed's format."""
     accuracies = {}
     for i, (in_, out) in enumerate(zip(in_acc, out_acc, strict=True)):
         accuracies |= {f"env{i}_in_acc": in_, f"env{i}_out_acc": out}

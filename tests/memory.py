@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """A mode that counts the bytes of all tensors created inside the block; `peak` is the maximum of their sum.
+    """A mode that counts the bytes of all tensors created in a `with` block; `peak` is the maximum of their sum.
 
     Temporary workspace inside an operation is not counted.
     """

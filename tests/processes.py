@@ -1,4 +1,4 @@
-"""Inspect real processes, and wait for what they do."""
+"""Helpers to inspect real processes and to wait for them."""
 
 import subprocess
 import time

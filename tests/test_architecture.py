@@ -1,4 +1,4 @@
-"""Imports only point down the list of rooms, and the wings are reached only by name."""
+"""Each package imports only those below it; optional packages are imported only by their own commands."""
 
 import ast
 from pathlib import Path
@@ -29,11 +29,11 @@ BOTTOM_UP = [
     "colored_mnist",
     "scripts",
 ]
-WINGS = {"landscape", "colored_mnist"}
+OPTIONAL = {"landscape", "colored_mnist"}
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the rooms of this package that a file imports from."""
+    """Return the subpackages and top-level modules of domainbed that a file imports."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "domainbed":
@@ -47,17 +47,17 @@ def imports_of(path: Path) -> set[str]:
 
 def test_imports_point_down():
     files = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
-    rooms = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in files}
-    assert rooms == set(BOTTOM_UP)
+    packages = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in files}
+    assert packages == set(BOTTOM_UP)
     for path in files:
-        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        package = path.relative_to(ROOT).parts[0].removesuffix(".py")
         for other in imports_of(path):
-            assert BOTTOM_UP.index(other) <= BOTTOM_UP.index(room), f"{path} imports {other}"
+            assert BOTTOM_UP.index(other) <= BOTTOM_UP.index(package), f"{path} imports {other}"
 
 
-def test_only_their_commands_import_the_wings():
+def test_optional_packages_are_imported_only_by_their_commands():
     for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0]
-        if room not in WINGS:
-            allowed = {path.stem} if room == "scripts" else set()
-            assert not imports_of(path) & WINGS - allowed, path
+        package = path.relative_to(ROOT).parts[0]
+        if package not in OPTIONAL:
+            allowed = {path.stem} if package == "scripts" else set()
+            assert not imports_of(path) & OPTIONAL - allowed, path

@@ -67,7 +67,7 @@ def resnet18() -> nn.Module:
 
 
 def features_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return the inputs of the last layer of a torchvision network."""
+    """Return the inputs of a torchvision network's last layer."""
     layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
     inputs = []
     layers[-1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
@@ -237,7 +237,7 @@ def test_batch_norm_from_scratch_is_trained():
 def test_batch_norm_from_scratch_requires_a_batch():
     network = nn.Sequential(Backbone(3, {"resnet18": True, "pretrained": False}), nn.Linear(512, 2))
     y = torch.tensor([0, 1])
-    with pytest.raises(UsageError, match="batches of more than one image, also per sample"):
+    with pytest.raises(UsageError, match="requires more than one image per batch, but Fishr's"):
         network_gradient_variance(network, images(), y)
     assert network.eval()(images(1)).shape == (1, 2)
     with without_weights():
@@ -248,7 +248,7 @@ def test_batch_norm_from_scratch_requires_a_batch():
     assert network[0](images(1)).shape == (1, 64)
 
 
-def test_dropout_is_active_in_training_only():
+def test_dropout_is_active_only_in_training():
     with without_weights():
         backbone = Backbone(3, {"backbone": "shufflenet_v2_x0_5", "resnet_dropout": 0.5})
     x = images(8)
@@ -292,9 +292,9 @@ def test_channels(channels: int, hparams: dict, weights: Path):
     torch.testing.assert_close(other.network(x), three.network(summed), rtol=1e-3, atol=1e-4)
 
 
-def test_network_without_convolutions_supports_three_channels_only():
+def test_network_without_convolutions_supports_only_three_channels():
     hparams = {"backbone": "naflexvit_base_patch16_gap", "pretrained": False}
-    with torch.device("meta"), pytest.raises(UsageError, match="supports images of 3 channels only, not of 4; choose"):
+    with torch.device("meta"), pytest.raises(UsageError, match="supports only images with 3 channels, not 4; choose"):
         Backbone(4, hparams)
 
 
@@ -306,7 +306,7 @@ def test_saved_state_is_loaded_without_pretrained_weights(hparams: dict, channel
     assert not {"scale", "shift"} & set(trained.state_dict())
     loaded.load_state_dict(trained.state_dict())
     x = images(channels=channels)
-    assert torch.equal(loaded(x), trained.eval()(x))  # frozen, also in training mode
+    assert torch.equal(loaded(x), trained.eval()(x))  # frozen even in training mode
 
 
 def test_contexts_end(cache: Path):
@@ -322,7 +322,7 @@ def test_contexts_end(cache: Path):
 
 # Networks of torchvision
 
-SOME = [
+TORCHVISION_NETWORKS = [
     "alexnet",
     "convnext_tiny",
     "densenet121",
@@ -339,7 +339,7 @@ SOME = [
 ]
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", TORCHVISION_NETWORKS)
 def test_features_equal_the_inputs_of_the_last_layer(name: str):
     options = {"transform_input": True, "init_weights": True} if name == "inception_v3" else {}
     network = randomize(models.get_model(name, weights=None, **options))
@@ -531,7 +531,7 @@ def test_invalid_timm_weights_file(suffix: str, write, weights: Path):
         ({"backbone": "vit_small_patch14_dinov2.lvd14m"}, "did you mean vit_small_patch14_dinov2.lvd142m or"),
         ({"backbone": "Xqz"}, "unknown backbone 'Xqz'; see torchvision.models.list_models() and timm.list_models()"),
         ({"backbone": ""}, "unknown backbone ''; see"),
-        ({"backbone": "fcn_resnet50"}, "unknown backbone 'fcn_resnet50'"),  # of torchvision, but not a classifier
+        ({"backbone": "fcn_resnet50"}, "unknown backbone 'fcn_resnet50'"),  # in torchvision, but not a classifier
         ({"backbone": "vgg11", "resnet18": True}, "resnet18 is true, but the backbone is 'vgg11'; omit one"),
     ],
 )
@@ -548,12 +548,12 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(UsageError) as error:
             Backbone(3, {"backbone": name})
         assert hint in str(error.value)
-        assert str(error.value).endswith("; for models of timm: pip install domainbed[timm]")
+        assert str(error.value).endswith("; for models from timm: pip install domainbed[timm]")
     assert Backbone(3, {"backbone": "resnet18", "pretrained": False}).n_outputs == 512
 
 
 def test_tag_selects_timm():
-    """A name that both have is torchvision's."""
+    """A name in both packages selects torchvision's network."""
     with torch.device("meta"), without_weights():
         assert isinstance(Backbone(3, {"backbone": "resnet50"}).network, models.ResNet)
         assert isinstance(Backbone(3, {"backbone": "resnet50.a1_in1k"}).network, timm.models.ResNet)

@@ -63,7 +63,7 @@ def test_fp32_equals_tf32_on_a_cpu(name: str, variant: str | None):
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_bf16_applies_to_layers_of_featurizers_only(name: str, variant: str | None):
+def test_bf16_applies_only_to_layers_of_featurizers(name: str, variant: str | None):
     """Weights, gradients, features and metrics stay float32, and the results differ slightly."""
     torch.manual_seed(0)
     exact = make(name, variant)
@@ -101,7 +101,7 @@ def test_penalties_stay_float32_with_bf16():
 
 
 def test_bf16_without_a_featurizer_is_rejected():
-    with pytest.raises(UsageError, match=r"bf16 requires a featurizer of networks\.Featurizer; OtherNetwork has"):
+    with pytest.raises(UsageError, match=r"bf16 requires a featurizer from networks\.Featurizer; OtherNetwork has"):
         set_precision("bf16", OtherNetwork())
     set_precision("tf32", OtherNetwork())
 
@@ -127,7 +127,7 @@ def test_compiled_updates_equal_eager_within_rounding(name: str, variant: str | 
 
 @pytest.mark.slow
 def test_process_compiles_once_for_all_jobs(compiler: None):
-    """Whatever the algorithm and the batch size."""
+    """The algorithms and batch sizes differ."""
 
     def train(name: str, size: int) -> None:
         algorithm = make(name)
@@ -138,7 +138,7 @@ def test_process_compiles_once_for_all_jobs(compiler: None):
             algorithm.predict(torch.rand(size, 2, 8, 8))
 
     train("ERM", 7)
-    train("DANN", 6)  # also computes features without gradient in training
+    train("DANN", 6)  # also computes features without gradients in training
     before = counters["stats"]["unique_graphs"]
     for name, size in (("Fishr", 9), ("IRM", 12), ("Fish", 5), ("ERM", 31)):
         train(name, size)
@@ -165,7 +165,7 @@ def test_failed_compilation_falls_back_to_eager(
     for _ in range(2):
         assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
     output = capsys.readouterr().out
-    assert output.count("Double cannot be compiled, falling back to eager mode: BackendCompilerFailed") == 1
+    assert output.count("Double cannot be compiled; falling back to eager mode: BackendCompilerFailed") == 1
     assert "no kernel for that" in output
 
 

@@ -1,4 +1,4 @@
-"""Moments of per-sample gradients, and their gradients, against references that compute each sample's gradient."""
+"""Moments of per-sample gradients, and their gradients, compared with references that compute each gradient."""
 
 import copy
 
@@ -51,9 +51,9 @@ def test_moments_and_their_gradients_equal_backpacks(moment: str, nonlinear: boo
 
     weights = torch.rand_like(value)  # a different weight per coordinate, to detect permutations
     gradients = torch.autograd.grad((weights * value**2).sum(), [z, *head.parameters()])
-    twin = copy.deepcopy(head)
-    expected = reference(per_sample_gradients(twin, z, y))
-    expected_gradients = torch.autograd.grad((weights * expected**2).sum(), [z, *twin.parameters()])
+    head_copy = copy.deepcopy(head)
+    expected = reference(per_sample_gradients(head_copy, z, y))
+    expected_gradients = torch.autograd.grad((weights * expected**2).sum(), [z, *head_copy.parameters()])
     for g, e in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(g, e, rtol=0, atol=1e-12)
 
@@ -77,7 +77,7 @@ def test_split_factors_equal_those_of_separate_batches():
 
 
 def test_unsupported_head_is_rejected():
-    with pytest.raises(ValueError, match=r"heads of linear layers only, not for LayerNorm"):
+    with pytest.raises(ValueError, match=r"only for heads of linear layers, not for LayerNorm"):
         gradient_factors(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)), torch.rand(2, 4), torch.tensor([0, 1]))
 
 

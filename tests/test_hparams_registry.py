@@ -1,4 +1,4 @@
-"""Defaults and draws, against an independent transcription of the protocol's table."""
+"""Defaults and draws compared with an independent transcription of the protocol's table."""
 
 import json
 
@@ -17,7 +17,7 @@ from domainbed.seeding import seed_hash
 
 NAMES = ["ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr"]
 SMALL = ["ColoredDigits", "RotatedDigits", "ColoredMNIST", "RotatedMNIST"]
-PHOTOGRAPHS = ["VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet"]
+PHOTOS = ["VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet"]
 
 
 def test_draw_equals_domainbeds():
@@ -52,7 +52,7 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("dataset", SMALL + PHOTOGRAPHS)
+@pytest.mark.parametrize("dataset", SMALL + PHOTOS)
 @pytest.mark.parametrize("algorithm", NAMES)
 def test_defaults(algorithm: str, dataset: str):
     small = dataset in SMALL
@@ -116,7 +116,7 @@ NOT_DRAWN = {
 
 @given(
     algorithm=st.sampled_from(NAMES),
-    dataset=st.sampled_from(SMALL + PHOTOGRAPHS),
+    dataset=st.sampled_from(SMALL + PHOTOS),
     hparams_seed=st.integers(1, 1000),
     trial_seed=st.integers(0, 10),
 )

@@ -1,4 +1,4 @@
-"""Selection methods and table cells, against a slow reference, on random sweeps with ties and missing runs."""
+"""Selection methods and table cells compared with a slow reference, on random sweeps with ties and missing runs."""
 
 import itertools
 import tempfile
@@ -100,7 +100,7 @@ def test_training_domain():
         # the accuracies on the test environment (0.9) must not influence the selection
         make_record(step=0, in_acc=(0.1, 0, 0), out_acc=(0.9, 0.5, 0.7)),
         make_record(step=100, in_acc=(0.2, 0, 0), out_acc=(0.0, 0.8, 0.5)),
-        make_record(step=200, in_acc=(0.3, 0, 0), out_acc=(0.0, 0.5, 0.8)),  # equal, but later
+        make_record(step=200, in_acc=(0.3, 0, 0), out_acc=(0.0, 0.5, 0.8)),  # tied, but later
     ]
     (selected,) = SELECTION_METHODS["training-domain"](frame_of(*records)).to_dict("records")
     assert (selected["step"], selected["test_acc"], selected["val_acc"]) == (100, 0.2, 0.65)

@@ -66,7 +66,7 @@ def test_registered_featurizer_is_used_for_its_image_size(monkeypatch: pytest.Mo
         register_featurizer(8, 8)(Mean)
 
 
-def test_photographs_use_a_backbone():
+def test_photos_use_a_backbone():
     network = Featurizer((3, 224, 224), {"backbone": "shufflenet_v2_x0_5", "pretrained": False})
     assert isinstance(network, Backbone)
     assert network(torch.rand(2, 3, 224, 224)).shape == (2, network.n_outputs) == (2, 1024)

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -115,8 +116,9 @@ def test_python_example_runs_as_shown(tmp_path: Path):
 
 def run_example(words: list[str], folder: Path) -> subprocess.CompletedProcess:
     """Run a command of a README, answering yes to its question."""
-    command = {"python": [sys.executable], "domainbed": [sys.executable, "-m", "domainbed.scripts"]}[words[0]]
-    finished = subprocess.run([*command, *words[1:]], cwd=folder, capture_output=True, text=True, input="y")
+    scripts = Path(sys.executable).parent  # the console script does not search the current folder by itself
+    command = {"python": sys.executable, "domainbed": shutil.which("domainbed", path=scripts) or "domainbed"}[words[0]]
+    finished = subprocess.run([command, *words[1:]], cwd=folder, capture_output=True, text=True, input="y")
     assert finished.returncode == 0, finished.stderr
     return finished
 

@@ -27,7 +27,7 @@ def test_same_seed_gives_same_numbers():
 
 
 def test_rng_state_is_restored(tmp_path: Path):
-    """Also between the two normal numbers that some generators draw at once, and from a file."""
+    """This includes a state between two normal numbers drawn at once, and a state from a file."""
 
     def draw():
         return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.randn(3).tolist()

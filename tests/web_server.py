@@ -1,4 +1,4 @@
-"""A local web server that simulates the faults of real ones."""
+"""A local web server that simulates the faults of real servers."""
 
 import contextlib
 import threading
@@ -74,7 +74,7 @@ class Server(ThreadingHTTPServer):
         self.stopped = threading.Event()
 
     def offer(self, name: str, *args: object, **kwargs: object) -> File:
-        """Serve a file; the arguments are those of File."""
+        """Serve a file; the arguments are those of `File`."""
         self.files[f"/{name}"] = File(*args, **kwargs)
         return self.files[f"/{name}"]
 

@@ -42,9 +42,9 @@ class Algorithm(nn.Module):
     def phase(self) -> str:
         """The branch of Python control flow that the next update takes ("warm-up", "discriminator", …).
 
-        Updates of the same phase must run the same operations. On a GPU, the third update of each phase is captured,
-        and replayed in place of all later ones, so nothing within a phase may depend on host numbers that change, such
-        as a count of updates. An update that changes host numbers is captured only if its class defines `phase`.
+        Updates of the same phase must run the same operations. On a GPU, the third update of each phase is captured and
+        replayed in place of all later ones, so within a phase nothing may depend on Python numbers that change, such as
+        an update count. An update that changes Python numbers is captured only if its class defines `phase`.
         """
         return "update"
 

@@ -16,7 +16,7 @@ def moments(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class CORAL(ERM):
-    """Penalizes the mean squared differences between the domains' feature means and feature covariances."""
+    """ERM with a penalty: the mean squared differences between the domains' feature means and feature covariances."""
 
     HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1))}
     MIN_BATCH_SIZE = 2

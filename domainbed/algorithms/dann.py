@@ -9,7 +9,7 @@ from domainbed.hparams import LEARNING_RATE, WEIGHT_DECAY, Hparam, Hparams, int_
 
 
 class DANN(Algorithm):
-    """Trains a discriminator to recognize the domain of features, and the featurizer to prevent it.
+    """A featurizer trained to hide the domain of its features from a discriminator, and a classifier.
 
     Counting updates from 1, update t trains the discriminator if t mod (1 + d_steps_per_g_step) < d_steps_per_g_step,
     on L_d = CE(domains) + grad_penalty × mean over samples of ‖∂(summed domain CE) / ∂z‖². Otherwise it trains the

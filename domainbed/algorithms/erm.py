@@ -10,7 +10,7 @@ from domainbed.hparams import Hparams
 
 
 class ERM(Algorithm):
-    """Minimizes the cross-entropy over the images of all domains with Adam."""
+    """Minimization of the cross-entropy over the images of all domains with Adam."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)

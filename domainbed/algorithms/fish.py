@@ -9,7 +9,7 @@ from domainbed.hparams import Hparam, one_of
 
 
 class Fish(ERM):
-    """Takes one Adam step per domain, in order, from θ to θ̃; then θ ← θ + meta_lr (θ̃ − θ).
+    """One Adam step per domain, in order, from θ to θ̃; then θ ← θ + meta_lr (θ̃ − θ).
 
     Adam's moments carry over from update to update. The inner steps modify the network in place and θ is saved, so no
     second network is needed.

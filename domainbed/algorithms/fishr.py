@@ -35,13 +35,13 @@ def squared_distances(statistics: torch.Tensor) -> torch.Tensor:
 
 
 class Fishr(PenaltyERM):
-    """Penalizes the distances of the domains' gradient variances from their mean (equation 4).
+    """ERM with a penalty on the distances of the domains' gradient variances from their mean (equation 4).
 
     v_e is the variance, over the batch of domain e, of the per-sample gradients of the cross-entropy with respect to
     the classifier's weights and biases. It is averaged over updates: v̄_e ← γ v̄_e + v_e, starting from zero, without
     gradient through earlier updates. (This is the moving average m_e ← γ m_e + (1 − γ) v_e, divided by 1 − γ.) The
-    penalty is the mean of (v̄_e − v̄)² over domains and coordinates. It has no weight during the warm-up, but the
-    averages are already updated.
+    penalty is the mean of (v̄_e − v̄)² over domains and coordinates. During the warm-up its weight is zero, but the
+    averages are updated.
 
     The hyperparameter `variant` selects the statistic that is matched:
         "variance"    v_e = E[(g − E[g])²], as in the paper.
@@ -68,7 +68,7 @@ class Fishr(PenaltyERM):
         variants = [*STATISTICS, "all_layers"]
         self.variant = hparams.get("variant", "variance")  # DomainBed's hparams have none
         if self.variant not in variants:
-            raise UsageError(f"unknown variant {self.variant!r} of Fishr; {suggest(self.variant, variants)}")
+            raise UsageError(f"unknown Fishr variant {self.variant!r}; {suggest(self.variant, variants)}")
         if self.variant != "all_layers":
             head_layers(self.classifier)  # raises if the head is not supported
             n = sum(p.numel() for p in self.classifier.parameters())
@@ -87,7 +87,7 @@ class Fishr(PenaltyERM):
             return self.all_layers_risk_and_penalty(minibatches)
         x, y = concatenate(minibatches)
         logits, factors = gradient_factors(self.classifier, self.featurizer(x), y)
-        with torch.set_grad_enabled(self.phase != "warm-up"):  # without weight, the penalty needs no gradient
+        with torch.set_grad_enabled(self.phase != "warm-up"):  # with weight zero, the penalty needs no gradient
             domains = split_factors(factors, [len(y) for _, y in minibatches])
             v = torch.stack([STATISTICS[self.variant](domain) for domain in domains])
             averages = self.hparams["ema"] * self.averages + v

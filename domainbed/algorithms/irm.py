@@ -21,10 +21,10 @@ def scale_derivative(
 
 
 class IRM(PenaltyERM):
-    """Penalizes the squared derivative of each domain's risk with respect to the scale of the logits (section 3).
+    """ERM with a penalty: the squared derivatives of the domains' risks with respect to the scale of the logits.
 
-    The square is estimated without bias, as the product of the derivatives over the even and the odd samples of the
-    batch (Appendix D), so it can be negative.
+    As in Appendix D, the square is estimated without bias, as the product of the derivatives over the even and the odd
+    samples of the batch, so it can be negative.
     """
 
     HPARAMS = {

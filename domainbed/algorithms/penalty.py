@@ -12,9 +12,8 @@ from domainbed.hparams import Hparams
 class PenaltyERM(ERM):
     """ERM that minimizes risk + weight × penalty.
 
-    The weight is WARM_UP_WEIGHT during the first updates, as many as the hyperparameter named ANNEAL_ITERS, and the
-    hyperparameter named WEIGHT afterwards. Adam is reset at the switch, because its moments belong to a loss of
-    another magnitude.
+    ANNEAL_ITERS and WEIGHT name two hyperparameters. For the first ANNEAL_ITERS updates, the weight is WARM_UP_WEIGHT;
+    then it is WEIGHT. Adam is reset at the switch, because its moments belong to a loss of a different magnitude.
     """
 
     WARM_UP_WEIGHT: ClassVar[float]

@@ -13,7 +13,7 @@ def variance_of_risks(risks: torch.Tensor) -> torch.Tensor:
 
 
 class VREx(PenaltyERM):
-    """Penalizes the variance of the domains' risks."""
+    """ERM with a penalty: the variance of the domains' risks."""
 
     HPARAMS = {
         "vrex_lambda": Hparam(10.0, power(10, -1, 5)),

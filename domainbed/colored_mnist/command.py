@@ -16,7 +16,7 @@ from domainbed.options import add_options, check_options, from_args, option
 class ProofOptions:
     """Options of the command."""
 
-    data_dir: str = option(help="folder that contains MNIST/raw, or to which MNIST is downloaded")
+    data_dir: str = option(help="folder that contains MNIST/raw; MNIST is downloaded to it if missing")
     algorithm: tuple[str, ...] = option(
         ("ERM", "IRM", "VREx", "Fishr"), metavar="NAME", choices=tuple(PENALTIES), help="algorithms to train"
     )
@@ -33,7 +33,7 @@ class ProofOptions:
     )
     output_dir: str = option("runs/colored_mnist", help="folder for records.jsonl, one line per restart")
     workers: int | None = option(
-        None, at_least=1, help="restarts to train at once", if_unset="one per CPU core; with a GPU, one"
+        None, at_least=1, help="number of restarts to train at once", if_unset="one per CPU core; with a GPU, one"
     )
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_published_setting = not options.grayscale_model and options.steps == STEPS
     published = load_published(options.label_flip) if is_published_setting else {}
     print(accuracy_table(restarts, options.algorithm, options.restarts, published))
-    print(f"\nAccuracies in percent, mean ± standard deviation over {options.restarts} restarts; restarts in {path}")
+    print(f"\nAccuracies in percent, mean ± standard deviation over {options.restarts} restarts; records in {path}")
     if is_tracked:
         report_landscape([restart for restart in restarts if "course" in restart], options.algorithm, path.parent)
     return 1 if n_failed else 0

@@ -1,6 +1,6 @@
 """One restart of the experiment: data, model, penalties and training.
 
-The label says whether the digit is below 5; images have 14x14 pixels in one of two colors. In the two training
+The label is whether the digit is below 5; images have 14x14 pixels in one of two colors. In the two training
 environments the color predicts the (noisy) label better than the shape does; in the test environment the correlation is
 reversed. Each step uses the whole training set. All algorithms share the hyperparameters tuned by IRM's authors.
 """
@@ -57,7 +57,7 @@ class ProofEnvironment:
         return ProofEnvironment(self.images.to(device), self.labels.to(device))
 
 
-class MLP(nn.Module):
+class ProofMLP(nn.Module):
     """Two hidden layers and a classifier with one logit. A grayscale model sums the color channels."""
 
     def __init__(self, grayscale: bool) -> None:
@@ -93,7 +93,7 @@ def no_penalty(classifier: nn.Linear, outputs: Outputs) -> torch.Tensor:
 def irm_penalty(classifier: nn.Linear, outputs: Outputs) -> torch.Tensor:
     """Return the mean squared derivative of the risks with respect to a scale of the logits.
 
-    On a full batch the unbiased estimate from two halves is not needed.
+    A full batch does not need the unbiased estimate from two halves.
     """
     risk = F.binary_cross_entropy_with_logits
     return torch.stack([scale_derivative(logits, y, risk) ** 2 for _, logits, y in outputs]).mean()
@@ -130,7 +130,7 @@ def load_mnist(data_dir: str) -> tuple[torch.Tensor, torch.Tensor]:
     warn_if_incomplete(data_dir, len(images))
     n = N_TRAIN + N_TEST
     if len(images) < n:
-        raise UsageError(f"--data_dir {data_dir} has only {len(images)} images of MNIST; {n} are required")
+        raise UsageError(f"--data_dir {data_dir} has only {len(images)} MNIST images; {n} are required")
     return torch.from_numpy(images[:n, ::2, ::2].astype(np.float32) / 255), torch.from_numpy(digits[:n])
 
 
@@ -179,18 +179,18 @@ def train(
 
     Yields:
         The metrics of each step before its update, as 0-dim tensors: loss, nll, penalty and, if tracked, the distances
-        of `measure_landscape`. The last step adds the accuracies and, if tracked, the inconsistency scores.
+        of `landscape_metrics`. The last step adds the accuracies and, if tracked, the inconsistency scores.
     """
     seed_everything(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     environments = [environment.to(device) for environment in make_environments(images, digits, label_flip)]
-    model = MLP(grayscale).to(device)
+    model = ProofMLP(grayscale).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for step in range(steps):
         metrics, loss = compute_loss(algorithm, model, environments[: len(COLOR_FLIPS)], step)
         is_last = step == steps - 1
         if track and (step % TRACK_EVERY == 0 or is_last):
-            metrics |= measure_landscape(model, environments, with_scores=is_last)
+            metrics |= landscape_metrics(model, environments, with_scores=is_last)
         if is_last:
             yield metrics | accuracies(model, environments)
             return
@@ -201,7 +201,7 @@ def train(
 
 
 def compute_loss(
-    algorithm: str, model: MLP, training: Sequence[ProofEnvironment], step: int
+    algorithm: str, model: ProofMLP, training: Sequence[ProofEnvironment], step: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Return the metrics of a step, and its loss with gradients."""
     outputs: Outputs = []
@@ -214,20 +214,20 @@ def compute_loss(
     if algorithm == "ERM":
         weight = 0.0
     loss = nll + L2_WEIGHT * torch.stack([(w**2).sum() for w in model.parameters()]).sum() + weight * penalty
-    loss = loss / max(weight, 1.0)  # a large weight must not change the scale of the gradients, nor of Adam's moments
+    loss = loss / max(weight, 1.0)  # keeps the scale of gradients and Adam's moments
     return {"loss": loss.detach(), "nll": nll.detach(), "penalty": penalty.detach()}, loss
 
 
 @torch.no_grad()
-def accuracies(model: MLP, environments: Sequence[ProofEnvironment]) -> dict[str, torch.Tensor]:
+def accuracies(model: ProofMLP, environments: Sequence[ProofEnvironment]) -> dict[str, torch.Tensor]:
     """Return the accuracies on both training environments together, the test environment, and the latter in gray."""
     correct = [((model.classifier(model.features(e.images)) > 0) == (e.labels > 0)).float() for e in environments]
     training, (test, gray) = correct[: len(COLOR_FLIPS)], correct[len(COLOR_FLIPS) :]
     return {"train_acc": torch.cat(training).mean(), "test_acc": test.mean(), "gray_acc": gray.mean()}
 
 
-def measure_landscape(
-    model: MLP, environments: Sequence[ProofEnvironment], with_scores: bool
+def landscape_metrics(
+    model: ProofMLP, environments: Sequence[ProofEnvironment], with_scores: bool
 ) -> dict[str, torch.Tensor]:
     """Return the distances between the training environments' risks, gradients and Hessians, on all images.
 

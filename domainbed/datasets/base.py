@@ -1,7 +1,7 @@
 """The contract of a dataset: a list of environments. It defines images and labels, not how they are batched.
 
 Importing this module or a dataset's module does not import torch, so listing environments and building the grid of a
-sweep are instant.
+sweep are fast.
 """
 
 from collections.abc import Iterator, Sequence
@@ -69,21 +69,21 @@ class MultipleDomainDataset:
     """A dataset of several environments (domains) with the same classes.
 
     A subclass sets the class attributes and implements `__init__(root, test_envs, hparams, trial_seed)`, which sets
-    `environments`. The data must depend on no argument of a job other than `trial_seed`, so that all algorithms and
-    hyperparameters of a trial see the same images and labels.
+    `environments`. The data must not depend on any job argument but `trial_seed`: all algorithms and hyperparameters
+    of a trial see the same images and labels.
 
     Attributes:
         ENVIRONMENTS: the environments' names.
         N_STEPS: the default number of training steps.
         CHECKPOINT_FREQ: the default number of steps between evaluations.
-        SMALL_IMAGES: selects the hyperparameters of small networks that are trained from scratch.
+        SMALL_IMAGES: selects the hyperparameters for small networks trained from scratch.
         input_shape: (channels, height, width) of the images as the network receives them.
         num_classes: the number of classes.
         environments: one per name in ENVIRONMENTS.
 
     Args:
         root: the user's data_dir, as passed to `prepare`.
-        test_envs: indices of the test environments (photos are not augmented in these).
+        test_envs: indices of the test environments, in which photos are not augmented.
         hparams: the job's hyperparameters (photo datasets read `data_augmentation`).
         trial_seed: the number of the trial.
     """

@@ -48,7 +48,7 @@ def read_tree(root: Path, folders: Sequence[str], augmented: Sequence[bool]) -> 
         # Sorted by class, then by file.
         images = [(file, label_of[name]) for name, files in tree.items() for file in files if file not in leave_out]
         if not images:
-            raise UsageError(f"{root / LEAVE_OUT_FILE} leaves out all images of {folder}")
+            raise UsageError(f"{root / LEAVE_OUT_FILE} excludes all images of {folder}")
         files, labels = zip(*images, strict=True)
         environments.append(FileEnvironment(root, files, np.array(labels, dtype=np.int64), is_augmented))
     return environments, classes

@@ -32,7 +32,7 @@ class MNIST(Digits):
         if not root:
             raise UsageError(f"{cls.__name__} requires --data_dir, the folder that contains MNIST/raw")
         if not Path(root).is_dir():
-            raise UsageError(f"--data_dir {root!r} is not a folder; create it to have MNIST downloaded into it")
+            raise UsageError(f"--data_dir {root!r} is not a folder; create it first; MNIST is downloaded into it")
         if missing_files(root):
             download(root)
 
@@ -55,7 +55,7 @@ class MNIST(Digits):
             digits = np.concatenate([part.targets.numpy() for part in parts])
             if len(images) != len(digits):
                 raise ValueError(f"{len(images)} images, but {len(digits)} labels")
-        except Exception as error:  # torchvision hardly validates and raises many kinds of errors
+        except Exception as error:  # torchvision barely validates, and raises many kinds of errors
             raise UsageError(
                 f"cannot read MNIST in {raw_folder(root)}: {type(error).__name__}: {error}; "
                 "delete the folder to download MNIST again"
@@ -81,11 +81,11 @@ def raw_folder(root: str | None) -> Path:
 
 
 def warn_if_incomplete(root: str | None, n: int) -> None:
-    """Warn if the number of images `n` is not that of MNIST."""
+    """Warn if `n` is not the number of images of MNIST."""
     if n != NUM_IMAGES:
         warnings.warn(
-            f"{raw_folder(root)} has {n} images, not MNIST's {NUM_IMAGES}: "
-            "results are not comparable with published ones",
+            f"{raw_folder(root)} has {n} images, not MNIST's {NUM_IMAGES}; "
+            "results are not comparable with published results",
             stacklevel=3,
         )
 

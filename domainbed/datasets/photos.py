@@ -54,7 +54,7 @@ class Folder(PhotoDataset):
         folder = cls.dataset_folder(root)
         if len(found := subfolders(folder)) < 2:
             raise UsageError(
-                f"--data_dir {folder} must contain one folder per environment, at least two; found {found or 'none'}"
+                f"--data_dir {folder} must contain at least two folders, one per environment; found {found or 'none'}"
             )
         return found
 
@@ -66,7 +66,7 @@ class Folder(PhotoDataset):
         super().__init__(root, test_envs, hparams, trial_seed)
         if self.num_classes < 2:
             raise UsageError(
-                f"--data_dir {root} has a single class, {self.classes[0]}; the tree must be environment/class/image"
+                f"--data_dir {root} has only one class, {self.classes[0]}; expected environment/class/image"
             )
 
 
@@ -116,7 +116,7 @@ class PublishedDataset(PhotoDataset):
         if self.num_classes != self.NUM_CLASSES:
             warnings.warn(
                 f"{self.dataset_folder(root)} has {self.num_classes} classes, not the {self.NUM_CLASSES} of "
-                f"{type(self).__name__}: results are not comparable with published ones",
+                f"{type(self).__name__}; results are not comparable with published results",
                 stacklevel=2,
             )
 
@@ -144,7 +144,7 @@ class PACS(PublishedDataset):
 
 
 class OfficeHome(PublishedDataset):
-    """Objects of offices and homes: art, clip art, products and photos (Venkateswara et al., CVPR 2017)."""
+    """Office and home objects: art, clip art, products and photos (Venkateswara et al., CVPR 2017)."""
 
     FOLDER = "office_home"
     ENVIRONMENTS = ["A", "C", "P", "R"]

@@ -1,7 +1,7 @@
 """Environments built from one set of digits: by the correlation of color and label, or by rotation.
 
 The colors follow Arjovsky et al. 2019 and the rotations Ghifary et al. 2015, both as implemented in DomainBed, with one
-difference: the assignment of images to environments depends on the trial alone.
+difference: the assignment of images to environments depends only on the trial.
 """
 
 from collections.abc import Hashable, Sequence
@@ -53,9 +53,9 @@ class Digits(MultipleDomainDataset):
 
 
 class Colored(Digits):
-    """Classify digits as below 5 or not; color predicts the label better than shape, but not in the test environment.
+    """Digits labeled as below 5 or not. Color predicts the label better than shape, except in the last environment.
 
-    Color and label agree in 90 % and 80 % of the images of the first two environments, and in 10 % of the last one's.
+    Color and label agree in 90%, 80% and 10% of the images of the three environments.
     """
 
     ENVIRONMENTS = ["+90%", "+80%", "-90%"]
@@ -68,7 +68,7 @@ class Colored(Digits):
 
 
 class Rotated(Digits):
-    """Classify digits at an angle that is not in the training environments."""
+    """Digits rotated by another angle in each environment."""
 
     ENVIRONMENTS = ["0", "15", "30", "45", "60", "75"]
     num_classes = 10
@@ -85,7 +85,7 @@ def partition(images: np.ndarray, digits: np.ndarray, n: int, rng: RandomState) 
 
 
 def color(images: np.ndarray, digits: np.ndarray, disagreement: float, rng: RandomState) -> ArrayEnvironment:
-    """Return an environment of two classes, [digit < 5] with 25 % label noise, whose colors predict the noisy label.
+    """Return an environment of two classes, [digit < 5] with 25% label noise, in which colors predict the noisy label.
 
     Args:
         images: uint8 [n, height, width].
@@ -93,8 +93,8 @@ def color(images: np.ndarray, digits: np.ndarray, disagreement: float, rng: Rand
         disagreement: probability that color and label differ.
 
     Returns:
-        An environment with images uint8 [n, 2, height, width]. The channel of the color holds the digit, the other one
-        is zero.
+        An environment with images uint8 [n, 2, height, width]. One channel per color: one holds the digit, the
+        other is zero.
     """
     labels = (digits < 5) ^ (rng.random_sample(len(digits)) < LABEL_NOISE)
     channel = labels ^ (rng.random_sample(len(labels)) < disagreement)

@@ -1,4 +1,4 @@
-"""Verification of a dataset on disk: environments, classes and counts are compared, and every image is decoded."""
+"""Verification of a dataset on disk: environments, classes, number of images, and whether every image decodes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Verification:
 
     Attributes:
         lines: messages for the user.
-        is_valid: whether everything matches what is known and every image decodes.
+        is_valid: whether everything is as expected and every image decodes.
         broken: the images that do not decode, as paths relative to the dataset's folder.
     """
 
@@ -81,9 +81,13 @@ def verify_photos(dataset: type[PhotoDataset], data_dir: str) -> Verification:
 
 
 def compare_counts(
-    result: Verification, folders: Sequence[str], counts: Sequence[int], known: Sequence[Sequence[int]], has_list: bool
+    result: Verification,
+    folders: Sequence[str],
+    counts: Sequence[int],
+    known: Sequence[Sequence[int]],
+    has_leave_out: bool,
 ) -> None:
-    """Compare the images per environment with the closest of the known counts; the published one is the first."""
+    """Compare the number of images per environment with the closest of the known ones; the first was published."""
     total = f"{sum(counts):,} images"
     if not known:
         result.lines += [f"{folder}: {n:,} images" for folder, n in zip(folders, counts, strict=True)]
@@ -100,7 +104,7 @@ def compare_counts(
     elif all(n <= expected for n, expected in zip(counts, closest, strict=True)):
         result.add_problem(f"{total}, only part of the {sum(closest):,} published")
     else:
-        hint = "" if has_list else f"; does the dataset need a {LEAVE_OUT_FILE}?"
+        hint = "" if has_leave_out else f"; does the dataset need a {LEAVE_OUT_FILE}?"
         result.add_problem(f"{total}, not the {sum(closest):,} published{hint}")
 
 
@@ -166,5 +170,5 @@ def write_leave_out(root: Path, files: Sequence[str]) -> Path:
     with atomic_write(path) as file:
         file.write((old + new_line + "".join(f"{name}\n" for name in files)).encode())
     if unlisted := sorted(set(files) - read_leave_out(root)):
-        raise UsageError(f"{path} cannot list these names; delete or rename {', '.join(unlisted)}")
+        raise UsageError(f"{path} cannot contain these names; delete or rename {', '.join(unlisted)}")
     return path

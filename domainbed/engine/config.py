@@ -142,7 +142,7 @@ class JobConfig:
     )
     deterministic: bool = option(
         False,
-        help="make results on a GPU reproducible bit by bit (slower; fails on operations that cannot be deterministic)",
+        help="make results on a GPU reproducible bit for bit (slower; fails on operations that cannot be deterministic)",
         compare=False,
     )
     engine: str = option(
@@ -178,7 +178,7 @@ class JobConfig:
             checkpoint_freq=dataset.CHECKPOINT_FREQ if self.checkpoint_freq is None else self.checkpoint_freq,
         )
         if (self.task == "domain_adaptation") != (self.uda_holdout_fraction > 0):
-            raise UsageError("--task domain_adaptation requires an --uda_holdout_fraction above 0, and vice versa")
+            raise UsageError("--task domain_adaptation requires --uda_holdout_fraction above 0, and vice versa")
         if self.hparams is not None:
             overrides = parse_overrides(self.hparams)  # names and types are checked when the algorithm is created
             self._set(hparams=json.dumps(overrides, sort_keys=True) if overrides else None)
@@ -252,7 +252,7 @@ def _checked_test_envs(test_envs: tuple[int, ...], dataset: str, environments: l
         if not 0 <= env < len(environments):
             raise UsageError(f"--test_envs {env}: {dataset} has no such environment; choose from {known}")
     if len(set(test_envs)) != len(test_envs):
-        raise UsageError(f"--test_envs {' '.join(map(str, test_envs))} names an environment twice")
+        raise UsageError(f"--test_envs {' '.join(map(str, test_envs))} lists an environment twice")
     if len(test_envs) == len(environments):
         raise UsageError(f"--test_envs leaves no environment of {dataset} to train on; omit one of {known}")
     return tuple(sorted(test_envs))

@@ -315,7 +315,7 @@ def break_stale_lock(path: Path) -> None:
     if is_locked(path.parent):
         raise taken
     if not owner or owner.is_alive() is None:
-        tqdm.write(f"{path} is old: watching for {TAKEOVER_DELAY:.0f} s whether its owner ({owner}) is alive")
+        tqdm.write(f"{path} is old; waiting {TAKEOVER_DELAY:.0f} s to see whether its owner ({owner}) is alive")
         deadline = time.monotonic() + TAKEOVER_DELAY
         while time.monotonic() < deadline:
             time.sleep(min(1.0, TAKEOVER_DELAY / 10))

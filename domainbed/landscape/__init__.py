@@ -1,7 +1,7 @@
-"""Loss landscapes: how far the domains' risks, gradients and Hessians agree around the trained weights.
+"""Loss landscapes: how well the domains' risks, gradients and Hessians agree around the trained weights.
 
 Fishr (Ramé, Dancette and Cord, ICML 2022, section 3.2) matches the domains' gradient variances, which approximate the
-diagonals of their Hessians, so that weights that are good in one domain remain good in the others.
+diagonals of their Hessians: weights that are good in one domain should remain good in the others.
 """
 
 # Quantities compared between domains (attributes of domain.DomainStatistics), and their titles.

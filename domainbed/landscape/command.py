@@ -24,7 +24,7 @@ from domainbed.reporting.report import select_names
 if TYPE_CHECKING:  # imports torch
     from domainbed.landscape.measure import Landscape
 
-FOLDER = "landscape"  # like the tracker, whose folders are not taken for jobs
+LANDSCAPE_FOLDER = "landscape"  # the name of the tracker, which the tables do not take for a job
 DEFAULT_SELECTION = "training-domain"
 
 
@@ -33,9 +33,9 @@ class LandscapeOptions:
     """Options of the command; either `run` or `sweep` is set."""
 
     run: str | None = option(None, metavar="FOLDER", help="a job's folder, or one of the models in it (model.pkl)")
-    sweep: str | None = option(None, metavar="DIR", help="a sweep's folder: compare the chosen runs of its algorithms")
+    sweep: str | None = option(None, metavar="DIR", help="a sweep's folder: compare its algorithms' selected runs")
     select: str | None = option(
-        None, metavar="METHOD", help="selection method that chooses the sweep's runs", if_unset=DEFAULT_SELECTION
+        None, metavar="METHOD", help="selection method that selects the sweep's runs", if_unset=DEFAULT_SELECTION
     )
     dataset: str | None = option(
         None, metavar="NAME", help="dataset of the sweep", if_unset="the only one; required if there are several"
@@ -46,7 +46,7 @@ class LandscapeOptions:
     algorithms: tuple[str, ...] | None = option(
         None, metavar="NAME", help="algorithms of the sweep to compare", if_unset="all"
     )
-    layers: str = option(LAYERS[0], choices=LAYERS, help="layers whose weights are considered; all: the whole network")
+    layers: str = option(LAYERS[0], choices=LAYERS, help="layers to analyze; all: the whole network")
     split: str = option("in", choices=("in", "out"), help="split to measure: in (trained on) or out (held out)")
     images: int | None = option(
         None,
@@ -56,14 +56,14 @@ class LandscapeOptions:
         if_unset=f"{DEFAULT_IMAGES['classifier']}, or {DEFAULT_IMAGES['all']} with --layers all",
     )
     epsilon: float = option(
-        0.1, at_least=0, below=float("inf"), help="increase of a domain's risk that the scores allow"
+        0.1, at_least=0, below=float("inf"), help="increase of a domain's risk that the inconsistency scores tolerate"
     )
     data_dir: str | None = option(None, help="folder of the images, if they have moved since training")
     output_dir: str | None = option(
         None,
         help="folder for the JSON file and the plots: landscape.json and landscape-* for --run, "
         "landscape-DATASET-ENV.json and landscape-DATASET-ENV-* for --sweep",
-        if_unset=f"the folder {FOLDER} next to the model or in the sweep",
+        if_unset=f"the folder {LANDSCAPE_FOLDER} next to the model or in the sweep",
     )
     slices: bool = option(True, help="compute the risks along lines and in planes (--no_slices: skip them)")
 
@@ -124,7 +124,7 @@ def measure_run(options: LandscapeOptions) -> None:
 
 
 def measure_sweep(options: LandscapeOptions) -> None:
-    """Compare the landscapes of a sweep's chosen runs, for each test environment."""
+    """Compare the landscapes of a sweep's selected runs, for each test environment."""
     selection = resolve_method(options.select or DEFAULT_SELECTION)
     sweep = load_sweep(str(options.sweep))
     for problem in sweep.problems:
@@ -135,11 +135,13 @@ def measure_sweep(options: LandscapeOptions) -> None:
     for test_env in sorted(runs["test_env"].unique()):
         n_measured += compare_runs(sweep, selection, runs[runs["test_env"] == test_env], output_dir, options)
     if not n_measured:
-        raise UsageError(f"--sweep {options.sweep}: no models of the chosen runs; did they use --skip_model_save?")
+        raise UsageError(
+            f"--sweep {options.sweep}: no saved models of the selected runs; did they use --skip_model_save?"
+        )
 
 
 def select_runs(sweep: Sweep, selection: str, options: LandscapeOptions) -> pd.DataFrame:
-    """Return the runs chosen by the selection method, restricted to the requested dataset, algorithms and environment.
+    """Return the runs selected by the selection method, restricted to the requested dataset, algorithms and environment.
 
     Raises:
         UsageError: there are none.
@@ -163,7 +165,7 @@ def select_runs(sweep: Sweep, selection: str, options: LandscapeOptions) -> pd.D
 
 
 def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: Path, options: LandscapeOptions) -> int:
-    """Measure, write and print the landscapes of the chosen runs of one dataset and test environment.
+    """Measure, write and print the landscapes of the selected runs of one dataset and test environment.
 
     Returns:
         The number of algorithms measured.
@@ -185,7 +187,7 @@ def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: P
         ]
         if trials:
             landscapes[algorithm] = trials
-    lines = [f"{dataset}, test {test_env}, runs chosen by {selection}; {options.split} splits\n"]
+    lines = [f"{dataset}, test {test_env}, runs selected by {selection}; {options.split} splits\n"]
     if landscapes:
         comparison = compare_algorithms(landscapes)
         content = {
@@ -196,7 +198,7 @@ def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: P
         written = write(output_dir, file_stem(["landscape", dataset, test_env]), content, landscapes)
         lines += [
             format_comparison(comparison),
-            "mean +/- standard error over trials, over pairs of training domains unless stated otherwise; *: damped",
+            "mean +/- standard error over trials; means over pairs of training domains unless stated otherwise; *: damped",
             written,
         ]
     print(*lines, sep="\n")
@@ -206,7 +208,7 @@ def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: P
 
 def make_output_dir(options: LandscapeOptions, parent: Path) -> Path:
     """Create and return the output folder. An error is reported before anything is measured."""
-    output_dir = Path(options.output_dir or parent / FOLDER)
+    output_dir = Path(options.output_dir or parent / LANDSCAPE_FOLDER)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

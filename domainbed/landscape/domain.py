@@ -75,7 +75,7 @@ def measure_domain(network: nn.Module, domain: Domain) -> DomainStatistics:
     and the GGN's diagonal for others. All other networks are differentiated sample by sample, with the GGN's diagonal.
 
     Args:
-        network: treats samples independently of each other (no batch normalization in training mode).
+        network: must process samples independently (no batch normalization in training mode).
         domain: the samples.
     """
     with torch.no_grad():

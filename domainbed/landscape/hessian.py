@@ -60,7 +60,7 @@ def leading_directions(
     They are unit vectors in descending order of their eigenvalues; the largest entry of each is positive.
 
     Args:
-        network: the network at whose weights the Hessian is taken.
+        network: the Hessian is taken at its weights.
         domains: the samples of each domain.
         k: number of directions.
         hessians: the domains' full Hessians, if they have been computed.

@@ -156,13 +156,13 @@ def _measure_domains(
 def find_models(
     sweep_dir: Path, records: pd.DataFrame, runs: pd.DataFrame, warn: Callable[[str], object]
 ) -> Iterator[Path]:
-    """Yield the models of chosen runs: the one saved at the chosen step if there is one, else the last one.
+    """Yield the models of selected runs: the one saved at the selected step if there is one, else the last one.
 
     Args:
         sweep_dir: the sweep's folder.
         records: the sweep's records.
-        runs: the chosen runs: `algorithm`, `trial_seed`, `folder`, `step`.
-        warn: called with a message for each model that is missing or was not saved at the chosen step.
+        runs: the selected runs: `algorithm`, `trial_seed`, `folder`, `step`.
+        warn: called with a message for each model that is missing or was not saved at the selected step.
     """
     for run in runs.itertuples():
         folder = sweep_dir / str(run.folder)
@@ -172,8 +172,8 @@ def find_models(
         elif (model := folder / MODEL_FILE).exists():
             if last != run.step:
                 warn(
-                    f"{run.algorithm}, trial {run.trial_seed}: using the weights of the last step, {last}; the ones of "
-                    f"the chosen step, {run.step}, were not saved (see `launch --save_model_every_checkpoint`)"
+                    f"{run.algorithm}, trial {run.trial_seed}: using the weights of the last step, {last}; those of the "
+                    f"selected step, {run.step}, were not saved (see `launch --save_model_every_checkpoint`)"
                 )
             yield model
         else:

@@ -165,7 +165,7 @@ def plot_distances(frame: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
 def plot_distances_over_training(records: pd.DataFrame, styles: Mapping[str, Style], title: str = "") -> Figure | None:
     """Plot the distances recorded by `--track landscape`: one panel per quantity, one line per algorithm.
 
-    Faint lines are single runs, strong lines their geometric means.
+    Faint lines are single runs, bold lines their geometric means.
 
     Args:
         records: columns `algorithm`, `folder` (identifies the run), `step`, and the recorded distances.

@@ -47,7 +47,7 @@ def compute_slices(
     the weights.
 
     Args:
-        network: the network at whose weights the slices cross.
+        network: the slices cross at its weights.
         domains: samples of each domain, training domains first.
         names: name of each domain.
         n_training: number of training domains.

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from domainbed.loading.splits import Split
     from domainbed.reporting.plots.style import Style
 
-IMAGES = 512  # per training domain, the same ones at each evaluation
+MAX_IMAGES = 512  # per training domain, the same ones at each evaluation
 
 
 class LandscapeTracker(Tracker):
-    """Records the classifier's mean squared distances over pairs of training domains, on their in splits."""
+    """A tracker of the classifier's mean squared distances over pairs of training domains, on their in splits."""
 
     PREFIX: ClassVar[str] = PREFIX
     CAPTION: ClassVar[str] = (
         "Squared distances between the training domains' risks, gradients and Hessians. Faint lines are single runs, "
-        "strong lines their geometric means."
+        "bold lines their geometric means."
     )
     MIN_TRAINING_DOMAINS: ClassVar[int] = 2
 
@@ -35,7 +35,7 @@ class LandscapeTracker(Tracker):
         check_modules(algorithm)
         self._algorithm = algorithm
         self._feed = feed
-        requests = image_requests(splits, "in", IMAGES, feed.batch_size)
+        requests = image_requests(splits, "in", MAX_IMAGES, feed.batch_size)
         self._requests = [requests[env] for env in range(len(requests)) if env not in config.test_envs]
 
     def record(self) -> dict[str, float]:

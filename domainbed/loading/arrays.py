@@ -33,7 +33,7 @@ class ArrayFeed(Feed):
     ) -> None:
         super().__init__()
         self.device = device
-        self.batch_size = 64 if device.type == "cpu" else 2048  # a CPU is fastest if activations fit its cache
+        self.batch_size = 64 if device.type == "cpu" else 2048  # a CPU is fastest if activations fit in its cache
         host = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in zip(images, labels, strict=True)]
         n_bytes = sum(x.nbytes + y.nbytes for x, y in host)
 

@@ -1,8 +1,8 @@
 """The published augmentation of photos, computed from a table of uniform random numbers for whole batches.
 
 RandomResizedCrop(224, scale=(0.7, 1)), RandomHorizontalFlip(), ColorJitter(0.3, 0.3, 0.3, 0.3) and RandomGrayscale(0.1)
-of torchvision. Results are equal in distribution to torchvision's transforms of single PIL images, but computed about
-three times as fast on a CPU, and on a GPU if there is one. After the crop, colors are floats in 0..255; PIL rounds them
+of torchvision. Results are equal in distribution to torchvision's transforms of single PIL images, but take a third of
+the time on a CPU, and can be computed on a GPU. After the crop, colors are floats in 0..255; PIL rounds them
 after each step.
 """
 

@@ -30,7 +30,7 @@ class Feed:
     """A source of batches on the device.
 
     Attributes:
-        batch_size: a good batch size for evaluation.
+        batch_size: the suggested batch size for evaluation.
         bad_images: broken files that were replaced by other images.
     """
 

@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from domainbed.errors import UsageError
 
-# Those of torchvision's ImageFolder, so that the file lists are the same as DomainBed's.
+# Those of torchvision's ImageFolder, to get the same file lists as DomainBed.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -17,7 +17,7 @@ class BadImageError(UsageError):
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a file. Raises UsageError if it cannot be read (that is not a BadImageError)."""
+    """Return the bytes of a file. Raises UsageError, but not BadImageError, if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -27,8 +27,8 @@ def read_file(path: Path) -> bytes:
 def decode(data: bytes, name: object) -> np.ndarray:
     """Return the pixels of an image of any mode, uint8 [height, width, 3].
 
-    As in the published pipeline, transparency is dropped and the EXIF orientation is ignored. Unlike there, a truncated
-    image is an error; DomainBed fills the missing part with gray.
+    As in the published pipeline, transparency is dropped and the EXIF orientation is ignored. A truncated image is an
+    error; DomainBed fills the missing part with gray.
 
     Args:
         data: the bytes of the file.

@@ -35,7 +35,7 @@ def move_to_device(
         return move(device)
     tqdm.write(f"{size} do not fit on {device} and stay in host memory")
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # only now: the traceback held references to what had been moved
+        torch.cuda.empty_cache()  # only now, because the traceback held references to moved tensors
     return None
 
 

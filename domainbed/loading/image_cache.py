@@ -17,7 +17,7 @@ from domainbed.errors import UsageError
 from domainbed.files import file_lock
 from domainbed.loading.pack import Pack, write_pack
 
-LOCK_FILE = ".lock"
+CACHE_LOCK_FILE = ".lock"
 FILES_PER_TASK = 500
 INDEX_BYTES = 24  # upper bound of an image's size in a pack's index
 
@@ -44,7 +44,7 @@ def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Seq
         return packs
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with file_lock(directory / LOCK_FILE, f"waiting for another job to fill the cache {directory}"):
+        with file_lock(directory / CACHE_LOCK_FILE, f"waiting for another job to fill the cache {directory}"):
             _build(directory, limit_gb, [entry for entry in entries if not entry.open()])
             packs = _open_all(entries)
     except OSError as error:
@@ -83,7 +83,7 @@ def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry]) -> 
     """Build missing packs if there is room for all of them. The caller holds the lock."""
     if not missing:
         return  # another job built them
-    for unfinished in directory.glob("*.part"):  # left by a killed job, because only the lock's owner writes
+    for unfinished in directory.glob("*.part"):  # left by a killed job: only the lock's owner writes
         unfinished.unlink()
     for entry in missing:
         entry.path.unlink(missing_ok=True)  # outdated
@@ -127,7 +127,7 @@ def _choose_format(missing: Sequence[_CacheEntry], room: float) -> bool | None:
 
 
 def _sum_sizes(size_of: Callable[[Sequence[str]], int], files: Sequence[str]) -> int:
-    """Return the total size of all files, computed by threads in chunks (one task per file would cost more)."""
+    """Return the total size of all files, computed by threads in chunks (one task per file would be slower)."""
     chunks = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         return sum(pool.map(size_of, chunks))

@@ -59,7 +59,7 @@ class Pack:
         if not self.is_decoded:
             return torch.from_numpy(decode(data.numpy().tobytes(), self._files[i]))
         if not len(data):
-            raise BadImageError(f"{self._files[i]} was a broken image when {self.path} was built")
+            raise BadImageError(f"{self._files[i]} was already broken when {self.path} was built")
         return data.view(*self._shapes[i].tolist(), 3)
 
     def to(self, device: torch.device) -> "Pack":

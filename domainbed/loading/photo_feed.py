@@ -46,8 +46,8 @@ class PhotoEnvironment(NamedTuple):
         images: the source of the pixels.
         files: [n], file names.
         labels: [n].
-        part: [n], index of the split's part (in, out, uda) that each image belongs to. A broken image is replaced by
-            another one of the same part.
+        part: [n], index of the split's part (in, out, uda) that each image belongs to. A broken image is replaced
+            with another one of the same part.
     """
 
     images: ImageSource
@@ -73,7 +73,7 @@ class PhotoFeed(Feed):
         size: (height, width) of the batches.
         device: the device of the batches.
         workers: number of worker processes; with 0, images are read in this process.
-        skip_bad: replace a broken image by another one of its class and part.
+        skip_bad: replace a broken image with another one of its class and part.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class PhotoFeed(Feed):
         for file in batch.replaced:
             if file not in self.bad_images:
                 self.bad_images.add(file)
-                tqdm.write(f"Replacing broken image {file} by another one of its class")
+                tqdm.write(f"Replacing broken image {file} with another one of its class")
         x = batch.images.to(self._device, non_blocking=True)
         if batch.augmentation is not None:
             x = augment(x.float(), batch.augmentation)
@@ -119,10 +119,10 @@ class PhotoFeed(Feed):
 
 @dataclass(eq=False)
 class _RequestDataset(Dataset):
-    """A dataset whose indices are requests and whose items are batches, prepared in a worker process or the job's own.
+    """A dataset of batches, indexed by requests; they are prepared in a worker process or in the job's own.
 
     Attributes:
-        environments, size, skip_bad: as for PhotoFeed.
+        environments, size, skip_bad: as in PhotoFeed.
         augment_here: flip the crops and change their colors here rather than on the device.
     """
 
@@ -132,7 +132,7 @@ class _RequestDataset(Dataset):
     skip_bad: bool
 
     def __getitem__(self, requests: Sequence[Request]) -> list[PreparedBatch] | UsageError:
-        """Return errors rather than raising them, because DataLoader wraps those of a worker in its traceback."""
+        """Return errors rather than raise them, because DataLoader wraps a worker's errors in its traceback."""
         try:
             with torch.no_grad():
                 return [self._prepare(request) for request in requests]
@@ -153,7 +153,7 @@ class _RequestDataset(Dataset):
             box = augmentation.crop(i, height, width) if augmentation else (0, 0, height, width)
             crop = resized_crop(image, box, self.size)
             if augmentation and self.augment_here:  # one by one, while the image is in the CPU's cache
-                # Rounded to uint8 (as in the published pipeline after each step), a quarter of the bytes to transfer.
+                # Rounded to uint8 (as in the published pipeline after each step), to transfer a quarter of the bytes.
                 crop = to_bytes(augment(crop[None].float(), augmentation[i : i + 1]))[0]
             crops.append(crop)
         labels = torch.from_numpy(environment.labels[request.indices])
@@ -187,12 +187,12 @@ def replacement_candidates(environment: PhotoEnvironment, index: int) -> Iterato
 
 
 def _identity(prepared: object) -> object:
-    """Replace DataLoader's collate function, which would convert everything to tensors."""
+    """Return the batches unchanged; DataLoader's own collate function would convert everything to tensors."""
     return prepared
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ignore signals to stop: the job's main process handles them and still needs its workers, which exit with it."""
+    """Ignore termination signals: the main process handles them, and still needs its workers, which exit with it."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

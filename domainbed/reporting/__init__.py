@@ -1,1 +1,1 @@
-"""Many records -> the tables of a paper."""
+"""Tables, plots and a report page from the records of a sweep."""

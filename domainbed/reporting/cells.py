@@ -12,14 +12,14 @@ import pandas as pd
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.model_selection import WITH_PAIRS, best_hparams
-from domainbed.reporting.published import AVERAGE, PublishedResult, published, published_average
+from domainbed.reporting.published import AVERAGE, PublishedResult, find_published, find_published_average
 from domainbed.reporting.statistics import bootstrap_interval, standard_error
 from domainbed.sweep.status import JobState
 
 AVERAGES = "Averages"  # the table of averages over datasets
 RANK = "Rank"
-FEWER = "*"
-UNFINISHED = "~"
+PARTIAL_MARK = "*"
+UNFINISHED_MARK = "~"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Cell:
         """The marks after the number; the notes below the table explain them."""
         if self.is_missing:
             return ""
-        return (FEWER if self.is_partial else "") + (UNFINISHED if self.unfinished_chosen else "")
+        return (PARTIAL_MARK if self.is_partial else "") + (UNFINISHED_MARK if self.unfinished_chosen else "")
 
     @property
     def counts(self) -> str:
@@ -100,7 +100,7 @@ class Cell:
 
 
 def environment_numbers(names: Mapping[int, str]) -> dict[str, int]:
-    """Return environment numbers by name and by number as text; a number takes precedence over a name like it."""
+    """Return environment numbers by name and by number as text; on a conflict, the number takes precedence."""
     return {name: env for env, name in names.items()} | {str(env): env for env in names}
 
 
@@ -169,7 +169,7 @@ def make_cells(
 ) -> list[Cell]:
     """Return every cell of every dataset's table, including missing ones.
 
-    A dataset's AVERAGE is the mean over trials of the mean over environments, of the trials that have all environments.
+    A dataset's AVERAGE is the mean over environments and over the trials that have all environments.
 
     Args:
         runs: the requested runs (`load.Sweep.runs`).
@@ -209,7 +209,7 @@ def make_cells(
                 runs=_count_runs(states, envs, max_test_envs=2 if selection in WITH_PAIRS else 1),
                 runs_of_no_use=sum(unusable[env] for env in envs),
                 unfinished_chosen=int(row.loc[row["test_env"].isin(envs), "is_unfinished"].sum()),
-                reference=published(selection, dataset, column, algorithm),
+                reference=find_published(selection, dataset, column, algorithm),
             )
             cells.append(cell)
     return cells
@@ -234,7 +234,7 @@ def _mean(accuracies: pd.DataFrame, bootstrap: bool) -> dict[str, Any]:
 def _count_runs(
     states: Mapping[tuple[tuple[int, ...], JobState], int], envs: Collection[int], max_test_envs: int
 ) -> Counter[JobState]:
-    """Count runs by state, of those with at most `max_test_envs` test environments and any of `envs` among them."""
+    """Count, by state, the runs with at most `max_test_envs` test environments, including one of `envs`."""
     counts: Counter[JobState] = Counter()
     for (test_envs, state), n in states.items():
         if len(test_envs) <= max_test_envs and any(env in envs for env in test_envs):
@@ -267,7 +267,7 @@ def average_cells(cells: Sequence[Cell]) -> list[Cell]:
             runs=sum((cell.runs for cell in row), Counter()),
             runs_of_no_use=sum(cell.runs_of_no_use for cell in row),
             unfinished_chosen=sum(cell.unfinished_chosen for cell in row),
-            reference=published_average(row[0].selection, [cell.column for cell in row], algorithm),
+            reference=find_published_average(row[0].selection, [cell.column for cell in row], algorithm),
         )
         rank = replace(average, column=RANK, mean=ranks.get(algorithm, np.nan), reference=None)
         rows[algorithm] = [*row, average, rank]

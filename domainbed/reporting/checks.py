@@ -1,4 +1,4 @@
-"""Checks of a sweep's jobs: those that the tables skip, and inconsistencies that they report."""
+"""Checks of a sweep's jobs: which ones the tables skip, and which inconsistencies they report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ RESERVED_NAMES = {AVERAGE, RANK, AVERAGES}  # names that the tables use themselv
 
 
 def find_incompatible(jobs: pd.DataFrame) -> dict[str, str]:
-    """Return the folders whose environments differ from those of the other jobs on their dataset, with the reason."""
+    """Return the folders with other environments than the other jobs on their dataset, and the reason for each."""
     reasons: dict[str, str] = {}
     for dataset in map(str, jobs["dataset"].unique()):
         dataset_jobs = jobs[jobs["dataset"] == dataset]
         if dataset in RESERVED_NAMES:
-            reasons |= dict.fromkeys(dataset_jobs["folder"], f"the tables reserve the dataset name {dataset!r}")
+            reasons |= dict.fromkeys(dataset_jobs["folder"], f"the dataset name {dataset!r} is reserved by the tables")
             continue
         # The number of environments of a registered dataset, or that of most jobs.
         expected = len(DATASETS[dataset].ENVIRONMENTS) if dataset in DATASETS else 0
@@ -35,7 +35,7 @@ def find_incompatible(jobs: pd.DataFrame) -> dict[str, str]:
 
 
 def find_duplicates(jobs: pd.DataFrame) -> list[str]:
-    """Return the folders whose run another folder contains as well, one that is done or was written later."""
+    """Return the folders of runs that another folder also contains: one that is done, or was written later."""
     ranked = jobs[jobs.duplicated(RUN_KEYS, keep=False)].sort_values(["done", "mtime_ns", "folder"])
     return ranked.loc[ranked.duplicated(RUN_KEYS, keep="last"), "folder"].tolist()
 
@@ -53,11 +53,11 @@ def describe_inconsistencies(jobs: pd.DataFrame, sweep_dir: Path, duplicates: Se
             if len(variants) > 1:
                 warnings.append(f"{dataset}: its runs used different {what} ({'; '.join(variants)})")
     if n := int((jobs["bad_images"] > 0).sum()):
-        warnings.append(f"{n} job{'s' * (n > 1)} replaced broken images by others (--on_bad_image skip)")
+        warnings.append(f"{n} job{'s' * (n > 1)} replaced broken images with others (--on_bad_image skip)")
     if n := len(duplicates):
         names = ", ".join(duplicates[:5]) + (", …" if n > 5 else "")
         warnings.append(
-            f"skipping {n} folder{'s' * (n > 1)} whose run another folder contains too ({names}): "
+            f"skipping {n} folder{'s' * (n > 1)} with a run that another folder also contains ({names}): "
             "a finished job takes precedence, then the one written last"
         )
     return warnings

@@ -1,4 +1,4 @@
-"""Tables of cells as text: options of a report, rounded numbers, the best and the second best, and notes."""
+"""Tables of cells as text: options of a report, rounded numbers, best and second best cells, and notes."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,14 +10,14 @@ import numpy as np
 from domainbed.errors import UsageError
 from domainbed.model_selection import CLASS_NAMES, SELECTION_METHODS, WITH_PAIRS, resolve_method
 from domainbed.options import check_options, option
-from domainbed.reporting.cells import AVERAGE, AVERAGES, FEWER, RANK, UNFINISHED, Cell
+from domainbed.reporting.cells import AVERAGE, AVERAGES, PARTIAL_MARK, RANK, UNFINISHED_MARK, Cell
 
-MISSING = "X"
+MISSING_MARK = "X"
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """The content of a report. Empty `selection`, `datasets` and `algorithms` stand for all.
+    """The content of a report. An empty `selection`, `datasets` or `algorithms` means all.
 
     Raises:
         UsageError: a value is not allowed.
@@ -31,7 +31,7 @@ class ReportOptions:
     )
     datasets: tuple[str, ...] = option((), help="datasets to show, in this order (default: all)", metavar="NAME")
     algorithms: tuple[str, ...] = option((), help="algorithms to show, in this order (default: all)", metavar="NAME")
-    decimals: int = option(1, help="decimals of accuracies in percent", metavar="N", at_least=0, at_most=9)
+    decimals: int = option(1, help="number of decimals of accuracies in percent", metavar="N", at_least=0, at_most=9)
     interval: str = option(
         "standard-error",
         help="standard-error: as in published tables; bootstrap: 95% stratified bootstrap intervals over trials",
@@ -77,9 +77,9 @@ class Table:
     options: ReportOptions
 
     def format_result(self, cell: Cell, plus_minus: str = "+/-") -> str:
-        """Return a cell as text, without its mark: "70.5 +/- 0.4" or "70.5 [69.1, 71.9]"; MISSING if it is missing."""
+        """Return a cell as text, without its mark: "70.5 +/- 0.4" or "70.5 [69.1, 71.9]"; MISSING_MARK if it is missing."""
         if cell.is_missing:
-            return MISSING
+            return MISSING_MARK
         if not np.isnan(cell.low):
             return f"{self._rounded(cell.mean)} [{self._rounded(cell.low)}, {self._rounded(cell.high)}]"
         return self._with_error(cell.mean, cell.standard_error, plus_minus)
@@ -95,7 +95,7 @@ class Table:
         return "-" if np.isnan(cell.difference) else format_number(cell.difference, self.options.decimals, "+")
 
     def is_compared(self, cells: Iterable[Cell]) -> bool:
-        """Whether to show published results next to these cells."""
+        """Return whether to show published results next to these cells."""
         return bool(self.options.compare) and any(cell.reference for cell in cells)
 
     def _with_error(self, mean: float, standard_error: float, plus_minus: str) -> str:
@@ -117,12 +117,12 @@ class Table:
         if any(cell.is_missing for cell in self.cells):
             needs = "; this method requires every pair of test environments" if self.selection in WITH_PAIRS else ""
             counts = _list_counts(cell for cell in own if cell.is_missing)
-            notes.append(f"{MISSING}: no run to select from, or an average that includes such a cell{needs}{counts}")
-        if any(FEWER in cell.mark for cell in self.cells):
-            counts = _list_counts(cell for cell in own if FEWER in cell.mark)
-            notes.append(f"{FEWER}: some of the requested runs are not done or not usable{counts}")
-        if any(UNFINISHED in cell.mark for cell in self.cells):
-            notes.append(f"{UNFINISHED}: includes unfinished runs, with their records so far")
+            notes.append(f"{MISSING_MARK}: no run to select from, or an average that includes such a cell{needs}{counts}")
+        if any(PARTIAL_MARK in cell.mark for cell in self.cells):
+            counts = _list_counts(cell for cell in own if PARTIAL_MARK in cell.mark)
+            notes.append(f"{PARTIAL_MARK}: some of the requested runs are not done or not usable{counts}")
+        if any(UNFINISHED_MARK in cell.mark for cell in self.cells):
+            notes.append(f"{UNFINISHED_MARK}: includes unfinished runs, with their records so far")
         if any(cell.trials == 1 and not np.isnan(cell.standard_error) for cell in self.cells):
             notes.append("A standard error of 0 over a single trial carries no information.")
         if RANK in self.columns:
@@ -133,7 +133,7 @@ class Table:
         if self.options.interval == "bootstrap":
             column = "dataset" if self.name == AVERAGES else "environment"
             notes.append(
-                "[low, high]: 95% stratified bootstrap interval over trials, too narrow for few trials; averages have "
+                "[low, high]: 95% stratified bootstrap interval over trials, too narrow with few trials; averages have "
                 f"one only if every {column} has results"
             )
         if self.options.compare:
@@ -155,7 +155,7 @@ def make_table(cells: Sequence[Cell], options: ReportOptions) -> Table:
 
 
 def _places(column: Sequence[Cell], decimals: int) -> list[int]:
-    """Return 1 for the best of a column's cells, 2 for the second best, otherwise 0; equal as printed is equal."""
+    """Return 1 for a column's best cells, 2 for the second best, otherwise 0; cells that print the same are tied."""
     numbers = [None if cell.is_missing else float(format_number(cell.mean, decimals)) for cell in column]
     levels = sorted({n for n in numbers if n is not None}, reverse=column[0].column != RANK)
     if len(levels) < 2:
@@ -170,7 +170,7 @@ def format_number(number: float, decimals: int, sign: str = "") -> str:
 
 
 def _list_counts(cells: Iterable[Cell]) -> str:
-    """Return the counts of these cells in parentheses, with equal ones of an algorithm merged; "" for no cells."""
+    """Return the counts of these cells in parentheses, merging equal ones of an algorithm; "" for no cells."""
     columns: dict[tuple[str, str], list[str]] = defaultdict(list)
     for cell in cells:
         columns[cell.algorithm, cell.counts].append(cell.column)

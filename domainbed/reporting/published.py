@@ -36,14 +36,14 @@ class PublishedResult(NamedTuple):
     source: str
 
 
-def published(selection: str, dataset: str, environment: str, algorithm: str) -> PublishedResult | None:
+def find_published(selection: str, dataset: str, environment: str, algorithm: str) -> PublishedResult | None:
     """Return the published result of one cell of a dataset's table, if any; `environment` may be AVERAGE."""
     return _results().get((selection, dataset, environment, algorithm))
 
 
-def published_average(selection: str, datasets: Collection[str], algorithm: str) -> PublishedResult | None:
+def find_published_average(selection: str, datasets: Collection[str], algorithm: str) -> PublishedResult | None:
     """Return the published average over datasets, if any; it exists only for the benchmark's seven datasets."""
-    return published(selection, AVERAGE, AVERAGE, algorithm) if set(datasets) == set(BENCHMARK) else None
+    return find_published(selection, AVERAGE, AVERAGE, algorithm) if set(datasets) == set(BENCHMARK) else None
 
 
 @cache

@@ -161,14 +161,14 @@ def _parse_leniently(records: Sequence[Mapping[str, Any]], problems: list[str]) 
         try:
             row_job = _job_row(record)
             if job and any(row_job[name] != job[name] for name in RUN_KEYS):
-                raise ValueError("it belongs to another run than the last record")
+                raise ValueError("it belongs to a different run than the last record")
             names = _accuracy_names(record, json.loads(row_job["test_envs"]))
             row = {"step": float(np.int32(record["step"]))} | {name: float(record[name]) for name in names}
             if not all(map(math.isfinite, row.values())):
                 raise ValueError("an accuracy is not a finite number")
             bad_images = max(bad_images, int(record.get("bad_images", 0)))
         except RECORD_ERRORS as error:
-            reason = f"the record of step {record['step']} is skipped: {error!r}"
+            reason = f"skipping the record of step {record['step']}: {error!r}"
             continue
         job = job or row_job
         rows.insert(0, row)

@@ -1,4 +1,4 @@
-"""Compare the runs behind a cell of the tables with the same runs, trained again."""
+"""Comparison of the runs behind a cell of the tables with the same runs, trained again."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,19 +18,19 @@ from domainbed.sweep.archive import find_problem
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.log import launch_files
 
-# Fields of a record that may differ, because they are no results.
+# Fields of a record that may differ, because they are not results.
 NOT_COMPARED = {"step_time", "mem_gb", "args", "hparams", "schema_version"}
 EXPLANATION = (
-    "With another processor, other versions or another number of threads, results differ in the last digits from the "
-    "first updates on, and training amplifies the differences. So it does on most GPUs for runs that were launched "
-    "without --deterministic."
+    "On a different processor, or with different versions or numbers of threads, results differ in the last digits from "
+    "the first updates on, and training amplifies the differences. The same happens on most GPUs to runs that were "
+    "launched without --deterministic."
 )
 
 
 def jobs_of_cell(
     sweep: Sweep, cell: CellRuns, output_dir: Path, data_dir: str | None = None, imports: Sequence[str] = ()
 ) -> dict[str, Job]:
-    """Return the jobs that train the finished runs of a cell again, by the folder names of the original runs.
+    """Return the jobs that retrain the finished runs of a cell, by the folder names of the original runs.
 
     They include runs with pairs of test environments if the selection method requires them. Their arguments are
     those in the records, except for paths: they use no image cache and save no model.
@@ -43,12 +43,12 @@ def jobs_of_cell(
         imports: modules to import in addition to the recorded ones.
 
     Raises:
-        UsageError: no run of the cell is done; an algorithm, hyperparameter or environment of one is different here; or
+        UsageError: no run of the cell is done; an algorithm, hyperparameter or environment differs here; or
             `output_dir` contains other runs.
     """
     done = sweep.jobs[sweep.jobs["done"]]
     done = done[(done["dataset"] == cell.dataset) & (done["algorithm"] == cell.algorithm)]
-    max_test_envs = 2 if cell.method in WITH_PAIRS else 1
+    max_test_envs = 2 if cell.selection in WITH_PAIRS else 1
     jobs = {
         str(name): _job(sweep.folder / str(name) / RESULTS_FILE, output_dir, data_dir, imports)
         for name, test_envs in done["test_envs"].items()
@@ -74,7 +74,7 @@ def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequenc
     config = replace(config, skip_model_save=True, save_model_every_checkpoint=False, imports=imports)
     job = Job.in_sweep(config, output_dir)
     if problem := find_problem(job, data):
-        raise UsageError(f"{results}: {problem}; the run cannot be trained again here")
+        raise UsageError(f"{results}: {problem}; the run cannot be retrained here")
     environments, recorded = config.environment_names(), record.get("environments")
     if recorded and recorded != environments:
         raise UsageError(
@@ -92,7 +92,7 @@ def restrict_cell(cell: CellRuns, folders: Collection[str]) -> CellRuns:
 
 
 @dataclass(frozen=True)
-class Difference:
+class RecordDifference:
     """The first difference between the records of two runs.
 
     Attributes:
@@ -109,8 +109,8 @@ class Difference:
     max_accuracy: float
 
 
-def find_difference(original: Path, repeated: Path) -> Difference | None:
-    """Return how the records in two job folders differ; None if all metrics of the original are equal bit for bit."""
+def find_difference(original: Path, repeated: Path) -> RecordDifference | None:
+    """Return how the records in two job folders differ; None if all metrics of the original were reproduced."""
     records, others = ({record["step"]: record for record in read_job(folder)[0]} for folder in (original, repeated))
     first = next(_differences(records, others), None)
     if first is None:
@@ -121,7 +121,7 @@ def find_difference(original: Path, repeated: Path) -> Difference | None:
         for name in record
         if name.endswith("_acc") and name in others.get(step, {})
     )
-    return Difference(*first, max_accuracy=100 * max(accuracy_differences, default=0.0))
+    return RecordDifference(*first, max_accuracy=100 * max(accuracy_differences, default=0.0))
 
 
 def _differences(original: Mapping[int, Any], repeated: Mapping[int, Any]) -> Iterator[tuple[int, str, Any, Any]]:
@@ -136,9 +136,9 @@ def _differences(original: Mapping[int, Any], repeated: Mapping[int, Any]) -> It
 
 
 def format_comparison(
-    original: CellRuns, repeated: CellRuns, differences: Mapping[tuple[int, int, tuple[int, ...]], Difference], n: int
+    original: CellRuns, repeated: CellRuns, differences: Mapping[tuple[int, int, tuple[int, ...]], RecordDifference], n: int
 ) -> str:
-    """Return a report on a cell whose runs were trained again.
+    """Return a report on a cell whose runs were retrained.
 
     Args:
         original, repeated: the cell, restricted to these runs.
@@ -154,12 +154,12 @@ def format_comparison(
         ]
         headers = ["trial", "draw", "test", "step", "metric", "original", "repeated", "accuracies differ by up to (%)"]
         table = tabulate(rows, headers, disable_numparse=True, missingval="-")
-        parts += [f"{equal}. First difference of each of the others:", table, EXPLANATION]
+        parts += [f"{equal}. First difference in each of the others:", table, EXPLANATION]
     else:
         parts.append(f"{equal}.")
     chosen = [cell.best[["trial_seed", "hparams_seed", "step"]].astype(int) for cell in (original, repeated)]
     is_same = chosen[0].to_numpy().tolist() == chosen[1].to_numpy().tolist()
-    choice = "the same run and step in each trial" if is_same else "other runs or steps (see list_top_hparams)"
+    choice = "the same run and step in each trial" if is_same else "different runs or steps (see list_top_hparams)"
     parts.append(
         f"Original: {original.mean:.1f} +/- {original.error:.1f}\n"
         f"Repeated: {repeated.mean:.1f} +/- {repeated.error:.1f}, from {choice}"

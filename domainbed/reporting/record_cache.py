@@ -24,7 +24,7 @@ from domainbed.records import SCHEMA_VERSION
 from domainbed.reporting.reading import SweepPart
 from domainbed.sweep.job import SWEEP_FOLDER
 
-MIN_JOBS = 500  # fewer jobs are parsed as fast as read from the cache
+MIN_JOBS = 500  # for fewer jobs, parsing is as fast as reading the cache
 # The version of what reading.py extracts from a job's folder and model_selection.py from records.
 CACHE_VERSION = f"3 of schema {SCHEMA_VERSION}".encode()
 SNAPSHOTS_FOLDER = "whole"

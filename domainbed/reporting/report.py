@@ -1,4 +1,4 @@
-"""A report: all tables of a sweep, with notes and comparisons, before a format turns them into text."""
+"""A report: all tables of a sweep, with notes and comparisons, independent of the output format."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ from domainbed.reporting.cells import (
     environment_names,
     make_cells,
 )
-from domainbed.reporting.layout import MISSING, ReportOptions, Table, format_number, make_table
+from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
@@ -30,14 +30,12 @@ from domainbed.sweep.status import JobState
 # In addition to each dataset's number of steps.
 PUBLISHED_COUNTS = (("hparams_seed", N_HPARAMS, "hyperparameter draws"), ("trial_seed", N_TRIALS, "trials"))
 _SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
-PUBLISHED_SETTINGS = {
-    _SETTINGS,
-    f"{_SETTINGS}, precision fp32",
-}  # published runs used TF32 or not, depending on the GPU
+# Whether published runs used TF32 depended on the GPU.
+PUBLISHED_SETTINGS = {_SETTINGS, f"{_SETTINGS}, precision fp32"}
 
 
 class Comparison(NamedTuple):
-    """A paired comparison of two algorithms on one dataset, over the trials that both have completely.
+    """A paired comparison of two algorithms on one dataset, over the trials that both have completed.
 
     Attributes:
         dataset: the dataset, or AVERAGE.
@@ -170,7 +168,7 @@ def _with_interval(cell: Cell, best: pd.DataFrame, environments: Mapping[str, Se
         return cell
     scores, weights = benchmark_scores(best, environments, cell.algorithm)
     if not len(scores) or cell.trials != len(scores) * len(environments):
-        return cell  # datasets differ in their trials, and the mean of these scores is not the cell's
+        return cell  # datasets have different trials, so the mean of these scores is not the cell's
     low, high = bootstrap_interval(scores.to_numpy(), weights)
     return replace(cell, low=low, high=high)
 
@@ -203,11 +201,11 @@ class ComparisonTable(NamedTuple):
 
 
 def comparison_table(section: Section, options: ReportOptions) -> ComparisonTable:
-    """Return the comparisons of a section as text; it must have some."""
+    """Return the comparisons of a section, which must have some, as text."""
     first, second = options.versus
     rows = []
     for c in section.versus:
-        texts = [MISSING] * 4
+        texts = [MISSING_MARK] * 4
         if c.trials:
             difference, low, high = (format_number(x, options.decimals, "+") for x in (c.difference, c.low, c.high))
             texts = [difference, f"[{low}, {high}]", f"{c.probability:.2f}", f"[{c.p_low:.2f}, {c.p_high:.2f}]"]
@@ -216,8 +214,8 @@ def comparison_table(section: Section, options: ReportOptions) -> ComparisonTabl
     note = (
         f"Difference: {first} minus {second} in percentage points, paired by trial. {better}: probability that a trial "
         f"of {first} beats a trial of {second} on a test environment. Both use the trials in which both algorithms "
-        "have every test environment. The bootstrap intervals are too narrow for few trials; those of a single trial "
-        "have no width."
+        "have results on every test environment. The bootstrap intervals are too narrow with few trials; those of a "
+        "single trial have zero width."
     )
     headers = ["Dataset", "Difference", "Difference, 95%", better, f"{better}, 95%", "Trials"]
     return ComparisonTable(f"{first} vs. {second}", headers, rows, note)

@@ -23,8 +23,8 @@ RESAMPLES = 10_000
 CHUNK = 2**18  # numbers to resample at once; limits memory to a few MiB for any number of trials, tasks and resamples
 
 
-class Difference(NamedTuple):
-    """A mean difference, in the unit of the scores, and its interval."""
+class MeanDifference(NamedTuple):
+    """A mean difference, in units of the scores, and its interval."""
 
     difference: float
     low: float
@@ -87,7 +87,7 @@ def paired_difference(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Difference:
+) -> MeanDifference:
     """Return the mean of `a - b`, if trial i of both used the same data and splits.
 
     The differences of the trials are resampled. What makes a trial easy or hard for both cancels, and the interval is
@@ -104,7 +104,7 @@ def paired_difference(
     if a.shape != b.shape:
         raise ValueError(f"paired scores must have the same shape, not {a.shape} and {b.shape}")
     difference = (a - b).mean(axis=0) @ _normalize(weights, a.shape[1])
-    return Difference(float(difference), *bootstrap_interval(a - b, weights, level, resamples, seed))
+    return MeanDifference(float(difference), *bootstrap_interval(a - b, weights, level, resamples, seed))
 
 
 def probability_of_improvement(

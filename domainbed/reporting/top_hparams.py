@@ -12,7 +12,7 @@ from domainbed.model_selection import WITH_PAIRS
 from domainbed.reporting.statistics import standard_error
 from domainbed.sweep.status import JobState
 
-SELECTED = "->"  # marks the run that a trial contributes to the cell
+SELECTED_MARK = "->"  # marks the run that a trial contributes to the cell
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class CellRuns:
     """One cell of a selection method's tables, and all runs that it was selected from.
 
     Attributes:
-        dataset, algorithm, environment, method: names.
+        dataset, algorithm, environment, selection: names.
         test_env: the environment's number.
         runs: as returned by `ranked_runs`.
         hparams: the runs' hyperparameters, as returned by `decode_hparams`.
@@ -30,14 +30,14 @@ class CellRuns:
     algorithm: str
     environment: str
     test_env: int
-    method: str
+    selection: str
     runs: pd.DataFrame
     hparams: pd.DataFrame
 
     def __str__(self) -> str:
         return (
             f"{self.algorithm} on {self.dataset}, test environment {self.environment} (number {self.test_env}), "
-            f"model selection: {self.method}"
+            f"model selection: {self.selection}"
         )
 
     @property
@@ -164,7 +164,7 @@ def format_json(cell: CellRuns, n: int) -> str:
 
 def unranked_notes(cell: CellRuns) -> list[str]:
     """Return a note on the runs without records, and one on those from which the method selects no record."""
-    reason = "each of their records lacks an accuracy that it requires"
+    reason = "every record lacks an accuracy that the method requires"
     if cell.method in WITH_PAIRS:
         reason = (
             "it requires runs with each pair of test environments, with records at the same step (sweep launch "
@@ -187,14 +187,14 @@ def unranked_notes(cell: CellRuns) -> list[str]:
 
 
 def _result(cell: CellRuns) -> str:
-    """Return a sentence on how the ranked runs make the cell."""
+    """Return a sentence that explains the value of the cell."""
     if cell.best.empty:
         return "The cell is X: no run to select."
     trials = len(cell.best)
     of_trials = f"{trials} of {cell.n_trials}" if trials < cell.n_trials else str(trials)
     sentence = (
         f"The cell is {cell.mean:.1f} +/- {cell.error:.1f}: mean and standard error of test_acc over {of_trials} "
-        f"trial{'s' if cell.n_trials > 1 else ''}, of the runs marked {SELECTED}."
+        f"trial{'s' if cell.n_trials > 1 else ''}, for the runs marked {SELECTED_MARK}."
     )
     if unfinished := (~cell.best["done"]).sum():
         sentence += f" {unfinished} of these runs {'is' if unfinished == 1 else 'are'} not finished."
@@ -202,9 +202,9 @@ def _result(cell: CellRuns) -> str:
 
 
 def _table(runs: pd.DataFrame, hparams: pd.DataFrame) -> str:
-    """Format runs and those of their hyperparameters that differ, already as text."""
+    """Format runs as a table, with the hyperparameters that differ between them, given as text."""
     columns = {
-        "rank": [f"{SELECTED} {rank}" if rank == 1 else str(rank) for rank in runs["rank"]],
+        "rank": [f"{SELECTED_MARK} {rank}" if rank == 1 else str(rank) for rank in runs["rank"]],
         "hparams_seed": runs["hparams_seed"],
         "step": runs["step"],
         "val_acc": [f"{accuracy:.2f}" for accuracy in runs["val_acc"]],
@@ -217,7 +217,7 @@ def _table(runs: pd.DataFrame, hparams: pd.DataFrame) -> str:
 
 
 def _hparam_text(value: Any) -> str:
-    """Format a hyperparameter as --hparams takes it, but with four digits of a float."""
+    """Format a hyperparameter as in --hparams, but floats with four digits."""
     if _is_missing(value):
         return "-"
     if isinstance(value, float):

@@ -13,7 +13,7 @@ COMMANDS = {
     "sweep": "launch, watch, cancel and archive the jobs of a benchmark",
     "collect_results": "print the tables of a sweep, or write its report page",
     "list_top_hparams": "list the runs behind one cell of the tables, best first",
-    "recompute": "train the runs behind one cell again, and compare",
+    "recompute": "retrain the runs behind one cell, and compare",
     "plot": "draw the results of a sweep",
     "download": "download and verify datasets",
     "landscape": "measure the loss landscapes of trained models",
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def entry_point() -> NoReturn:
+    sys.path.insert(0, "")  # modules of --import are in the current folder; `python -m` looks there as well
     cli.run(main)
 
 

@@ -13,14 +13,16 @@ def add_cell_options(p: cli.Parser) -> None:
     p.add_argument(
         "--input_dir", required=True, metavar="DIR", help="the sweep's folder, written by this package or by DomainBed"
     )
-    p.add_argument("--dataset", required=True, metavar="NAME", help="the table")
-    p.add_argument("--algorithm", required=True, metavar="NAME", help="the row")
-    p.add_argument("--test_env", required=True, metavar="ENV", help="the column: an environment's number or name")
+    p.add_argument("--dataset", required=True, metavar="NAME", help="dataset of the cell (its table)")
+    p.add_argument("--algorithm", required=True, metavar="NAME", help="algorithm of the cell (its row)")
+    p.add_argument(
+        "--test_env", required=True, metavar="ENV", help="test environment of the cell (its column), by name or number"
+    )
     p.add_argument(
         "--selection",
         default="training-domain",
         metavar="METHOD",
-        help=f"the selection method: {', '.join(SELECTION_METHODS)}, or DomainBed's name of its class",
+        help=f"the selection method: {', '.join(SELECTION_METHODS)}, or its class name in DomainBed",
     )
 
 

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.format not in (*FORMATS, "html"):
         raise UsageError(f"unknown format {args.format!r}; {suggest(args.format, [*FORMATS, 'html'])}")
     if args.versus and args.format == "csv":
-        raise UsageError("--format csv has no place for --versus; use --format json")
+        raise UsageError("--format csv does not support --versus; use --format json")
     cli.check_output(args.output)
     import_modules(args.imports)
     options = from_args(ReportOptions, args)

@@ -28,7 +28,7 @@ def load(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         if action is None or name in ("help", "launcher_config"):
             raise UsageError(f"{file}: unknown option {name!r}; {suggest(name, actions)}")
         if action.dest in defaults:
-            raise UsageError(f"{file}: {name!r} sets an option that another line sets already; delete one of them")
+            raise UsageError(f"{file}: {name!r} sets an option that another line also sets; delete one of them")
         if action.nargs == 0:
             defaults |= _flag_default(file, name, value, action)
         elif value not in ("", [], [""]):  # a line without a value leaves the option unset

@@ -13,16 +13,16 @@ def parser() -> cli.Parser:
         prog=cli.command_name("download"),
         description="Download datasets from their publishers, or print how to get them manually. An interrupted "
         "download is resumed by running the command again. With --verify, nothing is downloaded: environments, classes "
-        "and image counts are compared with known ones and every image is decoded; the exit status is 1 if anything "
-        "differs.",
+        "and image counts are compared with the known ones, and every image is decoded; the exit status is 1 if "
+        "anything differs.",
     )
-    p.add_argument("--data_dir", required=True, help="folder to download into; for Folder, the tree itself")
+    p.add_argument("--data_dir", required=True, help="folder to download into; for the dataset Folder, the dataset itself")
     p.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help=f"one or more of {', '.join(DATASETS)}")
-    p.add_argument("--verify", action="store_true", help="download nothing; check existing files, on all CPU cores")
+    p.add_argument("--verify", action="store_true", help="check existing files, on all CPU cores, instead of downloading")
     p.add_argument(
         "--write_leave_out",
         action="store_true",
-        help="with --verify: add broken images to leave_out.txt in the dataset's folder, which excludes them",
+        help="with --verify: list broken images in leave_out.txt in the dataset's folder, to exclude them",
     )
     return p
 
@@ -55,7 +55,7 @@ def download_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: 
     for name, dataset in datasets.items():
         try:
             if issubclass(dataset, Folder):
-                raise UsageError("it is your own tree, nothing to download (check it with --verify)")
+                raise UsageError("nothing to download for your own images (check them with --verify)")
             if not issubclass(dataset, PublishedDataset):
                 dataset.prepare(data_dir)
                 print(f"{name}: ready")
@@ -93,7 +93,7 @@ def verify_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: st
             is_valid = is_valid and result.is_valid
             if list_broken and result.broken and issubclass(dataset, PhotoDataset):
                 path = verify.write_leave_out(dataset.dataset_folder(data_dir), result.broken)
-                print(f"  Added the broken images to {path}; they are left out from now on")
+                print(f"  Added the broken images to {path}; they are excluded from now on")
         except UsageError as error:
             failures.append(str(error))
     if failures:

@@ -18,19 +18,19 @@ from domainbed.reporting.report import select_names
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog=cli.command_name("plot"), description="Plot a sweep, for print.")
+    p = cli.Parser(prog=cli.command_name("plot"), description="Draw the results of a sweep as PNG and PDF files.")
     p.add_argument(
         "--input_dir", required=True, metavar="DIR", help="the sweep's folder, written by this package or by DomainBed"
     )
-    p.add_argument("--output_dir", metavar="DIR", help=f"where to write (default: {PLOTS_FOLDER} in --input_dir)")
+    p.add_argument("--output_dir", metavar="DIR", help=f"folder for the plots (default: {PLOTS_FOLDER} in --input_dir)")
     p.add_argument(
         "--selection",
         default="training-domain",
         metavar="METHOD",
-        help="the selection method, or DomainBed's name of its class",
+        help="the selection method, or its class name in DomainBed",
     )
-    p.add_argument("--datasets", nargs="+", metavar="NAME", help="the datasets to plot (default: all)")
-    p.add_argument("--algorithms", nargs="+", metavar="NAME", help="the algorithms to plot (default: all)")
+    p.add_argument("--datasets", nargs="+", metavar="NAME", help="datasets to plot (default: all)")
+    p.add_argument("--algorithms", nargs="+", metavar="NAME", help="algorithms to plot (default: all)")
     p.add_argument("--dpi", type=int, default=150, metavar="N", help="resolution of PNG files, in dots per inch")
     cli.add_import_option(p)
     return p

@@ -1,4 +1,4 @@
-"""Train the runs behind one cell of the tables again, and compare their records.
+"""Retrain the runs behind one cell of the tables, and compare their records.
 
 `python -m domainbed.scripts.recompute --input_dir my_sweep --dataset PACS --algorithm Fishr --test_env 2
 --output_dir again`
@@ -26,16 +26,15 @@ from domainbed.sweep.status import JobState, count_states, survey
 def parser() -> cli.Parser:
     p = cli.Parser(
         prog=cli.command_name("recompute"),
-        description="Train the runs that compete for one cell of the tables again, from the arguments in their "
-        "records, and report whether their records and the cell are the same bit for bit. They can only be on the same "
-        "kind of machine, with the same versions and number of threads, and for runs of this package: DomainBed draws "
-        "other batches.",
+        description="Retrain the runs behind one cell of the tables from the arguments in their records, and report "
+        "whether the records and the cell are reproduced bit for bit. This is only possible on the same kind of machine, "
+        "with the same versions and number of threads, and for runs of this package: DomainBed draws other batches.",
         epilog="Exit status: 0 if all records are the same, 1 if some differ or a run failed, 2 if the command is "
         "invalid, 3 if some runs are not done yet, 128 + n if signal n stopped the command.",
     )
     add_cell_options(p)
     p.add_argument(
-        "--output_dir", required=True, metavar="DIR", help="an empty folder, or that of the same command to resume it"
+        "--output_dir", required=True, metavar="DIR", help="an empty folder, or that of an interrupted command to resume"
     )
     p.add_argument("--data_dir", metavar="DIR", help="folder of the datasets (default: the recorded one)")
     add_options(p, LocalLauncher.Options)
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("; ".join(unranked_notes(competing)))
 
     statuses = survey(jobs.values())
-    print(f"{len(jobs)} runs to train again in {output_dir}: {count_states(statuses)}", flush=True)
+    print(f"{len(jobs)} runs to retrain in {output_dir}: {count_states(statuses)}", flush=True)
     to_launch = [job for job, status in statuses.items() if status.state != JobState.DONE]
     n_failed = 0
     if to_launch:

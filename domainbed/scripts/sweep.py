@@ -50,10 +50,10 @@ class LaunchOptions:
         metavar="FILE",
     )
     import_results: str | None = option(
-        None, help="import jobs that have not been launched from an archive that `export` wrote", metavar="ARCHIVE"
+        None, help="import jobs that have not been launched yet, from an archive written by `export`", metavar="ARCHIVE"
     )
     retry_failed: bool = option(False, help="retry failed jobs")
-    dry_run: bool = option(False, help="print what would be run or submitted, and run nothing")
+    dry_run: bool = option(False, help="print what would be run or submitted, without running it")
     skip_confirmation: bool = option(False, help="do not ask for confirmation")
 
 
@@ -75,12 +75,12 @@ def parser() -> cli.Parser:
         type=float,
         const=10.0,
         metavar="SECONDS",
-        help="print it again at this interval (default: 10) until no job is running or queued",
+        help="refresh at this interval (default: 10) until no job is running or queued",
     )
     status.add_argument("--failed", action="store_true", help="also print why jobs failed, and where their logs are")
     cancel = command("cancel", "stop running and queued jobs; running ones save their state first")
     delete = command("delete_incomplete", "delete the folders of incomplete jobs; running and queued ones are kept")
-    delete.add_argument("--failed", action="store_true", help="also delete those of failed jobs")
+    delete.add_argument("--failed", action="store_true", help="also delete the folders of failed jobs")
     export = command("export", "write the records of all finished jobs to an archive")
     export.add_argument("--archive", required=True, metavar="FILE", help="the .tar.xz file to write")
     for c in (cancel, delete):
@@ -184,7 +184,7 @@ def launch(args: argparse.Namespace) -> int:
     if result.stop_signal:
         return 128 + result.stop_signal
     if not launcher.WAITS:
-        print(f"`{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch` prints their progress")
+        print(f"Watch the progress with `{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch`")
     return 1 if result.n_failed else exit_status(result.statuses)
 
 
@@ -195,8 +195,8 @@ def import_results(archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Jo
     if result.jobs:
         log_launch(sweep_dir, grid)  # even if the launch is not confirmed
     print(
-        f"{len(result.jobs)} jobs imported from {archive}; {result.n_not_requested} others in it are not requested, "
-        f"{result.n_existing} already exist"
+        f"{len(result.jobs)} jobs imported from {archive}; skipped {result.n_not_requested} that were not requested, "
+        f"{result.n_existing} that already exist"
     )
 
 

@@ -46,7 +46,7 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
         UsageError: there are no jobs, or a job could not be imported because of its records. Nothing is written.
     """
     if not jobs:
-        raise UsageError(f"{sweep_dir} has no job that is done; {archive} is not written")
+        raise UsageError(f"no job in {sweep_dir} is done; {archive} was not written")
     with (
         atomic_write(archive) as file,
         lzma.open(file, "wb", preset=PRESET) as compressed,
@@ -110,7 +110,7 @@ def _check_archive(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -
         if data is not None and name == RESULTS_FILE and (problem := find_problem(selected[folder], data)):
             raise _bad_job(archive, selected[folder], problem)
     if not found:
-        raise UsageError(f"--import_results {archive} contains no job: members must be named FOLDER/{RESULTS_FILE}")
+        raise UsageError(f"--import_results {archive} contains no jobs: members must be named FOLDER/{RESULTS_FILE}")
     for folder in sorted(found.keys() & selected.keys()):
         for name in ARCHIVED_FILES:
             if name not in found[folder]:
@@ -207,7 +207,7 @@ def _safe_parts(member: tarfile.TarInfo, archive: Path) -> tuple[str, ...]:
     """Return the parts of a member's name. Raises UsageError if it is not a file or folder within the archive."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        problem = "leads out of its folder"
+        problem = "is outside its folder"
     elif not (member.isreg() or member.isdir()):
         problem = "is neither a file nor a folder"
     else:

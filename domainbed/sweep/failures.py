@@ -92,7 +92,7 @@ def describe_error(error: BaseException, folder: Path) -> str:
     if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
-        hints = {errno.ENOSPC: " (the disk is full)", errno.EDQUOT: " (the disk quota is used up)"}
+        hints = {errno.ENOSPC: " (the disk is full)", errno.EDQUOT: " (the user's disk quota is used up)"}
         return f"{error.filename or folder}: {os.strerror(error.errno)}{hints.get(error.errno, '')}"
     message = one_line(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

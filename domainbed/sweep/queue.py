@@ -161,7 +161,7 @@ def slurm_output(command: Sequence[str]) -> str:
         UsageError: the command is not installed, fails, or takes too long.
     """
     if shutil.which(command[0]) is None:
-        raise UsageError(f"{command[0]} not found; run this on a machine with the commands of SLURM")
+        raise UsageError(f"{command[0]} not found; run this on a machine with the SLURM commands")
     try:
         finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:

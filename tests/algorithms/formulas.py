@@ -1,4 +1,4 @@
-"""Slow reference implementations of the seven algorithms, written from the formulas of their papers."""
+"""Slow reference implementations of the seven algorithms, written from the formulas in their papers."""
 
 import copy
 
@@ -36,7 +36,7 @@ def mean(values):
 
 
 class Formula:
-    """Starts from the weights of `algorithm`, and minimizes `loss(domains, t)` at updates t = 0, 1, …"""
+    """An algorithm that starts from the weights of another one and minimizes `loss(domains, t)`, t = 0, 1, …"""
 
     def __init__(self, algorithm, hparams):
         self.featurizer = copy.deepcopy(algorithm.featurizer)

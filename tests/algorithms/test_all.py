@@ -79,23 +79,23 @@ def test_twenty_updates_equal_the_formula_in_float64(name: str, variant: str | N
 @pytest.mark.parametrize("k", [0, 5, 7, 8, 11])
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_restored_algorithm_equals_uninterrupted(name: str, variant: str | None, k: int):
-    """Bit for bit: before, at and after the end of the warm-up, and in every phase of DANN."""
+    """They are equal bit for bit before, at and after the end of the warm-up, and in every phase of DANN."""
     torch.manual_seed(0)
     dropout = {"mlp_dropout": 0.5} if name == "DANN" else {}
-    whole = make(name, variant, **dropout)
+    original = make(name, variant, **dropout)
     for domains in batches(k):
-        whole.update(domains)
+        original.update(domains)
     file = io.BytesIO()
-    torch.save(whole.training_state(), file)
+    torch.save(original.training_state(), file)
     torch.manual_seed(7)
-    fresh = make(name, variant, **dropout)
-    fresh.load_training_state(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    restored = make(name, variant, **dropout)
+    restored.load_training_state(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     results = []
-    for algorithm in (whole, fresh):
+    for algorithm in (original, restored):
         torch.manual_seed(k)  # the engine restores the random generators
         results.append([(algorithm.phase, algorithm.update(domains)) for domains in batches(20)[k:]])
     assert results[0] == results[1]
-    states = [dict(leaves(algorithm.training_state())) for algorithm in (whole, fresh)]
+    states = [dict(leaves(algorithm.training_state())) for algorithm in (original, restored)]
     assert states[0].keys() == states[1].keys()
     for key, value in states[0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key])), key
@@ -119,7 +119,7 @@ def test_state_of_another_algorithm_is_rejected():
 
 
 class NoSynchronization(TorchDispatchMode):
-    """Raises if an operation makes the host wait for the device, or copies from memory that is not pinned.
+    """A mode that fails if an operation makes the host wait for the device, or copies from unpinned memory.
 
     Operations of torch's optimizers are exempt, because Adam's step counters are on the host.
     """
@@ -164,7 +164,7 @@ PHASES = {"DANN": {"discriminator", "generator"}} | {
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_update_does_not_synchronize_or_create_modules(name: str, variant: str | None, monkeypatch: pytest.MonkeyPatch):
-    """On the meta device, which has no values that the host could read and branch on."""
+    """Use the meta device, which has no values that the host could read."""
     with torch.device("meta"):
         algorithm = make(name, variant)
         domains = [[(torch.rand_like(x), torch.zeros_like(y)) for x, y in batch] for batch in batches(20)]
@@ -217,7 +217,7 @@ def test_update_does_not_synchronize_with_a_gpu(name: str, variant: str | None):
     torch.cuda.set_sync_debug_mode("error")
     try:
         results = [algorithm.update(batch) for batch in domains[1:]]
-        with pytest.raises(RuntimeError, match="synchronizing"):  # torch does detect it
+        with pytest.raises(RuntimeError, match="synchronizing"):  # detection works
             next(iter(results[0].values())).item()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -16,7 +16,7 @@ HPARAMS = default_hparams("ERM", "ColoredDigits")
 
 
 class Stateful(ERM):
-    """Has state of every supported kind."""
+    """An algorithm with state of every supported kind."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -61,29 +61,29 @@ def batches(n: int):
 
 
 def test_state_of_every_kind_is_restored(tmp_path):
-    whole, fresh = make(), make()
+    original, restored = make(), make()
     for batch in batches(10)[:5]:
-        whole.update(batch)
-    torch.save(whole.training_state(), tmp_path / "state")
-    fresh.load_training_state(torch.load(tmp_path / "state", weights_only=True))
+        original.update(batch)
+    torch.save(original.training_state(), tmp_path / "state")
+    restored.load_training_state(torch.load(tmp_path / "state", weights_only=True))
     for batch in batches(10)[5:]:
-        assert whole.update(batch) == fresh.update(batch)
-    assert fresh.created_later == 10
-    assert fresh.history == whole.history
-    assert fresh.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
-    torch.testing.assert_close(fresh.center, whole.center, rtol=0, atol=0)
-    assert fresh.several[0].param_groups[0]["params"][0] is fresh.classifier.weight
+        assert original.update(batch) == restored.update(batch)
+    assert restored.created_later == 10
+    assert restored.history == original.history
+    assert restored.scheduler.get_last_lr() == original.scheduler.get_last_lr()
+    torch.testing.assert_close(restored.center, original.center, rtol=0, atol=0)
+    assert restored.several[0].param_groups[0]["params"][0] is restored.classifier.weight
 
 
 def test_loaded_state_is_a_copy():
-    whole, fresh = make(), make()
+    original, restored = make(), make()
     for batch in batches(2):
-        whole.update(batch)
-    fresh.load_training_state(whole.training_state())
-    before = copy.deepcopy(fresh.training_state())
+        original.update(batch)
+    restored.load_training_state(original.training_state())
+    before = copy.deepcopy(restored.training_state())
     for batch in batches(2):
-        whole.update(batch)
-    after = fresh.training_state()
+        original.update(batch)
+    after = restored.training_state()
     for name, value in before["modules"].items():
         assert torch.equal(value, after["modules"][name])
     moments = [state["attributes"]["optimizer"]["state"][0]["exp_avg"] for state in (before, after)]

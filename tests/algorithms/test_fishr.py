@@ -15,7 +15,7 @@ def make(num_classes: int = 3, num_domains: int = 3, **hparams):
 
 
 def test_update_needs_less_than_150_mb_at_the_size_of_domainnet():
-    """Without a featurizer, but with Adam and the averages."""
+    """This includes Adam and the averages, but no featurizer."""
     algorithm = make(345, 5, penalty_anneal_iters=0)
     algorithm.featurizer, algorithm.classifier = nn.Identity(), nn.Linear(2048, 345)
     algorithm.network = nn.Sequential(algorithm.featurizer, algorithm.classifier)
@@ -48,7 +48,7 @@ def test_averages_are_updated_during_the_warm_up():
 
 @pytest.mark.parametrize("variant", ["covariances", "", "diagonal"])
 def test_unknown_variant_is_rejected(variant: str):
-    with pytest.raises(UsageError, match=r"unknown variant .* of Fishr; .*covariance"):
+    with pytest.raises(UsageError, match=r"unknown Fishr variant .*; .*covariance"):
         make(variant=variant)
 
 

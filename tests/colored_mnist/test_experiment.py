@@ -9,9 +9,9 @@ from domainbed.colored_mnist.experiment import (
     ANNEAL_STEP,
     L2_WEIGHT,
     LEARNING_RATE,
-    MLP,
     PENALTY_WEIGHT,
     ProofEnvironment,
+    ProofMLP,
     make_environments,
     train,
 )
@@ -24,7 +24,7 @@ N_TRAIN, N_TEST = 40, 16
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch):
-    """Return few random images and digits, in float64."""
+    """Return a few random images and digits, in float64."""
     monkeypatch.setattr(experiment, "N_TRAIN", N_TRAIN)
     monkeypatch.setattr(experiment, "N_TEST", N_TEST)
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_training_equals_description(algorithm: str, grayscale: bool, small, mon
     torch.manual_seed(5)
     monkeypatch.setattr(experiment, "seed_everything", lambda seed: torch.manual_seed(seed))
     first, second, test, gray = make_environments(*small, label_flip=0.25)
-    model = MLP(grayscale)
+    model = ProofMLP(grayscale)
     weights = list(model.parameters())
     adam = Adam(weights, LEARNING_RATE, 0.0)
 
@@ -114,7 +114,7 @@ def test_training_equals_description(algorithm: str, grayscale: bool, small, mon
 def test_constants_are_the_published_ones():
     assert (STEPS, ANNEAL_STEP, LEARNING_RATE, L2_WEIGHT) == (501, 190, 0.0004898536566546834, 0.00110794568)
     assert PENALTY_WEIGHT == 91257.18613115903
-    model = MLP(grayscale=False)
+    model = ProofMLP(grayscale=False)
     assert [tuple(w.shape) for w in model.parameters()] == [(390, 392), (390,), (390, 390), (390,), (1, 390), (1,)]
     for layer in (model.hidden1, model.hidden2, model.classifier):
         bound = (6 / sum(layer.weight.shape)) ** 0.5
@@ -180,8 +180,8 @@ def test_landscape_equals_per_sample_computation(monkeypatch: pytest.MonkeyPatch
     environments = [
         ProofEnvironment(torch.rand(n, 2, 14, 14), torch.randint(2, (n, 1)).float()) for n in (30, 40, 50, 60)
     ]
-    model = MLP(grayscale=False)
-    found = experiment.measure_landscape(model, environments, with_scores=True)
+    model = ProofMLP(grayscale=False)
+    found = experiment.landscape_metrics(model, environments, with_scores=True)
     weights = torch.cat([model.classifier.weight[0], model.classifier.bias]).double().detach()
     expected = []
     for e in environments[:3]:

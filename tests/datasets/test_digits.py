@@ -1,4 +1,4 @@
-"""Tests of the 8x8 digits. Code shared with the MNIST datasets is tested here on 1,797 images, there on 70,000."""
+"""Tests of the 8x8 digits. test_mnist.py tests the shared code on 70,000 images."""
 
 import numpy as np
 import pytest

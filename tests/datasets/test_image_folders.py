@@ -99,11 +99,10 @@ def test_leave_out_file(tmp_path: Path):
     (root / "leave_out.txt").write_text("".join(f"art/{file}\n" for file in ("dog/000.png", "dog/001.png")))
     with open(root / "leave_out.txt", "a") as file:
         file.write("art/dog/002.png\nart/cat/000.png\n")
-    with pytest.raises(UsageError, match=r"leave_out\.txt leaves out all images of art"):
+    with pytest.raises(UsageError, match=r"leave_out\.txt excludes all images of art"):
         read(root)
-    (root / "leave_out.txt").write_bytes(
-        b"\xef\xbb\xbfart/dog/001.png\n"
-    )  # with a byte order mark, as written by Windows
+    # With a byte order mark, as written by Windows.
+    (root / "leave_out.txt").write_bytes(b"\xef\xbb\xbfart/dog/001.png\n")
     assert read(root)[0][0].files == ("art/cat/000.png", "art/dog/000.png", "art/dog/002.png")
     (root / "leave_out.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"cannot read .*leave_out\.txt"):

@@ -1,4 +1,4 @@
-"""Tests of the MNIST datasets: sizes and statistics on the complete MNIST, loading and its errors on a small one."""
+"""Tests of the MNIST datasets: sizes and statistics on the complete MNIST, loading and errors on a small one."""
 
 import socket
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_training_and_test_images_are_combined(small_mnist_dir):
     assert images.shape == (120, 28, 28)
     assert digits.shape == (120,)
     for _ in range(2):  # the second time from the cached environments
-        with pytest.warns(UserWarning, match="has 120 images, not MNIST's 70000: results are not comparable"):
+        with pytest.warns(UserWarning, match="has 120 images, not MNIST's 70000; results are not comparable"):
             assert [len(e) for e in ColoredMNIST(small_mnist_dir, [0], {}, 0)] == [40, 40, 40]
 
 

@@ -112,12 +112,12 @@ def test_invalid_trees_are_errors(tmp_path: Path):
     with pytest.raises(UsageError, match="cannot list no/such: No such file"):
         JobConfig("Folder", "ERM", (0,), data_dir="no/such")
     root = write_tree(tmp_path, {"only": {"x": 1, "y": 1}})
-    with pytest.raises(UsageError, match=r"must contain one folder per environment, at least two; found \['only'\]"):
+    with pytest.raises(UsageError, match=r"must contain at least two folders, one per environment; found \['only'\]"):
         Folder(str(root), [0], AUGMENTED, 0)
     write_tree(root, {"other": {"x": 1}})
     Folder(str(root), [0], AUGMENTED, 0)
     (root / "only/y/000.png").unlink()
-    with pytest.raises(UsageError, match="has a single class, x; the tree must be environment/class/image"):
+    with pytest.raises(UsageError, match="has only one class, x; expected environment/class/image"):
         Folder(str(root), [0], AUGMENTED, 0)
 
 

@@ -89,7 +89,7 @@ def test_args_are_json_and_pickling_preserves_the_job():
         ({"test_envs": (3,)}, "--test_envs 3: ColoredMNIST has no such environment; choose from 0 (+90%), 1 (+80%)"),
         ({"test_envs": (-1,)}, "--test_envs -1"),
         ({"test_envs": ()}, "--test_envs is empty; choose from 0 (+90%)"),
-        ({"test_envs": (1, 1)}, "names an environment twice"),
+        ({"test_envs": (1, 1)}, "lists an environment twice"),
         ({"test_envs": (0, 1, 2)}, "--test_envs leaves no environment of ColoredMNIST to train on; omit one of 0"),
         ({"steps": 0}, "--steps must be at least 1, not 0"),
         ({"checkpoint_freq": 0}, "--checkpoint_freq must be at least 1"),
@@ -103,11 +103,11 @@ def test_args_are_json_and_pickling_preserves_the_job():
         ({"uda_holdout_fraction": 1.0}, "--uda_holdout_fraction must be at least 0 and below 1, not 1.0"),
         (
             {"uda_holdout_fraction": 0.5},
-            "--task domain_adaptation requires an --uda_holdout_fraction above 0, and vice versa",
+            "--task domain_adaptation requires --uda_holdout_fraction above 0, and vice versa",
         ),
         (
             {"task": "domain_adaptation"},
-            "--task domain_adaptation requires an --uda_holdout_fraction above 0, and vice versa",
+            "--task domain_adaptation requires --uda_holdout_fraction above 0, and vice versa",
         ),
         ({"hparams": '{"lr": 1'}, "is not JSON"),
         ({"hparams": "[1]"}, "must be a JSON object"),

@@ -163,7 +163,7 @@ def test_remote_owner_without_a_heartbeat_loses_its_lock(
     write_lock(tmp_path, age, **ELSEWHERE)
     assert not is_locked(tmp_path)
     assert can_lock(tmp_path)
-    assert f"{tmp_path}/lock is old: watching for 0 s whether its owner (process 1 on elsewhere) is alive" in (
+    assert f"{tmp_path}/lock is old; waiting 0 s to see whether its owner (process 1 on elsewhere) is alive" in (
         capsys.readouterr().out
     )
 

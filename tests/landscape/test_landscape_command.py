@@ -61,7 +61,7 @@ def test_compares_the_algorithms_of_a_sweep(
     main(["--sweep", str(sweep_dir), "--test_env", "-90%", "--images", "60"])
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "ColoredDigits, test -90%, runs chosen by training-domain; in splits" in printed.out
+    assert "ColoredDigits, test -90%, runs selected by training-domain; in splits" in printed.out
     assert printed.out.splitlines()[2].split() == ["ERM", "Fishr"]
     (file,) = (sweep_dir / "landscape").glob("*.json")
     content = json.loads(file.read_text())
@@ -78,7 +78,7 @@ def test_compares_the_algorithms_of_a_sweep(
 
 
 @pytest.mark.slow
-def test_uses_the_model_of_the_chosen_step_or_the_last_one_with_a_warning(
+def test_uses_the_model_of_the_selected_step_or_the_last_one_with_a_warning(
     sweep_dir: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     args = ["--sweep", str(sweep_dir), "--select", "OracleSelectionMethod", "--test_env", "0", "--algorithms", "ERM"]
@@ -96,10 +96,10 @@ def test_uses_the_model_of_the_chosen_step_or_the_last_one_with_a_warning(
         (job / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     run_without_plots(["--sweep", str(sweep_dir), "--test_env", "0", "--algorithms", "ERM"], monkeypatch)
     out = capsys.readouterr().out
-    assert out.count("using the weights of the last step, 2; the ones of the chosen step, 0, were not saved") == 2
+    assert out.count("using the weights of the last step, 2; those of the selected step, 0, were not saved") == 2
     for model in sweep_dir.glob("*/model.pkl"):
         model.unlink()
-    with pytest.raises(UsageError, match="no models of the chosen runs"):
+    with pytest.raises(UsageError, match="no saved models of the selected runs"):
         main(["--sweep", str(sweep_dir), "--test_env", "0"])
 
 
@@ -136,7 +136,7 @@ def test_help_names_output_files_and_defaults(monkeypatch: pytest.MonkeyPatch):
     help_text = " ".join(parser().format_help().split())
     assert "landscape.json and landscape-* for --run, landscape-DATASET-ENV.json" in help_text
     assert "(default: the folder landscape next to the model or in the sweep)" in help_text
-    assert "selection method that chooses the sweep's runs (default: training-domain)" in help_text
+    assert "selection method that selects the sweep's runs (default: training-domain)" in help_text
 
 
 @pytest.mark.slow

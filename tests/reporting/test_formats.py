@@ -344,7 +344,7 @@ def test_output_to_pipes_and_links(tmp_path: Path):
         (["--versus", "ERM"], "--versus requires two different algorithms, not ERM"),
         (["--versus", "ERM", "VREx"], "--versus VREx: this sweep has no such runs"),
         (["--versus", "ERM", "Fishr", "--algorithms", "ERM"], "--versus Fishr: not among --algorithms"),
-        (["--versus", "ERM", "Fishr", "--format", "csv"], "--format csv has no place for --versus; use --format json"),
+        (["--versus", "ERM", "Fishr", "--format", "csv"], "--format csv does not support --versus; use --format json"),
         (["--datasets", "PCAS"], "--datasets PCAS: this sweep has no such runs; did you mean PACS?"),
         (["--algorithms", "Fisher"], "--algorithms Fisher: this sweep has no such runs; did you mean Fishr?"),
         (["--selection", "all", "bogus"], "unknown selection method 'bogus'"),

@@ -64,7 +64,7 @@ def test_finished_then_last_written_folder_counts_if_run_has_two(tmp_path: Path)
     def accuracy() -> float:
         frame, problems = read_sweep(tmp_path)
         assert len(problems) == 1
-        assert problems[0].startswith("skipping 1 folder whose run another folder contains too (")
+        assert problems[0].startswith("skipping 1 folder with a run that another folder also contains (")
         return frame.loc[frame["hparams_seed"] == 0, "env0_in_acc"].item()
 
     os.utime(first / "results.jsonl", (1, 1))
@@ -188,7 +188,7 @@ def test_clean_and_published_evaluation_are_not_mixed_silently(tmp_path: Path):
     assert len(problems) == 2
     assert "different arguments" in problems[0]
     assert "clean_evaluation" in problems[0]
-    assert problems[1] == "1 job replaced broken images by others (--on_bad_image skip)"
+    assert problems[1] == "1 job replaced broken images with others (--on_bad_image skip)"
 
 
 def test_precisions_are_not_mixed_silently(tmp_path: Path):
@@ -221,7 +221,7 @@ def record_of_four_environments(**others) -> dict:
             "the records name 2 environments, but have 3",
         ),
         (make_record("PACS", hparams_seed=9), "the records have 3 environments, but PACS has 4"),
-        (make_record("Avg", hparams_seed=9), "the tables reserve the dataset name 'Avg'"),
+        (make_record("Avg", hparams_seed=9), "the dataset name 'Avg' is reserved by the tables"),
     ],
 )
 def test_incompatible_job_affects_no_other(tmp_path: Path, incompatible: dict, reason: str):

@@ -568,7 +568,7 @@ def test_hyperparameters_that_do_not_differ_are_skipped(tmp_path: Path):
     messages: list[str] = []
     found = plot_sweep(load_sweep(str(tmp_path)), warn=messages.append)
     assert not [stem for stem, _, _ in found if stem.startswith("hparams")]
-    assert messages == ["no hyperparameters of ERM on ColoredDigits: none differs between its runs"]
+    assert messages == ["no hyperparameters of ERM on ColoredDigits: none differ between its runs"]
 
 
 def test_caption_counts_unfinished_runs(tmp_path: Path):

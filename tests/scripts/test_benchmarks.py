@@ -227,7 +227,7 @@ def test_fishr(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
         ("step", ["--sides", "faster"], "invalid choice: 'faster'"),
         ("step", ["--hparams", '{"l": 1}'], "ERM has no hyperparameter 'l'"),
         ("eval", ["--output", "no/such/file"], "--output no/such/file: folder /.*/no/such does not exist$"),
-        ("eval", ["--output", "."], "--output . is a folder; name a file in it$"),
+        ("eval", ["--output", "."], "--output . is a folder; specify a file$"),
         ("eval", ["--workers", "-1"], "--workers must be at least 0"),
         ("job", ["--dataset", "PACS"], "the plain loop only supports the MNISTs and the digits"),
         ("job", ["--dataset", "ColoredMNIST"], "ColoredMNIST requires --data_dir"),

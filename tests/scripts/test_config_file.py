@@ -181,7 +181,7 @@ MISTAKES = [
     (
         "a.yaml",
         "deterministic: true\nno_deterministic: true",
-        "'no_deterministic' sets an option that another line sets",
+        "'no_deterministic' sets an option that another line also sets",
     ),
     ("a.yaml", "dry_run: perhaps", "dry_run must be true or false, not 'perhaps'"),
     ("a.yaml", "workers: [1, 2]", "workers takes one value, not ["),
@@ -299,7 +299,7 @@ def test_additional_options_of_sbatch():
     for word in ("time=5", "signal=USR1@5", "job-name=x", "--array=0-3"):
         with pytest.raises(UsageError, match=f"--slurm_extra '{word}': .* is set by"):
             parameters(f"--slurm_extra={word}")
-    with pytest.raises(UsageError, match="--slurm_extra '=7' names no option of sbatch"):
+    with pytest.raises(UsageError, match="--slurm_extra '=7' is not an option of sbatch"):
         parameters("--slurm_extra", "=7")
 
 

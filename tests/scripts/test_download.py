@@ -22,7 +22,7 @@ ERRORS = [
     (["--data_dir", "", "--dataset", "PACS"], "--data_dir '' is not a folder"),
     (["--data_dir", ".", "--dataset", "PACS", "--write_leave_out"], "--write_leave_out requires --verify"),
     (["--data_dir", ".", "--dataset", "PACS", "--verify"], "PACS not found: PACS is not a folder; to get it, run"),
-    (["--data_dir", ".", "--dataset", "Folder"], "Folder: it is your own tree, nothing to download"),
+    (["--data_dir", ".", "--dataset", "Folder"], "Folder: nothing to download for your own images"),
     (["--data_dir", ".", "--dataset", "SVIRO"], "SVIRO: must be downloaded manually"),
 ]
 
@@ -90,7 +90,7 @@ def test_verify_can_leave_out_broken_images(offered: str, capsys: pytest.Capture
 
     assert download.main([*verify, "--write_leave_out"]) == 1
     assert (
-        f"Added the broken images to {offered}/PACS/leave_out.txt; they are left out from now on\n"
+        f"Added the broken images to {offered}/PACS/leave_out.txt; they are excluded from now on\n"
         in capsys.readouterr().out
     )
     assert Path(offered, "PACS/leave_out.txt").read_text() == "photo/dog/1.jpg\n"

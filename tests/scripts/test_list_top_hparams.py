@@ -95,7 +95,7 @@ Trial 1: 2 runs, ranked by val_acc
 
 Identical in all 4 runs: batch_size 64
 
-The cell is 30.0 +/- 7.1: mean and standard error of test_acc over 2 trials, of the runs marked ->. \
+The cell is 30.0 +/- 7.1: mean and standard error of test_acc over 2 trials, for the runs marked ->. \
 1 of these runs is not finished.
 """
 
@@ -201,7 +201,7 @@ def test_unranked_runs_are_reported(tmp_path: Path, capsys):
     notes = [
         "Not ranked: 2 runs (trial 1: hparams_seed 0, 2) without records",
         "Not ranked: 2 runs (trial 0: hparams_seed 1; trial 1: hparams_seed 1) from which training-domain "
-        "selects no record: each of their records lacks an accuracy that it requires",
+        "selects no record: every record lacks an accuracy that the method requires",
     ]
     assert text.split("\n\n")[-3:-1] == notes
     assert "Trial 0: 2 runs, ranked by val_acc\n" in text

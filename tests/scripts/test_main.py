@@ -82,7 +82,7 @@ def test_help_does_not_import_torch(words: list[str]):
 def test_output_must_be_writable(tmp_path: Path):
     cli.check_output(None)
     cli.check_output(str(tmp_path / "new"))
-    with pytest.raises(UsageError, match=f"--output {tmp_path} is a folder; name a file in it"):
+    with pytest.raises(UsageError, match=f"--output {tmp_path} is a folder; specify a file"):
         cli.check_output(str(tmp_path))
     with pytest.raises(UsageError, match=f"--archive {tmp_path}/no/file: folder {tmp_path}/no does not exist"):
         cli.check_output(str(tmp_path / "no" / "file"), "--archive")

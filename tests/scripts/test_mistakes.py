@@ -67,7 +67,7 @@ MISTAKES = [
     ("collect_results --input_dir . --compare ours", "invalid --compare 'ours'; choose from published"),
     ("collect_results --input_dir . --decimals -1", "--decimals must be at least 0 and at most 9, not -1"),
     ("collect_results --input_dir . --output no/such/file", "--output no/such/file: folder"),
-    ("collect_results --input_dir . --output .", "--output . is a folder; name a file in it"),
+    ("collect_results --input_dir . --output .", "--output . is a folder; specify a file"),
     ("collect_results --input_dir . --import no_such", "cannot import module no_such"),
     ("list_top_hparams", "the following arguments are required: --input_dir"),
     ("recompute --input_dir .", "the following arguments are required: --dataset, --algorithm, --test_env"),
@@ -90,7 +90,7 @@ MISTAKES = [
     ("sweep launch --output_dir s --datasets ColoredDigits", "stdin is not interactive; pass --skip_confirmation"),
     (
         'sweep launch --output_dir s --datasets ColoredDigits --algorithms Fishr --hparams \'{"variant": "diagonal"}\'',
-        "unknown variant 'diagonal' of Fishr; choose from variance, uncentered, covariance, all_layers",
+        "unknown Fishr variant 'diagonal'; choose from variance, uncentered, covariance, all_layers",
     ),
     ("train --dataset ColoredDigits --algorithm DANN --hparams '{\"mlp_depth\": 1}'", "mlp_depth must be at least 2"),
     (

@@ -78,13 +78,13 @@ def test_records_are_reproduced(original: Path, tmp_path: Path, capsys: pytest.C
     """By worker processes. The second time, nothing is trained."""
     assert recompute_cell(original, tmp_path / "again") == 0
     output = capsys.readouterr().out
-    assert f"4 runs to train again in {tmp_path / 'again'}: 4 not launched" in output
+    assert f"4 runs to retrain in {tmp_path / 'again'}: 4 not launched" in output
     assert "4 of 4 runs reproduced their records bit for bit, except for times and memory.\n" in output
     mean, repeated_mean = output.partition("Original: ")[2].split("\nRepeated: ")
     assert repeated_mean == f"{mean}, from the same run and step in each trial\n"
     assert recompute_cell(original, tmp_path / "again") == 0
     second = capsys.readouterr().out
-    assert second.startswith(f"4 runs to train again in {tmp_path / 'again'}: 4 done\nMisbehaving on ColoredDigits")
+    assert second.startswith(f"4 runs to retrain in {tmp_path / 'again'}: 4 done\nMisbehaving on ColoredDigits")
     assert second.endswith(output[output.index("Misbehaving on ColoredDigits, test environment") :])
     assert not list((tmp_path / "again").glob("*/model.pkl"))
 
@@ -124,7 +124,7 @@ def test_different_selection_is_reported(original: Path, repeated: Path, capsys:
         best = folder_of(repeated, test_envs=[2], hparams_seed=draw, trial_seed=0)
         change(best, lambda records, draw=draw: records[draw].update(env0_out_acc=1.0, env1_out_acc=1.0 - draw / 8))
     assert recompute_cell(original, repeated) == 1
-    assert "from other runs or steps (see list_top_hparams)" in capsys.readouterr().out
+    assert "from different runs or steps (see list_top_hparams)" in capsys.readouterr().out
 
 
 def test_times_memory_and_additional_metrics_may_differ(original: Path, repeated: Path, capsys: pytest.CaptureFixture):
@@ -206,7 +206,7 @@ def test_selection_method_that_cannot_select(here: None, tmp_path: Path):
     [
         (
             lambda record: record["hparams"].update(batch_size=5),
-            r"the record of step 0 has batch_size 5, not 4; the run cannot be trained again here",
+            r"the record of step 0 has batch_size 5, not 4; the run cannot be retrained here",
         ),
         (
             lambda record: record.update(environments=["+90%", "+70%", "-90%"]),

@@ -149,7 +149,7 @@ def test_export_without_finished_jobs_keeps_existing_archive(tmp_path: Path, cap
     launched(tmp_path / "sweep", n_done=0)
     (archive := tmp_path / "a.tar.xz").write_text("previous content")
     assert export(tmp_path / "sweep", archive) == 2
-    assert "has no job that is done" in capsys.readouterr().err
+    assert " is done; " in capsys.readouterr().err
     assert archive.read_text() == "previous content"
 
 
@@ -203,7 +203,7 @@ def test_invalid_archive_paths(tmp_path: Path, capsys: pytest.CaptureFixture):
     for name, problem in (
         ("a.tar.gz", "the name must end in .tar.xz"),
         ("no/a.tar.xz", f"folder {tmp_path}/no does not exist"),
-        ("folder.tar.xz", "is a folder; name a file in it"),
+        ("folder.tar.xz", "is a folder; specify a file"),
     ):
         assert export(tmp_path / "sweep", tmp_path / name) == 2
         error = capsys.readouterr().err
@@ -234,7 +234,7 @@ def test_imported_jobs_are_done(tmp_path: Path, archive: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert main(words) == 0
     assert capsys.readouterr().out == (
-        f"3 jobs imported from {archive}; 0 others in it are not requested, 0 already exist\n"
+        f"3 jobs imported from {archive}; skipped 0 that were not requested, 0 that already exist\n"
         f"3 jobs in {tmp_path / 'o'}: 3 done\n"
     )
     for imported, original in zip(jobs_of(words), jobs_of(launch_words(tmp_path / "sweep")), strict=True):
@@ -333,7 +333,7 @@ def test_quickstart_records(tmp_path: Path, capsys: pytest.CaptureFixture):
     command = [*words.split(), "--output_dir", tmp_path / "o", "--import_results", QUICKSTART]
     assert main(command) == 0
     assert capsys.readouterr().out == (
-        f"84 jobs imported from {QUICKSTART}; 0 others in it are not requested, 0 already exist\n"
+        f"84 jobs imported from {QUICKSTART}; skipped 0 that were not requested, 0 that already exist\n"
         f"84 jobs in {tmp_path / 'o'}: 84 done\n"
     )
     assert collected(tmp_path / "o", capsys) == ((QUICKSTART.parent / "results.txt").read_text(), "")
@@ -396,7 +396,7 @@ def test_not_an_archive(tmp_path: Path, archive: Path, capsys: pytest.CaptureFix
         assert "is not a complete .tar.xz" in import_error(tmp_path / "o", archive, capsys)
     for files in ({}, {"runs/x/results.jsonl": b""}):
         pack(archive, files)
-        assert "contains no job: members must be named FOLDER/results.jsonl" in import_error(
+        assert "contains no jobs: members must be named FOLDER/results.jsonl" in import_error(
             tmp_path / "o", archive, capsys
         )
 
@@ -411,9 +411,9 @@ def special(name: str, kind: bytes) -> tarfile.TarInfo:
 @pytest.mark.parametrize(
     ("member", "problem"),
     [
-        (tarfile.TarInfo("../x"), "leads out of its folder"),
-        (tarfile.TarInfo("a/../../x"), "leads out of its folder"),
-        (tarfile.TarInfo("/tmp/x"), "leads out of its folder"),
+        (tarfile.TarInfo("../x"), "is outside its folder"),
+        (tarfile.TarInfo("a/../../x"), "is outside its folder"),
+        (tarfile.TarInfo("/tmp/x"), "is outside its folder"),
         (special("x", tarfile.SYMTYPE), "is neither a file nor a folder"),
         (special("x", tarfile.LNKTYPE), "is neither a file nor a folder"),
         (special("x", tarfile.CHRTYPE), "is neither a file nor a folder"),

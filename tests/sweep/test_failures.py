@@ -98,7 +98,7 @@ def test_missing_folder_is_ignored(tmp_path: Path):
         (AssertionError(), "AssertionError"),
         (SystemExit(3), "SystemExit: 3"),
         (OSError(errno.ENOSPC, "x"), "/job: No space left on device (the disk is full)"),
-        (OSError(errno.EDQUOT, "x", "/a/b"), "/a/b: Disk quota exceeded (the disk quota is used up)"),
+        (OSError(errno.EDQUOT, "x", "/a/b"), "/a/b: Disk quota exceeded (the user's disk quota is used up)"),
         (FileNotFoundError(errno.ENOENT, "x", "/a/b"), "/a/b: No such file or directory"),
         (OSError("something"), "OSError: something"),
     ],
@@ -327,13 +327,13 @@ def test_only_three_failing_jobs_are_started(tmp_path: Path, quick_workers: None
         assert main(words) == 1
         output = capsys.readouterr()
         assert sum(job.folder.exists() for job in jobs) == 3
-        assert output.err.count(": blocked, because 3 jobs of its kind failed alike; ") == 1
+        assert output.err.count(": blocked, because 3 jobs of its kind failed the same way; ") == 1
         assert output.err.count("RuntimeError: out of ideas at 0") >= 1
     assert "Traceback" not in output.err
     assert sorted(set(states(jobs)), key=str) == [JobState.FAILED, JobState.NOT_LAUNCHED]
     assert main(["status", "--output_dir", tmp_path / "sweep"]) == 1
     assert (
-        "Misbehaving on ColoredDigits is blocked, because 3 jobs failed alike and none is done: RuntimeError: out of "
+        "Misbehaving on ColoredDigits is blocked, because 3 jobs failed the same way and none is done: RuntimeError: out of "
         "ideas at 0\n  `launch --retry_failed` retries them\n" in capsys.readouterr().out
     )
     cause.unlink()

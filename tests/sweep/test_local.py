@@ -24,7 +24,7 @@ from domainbed.sweep.status import JobState, read_status, survey
 from domainbed.sweep.worker import ignore_sigint
 from tests.sweep.helpers import launch_words, main, make_job, never, steps_recorded
 
-SIGKILLED = "its process was killed by SIGKILL (as the kernel does when memory runs out)"
+SIGKILLED = "its process was killed by SIGKILL (possibly by the kernel, because memory ran out)"
 REASONS = {
     "raise": "RuntimeError: out of ideas at 0",
     "killed": SIGKILLED,

@@ -88,7 +88,7 @@ def test_without_slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_tasks(tmp_path, "9", {"9": [make_job(tmp_path)]})
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_queue(tmp_path) is None, "the sweep was copied here"
-    with pytest.raises(UsageError, match="sbatch not found; run this on a machine with the commands of SLURM"):
+    with pytest.raises(UsageError, match="sbatch not found; run this on a machine with the SLURM commands"):
         slurm_output(["sbatch"])
 
 
@@ -168,6 +168,6 @@ def test_jobs_of_a_blocked_kind_are_not_submitted(tmp_path: Path, slurm, capsys:
     slurm(squeue="true", scontrol="echo MaxArraySize = 5")
     assert main(words) == 1
     output = capsys.readouterr()
-    assert output.err.count(": blocked, because 3 jobs of its kind failed alike; ") == 1
+    assert output.err.count(": blocked, because 3 jobs of its kind failed the same way; ") == 1
     assert output.err.count("out of ideas") == 1
     assert "3 not launched, 3 failed after" in output.out

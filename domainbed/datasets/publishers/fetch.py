@@ -33,7 +33,7 @@ class TransferError(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """The identity of a server's file, as far as its headers report it; `size` in bytes."""
+    """The identity of a file on a server, as far as the headers report it; `size` in bytes."""
 
     url: str
     size: int | None
@@ -41,10 +41,7 @@ class RemoteFile:
     modified: str | None
 
     def matches(self, other: "RemoteFile | None") -> bool:
-        """Return whether all values that this one reports are equal in `other`.
-
-        A response with part of a file may report less than one with the complete file.
-        """
+        """Return whether all reported values are equal in `other`. A partial response may report fewer values."""
         return other is not None and all(
             value in (None, expected) for value, expected in zip(astuple(self), astuple(other), strict=True)
         )
@@ -135,7 +132,7 @@ def open_url(request: Request, part: Path) -> HTTPResponse:
         response: HTTPResponse = urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # the requested range starts behind the end of the file
+        if error.code == 416:  # the requested range starts after the end of the file
             part.unlink()
             raise TransferError("the file changed on the server") from error
         if error.code in (408, 429) or error.code >= 500:

@@ -1,4 +1,4 @@
-"""From a publisher's archives to a dataset's folder, which appears complete or not at all."""
+"""Installation of a dataset from its publisher's archives; its folder appears complete or not at all."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise UsageError(
-                    f"the disk of {data_dir} is full; partial downloads of {name} are kept, free some space and run "
+                    f"the disk of {data_dir} is full; partial downloads of {name} are kept; free some space and run "
                     "again"
                 ) from error
             finally:
@@ -59,7 +59,7 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
 
 
 def fetch_and_unpack(dataset: type[PublishedDataset], source: Source, temporary: Path) -> Path:
-    """Download and unpack the archives. Returns the folder below `temporary` that contains the environments."""
+    """Download and unpack the archives. Return the folder under `temporary` that contains the environments."""
     if source.note:
         print(f"note: {source.note}", flush=True)
     for archive in source.archives:
@@ -77,7 +77,7 @@ def fetch_and_unpack(dataset: type[PublishedDataset], source: Source, temporary:
                 unpack(temporary / archive.name, unpacked)
             except FetchError as error:
                 (temporary / archive.name).unlink()
-                raise FetchError(f"{archive.url}: {error}; deleted it, run again to download it again") from error
+                raise FetchError(f"{archive.url}: {error}; deleted it; run again to download it again") from error
         if source.arrange:
             source.arrange(unpacked)
         return find_environments(dataset, unpacked)

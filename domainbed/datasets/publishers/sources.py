@@ -28,7 +28,7 @@ class Source:
     Attributes:
         manual: what to download manually, and the web page that has it.
         archives: the files to download automatically, in order (small ones and unreliable links first).
-        arrange: rearranges the unpacked files into environment/class/image, somewhere below the given folder.
+        arrange: rearranges the unpacked files as environment/class/image, somewhere under the given folder.
         note: printed before the download.
     """
 

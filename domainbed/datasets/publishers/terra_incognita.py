@@ -1,4 +1,4 @@
-"""Arrangement of the camera traps' images into TerraIncognita's folders, location_<n>/<animal>/<image>."""
+"""Arrangement of the camera trap images in TerraIncognita's folders, location_<n>/<animal>/<image>."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from domainbed.datasets.photos import TerraIncognita
 from domainbed.datasets.publishers.fetch import FetchError
 
-IMAGES = "eccv_18_all_images_sm"
-ANNOTATIONS = "eccv_18_annotation_files"
+IMAGES_FOLDER = "eccv_18_all_images_sm"
+ANNOTATIONS_FOLDER = "eccv_18_annotation_files"
 
 
 def arrange_images(unpacked: Path) -> None:
@@ -19,14 +19,14 @@ def arrange_images(unpacked: Path) -> None:
     An image that shows two of the animals is in both folders, as in DomainBed.
 
     Args:
-        unpacked: contains the folders IMAGES and ANNOTATIONS, the latter with COCO files *_annotations.json.
+        unpacked: contains IMAGES_FOLDER, and ANNOTATIONS_FOLDER with COCO files *_annotations.json.
 
     Raises:
         FetchError: the annotations and the images do not match.
     """
     folders_of: dict[str, set[Path]] = defaultdict(set)
     try:
-        for file in sorted((unpacked / ANNOTATIONS).glob("[!.]*_annotations.json")):
+        for file in sorted((unpacked / ANNOTATIONS_FOLDER).glob("[!.]*_annotations.json")):
             coco = json.loads(file.read_text(encoding="utf-8"))
             animals = {category["id"]: category["name"] for category in coco["categories"]}
             images = {image["id"]: image for image in coco["images"]}
@@ -38,7 +38,7 @@ def arrange_images(unpacked: Path) -> None:
         for name, folders in folders_of.items():
             first, *others = (folder / name for folder in sorted(folders))
             first.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(unpacked / IMAGES / name, first)
+            os.replace(unpacked / IMAGES_FOLDER / name, first)
             for other in others:
                 other.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(first, other)

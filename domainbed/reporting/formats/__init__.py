@@ -1,1 +1,1 @@
-"""A report as text, LaTeX, CSV, JSON, or a page."""
+"""A report as text, Markdown, LaTeX, CSV, JSON, or an HTML page."""

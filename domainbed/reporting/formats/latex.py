@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from domainbed.errors import one_line
-from domainbed.reporting.cells import AVERAGES, FEWER, UNFINISHED, Cell
+from domainbed.reporting.cells import AVERAGES, PARTIAL_MARK, UNFINISHED_MARK, Cell
 from domainbed.reporting.layout import Table
 from domainbed.reporting.report import Report, comparison_table
 
@@ -52,14 +52,14 @@ def as_latex_fragment(report: Report) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text as LaTeX typesets it, on one line. The fonts may still lack a character."""
+    """Escape text for LaTeX, on one line. The fonts may still lack a character."""
     return "".join(SPECIAL.get(character, character) for character in one_line(text))
 
 
 def _table(table: Table) -> str:
     rows = []
     for algorithm, cells in table.rows.items():
-        # The \\ of the previous row would read a leading [ or * as its argument.
+        # The \\ of the previous row would take a leading [ or * as its argument.
         name = "{}" * algorithm.startswith(("[", "*")) + escape(algorithm)
         rows.append([name, *(_result(table, cell) for cell in cells)])
         if table.is_compared(cells):
@@ -75,7 +75,7 @@ def _result(table: Table, cell: Cell) -> str:
     text = table.format_result(cell, r"$\pm$")
     if cell.place:
         text = {1: r"\textbf{%s}", 2: r"\underline{%s}"}[cell.place] % text
-    for mark, symbol in ((FEWER, "*"), (UNFINISHED, r"\sim")):
+    for mark, symbol in ((PARTIAL_MARK, "*"), (UNFINISHED_MARK, r"\sim")):
         text += f"$^{{{symbol}}}$" if mark in cell.mark else ""
     return text
 

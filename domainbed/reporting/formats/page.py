@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # The page shows plots of 5.5 inches about 450 pixels wide, on screens with up to two device pixels each. The reduced
 # palette makes the files a quarter of the size, with no visible difference.
 DPI = 150
-COLORS = 128
+PALETTE_SIZE = 128
 
 
 class SelectedRun(NamedTuple):
@@ -123,12 +123,12 @@ def as_html(report: Report, folder: Path) -> str:
 
 
 def anchor(*names: str) -> str:
-    """Return a unique id for nested names. It needs no escaping, neither in HTML nor as the fragment of a URL."""
+    """Return a unique id for nested names. It needs no escaping in HTML or in the fragment of a URL."""
     return "/".join(quote(os.fsencode(name), safe="") for name in names)
 
 
 def _csp_hash(text: str) -> str:
-    """Return the hash by which the page's content security policy admits its own style and script."""
+    """Return the hash with which the page's content security policy allows its own style or script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -181,7 +181,7 @@ def _format_hparam(value: Any) -> str:
 
 
 def _missing_cells(report: Report) -> list[Cell]:
-    """Return the cells with unfinished runs, each of the selection method that needs the most runs for it."""
+    """Return the cells with unfinished runs, each from the selection method that requires the most runs for it."""
     cells: dict[tuple[str, str, str], Cell] = {}
     for table in (table for section in report.sections for table in section.tables if table.name != AVERAGES):
         for cell in table.cells:
@@ -199,7 +199,7 @@ def _draw(report: Report) -> tuple[dict[str, list[Picture]], list[Picture], list
         file, reduced = BytesIO(), BytesIO()
         plots.write_figure(figure, file, "png", DPI)
         with Image.open(file) as image:
-            image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(reduced, "png", optimize=True)
+            image.convert("RGB").quantize(PALETTE_SIZE, dither=Image.Dither.NONE).save(reduced, "png", optimize=True)
         url = f"data:image/png;base64,{base64.b64encode(reduced.getvalue()).decode()}"
         return Picture(caption, url, *image.size)
 

@@ -73,7 +73,7 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return text in which Markdown's special characters stand for themselves."""
+    """Escape Markdown's special characters."""
     for character in "\\*_~|<":
         text = text.replace(character, f"\\{character}")
     return text

@@ -100,9 +100,8 @@ def plot_metrics(
     Returns:
         The figure, or None if no metric was recorded.
     """
-    metrics = metrics.drop(
-        columns=["algorithm", "test_env"], errors="ignore"
-    )  # metrics that happen to have these names
+    # Metrics with these names would be confused with the columns of `best`.
+    metrics = metrics.drop(columns=["algorithm", "test_env"], errors="ignore")
     merged = metrics.merge(best[["folder", "algorithm", "test_env"]], on="folder").sort_values("step")
     prefixes = [re.escape(TRACKERS[name].PREFIX) for name in TRACKERS]
     excluded = re.compile("|".join(["env.*_acc", *(f"{prefix}.*" for prefix in prefixes)]))

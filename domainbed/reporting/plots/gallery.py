@@ -30,7 +30,7 @@ def all_figures(
 
     Args:
         sweep: the sweep.
-        selection: the selection method, or DomainBed's name of its class.
+        selection: the selection method, or the name of its class in DomainBed.
         datasets: the datasets to plot, in order.
         algorithms: the algorithms to plot, in order.
         warn: called with a message for each plot that cannot be drawn.
@@ -54,7 +54,7 @@ def all_figures(
 
 
 def file_stem(names: Sequence[str]) -> str:
-    """Join names to the stem of a file name that consists of letters, digits, +, - and _, and is not too long."""
+    """Join names to a file stem of limited length that consists of letters, digits, +, - and _."""
     return "-".join(re.sub(r"[^\w+-]+", "_", name)[:30] for name in names)
 
 
@@ -175,7 +175,7 @@ class _SweepPlots:
         hparams, samples = self.sweep.load_hparams(runs["folder"]), sample_hparams(algorithm, dataset)
         figure = plot_hparams(runs, hparams, self.environments(dataset), samples, title)
         if figure is None:
-            self.warn(f"no hyperparameters of {title}: none differs between its runs")
+            self.warn(f"no hyperparameters of {title}: none differ between its runs")
             return
         caption = (
             f"Test accuracy of all {len(runs):,} runs of {title} at the step selected by {self.selection}, against "

@@ -62,7 +62,7 @@ def plot_hparams(
         is_categorical = x is not values
         for i, test_env in enumerate(test_envs):
             runs = selected[(selected["test_env"] == test_env) & selected["folder"].isin(x.index)]
-            # In a category, each test environment has its own column of points.
+            # Within a category, each test environment has its own column of points.
             offset = 0.7 * ((i + 0.5) / len(test_envs) - 0.5) if is_categorical else 0.0
             _plot_points(ax, x.loc[runs["folder"]] + offset, 100 * runs["test_acc"], make_style(test_env))
         ax.set_xlabel(label_text(name))

@@ -23,7 +23,7 @@ DPI = 150  # of PNG files
 FORMATS = ("png", "pdf")
 
 # The Okabe-Ito palette, which is safe for color-blind readers, pale colors last; black is reserved for emphasis.
-# The numbers of colors, markers and line styles are pairwise coprime, to make pairs repeat late.
+# The numbers of colors, markers and line styles are pairwise coprime, so pairs repeat late.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[LineStyle, ...] = (
@@ -36,8 +36,8 @@ LINES: tuple[LineStyle, ...] = (
 )
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oooo")
 
-# Starts from matplotlib's own defaults: a user's matplotlibrc changes no plot. Font type 42 (TrueType) is required by
-# many publishers.
+# Based on matplotlib's defaults, so the user's matplotlibrc has no effect. Many publishers require font type 42
+# (TrueType).
 print_style = style.context(
     [
         "default",
@@ -72,7 +72,7 @@ print_style = style.context(
 
 @dataclass(frozen=True)
 class Style:
-    """The look of one category. Each attribute alone distinguishes it from the others, also in grayscale."""
+    """The look of one category. Each attribute alone distinguishes it from the others, even in grayscale."""
 
     color: str
     marker: str
@@ -177,7 +177,7 @@ def write_figure(figure: Figure, file: BinaryIO, format: str, dpi: int, caption:
         dpi: resolution of everything that is not vector graphics, in dots per inch.
         caption: stored in the file's metadata.
     """
-    if (layout_engine := figure.get_layout_engine()) is not None:  # compute the layout once, not for each format
+    if (layout_engine := figure.get_layout_engine()) is not None:  # computed once, not for each format
         layout_engine.execute(figure)
         figure.set_layout_engine("none")
     metadata: dict[str, str | None] = {"Title": caption}

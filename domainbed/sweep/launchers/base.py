@@ -75,6 +75,6 @@ def skip_event(job: Job, state: JobState, blocked_reason: str) -> JobEvent | Non
         reasons = {JobState.FAILED: "failed in another launch", JobState.RUNNING: TAKEN}
         return JobEvent(job, state, reason=reasons.get(state, ""))
     if blocked_reason:
-        why = f"blocked, because {MAX_ALIKE} jobs of its kind failed alike; `--retry_failed` retries them"
+        why = f"blocked, because {MAX_ALIKE} jobs of its kind failed the same way; `--retry_failed` retries them"
         return JobEvent(job, state, reason=f"{why}: {blocked_reason}")
     return None

@@ -237,6 +237,6 @@ def _with_log(event: JobEvent) -> JobEvent:
 def _describe_exit(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         name = signal.Signals(-exitcode).name
-        hint = " (as the kernel does when memory runs out)" if name == "SIGKILL" else ""
+        hint = " (possibly by the kernel, because memory ran out)" if name == "SIGKILL" else ""
         return f"its process was killed by {name}{hint}"
     return f"its process exited with status {exitcode}"

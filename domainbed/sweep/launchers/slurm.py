@@ -193,7 +193,7 @@ def _extra_option(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     key = key.strip().lstrip("-")
     if not key:
-        raise UsageError(f"--slurm_extra {word!r} names no option of sbatch; write key=value, or key for a flag")
+        raise UsageError(f"--slurm_extra {word!r} is not an option of sbatch; expected key=value, or key for a flag")
     if key in RESERVED:
         raise UsageError(f"--slurm_extra {word!r}: {key} is set by {RESERVED[key]}")
     return key, value.strip() if equals else True
@@ -211,7 +211,7 @@ def minutes(time: str) -> int:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
     if not match:
         raise UsageError(
-            f"--slurm_time {time!r} is not a time limit; write minutes, hours:minutes:seconds, or days-hours"
+            f"--slurm_time {time!r} is not a time limit; expected minutes, hours:minutes:seconds, or days-hours"
         )
     days, *parts = match.groups()
     numbers = [int(part) for part in parts if part is not None]

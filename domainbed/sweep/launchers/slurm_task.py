@@ -76,7 +76,7 @@ class Task:
         seconds = time.monotonic() - self._start_time
         # The signal comes up to 150 s before the time limit, which started before this process did.
         if not self._made_progress and seconds > min(60 * self.minutes / 2, 60 * self.minutes - 240):
-            reason = f"no update and no evaluation finished in {seconds:.0f} s; increase --slurm_time"
+            reason = f"no update or evaluation finished in {seconds:.0f} s; increase --slurm_time"
             record_failure(self._current.folder, reason)
             return None
         return DelayedSubmission(Task(self.minutes), jobs, siblings)

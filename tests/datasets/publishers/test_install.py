@@ -119,7 +119,7 @@ def test_damaged_archive_is_deleted_and_downloaded_again(server, offer, data_dir
     good = server.files["/PACS.zip"].data
     server.files["/PACS.zip"].data = bad or good[: len(good) // 2]
     with pytest.raises(
-        FetchError, match=r"PACS.zip is damaged or incomplete .*; deleted it, run again to download it again"
+        FetchError, match=r"PACS.zip is damaged or incomplete .*; deleted it; run again to download it again"
     ):
         install.install(PACS, str(data_dir))
     assert entries(data_dir) == []
@@ -146,7 +146,7 @@ def test_full_disk(offer, data_dir: Path, monkeypatch: pytest.MonkeyPatch):
         patch.setattr(install, "unpack", unpack)
         with pytest.raises(
             UsageError,
-            match=r"the disk of .* is full; partial downloads of PACS are kept, free some space and run again",
+            match=r"the disk of .* is full; partial downloads of PACS are kept; free some space and run again",
         ):
             install.install(PACS, str(data_dir))
     assert os.listdir(data_dir / ".download" / "PACS") == ["PACS.zip"]
