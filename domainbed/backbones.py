@@ -109,8 +109,8 @@ class Backbone(FeaturizerBase):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.has_batch_norm and not self.is_frozen and len(x) == 1:
             raise UsageError(
-                "batch norm trained from scratch requires more than one image per batch, but Fishr's variant all_layers "
-                'processes single images; use {"pretrained": true} or a backbone without batch norm'
+                "batch norm trained from scratch requires more than one image per batch, but Fishr's variant "
+                'all_layers processes single images; use {"pretrained": true} or a backbone without batch norm'
             )
         if self.is_renormalized:
             x = x * self.scale + self.shift

@@ -12,7 +12,7 @@ from domainbed.errors import UsageError, one_line
 
 
 class FeaturizerBase(nn.Module):
-    """A featurizer whose precision and compilation can be chosen; decorate its `forward` with `runs_as_configured`.
+    """A featurizer with configurable precision and compilation; decorate its `forward` with `runs_as_configured`.
 
     Attributes:
         is_bf16: compute its layers in bfloat16, from float32 weights. Images and features stay float32.
@@ -59,7 +59,7 @@ def runs_as_configured(
 
 
 def featurizers_of(algorithm: nn.Module) -> list[FeaturizerBase]:
-    """Return the algorithm's featurizers whose precision and compilation can be chosen."""
+    """Return the algorithm's featurizers with configurable precision and compilation."""
     return [module for module in algorithm.modules() if isinstance(module, FeaturizerBase)]
 
 
@@ -67,7 +67,7 @@ def set_precision(precision: str, algorithm: nn.Module) -> None:
     """Set the precision of the process and of the algorithm's featurizers.
 
     "fp32"  float32 everywhere.
-    "tf32"  the default of PyTorch and DomainBed: on a GPU with TF32, convolutions round their inputs to 10-bit mantissas.
+    "tf32"  the default of PyTorch and DomainBed: on a GPU with TF32, convolutions round inputs to 10-bit mantissas.
     "bf16"  layers of featurizers in bfloat16, from float32 weights. Features, heads, losses and penalties (with their
             second derivatives) stay float32.
 

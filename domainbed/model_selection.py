@@ -39,8 +39,7 @@ OBJECT_COLUMNS = dict.fromkeys(("dataset", "algorithm", "folder"), object)
 
 @SELECTION_METHODS.register("training-domain")
 def training_domain(records: pd.DataFrame) -> pd.DataFrame:
-    """Select the record with the best mean accuracy on the *out* splits of the training environments; ties go to the earliest.
-    """
+    """Select the earliest record with the best mean accuracy on the training environments' *out* splits."""
 
     def validate(runs: _DatasetRuns) -> np.ndarray:
         if runs.n_envs == 1:
@@ -165,7 +164,7 @@ class _DatasetRuns:
 
 
 def _best_of_each_run(records: pd.DataFrame, validate: Callable[[_DatasetRuns], np.ndarray]) -> pd.DataFrame:
-    """Return each run's record with the best accuracy according to `validate`, ignoring NaN; ties go to the earliest."""
+    """Return each run's record with the best accuracy by `validate`, ignoring NaN; ties go to the earliest."""
     is_single = _n_test_envs(records) == 1
     folder = pd.Categorical(records["folder"]).codes
     selected = [pd.DataFrame(columns=SELECTED_COLUMNS)]

@@ -69,12 +69,7 @@ def option(default: Any = MISSING, *, compare: bool = True, **declaration: Any) 
 def add_options(parser: argparse._ActionsContainer, cls: type, skip: Container[str] = ()) -> None:
     """Add the options of a dataclass to a parser or an argument group.
 
-    A bool has two flags, `--x` and `--no_x`. A tuple takes one or more values.
-
-    Args:
-        parser: the parser or group.
-        cls: the dataclass.
-        skip: names of fields to leave out.
+    A bool has two flags, `--x` and `--no_x`. A tuple takes one or more values. The fields in `skip` are left out.
     """
     for f, declared, value_type in _options(cls):
         if f.name in skip:

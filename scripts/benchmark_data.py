@@ -95,7 +95,7 @@ def rate(batches: Iterable, seconds: float, batch: int, device: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(prog="scripts/benchmark data", description=__doc__)
+    parser = cli.Parser(prog="scripts/benchmark data", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data_dir", required=True, help="folder that contains PACS, or a part of it")
     parser.add_argument("--workers", type=int, default=joblib.cpu_count(), help="number of worker processes")
     parser.add_argument("--batch", type=int, default=32, help="images per batch")

@@ -135,7 +135,7 @@ def load_mnist(data_dir: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_environments(images: torch.Tensor, digits: torch.Tensor, label_flip: float) -> list[ProofEnvironment]:
-    """Return the two training environments, the test environment, and the latter in gray (both channels equal)."""
+    """Return the two training environments, the test environment, and its gray version (both channels equal)."""
     order = torch.randperm(N_TRAIN)
     train_images, train_digits = images[:N_TRAIN][order], digits[:N_TRAIN][order]
     training = [
@@ -220,7 +220,7 @@ def compute_loss(
 
 @torch.no_grad()
 def accuracies(model: ProofMLP, environments: Sequence[ProofEnvironment]) -> dict[str, torch.Tensor]:
-    """Return the accuracies on both training environments together, the test environment, and the latter in gray."""
+    """Return the accuracies on the training environments together, the test environment, and its gray version."""
     correct = [((model.classifier(model.features(e.images)) > 0) == (e.labels > 0)).float() for e in environments]
     training, (test, gray) = correct[: len(COLOR_FLIPS)], correct[len(COLOR_FLIPS) :]
     return {"train_acc": torch.cat(training).mean(), "test_acc": test.mean(), "gray_acc": gray.mean()}

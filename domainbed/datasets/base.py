@@ -16,7 +16,7 @@ from domainbed.hparams import Hparams
 
 @dataclass(frozen=True)
 class ArrayEnvironment:
-    """An environment whose images are in memory. They are never augmented.
+    """An environment of images in memory, which are never augmented.
 
     Attributes:
         images: [n, channels, height, width]; uint8 in 0..255, or floating point, passed to the network unchanged.
@@ -40,7 +40,7 @@ class ArrayEnvironment:
 
 @dataclass(frozen=True)
 class FileEnvironment:
-    """An environment whose images are files of any size. They are resized to the dataset's `input_shape`.
+    """An environment of image files of any size, which are resized to the dataset's `input_shape`.
 
     Attributes:
         folder: the folder that `files` are relative to.

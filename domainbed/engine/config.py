@@ -142,7 +142,7 @@ class JobConfig:
     )
     deterministic: bool = option(
         False,
-        help="make results on a GPU reproducible bit for bit (slower; fails on operations that cannot be deterministic)",
+        help="make GPU results reproducible bit for bit (slower; fails on operations that cannot be deterministic)",
         compare=False,
     )
     engine: str = option(

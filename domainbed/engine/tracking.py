@@ -87,6 +87,8 @@ def make_tracker(
     cls = TRACKERS[config.track]
     tracker = cls(config, algorithm, splits, feed)
     if len(config.environment_names()) - len(config.test_envs) < cls.MIN_TRAINING_DOMAINS:
-        tqdm.write(f"--track {config.track} requires at least {cls.MIN_TRAINING_DOMAINS} training domains; nothing is tracked")
+        tqdm.write(
+            f"--track {config.track} requires at least {cls.MIN_TRAINING_DOMAINS} training domains; nothing is tracked"
+        )
         return None
     return tracker

@@ -35,7 +35,7 @@ class LandscapeOptions:
     run: str | None = option(None, metavar="FOLDER", help="a job's folder, or one of the models in it (model.pkl)")
     sweep: str | None = option(None, metavar="DIR", help="a sweep's folder: compare its algorithms' selected runs")
     select: str | None = option(
-        None, metavar="METHOD", help="selection method that selects the sweep's runs", if_unset=DEFAULT_SELECTION
+        None, metavar="METHOD", help="selection method for the sweep's runs", if_unset=DEFAULT_SELECTION
     )
     dataset: str | None = option(
         None, metavar="NAME", help="dataset of the sweep", if_unset="the only one; required if there are several"
@@ -65,7 +65,7 @@ class LandscapeOptions:
         "landscape-DATASET-ENV.json and landscape-DATASET-ENV-* for --sweep",
         if_unset=f"the folder {LANDSCAPE_FOLDER} next to the model or in the sweep",
     )
-    slices: bool = option(True, help="compute the risks along lines and in planes (--no_slices: skip them)")
+    slices: bool = option(True, help="compute the risks along lines and in planes")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -141,7 +141,7 @@ def measure_sweep(options: LandscapeOptions) -> None:
 
 
 def select_runs(sweep: Sweep, selection: str, options: LandscapeOptions) -> pd.DataFrame:
-    """Return the runs selected by the selection method, restricted to the requested dataset, algorithms and environment.
+    """Return the selected runs, restricted to the requested dataset, algorithms and environment.
 
     Raises:
         UsageError: there are none.
@@ -198,7 +198,7 @@ def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: P
         written = write(output_dir, file_stem(["landscape", dataset, test_env]), content, landscapes)
         lines += [
             format_comparison(comparison),
-            "mean +/- standard error over trials; means over pairs of training domains unless stated otherwise; *: damped",
+            "mean +/- standard error over trials; averaged over pairs of training domains unless noted; *: damped",
             written,
         ]
     print(*lines, sep="\n")

@@ -76,7 +76,6 @@ def measure_domain(network: nn.Module, domain: Domain) -> DomainStatistics:
 
     Args:
         network: must process samples independently (no batch normalization in training mode).
-        domain: the samples.
     """
     with torch.no_grad():
         outputs = [(network(x), y) for x, y in domain.split(CHUNK_SIZE)]

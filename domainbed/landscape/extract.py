@@ -1,4 +1,4 @@
-"""Extract the network of an algorithm and the samples of its environments."""
+"""Extraction of an algorithm's network and of the samples of its environments."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -19,11 +19,6 @@ def extract_classifier(
     algorithm: Algorithm, feed: Feed, requests: Sequence[Sequence[Request]]
 ) -> tuple[nn.Module, list[Domain]]:
     """Return a copy of the classifier and the features of each environment's images, in float64.
-
-    Args:
-        algorithm: the algorithm; it is not changed.
-        feed: reads the images.
-        requests: the requests of each environment.
 
     Raises:
         UsageError: the algorithm has no modules `featurizer` and `classifier`.

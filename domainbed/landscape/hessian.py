@@ -61,8 +61,6 @@ def leading_directions(
 
     Args:
         network: the Hessian is taken at its weights.
-        domains: the samples of each domain.
-        k: number of directions.
         hessians: the domains' full Hessians, if they have been computed.
     """
     flat = FlatNetwork(network)

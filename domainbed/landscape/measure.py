@@ -1,4 +1,4 @@
-"""Measure the loss landscape around a trained model."""
+"""Measurement of the loss landscape around a trained model."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -159,8 +159,6 @@ def find_models(
     """Yield the models of selected runs: the one saved at the selected step if there is one, else the last one.
 
     Args:
-        sweep_dir: the sweep's folder.
-        records: the sweep's records.
         runs: the selected runs: `algorithm`, `trial_seed`, `folder`, `step`.
         warn: called with a message for each model that is missing or was not saved at the selected step.
     """
@@ -172,8 +170,8 @@ def find_models(
         elif (model := folder / MODEL_FILE).exists():
             if last != run.step:
                 warn(
-                    f"{run.algorithm}, trial {run.trial_seed}: using the weights of the last step, {last}; those of the "
-                    f"selected step, {run.step}, were not saved (see `launch --save_model_every_checkpoint`)"
+                    f"{run.algorithm}, trial {run.trial_seed}: using the weights of the last step, {last}; those of "
+                    f"the selected step, {run.step}, were not saved (see `launch --save_model_every_checkpoint`)"
                 )
             yield model
         else:

@@ -170,7 +170,6 @@ def plot_distances_over_training(records: pd.DataFrame, styles: Mapping[str, Sty
     Args:
         records: columns `algorithm`, `folder` (identifies the run), `step`, and the recorded distances.
         styles: the style of each algorithm.
-        title: the figure's title.
 
     Returns:
         The figure, or None if no distance was recorded.

@@ -50,9 +50,7 @@ def compute_slices(
         network: the slices cross at its weights.
         domains: samples of each domain, training domains first.
         names: name of each domain.
-        n_training: number of training domains.
         hessians: full Hessians of the training domains, if they have been computed.
-        seed: seed of the random directions.
     """
     flat = FlatNetwork(network)
     norm = flat.weights.norm()

@@ -9,7 +9,7 @@ import torch
 from domainbed.loading.base import Batch, Feed, Request
 from domainbed.loading.device_memory import move_to_device
 
-REQUESTS_PER_TRANSFER = 1000  # requests whose indices are moved to the device together: a few megabytes
+REQUESTS_PER_TRANSFER = 1000  # indices are moved to the device for this many requests at once: a few megabytes
 
 
 class ArrayFeed(Feed):

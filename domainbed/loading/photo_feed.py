@@ -214,7 +214,7 @@ def explain_dead_worker() -> Iterator[None]:
     except RuntimeError as error:
         death: BaseException | None = error
         while death is not None and "DataLoader worker" not in str(death):
-            death = death.__context__  # the interrupted code may have failed in turn, e.g. writing a checkpoint
+            death = death.__context__  # the interrupted code may have raised too, e.g. while writing a checkpoint
         if death is None:
             raise
         raise UsageError(

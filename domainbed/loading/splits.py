@@ -41,8 +41,8 @@ def split_environment(n: int, env: int, trial_seed: int, holdout_fraction: float
     out, rest = _shuffle_and_split(np.arange(n), int(n * holdout_fraction), seed_hash(trial_seed, env))
     if not len(out) or not len(rest):
         raise UsageError(
-            f"environment {env} is too small to split: --holdout_fraction {holdout_fraction} would hold out {len(out)} of its "
-            f"{n} images and leave {len(rest)}"
+            f"environment {env} is too small to split: --holdout_fraction {holdout_fraction} would hold out "
+            f"{len(out)} of its {n} images and leave {len(rest)}"
         )
     if uda_fraction == 0:
         return Split(rest, out, uda=rest[:0])

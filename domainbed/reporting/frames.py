@@ -28,7 +28,7 @@ def records_frame(parts: Sequence[SweepPart], done: Container[str]) -> pd.DataFr
     """Return the records of all parts, as in `load.Sweep.records`.
 
     The records of a dataset's runs with the same number of test environments are consecutive: a selection method reads
-    a slice, without a copy. Columns whose values are the same for all records of a job are categorical.
+    a slice, without a copy. Columns with the same value in all records of a job are categorical.
     """
     # pandas would turn the integer columns of an empty frame into floats.
     jobs = pd.concat([part.jobs.to_pandas() for part in parts if part.jobs.num_rows])

@@ -77,7 +77,7 @@ class Table:
     options: ReportOptions
 
     def format_result(self, cell: Cell, plus_minus: str = "+/-") -> str:
-        """Return a cell as text, without its mark: "70.5 +/- 0.4" or "70.5 [69.1, 71.9]"; MISSING_MARK if it is missing."""
+        """Return a cell as text, without its mark: "70.5 +/- 0.4" or "70.5 [69.1, 71.9]"; "X" if missing."""
         if cell.is_missing:
             return MISSING_MARK
         if not np.isnan(cell.low):
@@ -117,7 +117,9 @@ class Table:
         if any(cell.is_missing for cell in self.cells):
             needs = "; this method requires every pair of test environments" if self.selection in WITH_PAIRS else ""
             counts = _list_counts(cell for cell in own if cell.is_missing)
-            notes.append(f"{MISSING_MARK}: no run to select from, or an average that includes such a cell{needs}{counts}")
+            notes.append(
+                f"{MISSING_MARK}: no run to select from, or an average that includes such a cell{needs}{counts}"
+            )
         if any(PARTIAL_MARK in cell.mark for cell in self.cells):
             counts = _list_counts(cell for cell in own if PARTIAL_MARK in cell.mark)
             notes.append(f"{PARTIAL_MARK}: some of the requested runs are not done or not usable{counts}")

@@ -158,7 +158,7 @@ def _read_parts(folder: Path, signatures: Mapping[str, Signature]) -> list[Sweep
 def _parse_jobs(folder: Path, names: Sequence[str]) -> list[SweepPart]:
     """Parse job folders, with several processes if there are many, and cache the result."""
     batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
-    # Processes pay off only for a large sweep. They mostly wait for the disk, hence twice the number of cores.
+    # Processes pay off only for a large sweep; as they mostly wait for the disk, there are two per core.
     parts_or_paths = Parallel(2 * cpu_count() if len(batches) > 2 else 1, return_as="generator")(
         delayed(_parse_batch)(folder, batch, len(names) >= MIN_JOBS) for batch in batches
     )

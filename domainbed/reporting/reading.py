@@ -168,7 +168,7 @@ def _parse_leniently(records: Sequence[Mapping[str, Any]], problems: list[str]) 
                 raise ValueError("an accuracy is not a finite number")
             bad_images = max(bad_images, int(record.get("bad_images", 0)))
         except RECORD_ERRORS as error:
-            reason = f"skipping the record of step {record['step']}: {error!r}"
+            reason = f"skipped the record of step {record['step']}: {error!r}"
             continue
         job = job or row_job
         rows.insert(0, row)

@@ -1,4 +1,4 @@
-"""Comparison of the runs behind a cell of the tables with the same runs, trained again."""
+"""Comparison of the runs behind a cell of the tables with the same runs, retrained."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ from domainbed.sweep.log import launch_files
 # Fields of a record that may differ, because they are not results.
 NOT_COMPARED = {"step_time", "mem_gb", "args", "hparams", "schema_version"}
 EXPLANATION = (
-    "On a different processor, or with different versions or numbers of threads, results differ in the last digits from "
-    "the first updates on, and training amplifies the differences. The same happens on most GPUs to runs that were "
-    "launched without --deterministic."
+    "On a different processor, or with different versions or numbers of threads, results differ in the last digits "
+    "from the first updates on, and training amplifies the differences. The same happens on most GPUs to runs launched "
+    "without --deterministic."
 )
 
 
@@ -36,8 +36,6 @@ def jobs_of_cell(
     those in the records, except for paths: they use no image cache and save no model.
 
     Args:
-        sweep: the original sweep.
-        cell: a cell of its tables.
         output_dir: folder for the new runs.
         data_dir: folder of the datasets; by default, the recorded one.
         imports: modules to import in addition to the recorded ones.
@@ -136,13 +134,16 @@ def _differences(original: Mapping[int, Any], repeated: Mapping[int, Any]) -> It
 
 
 def format_comparison(
-    original: CellRuns, repeated: CellRuns, differences: Mapping[tuple[int, int, tuple[int, ...]], RecordDifference], n: int
+    original: CellRuns,
+    repeated: CellRuns,
+    differences: Mapping[tuple[int, int, tuple[int, ...]], RecordDifference],
+    n: int,
 ) -> str:
-    """Return a report on a cell whose runs were retrained.
+    """Return a report on a cell and its retrained runs.
 
     Args:
         original, repeated: the cell, restricted to these runs.
-        differences: the runs whose records differ, by trial, hyperparameter draw and test environments.
+        differences: the runs with different records, by trial, hyperparameter draw and test environments.
         n: number of runs.
     """
     parts = [str(original)]

@@ -43,7 +43,7 @@ def write_part(sweep_dir: Path, part: SweepPart) -> Path | None:
 
 
 def load_parts(sweep_dir: Path, signatures: Mapping[str, Signature]) -> list[SweepPart]:
-    """Return the cached parts, reduced to the jobs whose signature is current, each job once."""
+    """Return the cached parts, with only the jobs that have not changed, each once."""
     for unfinished in cache_folder(sweep_dir).glob("*.part"):
         with suppress(OSError):
             if time.time() - unfinished.stat().st_mtime > MAX_AGE:
@@ -105,7 +105,7 @@ def _delete(path: Path) -> None:
 
 
 def _write(folder: Path, stem: str, tables: Iterable[pa.Table]) -> Path | None:
-    """Write tables to a file whose name ends with its checksum. Return None if the folder is not writable."""
+    """Write tables to a file named after its checksum. Return None if the folder is not writable."""
     buffer = pa.BufferOutputStream()
     for table in tables:
         table = table.replace_schema_metadata({"version": CACHE_VERSION})

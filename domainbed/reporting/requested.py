@@ -1,4 +1,4 @@
-"""The runs that a sweep requested, and the state of each, also for a folder without a launch log."""
+"""The runs that a sweep requested, and the state of each, even if the folder has no launch log."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,12 +15,9 @@ from domainbed.sweep.status import JobState
 
 
 def requested_runs(sweep_dir: Path, jobs: pd.DataFrame, warn: Callable[[str], object]) -> tuple[pd.DataFrame, bool]:
-    """Return `runs` and `has_launch_log` of a `load.Sweep`.
+    """Return `runs` and `has_launch_log` of a `load.Sweep`, given its `jobs`.
 
-    Args:
-        sweep_dir: the sweep's folder.
-        jobs: `jobs` of the sweep.
-        warn: called with a message for each launch that cannot be read.
+    `warn` is called with a message for each launch that cannot be read.
     """
     # Lists of Python objects: iterating over pandas' columns is slow.
     runs = list(map(RunKey._make, zip(*(jobs[name].astype(object).tolist() for name in RUN_KEYS), strict=True)))

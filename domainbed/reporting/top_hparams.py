@@ -69,8 +69,6 @@ def ranked_runs(
     Args:
         runs: the requested runs (`load.Sweep.runs`).
         selected: the record that a selection method selects from each run.
-        dataset: name of the dataset.
-        algorithm: name of the algorithm.
         test_env: number of the test environment.
 
     Returns:
@@ -98,11 +96,7 @@ def ranked_runs(
 def decode_hparams(jobs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the hyperparameters of ranked runs, row by row, with their JSON types; NaN if unknown.
 
-    A hyperparameter with the name of a column of `runs` is prefixed with "hparams.".
-
-    Args:
-        jobs: the jobs of the sweep (`load.Sweep.jobs`).
-        runs: the runs, as returned by `ranked_runs`.
+    A hyperparameter with the name of a column of `runs` (`ranked_runs`) is prefixed with "hparams.".
     """
     rows = [json.loads(str(jobs.at[folder, "hparams"])) if isinstance(folder, str) else {} for folder in runs["folder"]]
     # The dtype object preserves integers in a column with missing values.
@@ -151,7 +145,7 @@ def format_json(cell: CellRuns, n: int) -> str:
         "algorithm": cell.algorithm,
         "environment": cell.environment,
         "test_env": cell.test_env,
-        "selection": cell.method,
+        "selection": cell.selection,
         "mean": None if cell.best.empty else cell.mean,
         "error": None if cell.best.empty else cell.error,
         "trials": len(cell.best),
@@ -165,7 +159,7 @@ def format_json(cell: CellRuns, n: int) -> str:
 def unranked_notes(cell: CellRuns) -> list[str]:
     """Return a note on the runs without records, and one on those from which the method selects no record."""
     reason = "every record lacks an accuracy that the method requires"
-    if cell.method in WITH_PAIRS:
+    if cell.selection in WITH_PAIRS:
         reason = (
             "it requires runs with each pair of test environments, with records at the same step (sweep launch "
             "--leave_one_out)"
@@ -175,7 +169,7 @@ def unranked_notes(cell: CellRuns) -> list[str]:
     notes = []
     for runs, description in (
         (unranked[~has_records], "without records"),
-        (unranked[has_records], f"from which {cell.method} selects no record: {reason}"),
+        (unranked[has_records], f"from which {cell.selection} selects no record: {reason}"),
     ):
         seeds = "; ".join(
             f"trial {trial}: hparams_seed {', '.join(map(str, sorted(trial_runs['hparams_seed'])))}"

@@ -16,9 +16,13 @@ def parser() -> cli.Parser:
         "and image counts are compared with the known ones, and every image is decoded; the exit status is 1 if "
         "anything differs.",
     )
-    p.add_argument("--data_dir", required=True, help="folder to download into; for the dataset Folder, the dataset itself")
+    p.add_argument(
+        "--data_dir", required=True, help="folder to download into; for the dataset Folder, the dataset itself"
+    )
     p.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help=f"one or more of {', '.join(DATASETS)}")
-    p.add_argument("--verify", action="store_true", help="check existing files, on all CPU cores, instead of downloading")
+    p.add_argument(
+        "--verify", action="store_true", help="check existing files, on all CPU cores, instead of downloading"
+    )
     p.add_argument(
         "--write_leave_out",
         action="store_true",

@@ -27,18 +27,27 @@ def parser() -> cli.Parser:
     p = cli.Parser(
         prog=cli.command_name("recompute"),
         description="Retrain the runs behind one cell of the tables from the arguments in their records, and report "
-        "whether the records and the cell are reproduced bit for bit. This is only possible on the same kind of machine, "
-        "with the same versions and number of threads, and for runs of this package: DomainBed draws other batches.",
+        "whether the records and the cell are reproduced bit for bit. This requires the same kind of machine, versions "
+        "and number of threads, and runs of this package, because DomainBed draws other batches.",
         epilog="Exit status: 0 if all records are the same, 1 if some differ or a run failed, 2 if the command is "
         "invalid, 3 if some runs are not done yet, 128 + n if signal n stopped the command.",
     )
     add_cell_options(p)
     p.add_argument(
-        "--output_dir", required=True, metavar="DIR", help="an empty folder, or that of an interrupted command to resume"
+        "--output_dir",
+        required=True,
+        metavar="DIR",
+        help="an empty folder, or that of an interrupted command to resume",
     )
     p.add_argument("--data_dir", metavar="DIR", help="folder of the datasets (default: the recorded one)")
-    add_options(p, LocalLauncher.Options)
-    p.set_defaults(threads=1)  # that of a sweep on one machine with a worker per core
+    add_options(p, LocalLauncher.Options, skip={"threads"})
+    p.add_argument(
+        "--threads",
+        type=int,
+        default=1,  # as in a sweep with one worker per core
+        metavar="N",
+        help="number of CPU threads per job; it must be the original number to reproduce results bit for bit",
+    )
     cli.add_import_option(p)
     return p
 

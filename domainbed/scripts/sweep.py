@@ -67,7 +67,7 @@ def parser() -> cli.Parser:
         c.add_argument("--output_dir", required=True, metavar="DIR", help="the sweep's folder, with one folder per job")
         return c
 
-    add_launch_options(command("launch", "run all jobs that are not done; incomplete ones are resumed"))
+    add_launch_options(command("launch", "run all jobs that are not done, and resume incomplete ones"))
     status = command("status", "print the progress of the jobs")
     status.add_argument(
         "--watch",
@@ -78,8 +78,8 @@ def parser() -> cli.Parser:
         help="refresh at this interval (default: 10) until no job is running or queued",
     )
     status.add_argument("--failed", action="store_true", help="also print why jobs failed, and where their logs are")
-    cancel = command("cancel", "stop running and queued jobs; running ones save their state first")
-    delete = command("delete_incomplete", "delete the folders of incomplete jobs; running and queued ones are kept")
+    cancel = command("cancel", "stop running and queued jobs; running jobs save their state first")
+    delete = command("delete_incomplete", "delete the folders of incomplete jobs, but not of running or queued ones")
     delete.add_argument("--failed", action="store_true", help="also delete the folders of failed jobs")
     export = command("export", "write the records of all finished jobs to an archive")
     export.add_argument("--archive", required=True, metavar="FILE", help="the .tar.xz file to write")
@@ -97,7 +97,7 @@ def add_launch_options(launch: cli.Parser) -> None:
         dest="leave_one_out",
         action="store_false",
         default=False,
-        help="leave out each single environment (the default)",
+        help="leave out one environment at a time (the default)",
     )
     add_options(test_envs, Grid, skip={f.name for f in fields(Grid)} - {"leave_one_out"})
     add_options(launch.add_argument_group("options of each job"), JobConfig, skip=NOT_SHARED)

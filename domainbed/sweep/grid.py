@@ -46,13 +46,11 @@ class Grid:
     algorithms: tuple[str, ...] = option(
         tuple(ALGORITHMS), help=f"algorithms: any of {', '.join(ALGORITHMS)}, or your own", metavar="NAME"
     )
-    n_hparams_from: int = option(
-        0, help="first hyperparameter draw; draw 0 is the defaults", metavar="N", at_least=0
-    )
+    n_hparams_from: int = option(0, help="first hyperparameter draw; draw 0 is the defaults", metavar="N", at_least=0)
     n_hparams: int = option(20, help="end of the range of hyperparameter draws (exclusive)", metavar="N")
     n_trials: int = option(3, help="number of trials, each with its own splits and seeds", metavar="N", at_least=1)
     leave_one_out: bool = option(
-        False, help="also leave out each pair of environments, as leave-one-domain-out selection requires"
+        False, help="also leave out each pair of environments (required by leave-one-domain-out selection)"
     )
     job_args: Mapping[str, Any] = field(default_factory=dict)
 

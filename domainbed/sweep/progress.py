@@ -66,8 +66,8 @@ def summary_line(statuses: Mapping[Job, Status]) -> str:
 def blocked_lines(statuses: Mapping[Job, Status]) -> list[str]:
     """Return a line for each kind of jobs that is blocked."""
     return [
-        f"{algorithm} on {dataset} is blocked, because {MAX_ALIKE} jobs failed the same way and none is done: {reason}\n"
-        "  `launch --retry_failed` retries them"
+        f"{algorithm} on {dataset} is blocked, because {MAX_ALIKE} jobs failed the same way and none is done: "
+        f"{reason}\n  `launch --retry_failed` retries them"
         for (dataset, algorithm), reason in blocked_kinds(statuses).items()
     ]
 

@@ -15,6 +15,7 @@ import torch
 
 from domainbed.colored_mnist import runner
 from domainbed.datasets.mnist import FILES
+from tests.processes import children_of
 
 MODULE = [sys.executable, "-m", "domainbed.scripts.colored_mnist"]
 
@@ -74,7 +75,7 @@ def test_trains_missing_restarts_and_prints_the_table(complete_random_mnist: str
     assert [line.split("|")[1].strip() for line in table[2:]] == ["Fishr", "Fishr_covariance"]
     mean = 100 * np.mean([r["test_acc"] for r in restarts if r["algorithm"] == "Fishr"])
     assert f" {mean:.1f} ± " in table[2]
-    assert [cell.strip() for cell in table[2].split("|")[3:5]] == ["-", "-"]  # other steps than the published ones
+    assert [cell.strip() for cell in table[2].split("|")[3:5]] == ["-", "-"]  # the published experiment has more steps
 
     third = run_module("colored_mnist", *args, "--algorithm", "Fishr", "Fishr_covariance", "--restarts", 2)
     assert third.stdout.splitlines()[-4:] == second.stdout.splitlines()[-4:]
@@ -120,15 +121,15 @@ def test_ctrl_c_keeps_finished_restarts_and_ends_all_processes(
     )
     try:
         deadline = time.monotonic() + 60
-        while len(children(process.pid)) < 2 and time.monotonic() < deadline:
+        while len(children_of(process.pid)) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
-        workers = children(process.pid)
+        workers = children_of(process.pid)
         assert len(workers) >= 2
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     finally:
-        process.kill()  # its workers end, too
+        process.kill()  # its workers end too
     assert process.returncode == 130
     assert stderr.endswith("interrupted\n")
     assert "Traceback" not in stderr
@@ -137,13 +138,6 @@ def test_ctrl_c_keeps_finished_restarts_and_ends_all_processes(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert read_records(tmp_path / "out") == [finished]
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    except FileNotFoundError:
-        return []
 
 
 def test_non_finite_loss_raises():

@@ -312,7 +312,7 @@ class FadesIn(DANN):
         (DrawsWithNumpy, "numpy's random generator"),
         (DrawsWithPython, "python's random generator"),
         (Schedules, "on the host"),
-        (HasUnsavableAttribute, "attribute 'odd', a set"),
+        (HasUnsavableAttribute, "attribute 'odd' of type set"),
         (ChangesHparams, "changes hparams.lr on the host"),
         (ChangesModuleAttribute, "changes featurizer.temperature on the host"),
         (ReusesMemory, "replaces the tensor mean"),

@@ -1,4 +1,4 @@
-"""Extracting the network and the samples of a job."""
+"""Extraction of the network and the samples of a job."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -16,7 +16,7 @@ from domainbed.scripts.landscape import main, parser
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of two algorithms and trials, with the models of every evaluation."""
+    """Return the folder of a sweep of two algorithms and trials, with the models of every evaluation."""
     folder = tmp_path_factory.mktemp("trained") / "sweep"
     args = ["launch", "--datasets", "ColoredDigits", "--algorithms", "ERM", "Fishr", "--n_hparams", "1"]
     args += ["--n_trials", "2", "--steps", "3", "--output_dir", str(folder), "--skip_confirmation"]
@@ -67,7 +67,7 @@ def test_compares_the_algorithms_of_a_sweep(
     content = json.loads(file.read_text())
     assert [len(content["runs"][name]) for name in ("ERM", "Fishr")] == [2, 2]
     assert ["slices" in run for run in content["runs"]["ERM"]] == [True, False]
-    # The folder is not taken for a job's, and `plot` includes the tracked distances.
+    # The folder is not mistaken for a job, and `plot` includes the tracked distances.
     assert not load_sweep(str(sweep_dir)).problems
     from domainbed.reporting.plots import all_figures
 
@@ -136,7 +136,7 @@ def test_help_names_output_files_and_defaults(monkeypatch: pytest.MonkeyPatch):
     help_text = " ".join(parser().format_help().split())
     assert "landscape.json and landscape-* for --run, landscape-DATASET-ENV.json" in help_text
     assert "(default: the folder landscape next to the model or in the sweep)" in help_text
-    assert "selection method that selects the sweep's runs (default: training-domain)" in help_text
+    assert "selection method for the sweep's runs (default: training-domain)" in help_text
 
 
 @pytest.mark.slow

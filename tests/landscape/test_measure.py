@@ -32,7 +32,7 @@ from domainbed.reporting.plots.style import make_style
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models of short jobs, by algorithm; the test environment is the middle one."""
+    """Return models of short jobs, by algorithm; the test environment is the middle one."""
     paths = {}
     for algorithm in ("ERM", "Fishr"):
         folder = tmp_path_factory.mktemp(algorithm)

@@ -93,7 +93,7 @@ def test_leftovers_of_a_killed_job_are_removed(tmp_path: Path, files: dict[str, 
 
 
 def test_existing_packs_are_used_regardless_of_the_limit(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
-    """This includes packs that another job built while this one waited."""
+    """These include packs that another job built while this one waited."""
     open_cached(tmp_path / "cache", GB, files)
     open_all = cache._open_all
     monkeypatch.setattr(cache, "_open_all", lambda entries: monkeypatch.setattr(cache, "_open_all", open_all))

@@ -72,7 +72,7 @@ def test_augmentation_uses_the_requested_rows(environments: list[PhotoEnvironmen
 
 
 def test_augmentation_on_the_device_is_equal_up_to_rounding(environments: list[PhotoEnvironment]):
-    """Run the code that changes colors on the device, which is used with a GPU, on the CPU."""
+    """Run the code that changes colors on a GPU on the CPU."""
     request = [[Request(0, np.arange(6), augmentation_key=3), Request(1, np.array([0]))]]
     on_host, on_device = (PhotoFeed(environments, SIZE, CPU, workers=0) for _ in range(2))
     on_device._dataset.augment_here = False
@@ -117,7 +117,7 @@ def test_broken_image_is_an_error_that_names_the_file(environments: list[PhotoEn
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_broken_image_is_replaced_by_the_next_of_its_class_and_part(
+def test_broken_image_is_replaced_with_the_next_of_its_class_and_part(
     environments: list[PhotoEnvironment], workers: int, capsys
 ):
     break_files(environments[1], 0)

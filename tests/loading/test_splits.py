@@ -36,7 +36,7 @@ def test_uda_split_is_taken_from_the_in_split():
 @pytest.mark.parametrize(("n", "holdout", "left"), [(3, 0.2, 3), (0, 0.2, 0), (1, 0.999, 1), (9, 0.1, 9)])
 def test_too_small_environment_is_an_error(n: int, holdout: float, left: int):
     with pytest.raises(
-        UsageError, match=rf"environment 2 is too small to split: .* of its {n} images .* leaves {left}"
+        UsageError, match=rf"environment 2 is too small to split: .* of its {n} images and leave {left}"
     ):
         split_environment(n, 2, 0, holdout)
 

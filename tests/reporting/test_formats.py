@@ -1,4 +1,4 @@
-"""Every format of a small sweep with gaps, against golden files, the slow reference implementation, and TeX."""
+"""Every format of a small sweep with gaps, compared with golden files and the slow reference; LaTeX compiles."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from domainbed.reporting.cells import AVERAGES
 from domainbed.reporting.formats.latex import DOCUMENT, escape
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.published import published
+from domainbed.reporting.published import find_published
 from domainbed.reporting.report import Report, make_report
 from domainbed.reporting.statistics import bootstrap_interval
 from domainbed.scripts import sweep as sweep_script
@@ -112,7 +112,7 @@ def test_every_number_equals_slow_reference(tmp_path: Path):
 
 
 def test_rank_is_mean_over_datasets(tmp_path: Path):
-    """Ties share their mean rank. An algorithm that lacks a dataset has no rank, and does not affect the others'."""
+    """Ties share their mean rank. An algorithm that lacks a dataset has no rank and does not affect other ranks."""
     accuracies = {"ERM": (0.5, 0.9), "CORAL": (0.5, 0.8), "IRM": (0.4, 0.7), "Half": (0.6, None)}
     records = [
         make_record(dataset, algorithm, (env,), in_acc=(accuracy,) * 3)
@@ -148,15 +148,15 @@ def test_equal_printed_numbers_share_a_place(tmp_path: Path):
 def test_published_results_of_cells(report: Report):
     (table,) = [t for t in report.sections[0].tables if t.name == "PACS"]
     photo = table.rows["ERM"][2]
-    assert (photo.column, photo.reference) == ("P", published("training-domain", "PACS", "P", "ERM"))
+    assert (photo.column, photo.reference) == ("P", find_published("training-domain", "PACS", "P", "ERM"))
     assert photo.reference == (97.2, 0.3, "DomainBed 7df6f06 (2020)")
     assert photo.difference == pytest.approx(photo.mean - 97.2)
     assert [cell.reference is None for cell in table.rows["Fishr"]] == [True] * 4 + [False], (
-        "the Fishr paper has averages only"
+        "the Fishr paper has only averages"
     )
-    assert published("test-domain", "PACS", "Avg", "Fish").source == "Fishr talk slides (ICML 2022)"
-    assert np.isnan(published("test-domain", "PACS", "Avg", "Fish").standard_error)
-    rotated = [published("training-domain", "RotatedMNIST", str(angle), "ERM") for angle in range(0, 90, 15)]
+    assert find_published("test-domain", "PACS", "Avg", "Fish").source == "Fishr talk slides (ICML 2022)"
+    assert np.isnan(find_published("test-domain", "PACS", "Avg", "Fish").standard_error)
+    rotated = [find_published("training-domain", "RotatedMNIST", str(angle), "ERM") for angle in range(0, 90, 15)]
     assert all(rotated), "names of environments that look like numbers"
 
 
@@ -174,7 +174,7 @@ def test_published_average_requires_the_whole_benchmark(tmp_path: Path):
         average = report.sections[0].tables[-1].rows["ERM"][-2]
         assert average.column == "Avg"
         assert (average.reference is not None) == (n == 7)
-    assert published("training-domain", "Avg", "Avg", "ERM").accuracy == 66.6
+    assert find_published("training-domain", "Avg", "Avg", "ERM").accuracy == 66.6
 
 
 SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
@@ -357,7 +357,7 @@ def test_invalid_options_are_reported(tmp_path: Path, words: list[str], message:
 
 
 def test_dataset_without_records_has_a_table(tmp_path: Path):
-    """The environments of Folder are then known by number only; intervals and comparisons omit the dataset."""
+    """The environments of Folder are then known only by number; intervals and comparisons omit the dataset."""
     args = sweep_script.parser().parse_args(
         ["launch", "--datasets", "Folder", "--data_dir", str(tmp_path / "tree"), "--algorithms", "ERM", "Fishr",
          "--n_trials", "1", "--n_hparams", "1", "--output_dir", str(tmp_path / "sweep")]

@@ -310,7 +310,7 @@ def test_single_environment_has_only_oracle_selection(tmp_path: Path):
     assert [bool(section.tables) for section in report.sections] == [False, False, True]
 
 
-def test_failing_user_method_is_reported_in_one_line(tmp_path: Path):
+def test_failing_user_method_is_reported_on_one_line(tmp_path: Path):
     records = load_sweep(str(write_sweep(tmp_path, [make_record()]))).records
     for method in (lambda records: None, lambda records: pd.DataFrame(), lambda records: 1 / 0):
         failure = pytest.raises(UsageError, match="selection method 'mine' failed")

@@ -41,7 +41,7 @@ def few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 
 
 class StrictParser(HTMLParser):
-    """Parses HTML into a tree. Elements must be nested correctly, and must not repeat an attribute."""
+    """A parser that builds a tree; elements must be nested correctly and must not repeat an attribute."""
 
     def __init__(self) -> None:
         super().__init__()

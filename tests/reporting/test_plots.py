@@ -1,4 +1,4 @@
-"""Plots: the data of their lines, points and bars equal the records that they show."""
+"""Plots: the data of lines, points and bars equal the records that they show."""
 
 import gc
 import io
@@ -182,13 +182,7 @@ def test_points_are_values_and_accuracies_in_percent():
         ("IRM", "PACS", "irm_penalty_anneal_iters", [1, 20, 9000], "log"),
         ("Fishr", "PACS", "penalty_anneal_iters", [12, 900, 2500, 4900], "linear"),  # uniform on a linear axis
         ("Fishr", "PACS", "ema", [0.91, 0.95, 0.98], "linear"),
-        (
-            "ERM",
-            "PACS",
-            "lr",
-            [1.00e-4, 1.01e-4],
-            "linear",
-        ),  # uniform on a logarithmic axis, but too close to each other here
+        ("ERM", "PACS", "lr", [1.00e-4, 1.01e-4], "linear"),  # too close for the logarithmic axis of lr
         ("Unregistered", "PACS", "strength", list(np.geomspace(0.1, 11, 20)), "log"),
         ("Unregistered", "PACS", "strength", list(np.geomspace(0.1, 9, 20)), "linear"),
         ("Unregistered", "PACS", "strength", [-1.0, *np.geomspace(0.1, 1000, 20)], "linear"),
@@ -240,7 +234,7 @@ def test_test_environments_are_side_by_side_within_category():
         assert sorted(round(x) for x in column) == [0, 1, 2]
 
 
-def test_missing_hyperparameter_is_omitted_from_its_panel_only():
+def test_missing_hyperparameter_is_omitted_only_from_its_panel():
     runs = selected_runs(4)
     hparams = pd.DataFrame({"lr": [1e-3, np.nan, 1e-4, np.inf], "width": [1.0, 2.0, 3.0, 4.0]}, index=runs["folder"])
     figure = plot_hparams(runs, hparams, ENVIRONMENTS, {})
@@ -507,7 +501,7 @@ def test_all_figures_of_a_sweep(tmp_path: Path):
 
 
 def test_curves_show_runs_selected_by_method(tmp_path: Path):
-    """Computed by hand: the draw and step with the best mean out accuracy on the training environments."""
+    """Compute the draw and step with the best mean out accuracy on the training environments by hand."""
     sweep = load_sweep(str(small_sweep(tmp_path, ("ERM",))))
     (figure,) = [f for stem, _, f in plot_sweep(sweep) if stem.startswith("curves")]
     for env, ax in enumerate(figure.axes):

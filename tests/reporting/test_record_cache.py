@@ -28,7 +28,7 @@ from tests.conftest import make_record, read_sweep, write_sweep
 
 @pytest.fixture
 def sweep_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sweep with a cache of several files."""
+    """Return the folder of a sweep whose cache has several files."""
     monkeypatch.setattr(load, "MIN_JOBS", 4)
     monkeypatch.setattr(load, "BATCH", 7)
     rng = np.random.RandomState(0)
@@ -42,7 +42,7 @@ def sweep_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that were parsed, all in this process."""
+    """Return a list to which the names of parsed folders are added; parsing happens in this process."""
     names: list[str] = []
     read = reading._read
 
@@ -227,7 +227,7 @@ def test_concurrent_loads_agree(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_collect_results_with_processes(tmp_path: Path):
-    """With the actual sizes: 2,400 jobs are three batches, parsed by several processes and cached."""
+    """Use the actual sizes: 2,400 jobs are three batches, parsed by several processes and cached."""
     records = [make_record(hparams_seed=h, in_acc=(h / 3000,) * 3) for h in range(2400)]
     sweep = write_sweep(tmp_path, records)
     command = [sys.executable, "-m", "domainbed.scripts.collect_results", "--input_dir", str(sweep)]
@@ -251,7 +251,7 @@ def test_slow_folders_are_scanned_by_threads(sweep_dir: Path, monkeypatch: pytes
 
 
 def records_with_flaws() -> st.SearchStrategy[list[dict]]:
-    """The records of a job, most of them without a flaw."""
+    """Generate the records of a job, most of them without a flaw."""
     flaws = st.sampled_from(
         [
             {}, {}, {}, {"env1_in_acc": None}, {"env1_in_acc": "0.25"}, {"env1_in_acc": 1}, {"env9_in_acc": 0.5},

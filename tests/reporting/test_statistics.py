@@ -1,4 +1,4 @@
-"""The statistics against all resamples, SciPy, simulated trials, and values computed by hand."""
+"""Statistics compared with all resamples, SciPy, simulated trials, and values computed by hand."""
 
 import itertools
 import tracemalloc
@@ -98,7 +98,7 @@ def test_improvement_equals_all_pairs_and_all_resamples(
 
 
 def test_values_computed_by_hand():
-    # 27 resamples of (0, 3, 9): three zeros have probability 1/27 > 2.5 %; two zeros and a three bring it to 4/27.
+    # 27 resamples of (0, 3, 9): three zeros have probability 1/27 > 2.5%; two zeros and a three bring it to 4/27.
     scores = np.array([[0.0], [3.0], [9.0]])
     assert bootstrap_interval(scores) == (0, 9)
     assert bootstrap_interval(scores, level=0.85) == pytest.approx((1, 7))
@@ -236,7 +236,7 @@ def test_coverage():
     ) == pytest.approx(0.94, abs=0.05)
 
 
-def test_results_depend_on_seed_only():
+def test_results_depend_only_on_seed():
     a, b = random_scores(0, 3, 31), random_scores(1, 3, 31)
     for statistic in (
         lambda seed: bootstrap_interval(a, seed=seed),

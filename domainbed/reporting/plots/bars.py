@@ -29,7 +29,6 @@ def plot_bars(
         accuracies: (algorithm, group) -> mean and standard error, in percent; NaN or absent if missing.
         groups: the datasets (or averages), in order.
         algorithms: the style of each algorithm, in order.
-        title: title of the figure.
     """
     rows = math.ceil(len(groups) / MAX_GROUPS)
     columns = math.ceil(len(groups) / rows)

@@ -47,7 +47,6 @@ def plot_training_curves(
         records: records of these runs and possibly others: `folder`, `step` and `env{i}_{in,out}_acc`, in [0, 1].
         best: the selected run of each test environment and trial: `test_env`, `folder`, `step`, `test_acc`.
         environments: the name of each environment, by number.
-        title: title of the figure.
     """
     records = records[records["folder"].isin(best["folder"])].sort_values("step")
     records_by_folder = dict(list(records.groupby("folder", observed=True)))
@@ -95,7 +94,6 @@ def plot_metrics(
         best: the selected runs: `algorithm`, `test_env`, `folder`.
         environments: the name of each environment, by number.
         algorithms: the order of the panels.
-        title: title of the figure.
 
     Returns:
         The figure, or None if no metric was recorded.

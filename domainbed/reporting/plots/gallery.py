@@ -29,10 +29,7 @@ def all_figures(
     """Plot these datasets and algorithms, one figure at a time.
 
     Args:
-        sweep: the sweep.
         selection: the selection method, or the name of its class in DomainBed.
-        datasets: the datasets to plot, in order.
-        algorithms: the algorithms to plot, in order.
         warn: called with a message for each plot that cannot be drawn.
 
     Yields:

@@ -46,7 +46,6 @@ def plot_hparams(
             omitted from its panel.
         environments: the name of each environment, by number.
         samples: random draws of each hyperparameter (`sample_hparams`), which determine the scale of its axis.
-        title: title of the figure.
 
     Returns:
         The figure, or None if no hyperparameter differs.
@@ -85,7 +84,6 @@ def plot_in_and_out(
             [0, 1].
         environments: the name of each environment, by number.
         algorithms: the style of each algorithm.
-        title: title of the figure.
     """
     test_envs = sorted(selected["test_env"].unique())
     figure, axes = make_panels(len(test_envs), title, 1.75, "In-domain accuracy (%)", share="xy")

@@ -97,8 +97,6 @@ def make_panels(n: int, title: str, height: float, xlabel: str = "", share: str 
     """Return a figure with n panels, two or three per row, and its axes.
 
     Args:
-        n: number of panels.
-        title: title of the figure.
         height: height of a row of three panels, in inches.
         xlabel: label below the lowest panel of each column.
         share: axes that all panels have in common: "x", "y" or "xy".
@@ -168,15 +166,7 @@ def add_legend(figure: Figure, entries: Sequence[tuple[str, Artist]], title: str
 
 @print_style
 def write_figure(figure: Figure, file: BinaryIO, format: str, dpi: int, caption: str = "") -> None:
-    """Write a figure to a file; the same data produce the same bytes.
-
-    Args:
-        figure: the figure.
-        file: the open file.
-        format: "png" or "pdf".
-        dpi: resolution of everything that is not vector graphics, in dots per inch.
-        caption: stored in the file's metadata.
-    """
+    """Write a figure to a file as "png" or "pdf", with its caption in the metadata; equal data produce equal bytes."""
     if (layout_engine := figure.get_layout_engine()) is not None:  # computed once, not for each format
         layout_engine.execute(figure)
         figure.set_layout_engine("none")
