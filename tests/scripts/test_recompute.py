@@ -111,7 +111,7 @@ def test_differences_are_reported(original: Path, repeated: Path, capsys: pytest
     assert recompute_cell(original, repeated) == 1
     output = capsys.readouterr().out
     assert "1 of 4 runs reproduced their records bit for bit" in output
-    table = output[output.index("---\n") + 4 : output.index("\n\nWith another processor")]
+    table = output[output.index("---\n") + 4 : output.index(f"\n\n{EXPLANATION}")]
     assert [line.split() for line in table.splitlines()] == [
         ["0", "0", "2", "2", "loss", str(loss), str(loss * (1 + 2**-52)), "0.00"],
         ["0", "1", "2", "2", "step", "2", "-", "0.00"],
