@@ -10,6 +10,7 @@ import torch
 
 from domainbed.errors import UsageError
 from domainbed.records import read_job
+from domainbed.reporting.recomputed import EXPLANATION
 from domainbed.scripts import recompute, sweep
 from domainbed.sweep.launchers import LAUNCHERS
 from tests.sweep.helpers import LauncherHere, launch_words, start_quickly
