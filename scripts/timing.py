@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing the implementations to compare ("sides"), and reporting as a table and as JSON."""
+"""Shared code of the benchmarks: timing of the implementations to compare ("sides"), and reports as tables and JSON."""
 
 import argparse
 import json

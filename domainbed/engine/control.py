@@ -1,4 +1,4 @@
-"""How the caller of `train` follows a job and stops it."""
+"""The means by which the caller of `train` follows a job and stops it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""How images reach the network: splits, sampling, decoding, augmentation, caches, and transfer to the device."""
+"""From a dataset to the network: splits, sampling, decoding, augmentation, caches, transfer to the device."""

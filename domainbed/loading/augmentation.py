@@ -56,7 +56,7 @@ class Augmentation:
 
     @property
     def is_flipped(self) -> np.ndarray:
-        """Whether each image is flipped horizontally, bool [n]."""
+        """Mask of the images that are flipped horizontally, bool [n]."""
         return self.uniform[:, _FLIP] < 0.5
 
     @property
@@ -72,7 +72,7 @@ class Augmentation:
 
     @property
     def is_gray(self) -> np.ndarray:
-        """Whether each image is finally converted to grayscale, bool [n]."""
+        """Mask of the images that are finally converted to grayscale, bool [n]."""
         return self.uniform[:, _GRAY] < GRAY_PROBABILITY
 
     def __getitem__(self, rows: slice) -> "Augmentation":

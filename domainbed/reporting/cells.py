@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def is_partial(self) -> bool:
-        """Whether requested trials or runs are missing, not done, or unusable."""
+        """True if requested trials or runs are missing, not done, or unusable."""
         return self.runs_done < self.runs_asked or self.trials < self.trials_asked or self.runs_of_no_use > 0
 
     @property

@@ -36,7 +36,7 @@ EXIT_STATUS = (
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """How `launch` proceeds."""
+    """Options of `launch` that concern the whole launch."""
 
     command_launcher: str = option(
         "local",

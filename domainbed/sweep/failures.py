@@ -1,4 +1,4 @@
-"""Why jobs failed: a file in the folder of each failed job."""
+"""Reasons of failures, in a file in the folder of each failed job."""
 
 import errno
 import json

@@ -21,7 +21,7 @@ from domainbed.sweep.status import JobState, Status, count_states, survey
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """How a launch ended.
+    """The outcome of a launch.
 
     Attributes:
         statuses: the status of each job of the launch.

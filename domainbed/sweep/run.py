@@ -37,7 +37,7 @@ class JobEvent:
 
     @property
     def is_progress(self) -> bool:
-        """Whether the launch is still running the job. (A running job with a reason belongs to another process.)"""
+        """True while the launch is running the job. (A running job with a reason belongs to another process.)"""
         return self.state == JobState.RUNNING and not self.reason
 
 
