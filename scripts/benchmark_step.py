@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # also works if the package 
 import timing
 
 from domainbed import cli
-from domainbed.algorithms import ALGORITHMS, get_algorithm_class
+from domainbed.algorithms import DEFAULT_ALGORITHMS, get_algorithm_class
 from domainbed.algorithms.base import Minibatch
 from domainbed.algorithms.penalty import PenaltyERM
 from domainbed.datasets import MultipleDomainDataset, get_dataset_class
@@ -119,7 +119,7 @@ def parser() -> cli.Parser:
     p = cli.Parser(prog="scripts/benchmark step", description=__doc__)
     p.add_argument("--dataset", default="ColoredMNIST", help="dataset; its last environment is the test environment")
     p.add_argument("--data_dir", help="folder that contains the datasets (not required for the digits)")
-    p.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), metavar="NAME", help="algorithms")
+    p.add_argument("--algorithms", nargs="+", default=list(DEFAULT_ALGORITHMS), metavar="NAME", help="algorithms")
     p.add_argument("--hparams", help="hyperparameters to override, as JSON; by default, penalties are not annealed")
     p.add_argument("--steps", type=int, help="updates per round (default: 200 on a GPU, otherwise 20)")
     timing.add_options(p, repeats=5, sides=list(SIDES))

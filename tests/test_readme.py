@@ -101,8 +101,8 @@ def test_example_algorithm_runs_as_shown(tmp_path: Path):
     assert len(selected) == 2
     for words in selected:
         finished = run_example(words, tmp_path)
-    rows = [line.split()[0] for line in finished.stdout.splitlines() if line.startswith(("ERM ", "GroupDRO "))]
-    assert rows == ["ERM", "GroupDRO"] * 4
+    rows = [line.split()[0] for line in finished.stdout.splitlines() if line.startswith(("ERM ", "MyGroupDRO "))]
+    assert rows == ["ERM", "MyGroupDRO"] * 4
 
 
 @pytest.mark.slow

@@ -20,9 +20,43 @@ ALGORITHMS: "Registry[type[Algorithm]]" = Registry(
         "VREx": "domainbed.algorithms.vrex:VREx",
         "Fish": "domainbed.algorithms.fish:Fish",
         "Fishr": "domainbed.algorithms.fishr:Fishr",
+        "GroupDRO": "domainbed.algorithms.groupdro:GroupDRO",
+        "EQRM": "domainbed.algorithms.eqrm:EQRM",
+        "URM": "domainbed.algorithms.urm:URM",
+        "TRM": "domainbed.algorithms.trm:TRM",
+        "Mixup": "domainbed.algorithms.mixup:Mixup",
+        "SagNet": "domainbed.algorithms.sagnet:SagNet",
+        "RSC": "domainbed.algorithms.rsc:RSC",
+        "SelfReg": "domainbed.algorithms.selfreg:SelfReg",
+        "MMD": "domainbed.algorithms.mmd:MMD",
+        "CDANN": "domainbed.algorithms.cdann:CDANN",
+        "CAD": "domainbed.algorithms.cad:CAD",
+        "CondCAD": "domainbed.algorithms.cad:CondCAD",
+        "CausIRL_CORAL": "domainbed.algorithms.causirl:CausIRL_CORAL",
+        "CausIRL_MMD": "domainbed.algorithms.causirl:CausIRL_MMD",
+        "Transfer": "domainbed.algorithms.transfer:Transfer",
+        "RDM": "domainbed.algorithms.rdm:RDM",
+        "ADRMX": "domainbed.algorithms.adrmx:ADRMX",
+        "IGA": "domainbed.algorithms.iga:IGA",
+        "ANDMask": "domainbed.algorithms.andmask:ANDMask",
+        "SANDMask": "domainbed.algorithms.sandmask:SANDMask",
+        "SD": "domainbed.algorithms.sd:SD",
+        "MLDG": "domainbed.algorithms.mldg:MLDG",
+        "ARM": "domainbed.algorithms.arm:ARM",
+        "MTL": "domainbed.algorithms.mtl:MTL",
+        "IB_ERM": "domainbed.algorithms.ib_erm:IB_ERM",
+        "IB_IRM": "domainbed.algorithms.ib_irm:IB_IRM",
+        "ERMPlusPlus": "domainbed.algorithms.ermplusplus:ERMPlusPlus",
+        "SMA": "domainbed.algorithms.sma:SMA",
+        "SAM": "domainbed.algorithms.sam:SAM",
+        "SAGM": "domainbed.algorithms.sagm:SAGM",
+        "MIRO": "domainbed.algorithms.miro:MIRO",
     },
     group="domainbed.algorithms",
 )
+
+# The default of a launch.
+DEFAULT_ALGORITHMS = ("ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr")
 
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":
@@ -41,4 +75,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["ALGORITHMS", "get_algorithm_class"]
+__all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "get_algorithm_class"]

@@ -33,6 +33,8 @@ class Algorithm(nn.Module):
 
     HPARAMS: ClassVar[Mapping[str, Hparam]] = {}  # in addition to those in `hparams.SHARED`
     MIN_BATCH_SIZE: ClassVar[int] = 1  # images per domain that an update requires
+    MIN_DOMAINS: ClassVar[int] = 1  # training domains that an update requires
+    EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__()
@@ -47,6 +49,11 @@ class Algorithm(nn.Module):
         an update count. An update that changes Python numbers is captured only if its class defines `phase`.
         """
         return "update"
+
+    @property
+    def caveat(self) -> str:
+        """A warning about published behavior that may be unexpected with these hyperparameters; empty if none."""
+        return ""
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         """Take one training step.
@@ -148,3 +155,26 @@ def domain_risks(logits: torch.Tensor, minibatches: Minibatches) -> torch.Tensor
     """Return the mean cross-entropy of each domain, [domains], given the logits of all images."""
     domains = zip(split_by_domain(logits, minibatches), minibatches, strict=True)
     return torch.stack([F.cross_entropy(part, y) for part, (_, y) in domains])
+
+
+def domain_labels(minibatches: Minibatches) -> torch.Tensor:
+    """Return the number of the domain of each image of `concatenate(minibatches)`, [sum of n]."""
+    return torch.cat([torch.full_like(y, domain) for domain, (_, y) in enumerate(minibatches)])
+
+
+def stack_domains(minibatches: Minibatches) -> Minibatch:
+    """Return images [domains, n, *input_shape] and labels [domains, n], all batches cut to the smallest."""
+    n = min(len(y) for _, y in minibatches)
+    return torch.stack([x[:n] for x, _ in minibatches]), torch.stack([y[:n] for _, y in minibatches])
+
+
+def random_permutation(n: int, device: torch.device) -> torch.Tensor:
+    """Return a random permutation of 0, …, n - 1, drawn without synchronizing with the device."""
+    return torch.rand(n, device=device, dtype=torch.float64).argsort()
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """Take an optimizer step on a loss, with gradients for this optimizer's parameters alone."""
+    optimizer.zero_grad()
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+    optimizer.step()

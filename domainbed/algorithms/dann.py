@@ -1,10 +1,13 @@
 """DANN: domain-adversarial training of neural networks (Ganin et al., JMLR 2016)."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled, concatenate
+from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled, concatenate, domain_labels, take_step
 from domainbed.hparams import LEARNING_RATE, WEIGHT_DECAY, Hparam, Hparams, int_power, one_of, power
 
 
@@ -39,17 +42,23 @@ class DANN(Algorithm):
             self.featurizer.n_outputs, num_classes, is_nonlinear=hparams["nonlinear_classifier"]
         )
         self.discriminator = networks.MLP(self.featurizer.n_outputs, num_domains, hparams)
-        betas = (hparams["beta1"], 0.9)
-        self.disc_opt = torch.optim.Adam(
-            self.discriminator.parameters(), lr=hparams["lr_d"], weight_decay=hparams["weight_decay_d"], betas=betas
-        )
+        self.disc_opt = self.make_disc_opt(self.discriminator.parameters())
         self.gen_opt = torch.optim.Adam(
             [*self.featurizer.parameters(), *self.classifier.parameters()],
             lr=hparams["lr_g"],
             weight_decay=hparams["weight_decay_g"],
-            betas=betas,
+            betas=(hparams["beta1"], 0.9),
         )
         self.update_count = 0
+
+    def make_disc_opt(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
+        """Return the discriminator's optimizer."""
+        return torch.optim.Adam(
+            parameters,
+            lr=self.hparams["lr_d"],
+            weight_decay=self.hparams["weight_decay_d"],
+            betas=(self.hparams["beta1"], 0.9),
+        )
 
     @property
     def phase(self) -> str:
@@ -58,7 +67,7 @@ class DANN(Algorithm):
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
-        domains = torch.cat([torch.full_like(y, domain) for domain, (_, y) in enumerate(minibatches)])
+        domains = domain_labels(minibatches)
         train = self.train_discriminator if self.phase == "discriminator" else self.train_generator
         self.update_count += 1
         return train(x, y, domains)
@@ -66,31 +75,29 @@ class DANN(Algorithm):
     def train_discriminator(self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> Metrics:
         with torch.no_grad():
             z = self.featurizer(x)
-        disc_loss = self.discriminator_loss(z.requires_grad_(), domains)
-        self.disc_opt.zero_grad()
-        disc_loss.backward(inputs=list(self.discriminator.parameters()))
-        self.disc_opt.step()
+        disc_loss = self.discriminator_loss(z.requires_grad_(), y, domains)
+        take_step(self.disc_opt, disc_loss)
         return {"disc_loss": disc_loss.detach()}
 
     def train_generator(self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> Metrics:
         z = self.featurizer(x)
-        disc_loss = self.discriminator_loss(z, domains)
+        disc_loss = self.discriminator_loss(z, y, domains)
         nll = F.cross_entropy(self.classifier(z), y)
         loss = nll - self.hparams["lambda"] * disc_loss
-        self.gen_opt.zero_grad()
-        loss.backward(inputs=[*self.featurizer.parameters(), *self.classifier.parameters()])
-        self.gen_opt.step()
+        take_step(self.gen_opt, loss)
         return {"loss": loss.detach(), "nll": nll.detach(), "disc_loss": disc_loss.detach()}
 
-    def discriminator_loss(self, z: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
-        """Return L_d, 0-dim, of features z [n, d] of samples from `domains` [n]."""
-        logits = self.discriminator(z)
-        loss = F.cross_entropy(logits, domains)
-        if self.hparams["grad_penalty"] > 0:
-            summed = F.cross_entropy(logits, domains, reduction="sum")
-            (gradient,) = torch.autograd.grad(summed, z, create_graph=True)
-            loss = loss + self.hparams["grad_penalty"] * (gradient**2).sum(1).mean()
-        return loss
+    def discriminator_loss(self, z: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
+        """Return L_d, 0-dim, of features z [n, d] of samples with labels y [n] from `domains` [n]."""
+        risks = F.cross_entropy(self.discriminator(z), domains, reduction="none")
+        return risks.mean() + self.gradient_penalty(risks.sum(), z)
+
+    def gradient_penalty(self, summed_risk: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | float:
+        """Return grad_penalty × mean over samples of ‖∂(summed risk) / ∂inputs‖²."""
+        if self.hparams["grad_penalty"] <= 0:
+            return 0.0
+        (gradient,) = torch.autograd.grad(summed_risk, inputs, create_graph=True)
+        return self.hparams["grad_penalty"] * (gradient**2).sum(1).mean()
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.featurizer(x))

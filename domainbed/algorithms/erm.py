@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled, concatenate
+from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled, concatenate, take_step
 from domainbed.hparams import Hparams
 
 
@@ -26,9 +26,7 @@ class ERM(Algorithm):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         loss = F.cross_entropy(self.predict(x), y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        take_step(self.optimizer, loss)
         return {"loss": loss.detach()}
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, one_of
 
@@ -23,9 +23,7 @@ class Fish(ERM):
         losses = []
         for x, y in minibatches:
             loss = F.cross_entropy(self.predict(x), y)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            take_step(self.optimizer, loss)
             losses.append(loss.detach())
         for tensor, before in zip(state, start, strict=True):
             tensor.copy_(before + self.hparams["meta_lr"] * (tensor - before))

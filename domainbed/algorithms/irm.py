@@ -20,6 +20,15 @@ def scale_derivative(
     return torch.autograd.grad(risk(logits * scale, labels), scale, create_graph=True)[0]
 
 
+def irm_penalty(logits: torch.Tensor, minibatches: Minibatches) -> torch.Tensor:
+    """Return the mean over domains of the estimated squared scale derivative, 0-dim, from the logits of all images."""
+    penalties = [
+        scale_derivative(part[::2], y[::2]) * scale_derivative(part[1::2], y[1::2])
+        for part, (_, y) in zip(split_by_domain(logits, minibatches), minibatches, strict=True)
+    ]
+    return torch.stack(penalties).mean()
+
+
 class IRM(PenaltyERM):
     """ERM with a penalty: the squared derivatives of the domains' risks with respect to the scale of the logits.
 
@@ -38,8 +47,4 @@ class IRM(PenaltyERM):
 
     def risk_and_penalty(self, minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.predict(concatenate(minibatches)[0])
-        penalties = [
-            scale_derivative(part[::2], y[::2]) * scale_derivative(part[1::2], y[1::2])
-            for part, (_, y) in zip(split_by_domain(logits, minibatches), minibatches, strict=True)
-        ]
-        return domain_risks(logits, minibatches).mean(), torch.stack(penalties).mean()
+        return domain_risks(logits, minibatches).mean(), irm_penalty(logits, minibatches)

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparams
 
@@ -34,12 +34,18 @@ class PenaltyERM(ERM):
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         if self.update_count == self.hparams[self.ANNEAL_ITERS]:
-            self.optimizer.state.clear()
+            reset_optimizer(self.optimizer)
         risk, penalty = self.risk_and_penalty(minibatches)
         weight = self.WARM_UP_WEIGHT if self.phase == "warm-up" else self.hparams[self.WEIGHT]
         loss = risk + weight * penalty
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        take_step(self.optimizer, loss)
         self.update_count += 1
         return {"loss": loss.detach(), "nll": risk.detach(), "penalty": penalty.detach()}
+
+
+def reset_optimizer(optimizer: torch.optim.Optimizer, lr: float | None = None) -> None:
+    """Discard the optimizer's state (moments and step counts); optionally change its learning rate."""
+    optimizer.state.clear()
+    if lr is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr

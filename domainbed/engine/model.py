@@ -38,6 +38,10 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
             f"{config.algorithm} requires a batch_size of at least {algorithm_class.MIN_BATCH_SIZE}, "
             f"not {hparams['batch_size']}"
         )
+    if num_domains < algorithm_class.MIN_DOMAINS:
+        raise UsageError(
+            f"{config.algorithm} requires at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
+        )
     try:
         with use_weights_dir(config.weights_dir):
             return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, dict(hparams))

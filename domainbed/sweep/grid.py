@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS
 from domainbed.datasets import BENCHMARK, DATASETS, num_environments
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
@@ -44,7 +44,7 @@ class Grid:
         BENCHMARK, help=f"datasets: any of {', '.join(DATASETS)}, or your own", metavar="NAME"
     )
     algorithms: tuple[str, ...] = option(
-        tuple(ALGORITHMS), help=f"algorithms: any of {', '.join(ALGORITHMS)}, or your own", metavar="NAME"
+        DEFAULT_ALGORITHMS, help=f"algorithms: any of {', '.join(ALGORITHMS)}, or your own", metavar="NAME"
     )
     n_hparams_from: int = option(0, help="first hyperparameter draw; draw 0 is the defaults", metavar="N", at_least=0)
     n_hparams: int = option(20, help="end of the range of hyperparameter draws (exclusive)", metavar="N")

@@ -20,7 +20,9 @@ class Adam:
         self.m, self.v, self.t = [0.0] * len(self.parameters), [0.0] * len(self.parameters), 0
 
     def step(self, loss):
-        gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True)
+        self.apply(torch.autograd.grad(loss, self.parameters, retain_graph=True))
+
+    def apply(self, gradients):
         self.t += 1
         b1, b2 = self.betas
         for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):

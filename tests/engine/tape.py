@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from domainbed.errors import UsageError
 from tests.algorithms.test_all import NoSynchronization
@@ -44,10 +44,12 @@ class Recording(TorchDispatchMode):
             if address not in self.allocated and address not in self.before:
                 storage = tensor.new_empty(0).set_(tensor.untyped_storage())
                 self.before[address] = storage, storage.clone()
+        inputs_before = alias(args), alias(kwargs)
         result = func(*args, **kwargs)
         inputs = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
         self.allocated |= {t.untyped_storage().data_ptr() for t in tensors(result)} - inputs
-        self.operations.append((func, args, kwargs, result))
+        if torch.Tag.inplace_view not in func.tags:
+            self.operations.append((func, *inputs_before, alias(result)))
         return result
 
 
@@ -104,10 +106,17 @@ def tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
+def alias(tree: Any) -> Any:
+    """Return tensors of the same memory, whose shapes later operations such as `squeeze_` do not change."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
 def written(func: Any, args: tuple, kwargs: dict) -> list[torch.Tensor]:
     """Return the tensors that an operation writes to."""
     targets = []
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             targets += tensors(args[i] if i < len(args) else kwargs.get(argument.name))
+    if func.name() == "aten::native_batch_norm" and args[5]:  # its declaration omits the running statistics
+        targets += tensors(args[3:5])
     return targets

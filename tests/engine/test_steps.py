@@ -296,8 +296,8 @@ class FadesIn(DANN):
     def __init__(self) -> None:
         super().__init__((2, 8, 8), 3, 3, default_hparams("DANN", "ColoredDigits"))
 
-    def discriminator_loss(self, z, domains):
-        return super().discriminator_loss(z, domains) * min(1, self.update_count / 10)
+    def discriminator_loss(self, z, y, domains):
+        return super().discriminator_loss(z, y, domains) * min(1, self.update_count / 10)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,25 @@
+"""The base class of AND-mask and SAND-mask: ERM whose gradients are masked where the domains disagree."""
+
+import torch
+
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks
+from domainbed.algorithms.erm import ERM
+
+
+class MaskedGradientERM(ERM):
+    """ERM that steps along the mean of the domains' gradients, multiplied by a mask and divided by the mask's mean."""
+
+    def mask(self, gradients: torch.Tensor) -> torch.Tensor:
+        """Return the mask […] of the gradients [domains, …] of one parameter."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement mask")
+
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
+        risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
+        parameters = list(self.network.parameters())
+        gradients = [torch.autograd.grad(risk, parameters, retain_graph=True) for risk in risks]
+        for parameter, *of_domains in zip(parameters, *gradients, strict=True):
+            stacked = torch.stack(of_domains)
+            mask = self.mask(stacked)
+            parameter.grad = mask * stacked.mean(0) / (1e-10 + mask.mean())
+        self.optimizer.step()
+        return {"loss": risks.mean().detach()}

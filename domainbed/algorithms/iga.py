@@ -1,0 +1,29 @@
+"""IGA: inter-environmental gradient alignment (Koyama and Yamaguchi, 2020)."""
+
+import torch
+
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks, take_step
+from domainbed.algorithms.erm import ERM
+from domainbed.hparams import Hparam, power
+
+
+class IGA(ERM):
+    """Penalizes the variance over domains of the gradient of the risk, summed over all coordinates.
+
+    The mean gradient is constant: since the deviations from it sum to zero, the penalty's gradient is exact.
+    """
+
+    HPARAMS = {"penalty": Hparam(1000.0, power(10, 1, 5))}
+
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
+        risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
+        parameters = list(self.network.parameters())
+        gradients = [torch.autograd.grad(risk, parameters, create_graph=True) for risk in risks]
+        squared = []
+        for of_parameter in zip(*gradients, strict=True):
+            stacked = torch.stack(of_parameter)
+            squared.append(((stacked - stacked.mean(0).detach()) ** 2).sum())
+        penalty = torch.stack(squared).sum()
+        loss = risks.mean() + self.hparams["penalty"] * penalty
+        take_step(self.optimizer, loss)
+        return {"loss": loss.detach(), "penalty": penalty.detach()}

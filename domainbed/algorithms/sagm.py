@@ -1,0 +1,29 @@
+"""SAGM: sharpness-aware gradient matching (Wang, Zhang, Lei and Zhang, CVPR 2023)."""
+
+import torch
+from torch.nn import functional as F
+
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate
+from domainbed.algorithms.sam import PerturbedERM, gradient_norm
+from domainbed.hparams import Hparam, one_of
+
+RHO = 0.05  # as in the published code, where the hyperparameter of this name has no effect
+
+
+class SAGM(PerturbedERM):
+    """Minimizes the loss, the perturbed loss, and the angle between their gradients.
+
+    θ' = θ + (rho / ‖g‖ − alpha) g with g the gradient at θ; the step is along the mean of g and the gradient at θ' (the
+    published code; the paper adds them).
+    """
+
+    HPARAMS = {"alpha": Hparam(0.001, one_of(0.01, 0.02, 0.05, 0.1))}
+
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
+        x, y = concatenate(minibatches)
+        loss = F.cross_entropy(self.network(x), y)
+        gradients = list(torch.autograd.grad(loss, list(self.network.parameters())))
+        scale = RHO / (gradient_norm(gradients) + 1e-12) - self.hparams["alpha"]
+        perturbed, _ = self.gradients_at_perturbed_weights(x, y, gradients, scale)
+        self.step_along([(g + h) / 2 for g, h in zip(gradients, perturbed, strict=True)])
+        return {"loss": loss.detach()}
