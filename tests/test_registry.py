@@ -146,4 +146,5 @@ def test_installed_package_provides_algorithms(installed: Path, run_module):
     assert broken.returncode == 2
     assert "cannot import algorithm 'Broken' (plugin_broken:Broken) of plugin: ModuleNotFoundError" in broken.stderr
     listed = run_module("train", "--algorithm", "x", env=env)
-    assert "choose from ERM, CORAL, DANN, IRM, VREx, Fish, Fishr, HalfERM, Broken" in listed.stderr
+    assert "choose from ERM, CORAL, DANN," in listed.stderr
+    assert ", HalfERM, Broken" in listed.stderr
