@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled, concatenate, domain_labels, take_step
+from domainbed.algorithms.adversarial import AdversarialAlgorithm
+from domainbed.algorithms.base import Metrics, take_step
 from domainbed.hparams import Hparam, Hparams, one_of
 
 TEMPERATURE = 0.07
@@ -13,7 +14,7 @@ CONTRAST_WEIGHT = 0.5  # of pairs from one domain; of other pairs 1 - CONTRAST_W
 EPSILON = 1e-5
 
 
-class ADRMX(Algorithm):
+class ADRMX(AdversarialAlgorithm):
     """Subtracts domain features from label features, and remixes the difference with domain features of other samples.
 
     Two featurizers give label features z^l and domain features z^d; z^c = z^l − z^d must not reveal the domain to a
@@ -57,22 +58,9 @@ class ADRMX(Algorithm):
         options = {"lr": hparams["lr"], "betas": (hparams["beta1"], 0.9)}
         self.disc_opt = torch.optim.Adam(self.discriminator.parameters(), **options)
         self.optimizer = torch.optim.Adam(self.network.parameters(), **options)
-        self.update_count = 0
-
-    @property
-    def phase(self) -> str:
-        d_steps = self.hparams["d_steps_per_g_step"]
-        return "discriminator" if (self.update_count + 1) % (1 + d_steps) < d_steps else "generator"
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.featurizer(x))
-
-    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        x, y = concatenate(minibatches)
-        domains = domain_labels(minibatches)
-        train = self.train_discriminator if self.phase == "discriminator" else self.train_generator
-        self.update_count += 1
-        return train(x, y, domains)
 
     def train_discriminator(self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> Metrics:
         with torch.no_grad():

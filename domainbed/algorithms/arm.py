@@ -2,9 +2,7 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import SHARED, Hparam, Hparams
 
@@ -66,9 +64,3 @@ class ARM(ERM):
         context = self.context_net(x).view(-1, size, 1, height, width).mean(1, keepdim=True)
         context = context.expand(-1, size, -1, -1, -1).reshape(n, 1, height, width)
         return self.network(torch.cat([x, context], dim=1))
-
-    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        x, y = concatenate(minibatches)
-        loss = F.cross_entropy(self.predict(x), y)
-        take_step(self.optimizer, loss)
-        return {"loss": loss.detach()}

@@ -178,3 +178,10 @@ def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.zero_grad()
     loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()
+
+
+def take_step_along(optimizer: torch.optim.Optimizer, gradients: Mapping[nn.Parameter, torch.Tensor]) -> None:
+    """Take an optimizer step with the given gradient of each parameter."""
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient
+    optimizer.step()

@@ -7,11 +7,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled, concatenate, domain_labels, take_step
+from domainbed.algorithms.adversarial import AdversarialAlgorithm
+from domainbed.algorithms.base import Metrics, take_step
 from domainbed.hparams import LEARNING_RATE, WEIGHT_DECAY, Hparam, Hparams, int_power, one_of, power
 
 
-class DANN(Algorithm):
+class DANN(AdversarialAlgorithm):
     """A featurizer trained to hide the domain of its features from a discriminator, and a classifier.
 
     Counting updates from 1, update t trains the discriminator if t mod (1 + d_steps_per_g_step) < d_steps_per_g_step,
@@ -49,7 +50,6 @@ class DANN(Algorithm):
             weight_decay=hparams["weight_decay_g"],
             betas=(hparams["beta1"], 0.9),
         )
-        self.update_count = 0
 
     def make_disc_opt(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
         """Return the discriminator's optimizer."""
@@ -59,18 +59,6 @@ class DANN(Algorithm):
             weight_decay=self.hparams["weight_decay_d"],
             betas=(self.hparams["beta1"], 0.9),
         )
-
-    @property
-    def phase(self) -> str:
-        d_steps = self.hparams["d_steps_per_g_step"]
-        return "discriminator" if (self.update_count + 1) % (1 + d_steps) < d_steps else "generator"
-
-    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        x, y = concatenate(minibatches)
-        domains = domain_labels(minibatches)
-        train = self.train_discriminator if self.phase == "discriminator" else self.train_generator
-        self.update_count += 1
-        return train(x, y, domains)
 
     def train_discriminator(self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> Metrics:
         with torch.no_grad():

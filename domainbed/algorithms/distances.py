@@ -16,7 +16,7 @@ def moments(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weighted_moments(z: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the same of the rows whose weight [n] is 1, of which there must be two; those of weight 0 are left out."""
+    """Return the moments of the rows of [n, d] with weight 1; the other weights [n] are 0. Requires two such rows."""
     n = weights.sum()
     mean = weights @ z / n
     centered = (z - mean) * weights[:, None]

@@ -2,7 +2,7 @@
 
 import torch
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks, take_step_along
 from domainbed.algorithms.erm import ERM
 
 
@@ -17,9 +17,10 @@ class MaskedGradientERM(ERM):
         risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
         parameters = list(self.network.parameters())
         gradients = [torch.autograd.grad(risk, parameters, retain_graph=True) for risk in risks]
+        masked = {}
         for parameter, *of_domains in zip(parameters, *gradients, strict=True):
             stacked = torch.stack(of_domains)
             mask = self.mask(stacked)
-            parameter.grad = mask * stacked.mean(0) / (1e-10 + mask.mean())
-        self.optimizer.step()
+            masked[parameter] = mask * stacked.mean(0) / (1e-10 + mask.mean())
+        take_step_along(self.optimizer, masked)
         return {"loss": risks.mean().detach()}

@@ -31,7 +31,7 @@ class InformationBottleneck(ERM):
 
     @property
     def is_penalized(self) -> bool:
-        """Whether the penalty takes effect in the next update."""
+        """True once the penalty takes effect."""
         return self.update_count >= self.hparams["ib_penalty_anneal_iters"]
 
     def ib_weight(self) -> float:

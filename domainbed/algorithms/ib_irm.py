@@ -20,8 +20,13 @@ class IB_IRM(InformationBottleneck):
     HPARAMS = {**IRM.HPARAMS, **InformationBottleneck.HPARAMS}
 
     @property
+    def is_irm_penalized(self) -> bool:
+        """True once IRM's penalty has its full weight."""
+        return self.update_count >= self.hparams["irm_penalty_anneal_iters"]
+
+    @property
     def phase(self) -> str:
-        irm = "penalized" if self.update_count >= self.hparams["irm_penalty_anneal_iters"] else "warm-up"
+        irm = "penalized" if self.is_irm_penalized else "warm-up"
         return f"IRM {irm}, IB {'penalized' if self.is_penalized else 'warm-up'}"
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
@@ -30,8 +35,7 @@ class IB_IRM(InformationBottleneck):
         nll = domain_risks(logits, minibatches).mean()
         irm = irm_penalty(logits, minibatches)
         bottleneck = feature_variance(split_by_domain(z, minibatches))
-        is_annealed = self.update_count >= self.hparams["irm_penalty_anneal_iters"]
-        irm_weight = self.hparams["irm_lambda"] if is_annealed else 1.0
+        irm_weight = self.hparams["irm_lambda"] if self.is_irm_penalized else 1.0
         loss = nll + irm_weight * irm + self.ib_weight() * bottleneck
         if self.update_count in (self.hparams["irm_penalty_anneal_iters"], self.hparams["ib_penalty_anneal_iters"]):
             reset_optimizer(self.optimizer)

@@ -3,9 +3,16 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, random_permutation, stack_domains
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    random_permutation,
+    stack_domains,
+    take_step_along,
+)
 from domainbed.algorithms.erm import ERM
-from domainbed.hparams import Hparam, one_of, power
+from domainbed.hparams import Hparam, Hparams, one_of, power
 
 ADAM_EPSILON = 1e-8
 
@@ -28,7 +35,7 @@ class MLDG(ERM):
     }
     MIN_DOMAINS = 2
 
-    def __init__(self, input_shape, num_classes, num_domains, hparams) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.n_meta_test = hparams["n_meta_test"]
         if hparams["limit_meta_test"]:
@@ -66,7 +73,5 @@ class MLDG(ERM):
             for g_total, g_i, g_j in zip(total.values(), inner, outer, strict=True):
                 g_total.add_(g_i + self.hparams["mldg_beta"] * g_j)
             loss = loss + inner_loss.detach() + self.hparams["mldg_beta"] * outer_loss.detach()
-        for name, p in parameters.items():
-            p.grad = total[name] / len(x)
-        self.optimizer.step()
+        take_step_along(self.optimizer, {p: total[name] / len(x) for name, p in parameters.items()})
         return {"loss": loss / len(x)}

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step_along
 from domainbed.algorithms.sam import PerturbedERM, gradient_norm
 from domainbed.hparams import Hparam, one_of
 
@@ -25,5 +25,6 @@ class SAGM(PerturbedERM):
         gradients = list(torch.autograd.grad(loss, list(self.network.parameters())))
         scale = RHO / (gradient_norm(gradients) + 1e-12) - self.hparams["alpha"]
         perturbed, _ = self.gradients_at_perturbed_weights(x, y, gradients, scale)
-        self.step_along([(g + h) / 2 for g, h in zip(gradients, perturbed, strict=True)])
+        means = [(g + h) / 2 for g, h in zip(gradients, perturbed, strict=True)]
+        take_step_along(self.optimizer, dict(zip(self.network.parameters(), means, strict=True)))
         return {"loss": loss.detach()}

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step_along
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, one_of
 
@@ -31,12 +31,6 @@ class PerturbedERM(ERM):
             torch._foreach_copy_(parameters, weights)
         return perturbed, loss.detach()
 
-    def step_along(self, gradients: list[torch.Tensor]) -> None:
-        """Let the optimizer take a step with these gradients."""
-        for p, gradient in zip(self.network.parameters(), gradients, strict=True):
-            p.grad = gradient
-        self.optimizer.step()
-
 
 class SAM(PerturbedERM):
     """Minimizes the loss at the worst weights within a radius `rho`, to first order. "loss" is the loss there."""
@@ -49,5 +43,5 @@ class SAM(PerturbedERM):
         norm = gradient_norm(gradients)
         scale = self.hparams["rho"] / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         perturbed, loss = self.gradients_at_perturbed_weights(x, y, gradients, scale)
-        self.step_along(perturbed)
+        take_step_along(self.optimizer, dict(zip(self.network.parameters(), perturbed, strict=True)))
         return {"loss": loss}

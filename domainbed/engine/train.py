@@ -187,7 +187,7 @@ def evaluate(
     metrics = progress.metrics.mean()  # synchronizes, so that the time below includes all of the device's work
     progress.add_time()
     check_weights(algorithm, step)
-    batch_size = getattr(algorithm, "EVAL_BATCH_SIZE", None) or feed.batch_size
+    batch_size = algorithm.EVAL_BATCH_SIZE or feed.batch_size
     requests = evaluation_requests(config, setup.dataset, setup.splits, step, batch_size)
     steps_per_epoch = min(len(split.in_) for split in setup.splits) / algorithm.hparams["batch_size"]
     return {
@@ -211,8 +211,8 @@ def print_header(config: JobConfig, setup: Setup) -> None:
     modes += ["compiled featurizers"] * any(featurizer.is_compiled for featurizer in featurizers_of(setup.algorithm))
     tqdm.write(", ".join([software_versions(), str(setup.device), *modes]))
     tqdm.write(f"args: {config.args()}\nhparams: {setup.algorithm.hparams}")
-    if caveat := getattr(setup.algorithm, "caveat", ""):
-        tqdm.write(f"note: {config.algorithm}: {caveat}")
+    if setup.algorithm.caveat:
+        tqdm.write(f"note: {config.algorithm}: {setup.algorithm.caveat}")
     tqdm.write("accuracies in percent: in split/out split, [test environment]")
 
 

@@ -106,7 +106,7 @@ def failure_lines(statuses: Mapping[Job, Status], task_outcomes: Mapping[str, st
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in words.
+    """Return a readable duration.
 
     >>> duration(45), duration(125), duration(7500), duration(200_000)
     ('45 s', '2 min', '2 h 05 min', '2 d 07 h')

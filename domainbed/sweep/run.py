@@ -63,7 +63,7 @@ def run_job(job: Job, on_event: Callable[[JobEvent], object], should_stop: Calla
 
 
 def _attempt(job: Job, on_event: Callable[[JobEvent], object], should_stop: Callable[[], bool], lock: Lock) -> JobEvent:
-    """Train a job whose lock is held, and record how it ended."""
+    """Train a job under its lock, and record the result."""
 
     def on_record(step: int) -> None:
         on_event(JobEvent(job, JobState.RUNNING, steps=step + 1))
