@@ -8,7 +8,50 @@ from pathlib import Path
 import pytest
 import torch
 
-from domainbed.files import atomic_write, file_lock
+from domainbed.files import atomic_write, file_lock, open_regular, read_json, read_regular
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return path
+
+
+def test_only_regular_files_are_opened(tmp_path: Path, fifo: Path):
+    for path in (fifo, Path("/dev/zero"), tmp_path):
+        # At once: opening a FIFO without a writer would otherwise wait forever.
+        with pytest.raises(OSError, match=r"Not a regular file|Is a directory") as error:
+            open_regular(path)
+        assert error.value.filename == str(path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "missing")
+    (tmp_path / "x").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("x")
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == b"content"
+
+
+def test_reads_are_bounded(tmp_path: Path):
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_regular(path, 5) == b"12345"
+    with pytest.raises(OSError, match="Larger than 4 bytes"):
+        read_regular(path, 4)
+    with open("/proc/self/status", "rb") as file:  # regular, of size 0, with content
+        assert read_regular("/proc/self/status", 2**20)[:5] == file.read(5)
+    with pytest.raises(OSError, match="Larger than 3 bytes"):
+        read_regular("/proc/self/status", 3)
+
+
+def test_json_errors_are_value_errors(tmp_path: Path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": [1]}')
+    assert read_json(path) == {"a": [1]}
+    for content in (b"", b"{", b"\xff\xfe{}", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"column|nested"):
+            read_json(path)
 
 
 def test_file_is_replaced_when_complete(tmp_path: Path):
