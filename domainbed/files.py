@@ -6,8 +6,8 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -115,17 +115,25 @@ def _with_path(error: OSError, path: Path, temporary: Path) -> OSError:
 
 
 @contextmanager
-def file_lock(path: Path, message: str) -> Iterator[None]:
+def file_lock(path: Path, message: str, while_waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Hold the lock file `path`; print `message` if another process holds it.
 
     The operating system releases the lock when the process ends for any reason.
+
+    Args:
+        path: the lock file.
+        message: printed before waiting.
+        while_waiting: called several times per second; an exception that it raises ends the wait.
     """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         print(message, flush=True)
-        lock.acquire()
+        while not lock.is_locked:
+            while_waiting()
+            with suppress(Timeout):
+                lock.acquire(timeout=0.2)
     try:
         yield
     finally:

@@ -11,7 +11,8 @@ class JobControl:
     """A caller's control of a job. By default, the job runs to its end and acquires its own lock.
 
     Attributes:
-        should_stop: called after every update and before every batch of an evaluation; True stops the job.
+        should_stop: called after every update, before every batch of an evaluation, and for every image that is added
+            to the cache, also by other threads; True stops the job.
         on_record: called with the step after each record has been written.
         lock: the lock of the job's folder, if the caller already holds it.
     """

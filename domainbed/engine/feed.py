@@ -1,7 +1,7 @@
 """The feed of a job: brings images to the device from arrays, a cache of photographs, or image files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,21 @@ from domainbed.loading.splits import Split
 MAX_LOADER_WORKERS = 8  # more than a GPU needs
 
 
-def open_feed(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequence[Split], device: torch.device) -> Feed:
+def open_feed(
+    config: JobConfig,
+    dataset: MultipleDomainDataset,
+    splits: Sequence[Split],
+    device: torch.device,
+    check_stop: Callable[[], object] = lambda: None,
+) -> Feed:
     """Return the feed that brings the dataset's images to the device.
+
+    Args:
+        config: the job.
+        dataset: its dataset.
+        splits: the split of each environment.
+        device: the device of the batches.
+        check_stop: called many times per second while the cache is filled, which it stops by raising an exception.
 
     Raises:
         UsageError: the images cannot be read.
@@ -36,7 +49,7 @@ def open_feed(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequenc
 
     # Resolve links, so that the same files always use the same cache.
     files = [[f"{folder}/{file}" for file in e.files] for e in photographs for folder in [os.path.realpath(e.folder)]]
-    sources, are_on_device = _image_sources(config, files, device)
+    sources, are_on_device = _image_sources(config, files, device, check_stop)
     environments = [
         PhotoEnvironment(sources[i], files[i], photographs[i].labels, part_numbers(split))
         for i, split in enumerate(splits)
@@ -46,13 +59,13 @@ def open_feed(config: JobConfig, dataset: MultipleDomainDataset, splits: Sequenc
 
 
 def _image_sources(
-    config: JobConfig, files: Sequence[Sequence[str]], device: torch.device
+    config: JobConfig, files: Sequence[Sequence[str]], device: torch.device, check_stop: Callable[[], object]
 ) -> tuple[Sequence[ImageSource], bool]:
     """Return the source of each environment's images, and whether the sources are on the device."""
     packs = None
     if config.cache:
         names = [f"{config.dataset}-{name}" for name in config.environment_names()]
-        packs = open_cached(Path(config.cache), config.cache_gb, dict(zip(names, files, strict=True)))
+        packs = open_cached(Path(config.cache), config.cache_gb, dict(zip(names, files, strict=True)), check_stop)
     if packs is None:
         return [FileImages(environment_files) for environment_files in files], False
     if device.type == "cpu" or not all(pack.is_decoded for pack in packs):

@@ -20,6 +20,7 @@ from domainbed.engine.control import JobControl
 from domainbed.engine.data import Batches, evaluation_requests, load_data
 from domainbed.engine.evaluate import accuracies
 from domainbed.engine.feed import open_feed
+from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.metrics import check_weights
@@ -56,7 +57,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     import_modules(config.imports)
     folder = Path(config.output_dir)
     check_available(folder, control.lock)
-    setup = set_up(config)
+    setup = set_up(config, control.should_stop)
     algorithm = setup.algorithm
     with hold_folder(folder, control.lock) as lock, tqdm(total=config.steps, unit="step", disable=None) as bar:
         checkpointer = Checkpointer(config, algorithm, setup.feed, lock, control.should_stop)
@@ -132,10 +133,20 @@ class Setup(NamedTuple):
     is_captured: bool
 
 
-def set_up(config: JobConfig) -> Setup:
-    """Load the data, seed all random generators, and create the algorithm. Nothing is written."""
+def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
+    """Load the data, seed all random generators, and create the algorithm. Nothing is written but --cache.
+
+    Raises:
+        Interrupted: `should_stop` returned True.
+    """
+
+    def check_stop() -> None:
+        if should_stop():
+            raise Interrupted("stopped while preparing the data", updates=0)
+
     hparams = config.resolved_hparams()
     dataset, splits = load_data(config, hparams)
+    check_stop()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_captured = should_capture(config.engine, device)
     set_determinism(config.deterministic)
@@ -149,7 +160,7 @@ def set_up(config: JobConfig) -> Setup:
     with explain_out_of_memory():
         algorithm = to_device(make_algorithm(config, hparams, dataset), config, device)
         algorithm.train()
-        feed = open_feed(config, dataset, splits, device)
+        feed = open_feed(config, dataset, splits, device, check_stop)
     batches = Batches(config, hparams, dataset, splits, feed)
     tracker = make_tracker(config, algorithm, splits, feed)
     return Setup(dataset, config.environment_names(), splits, device, algorithm, feed, batches, tracker, is_captured)

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
-from domainbed.files import file_lock
+from domainbed.files import file_lock, open_regular
 from domainbed.loading.pack import Pack, write_pack
 
 CACHE_LOCK_FILE = ".lock"
@@ -22,7 +22,12 @@ FILES_PER_TASK = 500
 INDEX_BYTES = 24  # upper bound of an image's size in a pack's index
 
 
-def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Sequence[str]]) -> list[Pack] | None:
+def open_cached(
+    directory: Path,
+    limit_gb: float,
+    environments: Mapping[str, Sequence[str]],
+    check_stop: Callable[[], object] = lambda: None,
+) -> list[Pack] | None:
     """Return the packs of a dataset's environments, after building those that are missing or outdated.
 
     Packs store pixels if all of them fit within the limit, else the files' bytes. If several jobs need the same packs,
@@ -32,6 +37,8 @@ def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Seq
         directory: the cache's folder, created if it does not exist.
         limit_gb: the maximum size of this folder in GiB, including packs of other datasets.
         environments: name -> paths of the image files. A pack's file name starts with the environment's name.
+        check_stop: called many times per second, also by other threads. An exception that it raises stops the work;
+            complete packs are kept.
 
     Returns:
         One pack per environment; None, after printing why, if they do not fit or the folder cannot be written.
@@ -39,13 +46,14 @@ def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Seq
     Raises:
         UsageError: an image file cannot be read.
     """
-    entries = [_CacheEntry(directory, name, files) for name, files in environments.items()]
+    entries = [_CacheEntry(directory, name, files, check_stop) for name, files in environments.items()]
     if packs := _open_all(entries):
         return packs
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with file_lock(directory / CACHE_LOCK_FILE, f"waiting for another job to fill the cache {directory}"):
-            _build(directory, limit_gb, [entry for entry in entries if not entry.open()])
+        message = f"waiting for another job to fill the cache {directory}"
+        with file_lock(directory / CACHE_LOCK_FILE, message, check_stop):
+            _build(directory, limit_gb, [entry for entry in entries if not entry.open()], check_stop)
             packs = _open_all(entries)
     except OSError as error:
         tqdm.write(f"cannot write to the cache {directory} ({error}); reading images from their files")
@@ -58,9 +66,9 @@ def open_cached(directory: Path, limit_gb: float, environments: Mapping[str, Seq
 class _CacheEntry:
     """The pack of an environment, whether or not it exists yet."""
 
-    def __init__(self, directory: Path, name: str, files: Sequence[str]) -> None:
+    def __init__(self, directory: Path, name: str, files: Sequence[str], check_stop: Callable[[], object]) -> None:
         self.files = files
-        self.fingerprint = fingerprint(files)
+        self.fingerprint = fingerprint(files, check_stop)
         # The same name in another folder, or another selection of the same files, has a pack of its own.
         self.stem = f"{name}-{_short_hash(os.path.dirname(files[0]))}"
         self.path = directory / f"{self.stem}-{_short_hash(*files)}.pack"
@@ -79,7 +87,7 @@ def _open_all(entries: Sequence[_CacheEntry]) -> list[Pack] | None:
     return packs if len(packs) == len(entries) else None
 
 
-def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry]) -> None:
+def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry], check_stop: Callable[[], object]) -> None:
     """Build missing packs if there is room for all of them. The caller holds the lock."""
     if not missing:
         return  # another job built them
@@ -87,21 +95,26 @@ def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry]) -> 
         unfinished.unlink()
     for entry in missing:
         entry.path.unlink(missing_ok=True)  # outdated
-    is_decoded = _choose_format(missing, limit_gb * 2**30 - _size_of_folder(directory))
+    is_decoded = _choose_format(missing, limit_gb * 2**30 - _size_of_folder(directory), check_stop)
     if is_decoded is None:
         for entry in missing:  # make room by deleting other selections of the same files
             for other in directory.glob(f"{glob.escape(entry.stem)}-*.pack"):
                 other.unlink()
-        is_decoded = _choose_format(missing, limit_gb * 2**30 - _size_of_folder(directory))
+        is_decoded = _choose_format(missing, limit_gb * 2**30 - _size_of_folder(directory), check_stop)
     if is_decoded is None:
         return
     total = sum(len(entry.files) for entry in missing)
     with tqdm(total=total, desc=f"filling {directory}", unit="image", disable=None) as bar:
+
+        def after_image() -> None:
+            bar.update()
+            check_stop()
+
         for entry in missing:
-            write_pack(entry.path, entry.files, entry.fingerprint, is_decoded, joblib.cpu_count(), bar)
+            write_pack(entry.path, entry.files, entry.fingerprint, is_decoded, joblib.cpu_count(), after_image)
 
 
-def fingerprint(files: Sequence[str]) -> str:
+def fingerprint(files: Sequence[str], check_stop: Callable[[], object] = lambda: None) -> str:
     """Return a hash of the files' names, sizes and modification times. (Threads would make this five times slower.)
 
     Raises:
@@ -109,41 +122,44 @@ def fingerprint(files: Sequence[str]) -> str:
     """
     digest = hashlib.sha256()
     for file in files:
+        check_stop()
         try:
-            stat = os.stat(file)
+            status = os.stat(file)
         except OSError as error:
             raise UsageError(f"cannot read {file}: {error.strerror}") from error
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _choose_format(missing: Sequence[_CacheEntry], room: float) -> bool | None:
+def _choose_format(missing: Sequence[_CacheEntry], room: float, check_stop: Callable[[], object]) -> bool | None:
     """Return True if the pixels of all images fit in `room` bytes, False if only their files do, else None."""
     files = [file for entry in missing for file in entry.files]
     room -= INDEX_BYTES * (len(files) + 100 * len(missing))
-    if _sum_sizes(_decoded_bytes, files) <= room:
+    if _sum_sizes(_decoded_bytes, files, check_stop) <= room:
         return True
-    return False if _sum_sizes(_file_bytes, files) <= room else None
+    return False if _sum_sizes(os.path.getsize, files, check_stop) <= room else None
 
 
-def _sum_sizes(size_of: Callable[[Sequence[str]], int], files: Sequence[str]) -> int:
+def _sum_sizes(size_of: Callable[[str], int], files: Sequence[str], check_stop: Callable[[], object]) -> int:
     """Return the total size of all files, computed by threads in chunks (one task per file would be slower)."""
+
+    def sum_chunk(chunk: Sequence[str]) -> int:
+        total = 0
+        for file in chunk:
+            check_stop()
+            total += size_of(file)
+        return total
+
     chunks = [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        return sum(pool.map(size_of, chunks))
+        return sum(pool.map(sum_chunk, chunks))
 
 
-def _decoded_bytes(files: Sequence[str]) -> int:
-    """Return the size of the images' pixels according to their headers, without broken images."""
-    total = 0
-    for file in files:
-        with suppress(Exception), Image.open(file) as image:
-            total += 3 * image.width * image.height
-    return total
-
-
-def _file_bytes(files: Sequence[str]) -> int:
-    return sum(map(os.path.getsize, files))
+def _decoded_bytes(file: str) -> int:
+    """Return the size of an image's pixels according to its header; 0 for a broken image."""
+    with suppress(Exception), open_regular(file) as data, Image.open(data) as image:
+        return 3 * image.width * image.height
+    return 0
 
 
 def _size_of_folder(directory: Path) -> int:

@@ -5,7 +5,7 @@ by other data). The file is written under a temporary name and renamed, so a pac
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
-from tqdm import tqdm
 
 from domainbed.files import atomic_write
 from domainbed.loading.decode import BadImageError, decode, read_file
@@ -72,13 +71,20 @@ class Pack:
         return Pack, (self.path, self._files)  # another process maps the file itself
 
 
-def write_pack(path: Path, files: Sequence[str], fingerprint: str, is_decoded: bool, threads: int, bar: tqdm) -> None:
+def write_pack(
+    path: Path,
+    files: Sequence[str],
+    fingerprint: str,
+    is_decoded: bool,
+    threads: int,
+    after_image: Callable[[], object],
+) -> None:
     """Write a pack of `files`. A broken image takes no space in a decoded pack.
 
     Args:
         is_decoded: store pixels rather than the files' bytes.
         threads: the number of images to decode in parallel (Pillow releases the GIL while decoding).
-        bar: updated after each image.
+        after_image: called after each image; if it raises an exception, no pack is written.
 
     Raises:
         UsageError: a file cannot be read.
@@ -89,7 +95,7 @@ def write_pack(path: Path, files: Sequence[str], fingerprint: str, is_decoded: b
     with atomic_write(path) as pack:
         for i, (shapes[i], data) in enumerate(_read_all(files, is_decoded, threads)):
             offsets[i + 1] = offsets[i] + pack.write(data)
-            bar.update()
+            after_image()
         np.savez(pack, fingerprint=fingerprint, is_decoded=is_decoded, offsets=offsets, shapes=shapes)
 
 
@@ -111,6 +117,9 @@ def _read_all(
     remaining = iter(files)
     with ThreadPoolExecutor(threads) as pool:
         pending = deque(pool.submit(read, file) for file in islice(remaining, 4 * threads))
-        while pending:  # only a few images ahead of the writer, to bound the memory
-            yield pending.popleft().result()
-            pending.extend(pool.submit(read, file) for file in islice(remaining, 1))
+        try:
+            while pending:  # only a few images ahead of the writer, to bound the memory
+                yield pending.popleft().result()
+                pending.extend(pool.submit(read, file) for file in islice(remaining, 1))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # the reader stopped early

@@ -11,6 +11,8 @@ import torch
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.config import JobConfig
+from domainbed.engine.control import JobControl
+from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.loading.image_cache import INDEX_BYTES
@@ -55,10 +57,10 @@ def tree(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "tree", {name: {"car": 8, "tram": 7} for name in NAMES})
 
 
-def run(tree: Path, name: str, **kwargs) -> list[dict]:
+def run(tree: Path, name: str, control: JobControl | None = None, **kwargs) -> list[dict]:
     folder = tree.parent / name
     arguments = {"test_envs": (2,), "steps": 4, "checkpoint_freq": 2, "hparams": '{"batch_size": 3}'} | kwargs
-    train(JobConfig("Folder", "QuarterColors", data_dir=str(tree), output_dir=str(folder), **arguments))
+    train(JobConfig("Folder", "QuarterColors", data_dir=str(tree), output_dir=str(folder), **arguments), control)
     records, problems = read_job(folder)
     assert problems == []
     return records
@@ -159,6 +161,24 @@ def test_cache_does_not_change_results(tree: Path, fits_pixels: bool):
     (tree.parent / "link").symlink_to(tree)
     run(tree.parent / "link", "linked", cache=str(tree.parent / "cache"), cache_gb=cache_gb)
     assert len(list((tree.parent / "cache").glob("*.pack"))) == 3
+
+
+def test_job_that_is_stopped_while_it_fills_the_cache_can_be_resumed(tree: Path):
+    cache = tree.parent / "cache"
+    plain = run(tree, "plain")
+
+    def should_stop() -> bool:
+        return len(list(cache.glob("*.pack"))) == 2
+
+    with pytest.raises(Interrupted) as error:
+        run(tree, "stopped", JobControl(should_stop), cache=str(cache))
+    assert error.value.updates == 0
+    assert not (tree.parent / "stopped").exists()
+    assert len(list(cache.glob("*.pack"))) == 2
+    assert not list(cache.glob("*.part"))
+    complete = {path: path.stat().st_mtime_ns for path in cache.glob("*.pack")}
+    assert reproducible(run(tree, "stopped", cache=str(cache))) == reproducible(plain)
+    assert complete.items() < {path: path.stat().st_mtime_ns for path in cache.glob("*.pack")}.items()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
+from filelock import FileLock
 
 from domainbed.errors import UsageError
 from domainbed.loading import image_cache as cache
@@ -173,7 +173,7 @@ def test_memory_error_is_not_a_broken_image(tmp_path: Path, files: dict[str, lis
     with monkeypatch.context() as m:
         m.setattr("domainbed.loading.decode.Image.open", open_image)
         with pytest.raises(MemoryError):
-            write_pack(tmp_path / "a.pack", files["a"], "", True, 2, tqdm(disable=True))
+            write_pack(tmp_path / "a.pack", files["a"], "", True, 2, lambda: None)
     assert not (tmp_path / "a.pack").exists()
     check(open_cached(tmp_path / "cache", GB, files), files)
 
@@ -212,6 +212,91 @@ def test_one_of_several_jobs_fills_the_cache(tmp_path: Path, files: dict[str, li
     for packs in found:
         check(packs, files)
     assert len(written) == 2
+
+
+class Stop(Exception):
+    """Raised by a `check_stop`."""
+
+
+def test_stopped_fill_keeps_complete_packs_and_is_resumed(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    written: list[str] = []
+    write_pack = cache.write_pack
+
+    def write(path, *args):
+        written.append(path.name[0])
+        write_pack(path, *args)
+
+    def check_stop() -> None:
+        if "b" in written:
+            raise Stop
+
+    monkeypatch.setattr(cache, "write_pack", write)
+    with pytest.raises(Stop):
+        open_cached(tmp_path / "cache", GB, files, check_stop)
+    assert sorted(path.name[:2] for path in (tmp_path / "cache").iterdir()) == [".l", "a-"], "no partial pack"
+    assert written == ["a", "b"]
+    check(open_cached(tmp_path / "cache", GB, files), files)
+    assert written == ["a", "b", "b"]
+
+
+def test_fill_can_be_stopped_at_any_time(tmp_path: Path, files: dict[str, list[str]]):
+    """Stop at the first call, at the second call, and so on, until the cache is filled."""
+    for calls in range(1000):
+        remaining = iter(range(calls))
+
+        def check_stop(remaining=remaining) -> None:
+            if next(remaining, None) is None:
+                raise Stop
+
+        try:
+            packs = open_cached(tmp_path / str(calls), GB, files, check_stop)
+        except Stop:
+            assert not list((tmp_path / str(calls)).glob("*.part"))
+        else:
+            check(packs, files)
+            break
+    assert calls >= 3 * 10, "each file is checked for changes, measured, and stored"
+
+
+def test_stop_while_another_job_fills_the_cache(tmp_path: Path, files: dict[str, list[str]], capsys):
+    calls = []
+
+    def check_stop() -> None:
+        calls.append(time.monotonic())
+        if len(calls) > 10 + 5:  # after checking the files
+            raise Stop
+
+    (tmp_path / "cache").mkdir()
+    with FileLock(tmp_path / "cache" / cache.CACHE_LOCK_FILE), pytest.raises(Stop):
+        open_cached(tmp_path / "cache", GB, files, check_stop)
+    assert "waiting for another job to fill the cache" in capsys.readouterr().out
+    assert calls[-1] - calls[-2] < 1, "checked several times per second"
+
+
+def test_readers_stop_with_the_writer(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    """Images that were to be decoded ahead are not."""
+    decoded = []
+
+    def decode(*args):
+        decoded.append(args)
+        time.sleep(0.02)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def stop() -> None:
+        raise Stop
+
+    monkeypatch.setattr("domainbed.loading.pack.decode", decode)
+    with pytest.raises(Stop):
+        write_pack(tmp_path / "a.pack", files["a"] * 4, "", True, 2, stop)
+    assert len(decoded) <= 6
+
+
+@pytest.mark.parametrize("limit", [GB, 3e-5])
+def test_special_file_is_an_error(tmp_path: Path, files: dict[str, list[str]], limit: float):
+    os.remove(files["b"][2])
+    os.mkfifo(files["b"][2])
+    with pytest.raises(UsageError, match=r"cannot read .*b/2\.png: Not a regular file"):
+        open_cached(tmp_path / "cache", limit, files)
 
 
 FILL = """
