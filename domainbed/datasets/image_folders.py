@@ -5,16 +5,21 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from domainbed.datasets.base import FileEnvironment
 from domainbed.errors import UsageError
+from domainbed.files import read_regular
 from domainbed.loading.decode import EXTENSIONS
 
 LEAVE_OUT_FILE = "leave_out.txt"
+MAX_LEAVE_OUT_SIZE = 64 * 2**20  # bytes; room for a line of 100 bytes for every image of DomainNet
+
+FileId: TypeAlias = tuple[int, int]
 
 
 def read_tree(root: Path, folders: Sequence[str], augmented: Sequence[bool]) -> tuple[list[FileEnvironment], list[str]]:
@@ -28,10 +33,12 @@ def read_tree(root: Path, folders: Sequence[str], augmented: Sequence[bool]) -> 
         augmented: for each environment, whether its images are augmented.
 
     Raises:
-        UsageError: an environment has no images, or a class seems to have different names in two environments.
+        UsageError: an environment has no images, a class seems to have different names in two environments, or a folder
+            occurs twice because of a link.
     """
     leave_out = read_leave_out(root)
-    trees = {folder: list_images(root, folder) for folder in folders}
+    known: dict[FileId, str] = {}
+    trees = {folder: list_images(root, folder, known) for folder in folders}
     for folder, tree in trees.items():
         if not tree:
             raise UsageError(f"{root / folder} has no class folders with images")
@@ -54,17 +61,92 @@ def read_tree(root: Path, folders: Sequence[str], augmented: Sequence[bool]) -> 
     return environments, classes
 
 
-def list_images(root: Path, folder: str) -> dict[str, list[str]]:
-    """Return the image files of each class of root/folder, relative to root; classes without images are left out."""
+def list_images(root: Path, folder: str, known: dict[FileId, str]) -> dict[str, list[str]]:
+    """Return the image files of each class of root/folder, relative to root; classes without images are left out.
+
+    Args:
+        root: the dataset's folder.
+        folder: an environment's folder in it.
+        known: the folders listed before, and their paths relative to root; those of this environment are added.
+
+    Raises:
+        UsageError: as in `walk`.
+    """
+    classes = subfolders(root / folder)
+    ancestors = {file_id(os.stat(path)): path for path in (root, root / folder)}
     tree = {}
-    for name in subfolders(root / folder):
+    for name in classes:
         files = []
-        for parent, _, names in sorted(os.walk(root / folder / name, followlinks=True)):
-            relative = Path(parent).relative_to(root).as_posix()
-            files += [f"{relative}/{file}" for file in sorted(names) if is_image(file)]
+        for parent, names in sorted(walk(root, f"{folder}/{name}", known, ancestors)):
+            files += [f"{parent}/{file}" for file in sorted(names)]
         if files:
             tree[name] = files
     return tree
+
+
+def walk(
+    root: Path, folder: str, known: dict[FileId, str], ancestors: Mapping[FileId, Path]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield root/folder and all folders in it, relative to root, and the names of the image files in each of them.
+
+    Links to folders are followed, except those to a folder that contains the link, which would never end.
+
+    Args:
+        root, folder, known: as in `list_images`.
+        ancestors: the folders that contain this one.
+
+    Raises:
+        UsageError: a folder cannot be listed, was listed before under another path, or has an image that is not a file.
+    """
+    remaining = [(folder, ancestors)]
+    while remaining:
+        folder, ancestors = remaining.pop()
+        path = root / folder
+        images = []
+        try:
+            identity = file_id(os.stat(path))
+            if identity in ancestors:
+                warnings.warn(f"ignoring the link {path} to {ancestors[identity]}, which contains it", stacklevel=2)
+                continue
+            if (other := known.setdefault(identity, folder)) != folder:
+                raise UsageError(
+                    f"{root / other} and {path} are the same folder, so its images would occur twice in the dataset; "
+                    "delete the link"
+                )
+            ancestors = {**ancestors, identity: path}
+            with os.scandir(path) as entries:
+                for entry in entries:  # the kind of an entry is known without a system call, unless it is a link
+                    if is_folder(entry):
+                        remaining.append((f"{folder}/{entry.name}", ancestors))
+                    elif is_image(entry.name):
+                        check_is_file(entry)
+                        images.append(entry.name)
+        except OSError as error:
+            raise UsageError(f"cannot list {path}: {error.strerror}") from error
+        yield folder, images
+
+
+def file_id(status: os.stat_result) -> FileId:
+    """Return what identifies a file or folder, whichever path leads to it: its device and inode."""
+    return status.st_dev, status.st_ino
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link in a circle is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def check_is_file(entry: os.DirEntry[str]) -> None:
+    """Raise UsageError if an entry is a pipe, socket or device, or a link to one. Reading reports broken links."""
+    try:
+        is_file = entry.is_file() or not os.path.exists(entry)
+    except OSError:
+        return
+    if not is_file:
+        raise UsageError(f"{entry.path} is a pipe, socket or device, not an image; delete it")
 
 
 def is_image(name: str) -> bool:
@@ -84,11 +166,11 @@ def subfolders(folder: Path) -> list[str]:
 def read_leave_out(root: Path) -> set[str]:
     """Return the files listed in root/leave_out.txt: one path per line, relative to root; `#` starts a comment line."""
     try:
-        lines = (root / LEAVE_OUT_FILE).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(root / LEAVE_OUT_FILE, MAX_LEAVE_OUT_SIZE).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         return set()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {root / LEAVE_OUT_FILE}: {error}") from error
+        raise UsageError(f"cannot read {root / LEAVE_OUT_FILE}: {getattr(error, 'strerror', error)}") from error
     paths = (line.strip().replace("\\", "/").removeprefix("./") for line in lines)
     return {path for path in paths if path and not path.startswith("#")}
 

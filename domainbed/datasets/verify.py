@@ -1,9 +1,10 @@
-"""Verification of a dataset on disk: environments, classes, number of images, and whether every image decodes."""
+"""Verification of a dataset on disk: environments, classes, number of images, copies, and whether all images decode."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -121,26 +122,59 @@ def compare_classes(result: Verification, classes: Sequence[str], dataset: type[
             result.add_problem(f"class {name!r} is missing")
 
 
+class ImageCheck(NamedTuple):
+    """The result of reading an image: the SHA-256 of its file, b"" if it cannot be read, and the error, if any."""
+
+    sha256: bytes
+    error: UsageError | None
+
+
 def decode_all(result: Verification, root: Path, files: Sequence[str]) -> None:
     """Decode every image, with one process per CPU core (threads took more than twice as long)."""
-    errors = Parallel(n_jobs=-1, return_as="generator")(delayed(check_image)(root, file) for file in files)
-    n_bad = 0
-    for file, error in zip(files, tqdm(errors, total=len(files), unit=" images", disable=None), strict=True):
-        if error is not None:
+    checks = Parallel(n_jobs=-1, return_as="generator")(delayed(check_image)(root, file) for file in files)
+    n_bad, checksums = 0, []
+    for file, check in zip(files, tqdm(checks, total=len(files), unit=" images", disable=None), strict=True):
+        checksums.append(check.sha256)
+        if check.error is not None:
             n_bad += 1
-            result.add_problem(str(error))
-        if isinstance(error, BadImageError):
+            result.add_problem(str(check.error))
+        if isinstance(check.error, BadImageError):
             result.broken.append(file)
     result.lines.append(f"{n_bad:,} of {len(files):,} images broken" if n_bad else f"all {len(files):,} images decode")
+    report_copies(result, files, checksums)
+    if all(checksums):
+        content = hashlib.sha256()
+        for file, checksum in zip(files, checksums, strict=True):
+            content.update(f"{checksum.hex()}  {file}\n".encode(errors="surrogateescape"))
+        result.lines.append(f"SHA-256 of all names and images, to compare with other machines: {content.hexdigest()}")
 
 
-def check_image(root: Path, file: str) -> UsageError | None:
-    """Return the error that reading an image raises, or None."""
+def check_image(root: Path, file: str) -> ImageCheck:
+    checksum = b""
     try:
-        decode(read_file(root / file), file)
+        data = read_file(root / file)
+        checksum = hashlib.sha256(data).digest()
+        decode(data, file)
     except UsageError as error:
-        return error
-    return None
+        return ImageCheck(checksum, error)
+    return ImageCheck(checksum, None)
+
+
+def report_copies(result: Verification, files: Sequence[str], checksums: Sequence[bytes]) -> None:
+    """Report images that occur more than once, as copies or links: they may be in both splits or have two labels."""
+    first: dict[bytes, str] = {}
+    pairs = [
+        (first[checksum], file)
+        for file, checksum in zip(files, checksums, strict=True)
+        if checksum and first.setdefault(checksum, file) != file
+    ]
+    across = [pair for pair in pairs if pair[0].split("/")[:2] != pair[1].split("/")[:2]]
+    if pairs:
+        original, copy = (across or pairs)[0]
+        result.lines.append(
+            f"warning: {len(pairs):,} images are copies of others or links to them, {len(across):,} of them in another "
+            f"environment or class, e.g. {copy} of {original}"
+        )
 
 
 def verify_mnist(data_dir: str) -> Verification:

@@ -1,12 +1,21 @@
 """Decoding of image files to RGB pixels."""
 
+import errno
 import io
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from domainbed.errors import UsageError
+from domainbed.files import open_regular
+
+# An image of the most pixels that Pillow decodes (2 * MAX_IMAGE_PIXELS), uncompressed, with 16 bits per channel.
+MAX_FILE_SIZE = 2**30  # bytes
+MANY_PIXELS = 89_478_485  # Pillow's default MAX_IMAGE_PIXELS; it refuses twice as many
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` warns itself, with the name of the file
 
 # Those of torchvision's ImageFolder, to get the same file lists as DomainBed.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -19,7 +28,10 @@ class BadImageError(UsageError):
 def read_file(path: Path) -> bytes:
     """Return the bytes of a file. Raises UsageError, but not BadImageError, if it cannot be read."""
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_SIZE:
+                raise OSError(errno.EFBIG, f"larger than {MAX_FILE_SIZE:,} bytes")
+            return file.read()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
@@ -39,12 +51,16 @@ def decode(data: bytes, name: object) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if (pixels := image.width * image.height) > MANY_PIXELS:
+                warnings.warn(f"{name} has {pixels:,} pixels; scale it down to save time and memory", stacklevel=2)
             if image.mode.startswith(("I", "F")):
                 return _from_deep_gray(np.asarray(image))
             # A copy, because torch requires writable arrays.
             return np.array(image.convert("RGB"))
     except MemoryError:
         raise  # not the image's fault
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"{name} is a broken image (more than {2 * MANY_PIXELS:,} pixels)") from error
     except UnidentifiedImageError as error:  # its message names the BytesIO object
         reason = "unknown format" if data else "the file is empty"
         raise BadImageError(f"{name} is a broken image ({reason})") from error

@@ -1,3 +1,5 @@
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
+from domainbed.datasets import image_folders
 from domainbed.datasets.image_folders import is_likely_typo, merge_classes, read_tree
 from domainbed.errors import UsageError
 from tests.images import write_image, write_tree
@@ -116,3 +119,114 @@ def test_tree_without_classes_is_an_error(tmp_path: Path):
         read(root)
     with pytest.raises(UsageError, match=r"cannot list .*sketch: No such file"):
         read(root, ["art", "sketch"])
+
+
+def assert_like_image_folder(root: Path) -> None:
+    environments, _ = read(root)
+    for env, environment in zip(ENVS, environments, strict=True):
+        assert [str(root / file) for file in environment.files] == [
+            file for file, _ in ImageFolder(str(root / env)).imgs
+        ]
+
+
+def test_links_to_other_disks_are_followed_as_in_torchvision(tmp_path: Path):
+    root = write_tree(tmp_path / "data", {env: {"dog": 3, "cat": 2} for env in ENVS})
+    disk = write_tree(tmp_path / "disk", {"art": {"bird": 2, "more dogs": 2}, "photo": {"bird": 1}})
+    for env in ENVS:
+        (root / env / "bird").symlink_to(disk / env / "bird")
+    (root / "art/dog/000").symlink_to(disk / "art/more dogs")
+    write_image(root / "art/dog/x.jpg/1.png")  # a folder with the name of an image
+    (root / "art/dog/broken.png").symlink_to("no such file")
+    (root / "photo/cat/link.png").symlink_to(disk / "photo/bird/000.png")
+    assert_like_image_folder(root)
+    (tmp_path / "linked").symlink_to(root)
+    assert_like_image_folder(tmp_path / "linked")
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "deep", "/"])
+def test_link_to_a_folder_that_contains_it_is_ignored(tmp_path: Path, target: str):
+    root = write_tree(tmp_path, {env: {"dog": 3, "cat": 2} for env in ENVS})
+    write_image(root / "art/cat/deep/er/1.png")
+    expected = read(root)[0][0].files
+    folder = root / "art/cat/deep" if target == "deep" else root / "art/cat"
+    for name in ("loop", "another loop"):
+        (folder / name).symlink_to("../deep" if target == "deep" else root if target == "/" else target)
+    with pytest.warns(UserWarning, match=r"ignoring the link .*art/cat/.*loop to .*, which contains it") as warned:
+        environments, _ = read(root)
+    assert len(warned) == 2
+    assert environments[0].files == expected
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "others"),
+    [
+        ("art/dog/link", "../cat", {"art/cat", "art/dog/link"}),  # two classes
+        ("photo/bird", "../art/dog", {"art/dog", "photo/bird"}),  # two environments
+        ("art/cat/link", "../../photo", {"art/cat/link/dog", "photo/dog"}),
+        ("art/dog/link", "a/b", {"art/dog/a/b", "art/dog/link"}),  # twice in one class
+    ],
+)
+def test_folder_that_occurs_twice_is_an_error_that_names_both(tmp_path: Path, link: str, target: str, others: set[str]):
+    root = write_tree(tmp_path, {"art": {"dog": 2, "cat": 2}, "photo": {"dog": 2}})
+    write_image(root / "art/dog/a/b/1.png")
+    (root / link).symlink_to(target)
+    with pytest.raises(UsageError, match="are the same folder, so its images would occur twice") as error:
+        read(root)
+    assert {word.removeprefix(f"{root}/") for word in str(error.value).split() if word.startswith(str(root))} == others
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "socket"])
+def test_special_file_is_an_error(tmp_path: Path, kind: str, monkeypatch):
+    root = write_tree(tmp_path, {env: {"dog": 2, "cat": 1} for env in ENVS})
+    path = root / "art/dog/x.png"
+    if kind == "socket":
+        monkeypatch.chdir(path.parent)  # the path of a socket must be short
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path if kind == "pipe" else tmp_path / "pipe")
+    if kind == "link to a pipe":
+        path.symlink_to(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"art/dog/x\.png is a pipe, socket or device, not an image"):
+        read(root)
+
+
+def test_leave_out_file_must_be_a_small_regular_file(tmp_path: Path, monkeypatch):
+    root = write_tree(tmp_path, {env: {"dog": 2, "cat": 1} for env in ENVS})
+    leave_out = root / "leave_out.txt"
+    os.mkfifo(leave_out)
+    with pytest.raises(UsageError, match=r"cannot read .*leave_out\.txt: Not a regular file"):
+        read(root)
+    leave_out.unlink()
+    leave_out.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"cannot read .*leave_out\.txt: Not a regular file"):
+        read(root)
+    leave_out.unlink()
+    leave_out.write_text("art/dog/000.png\n")
+    monkeypatch.setattr(image_folders, "MAX_LEAVE_OUT_SIZE", 10)
+    with pytest.raises(UsageError, match=r"cannot read .*leave_out\.txt: Larger than 10 bytes"):
+        read(root)
+
+
+def test_unreadable_subfolder_is_an_error(tmp_path: Path, monkeypatch):
+    root = write_tree(tmp_path, {env: {"dog": 2, "cat": 1} for env in ENVS})
+    scandir = os.scandir
+
+    def fail(path: Path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(UsageError, match=r"cannot list .*art/dog: Permission denied"):
+        read(root)
+
+
+def test_files_are_listed_without_a_system_call_for_each(tmp_path: Path, monkeypatch):
+    root = write_tree(tmp_path, {env: {"dog": 30, "cat": 30} for env in ENVS})
+    calls = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **kwargs: calls.append(path) or stat(path, **kwargs))
+    read(root)
+    assert 0 < len(calls) <= 10, "one for each folder"

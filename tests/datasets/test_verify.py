@@ -1,6 +1,9 @@
 """Tests of --verify on small trees, and on real images if available."""
 
+import hashlib
 import os
+import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,8 @@ class Small(PublishedDataset):
 def draw(path: Path) -> None:
     """Write a random image in the format given by the file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.RandomState(len(path.name)).randint(0, 256, (20, 30, 3), np.uint8)
+    seed = zlib.crc32("/".join(path.parts[-3:]).encode())
+    pixels = np.random.RandomState(seed).randint(0, 256, (20, 30, 3), np.uint8)
     Image.fromarray(pixels).save(path)
 
 
@@ -60,8 +64,58 @@ def test_published_dataset_is_valid(small: Path):
         "6 images, as published",
         "2 classes",
         "all 6 images decode",
+        content_line(small),
     ]
     assert result.is_valid
+
+
+def content_line(root: Path) -> str:
+    """Return the line with the checksum of all files, as `sha256sum */*/* | sha256sum` computes it."""
+    files = sorted(file for file in root.glob("*/*/*") if file.is_file())
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(root)}\n" for file in files]
+    checksum = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return f"SHA-256 of all names and images, to compare with other machines: {checksum}"
+
+
+def test_checksum_changes_with_names_and_contents(small: Path):
+    before = verify(Small, str(small.parent)).lines[-1]
+    (small / "two/dog/2.jpg").rename(small / "two/dog/3.jpg")
+    after = verify(Small, str(small.parent)).lines[-1]
+    assert after == content_line(small) != before
+    with open(small / "two/dog/3.jpg", "ab") as file:
+        file.write(b"\0")
+    assert verify(Small, str(small.parent)).lines[-1] == content_line(small) != after
+
+
+@pytest.mark.parametrize("kind", ["hard link", "link", "copy"])
+@pytest.mark.parametrize(("copy", "n_across"), [("one/cat/9.jpg", 0), ("one/dog/9.jpg", 1), ("two/cat/9.jpg", 1)])
+def test_copies_and_links_are_reported(small: Path, kind: str, copy: str, n_across: int):
+    original = small / "one/cat/1.jpg"
+    if kind == "hard link":
+        os.link(original, small / copy)
+    elif kind == "link":
+        (small / copy).symlink_to(original)
+    else:
+        (small / copy).write_bytes(original.read_bytes())
+    (line,) = [line for line in verify(Folder, str(small)).lines if line.startswith("warning:")]
+    assert line == (
+        f"warning: 1 images are copies of others or links to them, {n_across} of them in another environment or class, "
+        f"e.g. {copy} of one/cat/1.jpg"
+    )
+
+
+def test_link_that_contains_itself_is_ignored(small: Path):
+    before = verify(Folder, str(small)).lines
+    (small / "one/cat/loop").symlink_to(".")
+    with pytest.warns(UserWarning, match=r"ignoring the link .*one/cat/loop to .*one/cat, which contains it"):
+        assert verify(Folder, str(small)).lines == before
+
+
+def test_folder_in_two_environments_is_invalid(small: Path):
+    (small / "one/horse").symlink_to(small / "two/dog")
+    result = verify(Folder, str(small))
+    assert re.search(r"one/horse and .*two/dog are the same folder", result.lines[0])
+    assert not result.is_valid
 
 
 def test_other_known_count_is_valid(small: Path):
@@ -158,6 +212,7 @@ def test_own_tree(small: Path):
         "two: 4 images",
         "6 images in 2 classes: cat, dog",
         "all 6 images decode",
+        content_line(small),
     ]
     assert result.is_valid
     break_some(small)

@@ -1,4 +1,7 @@
 import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 from PIL import Image
 
 from domainbed.errors import UsageError
+from domainbed.loading import decode as module
 from domainbed.loading.decode import BadImageError, decode, read_file
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (5, 7, 4)).astype(np.uint8)
@@ -95,3 +99,38 @@ def test_unreadable_file_is_not_a_broken_image(tmp_path: Path):
     with pytest.raises(UsageError, match=r"cannot read .*gone\.png: No such file") as error:
         read_file(tmp_path / "gone.png")
     assert not isinstance(error.value, BadImageError)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return the start of a PNG file of this size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return start + struct.pack(">I", 1000) + b"IDAT"
+
+
+def test_decompression_bomb_is_a_broken_image():
+    with pytest.raises(BadImageError, match=r"a/b\.png is a broken image \(more than 178,956,970 pixels\)"):
+        decode(png_header(100_000, 100_000), "a/b.png")
+
+
+def test_huge_image_is_decoded_with_a_warning_that_names_it(monkeypatch):
+    monkeypatch.setattr(module, "MANY_PIXELS", 30)
+    with pytest.warns(UserWarning, match=r"^a/b\.png has 35 pixels; scale it down to save time and memory$"):
+        assert decode(saved(RGB, "PNG"), "a/b.png").shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_only_regular_files_of_limited_size_are_read(tmp_path: Path, kind: str):
+    path = tmp_path / "x.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, module.MAX_FILE_SIZE + 1)  # sparse
+    reasons = {"folder": "Is a directory", "large": r"larger than 1,073,741,824 bytes"}
+    with pytest.raises(UsageError, match=rf"cannot read .*x\.png: {reasons.get(kind, 'Not a regular file')}$"):
+        read_file(path)
