@@ -69,7 +69,7 @@ def test_failed_download_does_not_stop_the_others(offered: str, capsys: pytest.C
     assert "Caltech101 1,415, LabelMe 2,656, SUN09 3,282, VOC2007 3,376\n" in printed
     assert f"PACS: downloaded to {offered}/PACS; check it with --verify\n" in printed
     assert "ColoredDigits: ready\n" in printed
-    assert sorted(os.listdir(offered)) == [".download", "PACS"]
+    assert sorted(os.listdir(offered)) == [".download", "PACS", "checksums.json"]
 
     assert download.main(["--data_dir", offered, "--dataset", "PACS"]) == 0
     assert f"PACS: {offered}/PACS already exists, skipping" in capsys.readouterr().out

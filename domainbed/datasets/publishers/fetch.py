@@ -27,6 +27,10 @@ class FetchError(UsageError):
     """A publisher's file that cannot be downloaded or is not what it should be."""
 
 
+class ChecksumError(FetchError):
+    """A file that was downloaded completely, but is not the expected one."""
+
+
 class TransferError(Exception):
     """A failure of the server or the connection. Another attempt may succeed."""
 
@@ -47,7 +51,7 @@ class RemoteFile:
         )
 
 
-def fetch(url: str, path: Path, sha256: str | None = None) -> str:
+def fetch(url: str, path: Path, sha256: str | None = None, md5: str | None = None) -> str:
     """Download a file with a progress bar; if `path` exists already, only verify its checksum.
 
     Incomplete data is kept in `path`.part, and the next attempt or call resumes there.
@@ -55,13 +59,14 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> str:
     Args:
         url: http or https.
         path: the file to create in an existing folder.
-        sha256: the expected checksum, if known.
+        sha256, md5: the expected checksums, if known.
 
     Returns:
         The file's SHA-256.
 
     Raises:
-        FetchError: the file cannot be downloaded, or its checksum is wrong (then it is deleted).
+        ChecksumError: a checksum is wrong; the file is deleted.
+        FetchError: the file cannot be downloaded.
         UsageError: not enough disk space.
     """
     part = path.with_name(f"{path.name}.part")
@@ -77,11 +82,12 @@ def fetch(url: str, path: Path, sha256: str | None = None) -> str:
             if failures == MAX_ATTEMPTS:
                 raise FetchError(f"{url}: {error}; run again to resume") from error
             time.sleep(RETRY_DELAY * 2**failures)
-    actual = sha256_of(path)
-    if sha256 and actual != sha256:
-        path.unlink()
-        raise FetchError(f"{url} has SHA-256 {actual}, expected {sha256}; deleted the download")
-    return actual
+    actual_sha256, actual_md5 = checksums_of(path)
+    for kind, actual, expected in (("SHA-256", actual_sha256, sha256), ("MD5", actual_md5, md5)):
+        if expected and actual != expected:
+            path.unlink()
+            raise ChecksumError(f"{url} has {kind} {actual}, expected {expected}; deleted the download")
+    return actual_sha256
 
 
 def resume_download(url: str, part: Path) -> None:
@@ -103,6 +109,7 @@ def resume_download(url: str, part: Path) -> None:
         if validator := known.modified if not known.etag or known.etag.startswith("W/") else known.etag:
             request.add_header("If-Range", validator)
     with open_url(request, part) as response:
+        check_not_downgraded(url, response)
         check_not_web_page(url, response)
         remote, start = parse_headers(url, response)
         if start and (start != offset or not remote.matches(known)):
@@ -151,6 +158,12 @@ def read_chunk(response: HTTPResponse) -> bytes:
         raise TransferError(f"connection lost ({error})") from error
 
 
+def check_not_downgraded(url: str, response: HTTPResponse) -> None:
+    """Raise FetchError if an HTTPS address was redirected to plain HTTP, over which anyone can change the file."""
+    if url.startswith("https:") and not response.url.startswith("https:"):
+        raise FetchError(f"{url} redirects to {response.url}, which is not encrypted")
+
+
 def check_not_web_page(url: str, response: HTTPResponse) -> None:
     """Raise FetchError if the response is a web page: Google Drive and others send one, with status 200, on failure."""
     if response.headers.get_content_type() == "text/html":
@@ -188,9 +201,15 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def sha256_of(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
+def checksums_of(path: Path) -> tuple[str, str]:
+    """Return the SHA-256 and the MD5 of a file, with a progress bar."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with (
+        open(path, "rb") as file,
+        tqdm(total=size_of(path), desc=f"verifying {path.name}", unit="B", unit_scale=True, disable=None) as bar,
+    ):
         while data := file.read(CHUNK_BYTES):
             sha256.update(data)
-    return sha256.hexdigest()
+            md5.update(data)
+            bar.update(len(data))
+    return sha256.hexdigest(), md5.hexdigest()

@@ -3,13 +3,15 @@
 import errno
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from domainbed.datasets.image_folders import normalize_name, subfolders
 from domainbed.datasets.photos import PublishedDataset
-from domainbed.datasets.publishers.fetch import FetchError, fetch
-from domainbed.datasets.publishers.sources import SOURCES, Source
+from domainbed.datasets.publishers.checksums import CHECKSUMS_FILE, read_checksums, record_checksums
+from domainbed.datasets.publishers.fetch import ChecksumError, FetchError, fetch
+from domainbed.datasets.publishers.sources import SOURCES, Archive, Source
 from domainbed.datasets.publishers.unpack import unpack
 from domainbed.errors import UsageError
 from domainbed.files import file_lock
@@ -21,7 +23,7 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
     """Download and unpack a dataset in data_dir/.download, then move it into place.
 
     Interrupted downloads are kept there and resumed by the next call. If two processes install the same dataset, the
-    second waits for the first.
+    second waits for the first. The archives' checksums are recorded in data_dir/checksums.json.
 
     Returns:
         False if the dataset's folder exists already; it is not changed.
@@ -43,7 +45,10 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
         if is_new:
             temporary.mkdir(exist_ok=True)
             try:
-                os.rename(fetch_and_unpack(dataset, SOURCES[name], temporary), target)
+                checksums = fetch_all(SOURCES[name], temporary, read_checksums(Path(data_dir)))
+                os.rename(unpack_all(dataset, SOURCES[name], temporary), target)
+                # Only now, because an archive that cannot be unpacked should not be expected again.
+                record_checksums(Path(data_dir), checksums, temporary.with_name(f"{CHECKSUMS_FILE}.lock"))
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -58,16 +63,53 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
     return is_new
 
 
-def fetch_and_unpack(dataset: type[PublishedDataset], source: Source, temporary: Path) -> Path:
-    """Download and unpack the archives. Return the folder under `temporary` that contains the environments."""
+def fetch_all(source: Source, temporary: Path, recorded: Mapping[str, str]) -> dict[str, str]:
+    """Download the archives to `temporary`. Return the SHA-256 of each of them, by dataset/archive.
+
+    Args:
+        source: the archives.
+        temporary: the folder to download to, which has the dataset's name.
+        recorded: the SHA-256 of archives that were downloaded before.
+    """
     if source.note:
         print(f"note: {source.note}", flush=True)
+    checksums = {}
     for archive in source.archives:
-        print(f"downloading {archive.url}", flush=True)
-        path = temporary / archive.name
-        sha256 = fetch(archive.url, path, archive.sha256)
-        check = "verified" if archive.sha256 else "no known checksum to compare with"
-        print(f"{archive.name}: {path.stat().st_size:,} bytes, SHA-256 {sha256} ({check})", flush=True)
+        key = f"{temporary.name}/{archive.name}"
+        expected = archive.sha256 or recorded.get(key)
+        try:
+            checksums[key] = fetch_archive(archive, temporary / archive.name, expected)
+        except ChecksumError as error:
+            if archive.sha256 or not expected:
+                raise
+            raise ChecksumError(
+                f"{error}; if the publisher has replaced the file, delete {key!r} from {CHECKSUMS_FILE}"
+            ) from error
+        if archive.sha256 or archive.md5:
+            check = "as published"
+        else:
+            check = f"as recorded in {CHECKSUMS_FILE}" if expected else "no known checksum to compare with"
+        size = (temporary / archive.name).stat().st_size
+        print(f"{archive.name}: {size:,} bytes, SHA-256 {checksums[key]} ({check})", flush=True)
+    return checksums
+
+
+def fetch_archive(archive: Archive, path: Path, sha256: str | None) -> str:
+    """Download an archive and return its SHA-256. Use its second address if the first one fails."""
+    print(f"downloading {archive.url}", flush=True)
+    try:
+        return fetch(archive.url, path, sha256, archive.md5)
+    except ChecksumError:
+        raise
+    except FetchError as error:
+        if not archive.fallback_url:
+            raise
+        print(f"{error}\ndownloading {archive.fallback_url} (its checksum is known)", flush=True)
+        return fetch(archive.fallback_url, path, sha256, archive.md5)
+
+
+def unpack_all(dataset: type[PublishedDataset], source: Source, temporary: Path) -> Path:
+    """Unpack the archives. Return the folder under `temporary` that contains the environments."""
     unpacked = temporary / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed run
     unpacked.mkdir()

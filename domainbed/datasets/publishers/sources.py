@@ -1,7 +1,9 @@
 """Download sources of the photo datasets, and instructions for those that must be downloaded manually.
 
 The Google Drive files are those of DomainBed's own script; they were reported missing in 2025 (DomainBed issue 165).
-DomainNet's checksums are those recorded by TensorFlow Datasets; the other archives have no known checksums.
+Checksums are those that others have published: TensorFlow Datasets (DomainNet), and, for the same Google Drive files,
+https://github.com/LarsKue/context-aware-domain-generalization (src/adaptive_dg/datasets). Archives without one are
+compared with the first download (checksums.py).
 """
 
 from collections.abc import Callable
@@ -14,11 +16,20 @@ from domainbed.datasets.publishers.terra_incognita import arrange_images
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download; .zip and .tar.gz are unpacked. `sha256` is its checksum, if known."""
+    """A file to download; .zip and .tar.gz are unpacked.
+
+    Attributes:
+        name: the name to store it under.
+        url: its address.
+        sha256, md5: its checksums, if known.
+        fallback_url: another address to use if `url` fails. It may be http if there is a checksum.
+    """
 
     name: str
     url: str
     sha256: str | None = None
+    md5: str | None = None
+    fallback_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,12 @@ class Source:
 
 MIRRORS = "https://github.com/facebookresearch/DomainBed/issues/165 (copies shared by users)"
 LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
-VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source"
+
+
+def visda_archive(path: str, sha256: str) -> Archive:
+    """Return an archive of DomainNet's server, whose documented address is http."""
+    address = f"csr.bu.edu/ftp/visda/2019/multi-source/{path}"
+    return Archive(path.split("/")[-1], f"https://{address}", sha256, fallback_url=f"http://{address}")
 
 
 def drive_url(file_id: str) -> str:
@@ -51,18 +67,32 @@ def drive_url(file_id: str) -> str:
 SOURCES = {
     "VLCS": Source(
         manual=f"VLCS.tar.gz (the folder VLCS in it): {MIRRORS}",
-        archives=(Archive("VLCS.tar.gz", drive_url("1skwblH1_okBwxWxmRsp9_qi15hyPpxg8")),),
+        archives=(
+            Archive(
+                "VLCS.tar.gz",
+                drive_url("1skwblH1_okBwxWxmRsp9_qi15hyPpxg8"),
+                md5="8870171eba660927d9668f4e515928e4",
+            ),
+        ),
     ),
     "PACS": Source(
         manual="PACS.zip (the folder kfold in it): "
         "https://drive.google.com/drive/folders/0B6x7gtvErXgfUU1WcGY5SzdwZVk?resourcekey=0-2fvpQY_QSyJf2uIECzqPuQ "
         f"(the author's), or {MIRRORS}",
-        archives=(Archive("PACS.zip", drive_url("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd")),),
+        archives=(
+            Archive("PACS.zip", drive_url("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd"), md5="fd5db817f7cdafeef3bfd525aaf9b42e"),
+        ),
     ),
     "OfficeHome": Source(
         manual="OfficeHomeDataset_10072016.zip (the folder of that name in it): "
         f"https://www.hemanthdv.org/officeHomeDataset.html, or {MIRRORS}",
-        archives=(Archive("OfficeHomeDataset_10072016.zip", drive_url("1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC")),),
+        archives=(
+            Archive(
+                "OfficeHomeDataset_10072016.zip",
+                drive_url("1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC"),
+                md5="b1c14819770c4448fd5b6d931031c91c",
+            ),
+        ),
     ),
     "TerraIncognita": Source(
         manual="images and annotations of the 'CCT20 benchmark subset': "
@@ -84,34 +114,16 @@ SOURCES = {
                 "leave_out.txt",
                 "https://raw.githubusercontent.com/facebookresearch/DomainBed/main/domainbed/misc/domain_net_duplicates.txt",
             ),
-            Archive(
-                "clipart.zip",
-                f"{VISDA}/groundtruth/clipart.zip",
-                "f8f248a3e8bbc9868c523ae24e6601b4c2ad102afc60c0efeb4f3255df22354d",
+            visda_archive(
+                "groundtruth/clipart.zip", "f8f248a3e8bbc9868c523ae24e6601b4c2ad102afc60c0efeb4f3255df22354d"
             ),
-            Archive(
-                "infograph.zip",
-                f"{VISDA}/infograph.zip",
-                "891e14f476317e97b6f06d6498c11d0a5b8d0c8b57210765ed9beb072da611fa",
+            visda_archive("infograph.zip", "891e14f476317e97b6f06d6498c11d0a5b8d0c8b57210765ed9beb072da611fa"),
+            visda_archive(
+                "groundtruth/painting.zip", "fa47e6d405503ea0286cabd767f176bd30e988b63ddd7b9db16cf030c9770015"
             ),
-            Archive(
-                "painting.zip",
-                f"{VISDA}/groundtruth/painting.zip",
-                "fa47e6d405503ea0286cabd767f176bd30e988b63ddd7b9db16cf030c9770015",
-            ),
-            Archive(
-                "quickdraw.zip",
-                f"{VISDA}/quickdraw.zip",
-                "9f37df2a8c3733703dbb35ad9964202a65f675ca30137756457537536b485d84",
-            ),
-            Archive(
-                "real.zip", f"{VISDA}/real.zip", "d7fe010b430c5b510f85d657d38c4a1924822695fabea4fef57bd00dba251d63"
-            ),
-            Archive(
-                "sketch.zip",
-                f"{VISDA}/sketch.zip",
-                "23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc",
-            ),
+            visda_archive("quickdraw.zip", "9f37df2a8c3733703dbb35ad9964202a65f675ca30137756457537536b485d84"),
+            visda_archive("real.zip", "d7fe010b430c5b510f85d657d38c4a1924822695fabea4fef57bd00dba251d63"),
+            visda_archive("sketch.zip", "23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc"),
         ),
         note="18.4 GB to download, plus the same again while unpacking",
     ),

@@ -165,3 +165,24 @@ def test_resume_after_sigkill(server, tmp_path: Path):
     file.slow = 0
     fetch(server.url("x"), tmp_path / "x", hashlib.sha256(data).hexdigest())
     assert file.requests == ["", f"bytes={size}-"]
+
+
+def test_redirect_to_plain_http_is_an_error(server, tmp_path: Path, monkeypatch):
+    file = server.offer("x", DATA)
+    urlopen = fetching.urlopen
+    monkeypatch.setattr(fetching, "urlopen", lambda request, timeout: urlopen(server.url("x"), timeout=timeout))
+    with pytest.raises(
+        FetchError, match=r"https://host/x redirects to http://127\.0\.0\.1:\d+/x, which is not encrypted"
+    ):
+        fetch("https://host/x", tmp_path / "x")
+    assert os.listdir(tmp_path) == []
+    assert file.requests == [""]
+
+
+def test_wrong_md5_is_an_error(server, tmp_path: Path):
+    server.offer("x", DATA)
+    actual = hashlib.md5(DATA).hexdigest()
+    with pytest.raises(FetchError, match=rf"/x has MD5 {actual}, expected 0; deleted the download"):
+        fetch(server.url("x"), tmp_path / "x", md5="0")
+    assert os.listdir(tmp_path) == []
+    assert fetch(server.url("x"), tmp_path / "x", md5=actual) == SHA256

@@ -1,11 +1,15 @@
 """Tests of dataset installation from archives on a local server."""
 
 import errno
+import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +18,8 @@ from filelock import FileLock
 
 from domainbed.datasets.photos import PACS, SVIRO, DomainNet, TerraIncognita
 from domainbed.datasets.publishers import fetch, install
-from domainbed.datasets.publishers.fetch import FetchError
+from domainbed.datasets.publishers.checksums import CHECKSUMS_FILE, record_checksums
+from domainbed.datasets.publishers.fetch import ChecksumError, FetchError
 from domainbed.datasets.publishers.sources import SOURCES, Archive, Source, manual_instructions
 from domainbed.errors import UsageError
 from tests.datasets.publishers.test_unpack import make_tar, make_zip
@@ -50,16 +55,16 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files in a folder, except for locks."""
-    paths = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
+    """Return the contents of all files in a folder, except for locks and checksums."""
+    paths = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != CHECKSUMS_FILE)
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 
 def entries(data_dir: Path) -> list[str]:
-    """Return the names in data_dir and in its download folder, except for locks."""
+    """Return the names in data_dir and in its download folder, except for locks and checksums."""
     temporary = data_dir / ".download"
     partial = [p.name for p in temporary.iterdir() if p.suffix != ".lock"] if temporary.exists() else []
-    return sorted([p.name for p in data_dir.iterdir() if p != temporary] + partial)
+    return sorted([p.name for p in data_dir.iterdir() if p not in (temporary, data_dir / CHECKSUMS_FILE)] + partial)
 
 
 @pytest.mark.parametrize("archive", ["PACS__zip", "PACS__tar__gz"])
@@ -72,6 +77,98 @@ def test_install(offer, data_dir: Path, archive: str, capsys: pytest.CaptureFixt
     assert "some note" in printed
     assert "SHA-256" in printed
     assert "(no known checksum to compare with)" in printed
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def delete(data_dir: Path) -> None:
+    shutil.rmtree(data_dir / "PACS")
+
+
+def test_later_downloads_are_compared_with_the_first(server, offer, data_dir: Path, tmp_path: Path, capsys):
+    offer("PACS", PACS__zip=IMAGES)
+    install.install(PACS, str(data_dir))
+    good = server.files["/PACS.zip"].data
+    assert json.loads((data_dir / CHECKSUMS_FILE).read_text()) == {"PACS/PACS.zip": sha256(good)}
+    delete(data_dir)
+    install.install(PACS, str(data_dir))
+    assert "(as recorded in checksums.json)" in capsys.readouterr().out
+
+    # Another machine, with a copy of the file.
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(data_dir / CHECKSUMS_FILE, other)
+    offer("PACS", PACS__zip=dict.fromkeys(IMAGES, b"something else"))
+    with pytest.raises(ChecksumError) as error:
+        install.install(PACS, str(other))
+    bad = server.files["/PACS.zip"].data
+    assert f"PACS.zip has SHA-256 {sha256(bad)}, expected {sha256(good)}; deleted the download" in str(error.value)
+    assert "if the publisher has replaced the file, delete 'PACS/PACS.zip' from checksums.json" in str(error.value)
+    assert entries(other) == []
+    (other / CHECKSUMS_FILE).unlink()
+    assert install.install(PACS, str(other))
+    assert json.loads((other / CHECKSUMS_FILE).read_text()) == {"PACS/PACS.zip": sha256(bad)}
+
+
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_published_checksum(server, offer, data_dir: Path, monkeypatch, kind: str, capsys):
+    offer("PACS", PACS__zip=IMAGES)
+    data = server.files["/PACS.zip"].data
+
+    def publish(checksum: str) -> None:
+        archive = Archive("PACS.zip", server.url("PACS.zip"), **{kind: checksum})
+        monkeypatch.setitem(SOURCES, "PACS", Source("its page", (archive,)))
+
+    publish("0" * (64 if kind == "sha256" else 32))
+    with pytest.raises(ChecksumError, match=r"PACS.zip has (SHA-256|MD5) \w+, expected 0+; deleted the download$"):
+        install.install(PACS, str(data_dir))
+    assert entries(data_dir) == []
+    assert not (data_dir / CHECKSUMS_FILE).exists()
+    publish(getattr(hashlib, kind)(data).hexdigest())
+    assert install.install(PACS, str(data_dir))
+    assert "(as published)" in capsys.readouterr().out
+
+
+def test_second_address_is_used_if_the_first_one_fails(server, offer, data_dir: Path, monkeypatch, capsys):
+    offer("PACS", PACS__zip=IMAGES)
+    checksum = sha256(server.files["/PACS.zip"].data)
+    archive = Archive("PACS.zip", server.url("dead"), checksum, fallback_url=server.url("PACS.zip"))
+    monkeypatch.setitem(SOURCES, "PACS", Source("its page", (archive,)))
+    assert install.install(PACS, str(data_dir))
+    assert f"/dead: HTTP 404 Not Found\ndownloading {server.url('PACS.zip')} (its checksum" in capsys.readouterr().out
+
+
+def test_second_address_is_not_used_if_the_checksum_is_wrong(server, offer, data_dir: Path, monkeypatch):
+    offer("PACS", PACS__zip=IMAGES)
+    server.offer("other.zip", b"x")
+    archive = Archive("PACS.zip", server.url("other.zip"), "0" * 64, fallback_url=server.url("PACS.zip"))
+    monkeypatch.setitem(SOURCES, "PACS", Source("its page", (archive,)))
+    with pytest.raises(ChecksumError, match=r"other\.zip has SHA-256"):
+        install.install(PACS, str(data_dir))
+    assert server.files["/PACS.zip"].requests == []
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"PACS/PACS.zip": 1}', "{", "[" * 100_000])
+def test_invalid_checksum_file_is_an_error(offer, server, data_dir: Path, content: str):
+    offer("PACS", PACS__zip=IMAGES)
+    (data_dir / CHECKSUMS_FILE).write_text(content)
+    with pytest.raises(UsageError, match=r"checksums\.json.*; repair or delete it$"):
+        install.install(PACS, str(data_dir))
+    assert server.files["/PACS.zip"].requests == []
+
+
+def test_checksums_of_concurrent_downloads_are_all_recorded(data_dir: Path):
+    lock = data_dir / "lock"
+    threads = [
+        threading.Thread(target=record_checksums, args=(data_dir, {f"PACS/{i}.zip": "0"}, lock)) for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert json.loads((data_dir / CHECKSUMS_FILE).read_text()) == {f"PACS/{i}.zip": "0" for i in range(8)}
 
 
 def test_existing_folder_is_not_changed(server, offer, data_dir: Path):
@@ -123,6 +220,7 @@ def test_damaged_archive_is_deleted_and_downloaded_again(server, offer, data_dir
     ):
         install.install(PACS, str(data_dir))
     assert entries(data_dir) == []
+    assert not (data_dir / CHECKSUMS_FILE).exists(), "a damaged archive must not be expected again"
     server.files["/PACS.zip"].data = good
     assert install.install(PACS, str(data_dir))
     assert len(files(data_dir / "PACS")) == len(IMAGES)
@@ -281,11 +379,10 @@ def test_sources_are_well_formed():
     for name, source in SOURCES.items():
         assert "https://" in source.manual
         for archive in source.archives:
-            assert archive.url.startswith(("https://", "http://")), name
-            assert archive.sha256 or archive.url.startswith("https://"), (
-                f"{name}: {archive.url} has neither HTTPS nor a checksum"
-            )
-            assert archive.sha256 is None or len(archive.sha256) == 64
+            assert archive.url.startswith("https://"), f"{name}: {archive.url}"
+            assert archive.sha256 or archive.md5 or not archive.fallback_url, f"{name}: {archive.name} has no checksum"
+            assert archive.sha256 is None or re.fullmatch("[0-9a-f]{64}", archive.sha256)
+            assert archive.md5 is None or re.fullmatch("[0-9a-f]{32}", archive.md5)
             assert archive.name.endswith((".zip", ".tar.gz", ".txt"))
 
 
