@@ -1,5 +1,7 @@
-"""scripts/quickstart and scripts/digits: help and invalid arguments, which are handled before the setup."""
+"""scripts/quickstart, scripts/digits (help and invalid arguments, which are handled before the setup), scripts/setup."""
 
+import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -54,3 +56,60 @@ def test_invalid_argument_is_one_line(run, words: tuple[str, ...], message: str)
 @pytest.mark.parametrize("words", [("quickstart",), ("digits", "--workers", "2")])
 def test_setup_runs_first(run, words: tuple[str, ...]):
     assert run(*words) == (9, "", "set up\n")
+
+
+# A Python that does nothing but to create copies of itself as virtual environments, and to write the arguments of pip.
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+"-m pip") shift 2; echo "$*" >>pip.txt; ! [ -e "fail $3" ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def set_up(tmp_path: Path):
+    """Return a function that runs scripts/setup with a fake Python: it returns the exit status and the calls of pip."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("scripts/setup", "scripts/constraints.txt", "setup.cfg", "pyproject.toml"):
+        shutil.copy(SCRIPTS.parent / name, tmp_path / name)
+    (tmp_path / "python").write_text(FAKE_PYTHON)
+    (tmp_path / "python").chmod(0o755)
+
+    def set_up(**environ: str) -> tuple[int, list[str]]:
+        environ = os.environ | {"PYTHON": str(tmp_path / "python"), "REQUIRE_HASHES": ""} | environ
+        finished = subprocess.run(["scripts/setup"], cwd=tmp_path, env=environ, capture_output=True, text=True)
+        calls = tmp_path / "pip.txt"
+        return finished.returncode, calls.read_text().splitlines() if calls.exists() else []
+
+    return set_up
+
+
+INSTALL = "install --disable-pip-version-check -c scripts/constraints.txt -e .[test]"
+INSTALL_HASHED = "install --disable-pip-version-check --require-hashes -r scripts/requirements.txt"
+INSTALL_PROJECT = "install --disable-pip-version-check --no-deps --no-build-isolation -e ."
+
+
+def test_setup_installs_once(set_up):
+    assert set_up() == (0, [INSTALL])
+    assert set_up() == (0, [INSTALL])
+
+
+def test_setup_with_hashes(set_up):
+    assert set_up(REQUIRE_HASHES="1") == (0, [INSTALL_HASHED, INSTALL_PROJECT])
+
+
+def test_setup_installs_nothing_else_if_a_hash_is_wrong(set_up, tmp_path: Path):
+    (tmp_path / "fail --require-hashes").touch()
+    assert set_up(REQUIRE_HASHES="1") == (1, [INSTALL_HASHED])
+
+
+def test_requirements_are_the_constraints_with_hashes():
+    constraints = (SCRIPTS / "constraints.txt").read_text()
+    requirements = (SCRIPTS / "requirements.txt").read_text().replace("\\\n", " ")
+    pinned = re.findall(r"^([\w.-]+==[\w.!+-]+)", constraints, re.MULTILINE)
+    hashed = re.findall(r"^([\w.-]+==[\w.!+-]+)", requirements, re.MULTILINE)
+    # torch requires setuptools, which uv only lists with hashes.
+    assert [pin for pin in hashed if not pin.startswith("setuptools==")] == pinned, "run the command at its top"
+    for line in requirements.splitlines():
+        assert line.startswith("#") or re.search(r"( +--hash=sha256:[0-9a-f]{64})+$", line), line
