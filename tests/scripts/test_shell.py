@@ -1,4 +1,4 @@
-"""scripts/quickstart, scripts/digits (help and invalid arguments, which are handled before the setup), scripts/setup."""
+"""Tests of scripts/quickstart and scripts/digits, up to the setup (help, invalid arguments), and of scripts/setup."""
 
 import os
 import re
