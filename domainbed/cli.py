@@ -10,6 +10,11 @@ from typing import Any, NoReturn
 
 from domainbed.errors import UsageError, one_line, suggest
 
+# Of --trust_imports, an option of the commands that need the classes of others' jobs.
+TRUST_IMPORTS_HELP = (
+    "import all modules that the jobs imported; whoever can write to their folders may have named others"
+)
+
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """A help formatter that shows defaults other than None, False and the empty list."""

@@ -75,6 +75,63 @@ def make_folder(folder: Path) -> None:
         raise UsageError(f"--output_dir {folder}: {error.strerror}") from error
 
 
+def open_to_append(path: str | Path) -> BinaryIO:
+    """Open a file for appending; create it if it does not exist. Never follows a link, which may lead to any file.
+
+    Raises:
+        OSError: the file cannot be opened, or is a symbolic link; the error names `path`.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
+    return open(os.open(path, flags, 0o666), "ab")
+
+
+def other_writers(folder: Path) -> str:
+    """Return who else could replace files that this user creates in a folder, and where; "" if only root could.
+
+    The folders above count as well: whoever can write to one of them can replace the folder.
+    """
+    import grp
+    import pwd
+
+    user = os.getuid()
+    probe = folder / f"{uuid.uuid4().hex}.part"  # has the mode of new folders, and of the folders that programs create
+    probe.mkdir()
+    try:
+        chain = [(path, path.stat()) for path in (probe, *probe.resolve().parents)]
+    finally:
+        probe.rmdir()
+    for i, (path, status) in enumerate(chain):
+        shown = folder if i == 0 else path
+        if status.st_uid not in (user, 0):
+            return f"user {_name_of(pwd.getpwuid, status.st_uid)} owns {shown}"
+        if i and status.st_mode & stat.S_ISVTX:  # only the owners of its files can replace them
+            continue
+        if status.st_mode & stat.S_IWOTH:
+            return f"everybody can write to {shown}"
+        if status.st_mode & stat.S_IWGRP and status.st_gid and not _is_own_group(user, status.st_gid):
+            return f"group {_name_of(grp.getgrgid, status.st_gid)} can write to {shown}"
+    return ""
+
+
+def _is_own_group(user: int, group: int) -> bool:
+    """Return whether a user is the only member of a group, as of the group named after the user on many systems."""
+    import grp
+    import pwd
+
+    try:
+        name, entry = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return entry.gr_name == name and set(entry.gr_mem) <= {name}
+
+
+def _name_of(lookup: Callable[[int], Any], number: int) -> str:
+    try:
+        return lookup(number)[0]
+    except KeyError:
+        return str(number)
+
+
 @contextmanager
 def atomic_write(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file in the same folder (its name ends in .part) that replaces `path` once it is on disk.

@@ -108,8 +108,11 @@ def to_args(instance: Any) -> list[str]:
     return args
 
 
-def check_options(instance: Any) -> None:
+def check_options(instance: Any, any_value: Container[str] = ()) -> None:
     """Check the options of a dataclass instance against their choices and bounds.
+
+    Args:
+        any_value: fields whose choices are not checked.
 
     Raises:
         UsageError: a value is not allowed.
@@ -118,7 +121,7 @@ def check_options(instance: Any) -> None:
         flag, value = _flags(f, declared)[0], getattr(instance, f.name)
         if value is None:
             continue
-        allowed = declared.allowed_values()
+        allowed = () if f.name in any_value else declared.allowed_values()
         for item in value if isinstance(value, tuple) else (value,):
             if allowed and item not in allowed:
                 kind = f"unknown {allowed.kind}" if isinstance(allowed, Registry) else f"invalid {flag}"

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from domainbed.files import atomic_write
+from domainbed.files import atomic_write, open_to_append
 
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
@@ -27,8 +27,8 @@ RUN_KEYS = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Append a record to a job's results and flush it to disk."""
-    with open(folder / RESULTS_FILE, "a", encoding="utf-8") as file:
-        file.write(json.dumps({**record, "schema_version": SCHEMA_VERSION}, sort_keys=True) + "\n")
+    with open_to_append(folder / RESULTS_FILE) as file:
+        file.write(json.dumps({**record, "schema_version": SCHEMA_VERSION}, sort_keys=True).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -47,7 +47,7 @@ def truncate_records(folder: Path, length: int) -> None:
     if not length:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
     else:
-        with open(folder / RESULTS_FILE, "r+b") as file:
+        with open_to_append(folder / RESULTS_FILE) as file:
             file.truncate(min(length, os.fstat(file.fileno()).st_size))
             os.fsync(file.fileno())
 

@@ -1,6 +1,7 @@
 """Registries of components chosen by name: algorithms, datasets, selection methods, launchers, trackers."""
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -116,9 +117,15 @@ def _package(plugin: EntryPoint) -> str:
 def import_modules(names: Iterable[str]) -> None:
     """Import the user's own modules, which register algorithms, datasets and other items on import.
 
+    The current folder is searched as well, after all others. If there are no modules to import, it is not: it may be
+    someone else's, and Python and its packages look for many optional modules.
+
     Raises:
         UsageError: a name is not a string, or a module cannot be imported.
     """
+    names = list(names)
+    if names and "" not in sys.path:
+        sys.path.append("")
     for name in names:
         if not isinstance(name, str):  # read from a damaged or hand-written file
             raise UsageError(f"cannot import module {name!r}: module names must be strings")

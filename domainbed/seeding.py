@@ -27,14 +27,24 @@ def seed_everything(seed: int) -> None:
 
 
 def get_rng_state() -> dict[str, Any]:
-    """Return the states of the generators of Python, NumPy and torch, on all devices."""
+    """Return the states of the generators of Python, NumPy and torch, on all devices.
+
+    They consist of tensors and Python's own types, which `torch.load` reads with `weights_only=True`.
+    """
     import random
 
     import numpy as np
     import torch
 
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+    numpy_state: Any = np.random.get_state()
+    name, keys, *rest = numpy_state
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from domainbed.files import atomic_write, file_lock, open_regular, read_json, read_regular
+from domainbed import files
+from domainbed.files import (
+    atomic_write,
+    file_lock,
+    open_regular,
+    open_to_append,
+    other_writers,
+    read_json,
+    read_regular,
+)
 
 
 @pytest.fixture
@@ -199,3 +208,48 @@ def test_full_disk_is_reported_when_torch_hides_it(tmp_path: Path):
     with pytest.raises(RuntimeError, match="another"), atomic_write(tmp_path / "x"):
         raise RuntimeError("another")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_open_to_append_follows_no_link(tmp_path: Path, fifo: Path):
+    for content in (b"a", b"b"):
+        with open_to_append(tmp_path / "x") as file:
+            file.write(content)
+    assert (tmp_path / "x").read_bytes() == b"ab"
+    (tmp_path / "link").symlink_to("x")
+    (tmp_path / "dangling").symlink_to("missing")
+    for path in (tmp_path / "link", tmp_path / "dangling", fifo):
+        with pytest.raises(OSError, match=path.name):
+            open_to_append(path)
+    assert (tmp_path / "x").read_bytes() == b"ab"
+    assert not (tmp_path / "missing").exists()
+
+
+def test_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Everybody who can write to a folder or to one above it, unless that one protects the files of others."""
+    folder = tmp_path / "a" / "b" / "c"
+    folder.mkdir(parents=True)
+    assert other_writers(folder) == ""
+    for path in (folder, folder.parent, folder.parent.parent):
+        path.chmod(0o777)
+        assert other_writers(folder) == f"everybody can write to {path}"
+        path.chmod(0o1777)
+        assert other_writers(folder) == ""
+        path.chmod(0o755)
+    assert not list(folder.iterdir())
+    folder.parent.chmod(0o775)
+    monkeypatch.setattr(files, "_is_own_group", lambda user, group: False)
+    if os.getuid() == 0:
+        os.chown(folder.parent, 0, 54321)
+        assert other_writers(folder) == f"group 54321 can write to {folder.parent}"
+        folder.parent.chmod(0o755)
+        os.chown(folder.parent, 54321, 0)
+        assert other_writers(folder) == f"user 54321 owns {folder.parent}"
+
+
+def test_other_writers_of_new_folders(tmp_path: Path):
+    """Programs create folders with the permissions that the umask leaves."""
+    before = os.umask(0)
+    try:
+        assert other_writers(tmp_path).startswith("everybody can write to ")
+    finally:
+        os.umask(before)

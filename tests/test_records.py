@@ -55,3 +55,12 @@ def test_writes_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     truncate_records(tmp_path, line)
     mark_done(tmp_path)
     assert synced == [line, 2 * line, line, 4]
+
+
+def test_links_are_neither_extended_nor_truncated(tmp_path: Path):
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "results.jsonl").symlink_to("target")
+    for write in (lambda: append_record(tmp_path, make_record()), lambda: truncate_records(tmp_path, 2)):
+        with pytest.raises(OSError, match=r"results\.jsonl"):
+            write()
+    assert (tmp_path / "target").read_text() == "precious"

@@ -148,3 +148,16 @@ def test_installed_package_provides_algorithms(installed: Path, run_module):
     listed = run_module("train", "--algorithm", "x", env=env)
     assert "choose from ERM, CORAL, DANN," in listed.stderr
     assert ", HalfERM, Broken" in listed.stderr
+
+
+def test_current_folder_is_searched_only_for_modules_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And last, so its files never replace installed packages."""
+    (tmp_path / "module_in_current_folder.py").write_text("found = True")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    before = list(sys.path)
+    import_modules([])
+    assert sys.path == before
+    import_modules(["module_in_current_folder"])
+    assert sys.path == [*before, ""]
+    assert sys.modules.pop("module_in_current_folder").found

@@ -37,7 +37,7 @@ def test_rng_state_is_restored(tmp_path: Path):
     torch.save(get_rng_state(), tmp_path / "state")
     state = get_rng_state()
     expected = [draw() for _ in range(3)]
-    for saved in (state, torch.load(tmp_path / "state", weights_only=False)):
+    for saved in (state, torch.load(tmp_path / "state", weights_only=True)):
         seed_everything(8)
         set_rng_state(saved)
         assert [draw() for _ in range(3)] == expected

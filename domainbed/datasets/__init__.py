@@ -1,6 +1,12 @@
 """Datasets by name: `get_dataset_class("ColoredMNIST")`, `num_environments("ColoredMNIST")`."""
 
-from domainbed.datasets.base import ArrayEnvironment, Environment, FileEnvironment, MultipleDomainDataset
+from domainbed.datasets.base import (
+    ArrayEnvironment,
+    DatasetSpec,
+    Environment,
+    FileEnvironment,
+    MultipleDomainDataset,
+)
 from domainbed.registry import Registry
 
 DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
@@ -34,13 +40,26 @@ def num_environments(name: str, root: str | None = None) -> int:
     return len(DATASETS[name].environment_names(root))
 
 
+def dataset_spec(name: str, root: str | None = None) -> DatasetSpec:
+    """Return the specification of a dataset; `root` is the data_dir (only `Folder` reads it).
+
+    Raises:
+        UsageError: the name is unknown, or the environments cannot be read.
+    """
+    cls = DATASETS[name]
+    environments = tuple(cls.environment_names(root))
+    return DatasetSpec(environments, not cls.ENVIRONMENTS, cls.N_STEPS, cls.CHECKPOINT_FREQ)
+
+
 __all__ = [
     "BENCHMARK",
     "DATASETS",
     "ArrayEnvironment",
+    "DatasetSpec",
     "Environment",
     "FileEnvironment",
     "MultipleDomainDataset",
+    "dataset_spec",
     "get_dataset_class",
     "num_environments",
 ]

@@ -65,6 +65,23 @@ class FileEnvironment:
 Environment: TypeAlias = ArrayEnvironment | FileEnvironment
 
 
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What determines the jobs on a dataset, in addition to the arguments of a launch.
+
+    Attributes:
+        environments: the environments' names.
+        has_custom_environments: whether data_dir determines the environments, as for `Folder`.
+        n_steps: the default number of training steps.
+        checkpoint_freq: the default number of steps between evaluations.
+    """
+
+    environments: tuple[str, ...]
+    has_custom_environments: bool
+    n_steps: int
+    checkpoint_freq: int
+
+
 class MultipleDomainDataset:
     """A dataset of several environments (domains) with the same classes.
 

@@ -7,6 +7,7 @@ import platform
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ class Checkpointer:
         check_records(self._folder, self._config)
         remove_partial_files(self._folder)
         progress = Progress()
-        if saved := load_checkpoint(self._folder):
+        if saved := load_checkpoint(self._folder, self._config.trust_checkpoint):
             check_args(self._folder, saved["args"], self._config)
             try:
                 self._algorithm.load_training_state(saved["algorithm"])
@@ -158,15 +159,51 @@ class Checkpointer:
         }
         with atomic_write(self._folder / CHECKPOINT_FILE, backup=self._folder / PREVIOUS_FILE) as file:
             torch.save(saved, file)
+            if not self._config.trust_checkpoint:
+                file.flush()
+                check_loadable(Path(file.name), self._algorithm)
         self._saved_at = time.monotonic()
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the last valid checkpoint, or None if there is none. Damaged checkpoints are reported and skipped."""
+def check_loadable(path: Path, algorithm: Algorithm) -> None:
+    """Check that a checkpoint that was just written can be loaded without running code.
+
+    Raises:
+        UsageError: it cannot, because of the algorithm's state.
+    """
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # does not read the tensors
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"the training_state of {type(algorithm).__name__} has {unsafe_objects(path, error)}, and loading these "
+            "can run code; convert them to tensors, numbers, strings, lists and dicts, or pass --trust_checkpoint"
+        ) from error
+
+
+def unsafe_objects(path: Path, error: pickle.UnpicklingError) -> str:
+    """Return what prevents `torch.load` from loading a file with `weights_only=True`."""
+    names = []
+    with suppress(pickle.UnpicklingError):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if names:
+        return f"objects of {', '.join(map(repr, sorted(names)))}"
+    return f"other objects ({one_line(error).rpartition('WeightsUnpickler error: ')[2].partition(' Check the')[0]})"
+
+
+def load_checkpoint(folder: Path, is_trusted: bool = False) -> dict[str, Any] | None:
+    """Return the last valid checkpoint, or None if there is none. Damaged checkpoints are reported and skipped.
+
+    Args:
+        folder: the job's folder.
+        is_trusted: whether a checkpoint of this user may contain objects whose loading can run code.
+
+    Raises:
+        UsageError: the checkpoint was written by another version, or contains such objects.
+    """
     for name in CHECKPOINT_FILES:
         path = folder / name
         try:
-            saved = _read(path)
+            saved = _read(path, is_trusted)
             if records_length(folder) < saved["records_length"]:
                 raise _DamagedError(f"{RESULTS_FILE} lacks records that were written before the checkpoint")
         except FileNotFoundError:
@@ -186,15 +223,18 @@ class _DamagedError(Exception):
     """The contents of a checkpoint are not what was written."""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, is_trusted: bool = False) -> dict[str, Any]:
     """Read a checkpoint. Only defects of the file itself count as damage, not a failing GPU, for example."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load verifies no checksums
             if member := archive.testzip():
                 raise _DamagedError(f"the checksum of its member {member} is wrong")
-        # weights_only=False: an algorithm may save any object.
-        saved = torch.load(path, map_location="cpu", weights_only=False)
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        saved, weights_only = _load(path, is_trusted)
+    except UsageError:
+        raise
+    except (ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise _DamagedError(error) from error
+    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise _DamagedError(error) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a temporarily unavailable file system is not damage
@@ -203,7 +243,23 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or not set(saved) >= KEYS:
         raise UsageError(f"{path} was written by another version of domainbed; delete the folder to start over")
     # Load again to restore GPU tensors to the GPU.
-    return torch.load(path, weights_only=False) if torch.cuda.is_available() else saved
+    return torch.load(path, weights_only=weights_only) if torch.cuda.is_available() else saved
+
+
+def _load(path: Path, is_trusted: bool) -> tuple[Any, bool]:
+    """Load an intact checkpoint on the CPU. Return its content and whether `weights_only=True` can load it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True), True
+    except pickle.UnpicklingError as error:
+        if not is_trusted:
+            raise UsageError(
+                f"{path} contains {unsafe_objects(path, error)}, and loading these can run code of whoever wrote the "
+                "file; delete the folder to start over or, if the algorithm saves them and nobody else can write to "
+                "the folder, pass --trust_checkpoint"
+            ) from None
+    if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+        raise UsageError(f"--trust_checkpoint: {path} belongs to another user, so loading it could run their code")
+    return torch.load(path, map_location="cpu", weights_only=False), False
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import Any, ClassVar
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.datasets import DATASETS, get_dataset_class
+from domainbed.datasets import DATASETS, DatasetSpec, dataset_spec
 from domainbed.engine.tracking import NO_TRACKER, TRACKERS
 from domainbed.errors import UsageError
 from domainbed.hparams import Hparams, parse_overrides
 from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import check_options, option
+from domainbed.registry import import_modules
 
 TASKS = ("domain_generalization", "domain_adaptation")
 PRECISIONS = ("tf32", "fp32", "bf16")  # see compute.set_precision
@@ -160,6 +161,12 @@ class JobConfig:
         choices=("auto", "on", "off"),
         compare=False,
     )
+    trust_checkpoint: bool = option(
+        False,
+        help="resume from checkpoints with objects other than tensors, numbers and text, as some algorithms save. "
+        "Loading one runs any code in it, so nobody else may be able to write to the job's folder",
+        compare=False,
+    )
     track: str = option(
         NO_TRACKER,
         help="what else to record at each evaluation; landscape: distances between the training domains' risks, "
@@ -168,14 +175,15 @@ class JobConfig:
         compare=False,
     )
 
+    NOT_CHECKED: ClassVar[Collection[str]] = ()  # fields that may have values that are not registered here
+
     def __post_init__(self) -> None:
-        check_options(self)
-        dataset = get_dataset_class(self.dataset)
-        names = dataset.environment_names(self.data_dir)
+        check_options(self, self.NOT_CHECKED)
+        spec = self.dataset_spec()
         self._set(
-            test_envs=_checked_test_envs(self.test_envs, self.dataset, names),
-            steps=dataset.N_STEPS if self.steps is None else self.steps,
-            checkpoint_freq=dataset.CHECKPOINT_FREQ if self.checkpoint_freq is None else self.checkpoint_freq,
+            test_envs=_checked_test_envs(self.test_envs, self.dataset, spec.environments),
+            steps=spec.n_steps if self.steps is None else self.steps,
+            checkpoint_freq=spec.checkpoint_freq if self.checkpoint_freq is None else self.checkpoint_freq,
         )
         if (self.task == "domain_adaptation") != (self.uda_holdout_fraction > 0):
             raise UsageError("--task domain_adaptation requires --uda_holdout_fraction above 0, and vice versa")
@@ -193,11 +201,15 @@ class JobConfig:
 
     def has_custom_environments(self) -> bool:
         """Return whether data_dir determines the environments, as for the dataset Folder."""
-        return not get_dataset_class(self.dataset).ENVIRONMENTS
+        return self.dataset_spec().has_custom_environments
 
     def environment_names(self) -> list[str]:
         """Return the names of the dataset's environments."""
-        return get_dataset_class(self.dataset).environment_names(self.data_dir)
+        return list(self.dataset_spec().environments)
+
+    def dataset_spec(self) -> DatasetSpec:
+        """Return the specification of the dataset."""
+        return dataset_spec(self.dataset, self.data_dir)
 
     def name(self) -> str:
         """Return a hash of everything that determines the records, used as the name of the job's folder in a sweep.
@@ -232,6 +244,54 @@ class JobConfig:
         return cls(**known)
 
 
+@dataclass(frozen=True)
+class LoggedJobConfig(JobConfig):
+    """The configuration of a job that was launched. Its dataset, algorithm and tracker need not be registered here.
+
+    It determines the job's folder and describes the job. Only a JobConfig can be trained.
+
+    Attributes:
+        spec: the specification of the dataset when the job was launched.
+    """
+
+    spec: DatasetSpec = field(kw_only=True, compare=False)
+
+    NOT_CHECKED: ClassVar[Collection[str]] = ("dataset", "algorithm", "track")
+
+    def dataset_spec(self) -> DatasetSpec:
+        return self.spec
+
+
+def import_components(args: Mapping[str, Any], trust_imports: bool, names: Collection[str], source: object) -> None:
+    """Check that components of a recorded job are registered; import the recorded modules only if they are trusted.
+
+    Whoever wrote the record chose these modules, and importing a module runs its code.
+
+    Args:
+        args: the job's arguments, as in its records.
+        trust_imports: whether to import the modules that the job imported.
+        names: the required components: "dataset", "algorithm", "track".
+        source: the file that contains the arguments, for messages.
+
+    Raises:
+        UsageError: a component is not registered, and the job imported modules, or one cannot be imported.
+    """
+    imports = args.get("imports")
+    if not isinstance(imports, list | tuple) or not imports:
+        return  # an unknown component is reported where it is looked up
+    if trust_imports:
+        import_modules(imports)
+    for name, registry in (("dataset", DATASETS), ("algorithm", ALGORITHMS), ("track", TRACKERS)):
+        value = args.get(name, NO_TRACKER)
+        if name in names and isinstance(value, str) and value not in (NO_TRACKER, *registry):
+            modules = " ".join(map(repr, imports))
+            raise UsageError(
+                f"{source} requires the {registry.kind} {value!r}, which is not registered; the job imported "
+                f"{modules}, but importing a module runs its code. Pass those that you trust to --import, or "
+                "--trust_imports to import all (in Python, import them first or pass trust_imports=True)"
+            )
+
+
 def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[str, Any]:
     """Return the selected arguments of a record's `args`.
 
@@ -244,7 +304,7 @@ def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[st
 _ALWAYS_HASHED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
 
 
-def _checked_test_envs(test_envs: tuple[int, ...], dataset: str, environments: list[str]) -> tuple[int, ...]:
+def _checked_test_envs(test_envs: tuple[int, ...], dataset: str, environments: Sequence[str]) -> tuple[int, ...]:
     known = ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
     if not test_envs:
         raise UsageError(f"--test_envs is empty; choose from {known}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from domainbed.algorithms import get_algorithm_class
@@ -13,11 +14,10 @@ from domainbed.backbones import use_weights_dir, without_weights
 from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.capturable import is_builtin
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, import_components
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
 from domainbed.hparams import Hparams
-from domainbed.registry import import_modules
 
 MODEL_FILE = "model.pkl"  # in a job's folder; --save_model_every_checkpoint also saves model_step{step}.pkl
 
@@ -91,25 +91,31 @@ def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, al
         torch.save(saved, file)
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> Algorithm:
+def load_model(path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False) -> Algorithm:
     """Load a saved model for prediction: `load_model("train_output/model.pkl").predict(images)`.
+
+    No code in the file is run. An algorithm of your own must be registered first, by importing its module.
 
     Args:
         path: a model.pkl saved by `domainbed.scripts.train`.
         device: the device to load it to.
+        trust_imports: whether to import the modules that the file names, which runs their code.
 
     Raises:
-        UsageError: the file does not exist, or is not a model saved by train.
+        UsageError: the file does not exist, is not a model saved by train, or requires an algorithm that is not
+            registered.
     """
-    return load_model_and_args(path, device)[1]
+    return load_model_and_args(path, device, trust_imports)[1]
 
 
-def load_model_and_args(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], Algorithm]:
+def load_model_and_args(
+    path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False
+) -> tuple[dict[str, Any], Algorithm]:
     """Return the arguments of the job that saved a model, as in its records, and the model; see `load_model`."""
     saved = _read(path)
     args = saved["args"]
     try:
-        import_modules(args.get("imports", ()))
+        import_components(args, trust_imports, ["algorithm"], path)
         with without_weights():
             algorithm = get_algorithm_class(args["algorithm"])(
                 saved["model_input_shape"],
@@ -117,12 +123,16 @@ def load_model_and_args(path: str | Path, device: str | torch.device = "cpu") ->
                 saved["model_num_domains"],
                 saved["model_hparams"],
             )
+        if not isinstance(algorithm, nn.Module) or not callable(getattr(algorithm, "predict", None)):
+            raise UsageError(f"cannot load a model from {path}: {args['algorithm']} is not an nn.Module with predict")
         algorithm.load_state_dict(saved["model_dict"])
+        algorithm.to(device)
+        algorithm.eval()
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(f"cannot load a model from {path}: {type(error).__name__}: {one_line(error)}") from error
-    return args, algorithm.to(device).eval()
+    return args, algorithm
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class LandscapeOptions:
         if_unset=f"the folder {LANDSCAPE_FOLDER} next to the model or in the sweep",
     )
     slices: bool = option(True, help="compute the risks along lines and in planes")
+    trust_imports: bool = option(False, help=cli.TRUST_IMPORTS_HELP)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -227,6 +228,7 @@ def measure(options: LandscapeOptions, model: Path, with_slices: bool) -> "Lands
         images=options.images,
         epsilon=options.epsilon,
         with_slices=with_slices,
+        trust_imports=options.trust_imports,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, import_components
 from domainbed.engine.data import load_data
 from domainbed.engine.feed import open_feed
 from domainbed.engine.model import MODEL_FILE, load_model_and_args
@@ -97,6 +97,7 @@ def measure_landscape(
     images: int | None = None,
     epsilon: float = 0.1,
     with_slices: bool = True,
+    trust_imports: bool = False,
 ) -> Landscape:
     """Measure the loss landscape around a job's trained model.
 
@@ -108,14 +109,18 @@ def measure_landscape(
         images: maximum number of images per environment; 0 for all, None for DEFAULT_IMAGES.
         epsilon: ε of the inconsistency scores.
         with_slices: whether to compute the risks along lines and in planes.
+        trust_imports: as in `load_model`.
 
     Raises:
-        UsageError: the file is not a model saved by train, its images cannot be read, the algorithm has no classifier,
-            or the model diverged.
+        UsageError: the file is not a model saved by train, it requires classes that are not registered, its images
+            cannot be read, the algorithm has no classifier, or the model diverged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    args, algorithm = load_model_and_args(model, device)
-    config = JobConfig.from_recorded_args(args if data_dir is None else {**args, "data_dir": data_dir})
+    args, algorithm = load_model_and_args(model, device, trust_imports)
+    import_components(args, trust_imports, ["dataset"], model)
+    # Without the job's cache and processes: they are no part of the data, and the file may be someone else's.
+    used = {f.name: args[f.name] for f in fields(JobConfig) if f.name in args and (f.compare or f.name == "data_dir")}
+    config = JobConfig.from_recorded_args(used if data_dir is None else {**used, "data_dir": data_dir})
     dataset, splits = load_data(config, config.resolved_hparams())
     training = [env for env in range(len(dataset)) if env not in config.test_envs]
     order = [*training, *config.test_envs]

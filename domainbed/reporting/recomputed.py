@@ -7,11 +7,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, import_components
 from domainbed.errors import UsageError
 from domainbed.model_selection import WITH_PAIRS
 from domainbed.records import RESULTS_FILE, parse_records, read_job
-from domainbed.registry import import_modules
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.top_hparams import CellRuns
 from domainbed.sweep.archive import find_problem
@@ -28,7 +27,12 @@ EXPLANATION = (
 
 
 def jobs_of_cell(
-    sweep: Sweep, cell: CellRuns, output_dir: Path, data_dir: str | None = None, imports: Sequence[str] = ()
+    sweep: Sweep,
+    cell: CellRuns,
+    output_dir: Path,
+    data_dir: str | None = None,
+    imports: Sequence[str] = (),
+    trust_imports: bool = False,
 ) -> dict[str, Job]:
     """Return the jobs that retrain the finished runs of a cell, by the folder names of the original runs.
 
@@ -38,17 +42,18 @@ def jobs_of_cell(
     Args:
         output_dir: folder for the new runs.
         data_dir: folder of the datasets; by default, the recorded one.
-        imports: modules to import in addition to the recorded ones.
+        imports: modules that the new jobs import.
+        trust_imports: whether to import the recorded modules as well.
 
     Raises:
-        UsageError: no run of the cell is done; an algorithm, hyperparameter or environment differs here; or
-            `output_dir` contains other runs.
+        UsageError: no run of the cell is done; it requires a class that is not registered; an algorithm,
+            hyperparameter or environment differs here; or `output_dir` contains other runs.
     """
     done = sweep.jobs[sweep.jobs["done"]]
     done = done[(done["dataset"] == cell.dataset) & (done["algorithm"] == cell.algorithm)]
     max_test_envs = 2 if cell.selection in WITH_PAIRS else 1
     jobs = {
-        str(name): _job(sweep.folder / str(name) / RESULTS_FILE, output_dir, data_dir, imports)
+        str(name): _job(sweep.folder / str(name) / RESULTS_FILE, output_dir, data_dir, imports, trust_imports)
         for name, test_envs in done["test_envs"].items()
         if cell.test_env in test_envs and len(test_envs) <= max_test_envs
     }
@@ -61,15 +66,22 @@ def jobs_of_cell(
     return jobs
 
 
-def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequence[str]) -> Job:
+def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequence[str], trust_imports: bool) -> Job:
     """Return the job that trains the run with these results again."""
     data = results.read_bytes()
     record = next(r for r in reversed(parse_records(data)[0]) if isinstance(r.get("args"), dict))  # every run has one
     args = record["args"]
-    imports = tuple(dict.fromkeys((*args.get("imports", ()), *imports)))
-    import_modules(imports)
+    import_components(args, trust_imports, ["dataset", "algorithm", "track"], results)
+    if trust_imports:
+        imports = tuple(dict.fromkeys((*args.get("imports", ()), *imports)))
     config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "cache": None})
-    config = replace(config, skip_model_save=True, save_model_every_checkpoint=False, imports=imports)
+    config = replace(
+        config,
+        skip_model_save=True,
+        save_model_every_checkpoint=False,
+        trust_checkpoint=False,
+        imports=tuple(imports),
+    )
     job = Job.in_sweep(config, output_dir)
     if problem := find_problem(job, data):
         raise UsageError(f"{results}: {problem}; the run cannot be retrained here")

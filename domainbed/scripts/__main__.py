@@ -41,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def entry_point() -> NoReturn:
-    sys.path.insert(0, "")  # modules of --import are in the current folder; `python -m` looks there as well
     cli.run(main)
 
 

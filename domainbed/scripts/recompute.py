@@ -49,6 +49,7 @@ def parser() -> cli.Parser:
         help="number of CPU threads per job; it must be the original number to reproduce results bit for bit",
     )
     cli.add_import_option(p)
+    p.add_argument("--trust_imports", action="store_true", help=cli.TRUST_IMPORTS_HELP)
     return p
 
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in original.problems:
         print(f"warning: {problem}", file=sys.stderr)
     cell = find_cell(original, *names)
-    jobs = jobs_of_cell(original, cell, output_dir, args.data_dir, args.imports)
+    jobs = jobs_of_cell(original, cell, output_dir, args.data_dir, args.imports, args.trust_imports)
     if skipped := (~cell.runs["folder"].isin(jobs)).sum():
         print(f"warning: skipping {skipped} of the cell's {len(cell.runs)} runs, which are not done", file=sys.stderr)
     competing = restrict_cell(cell, jobs)

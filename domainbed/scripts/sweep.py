@@ -17,7 +17,7 @@ from domainbed.options import add_options, from_args, option
 from domainbed.registry import import_modules
 from domainbed.scripts import config_file
 from domainbed.sweep import progress
-from domainbed.sweep.archive import export_jobs, import_jobs
+from domainbed.sweep.archive import export_jobs, has_known_hparams, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
 from domainbed.sweep.grid import NOT_SHARED, Grid
 from domainbed.sweep.job import Job, absolute_paths
@@ -83,6 +83,8 @@ def parser() -> cli.Parser:
     delete.add_argument("--failed", action="store_true", help="also delete the folders of failed jobs")
     export = command("export", "write the records of all finished jobs to an archive")
     export.add_argument("--archive", required=True, metavar="FILE", help="the .tar.xz file to write")
+    for c in (status, cancel, delete, export):
+        cli.add_import_option(c)
     for c in (cancel, delete):
         c.add_argument("--skip_confirmation", action="store_true", help="do not ask for confirmation")
     return p
@@ -130,6 +132,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    import_modules(args.imports)
     commands = {
         "launch": launch,
         "status": status,
@@ -142,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def grid_of(args: argparse.Namespace) -> Grid:
     """Return the grid of a launch. Its paths are absolute."""
-    names = [f.name for f in (*fields(Grid), *fields(JobConfig)) if f.name not in {"job_args", *NOT_SHARED}]
+    names = [f.name for f in (*fields(Grid), *fields(JobConfig)) if f.name not in {"job_args", "specs", *NOT_SHARED}]
     values = {name: getattr(args, name) for name in names}
     return Grid.from_args(values | absolute_paths(values))
 
@@ -265,6 +268,9 @@ def export(args: argparse.Namespace) -> int:
     sweep_dir, archive = Path(args.output_dir), Path(args.archive)
     statuses = survey(requested_jobs(sweep_dir), read_queue_or_warn(sweep_dir))
     done = [job for job, s in statuses.items() if s.state == JobState.DONE]
+    if unknown := sorted({job.kind for job in done if not has_known_hparams(job)}):
+        kinds = ", ".join(f"{algorithm} on {dataset}" for dataset, algorithm in unknown)
+        print(f"warning: not registered (see --import), so hyperparameters are not verified: {kinds}", file=sys.stderr)
     export_jobs(done, sweep_dir, archive)
     left_out = len(statuses) - len(done)
     print(f"{len(done)} jobs written to {archive} ({archive.stat().st_size:,} bytes); {left_out} jobs are not done")

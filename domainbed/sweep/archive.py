@@ -12,9 +12,12 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from domainbed.algorithms import ALGORITHMS
+from domainbed.datasets import DATASETS
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write, file_lock
+from domainbed.hparams import parse_overrides
 from domainbed.records import DONE_FILE, RESULTS_FILE, parse_records
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.log import launch_files
@@ -57,6 +60,8 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
         for path, time in sorted(times.items()):
             _add(tar, path.relative_to(sweep_dir).as_posix(), path.read_bytes(), time)
         for job in sorted(jobs, key=lambda job: job.folder.name):
+            if links := [job.folder / name for name in ARCHIVED_FILES if (job.folder / name).is_symlink()]:
+                raise UsageError(f"{links[0]} is a symbolic link, which may lead to any file; replace it with a copy")
             try:
                 contents = {name: (job.folder / name).read_bytes() for name in ARCHIVED_FILES}
             except FileNotFoundError as error:
@@ -127,7 +132,8 @@ def _bad_job(archive: Path, job: Job, problem: str) -> UsageError:
 def find_problem(job: Job, data: bytes) -> str:
     """Return why the content of a records file is not that of the finished job; "" if it is.
 
-    Arguments that records of older versions lack are taken to have been at their defaults.
+    Arguments that records of older versions lack are taken to have been at their defaults. Without the job's classes
+    (`has_known_hparams`), the hyperparameters must equal the overrides and those of the last record.
     """
     records, problems = parse_records(data)
     if problems:
@@ -135,11 +141,16 @@ def find_problem(job: Job, data: bytes) -> str:
     if not records or records[-1]["step"] != job.config.steps - 1:
         last = f"the last record is of step {records[-1]['step']}" if records else "there are no records"
         return f"the records do not reach step {job.config.steps - 1}: {last}"
-    args, hparams = job.config.args(), job.config.resolved_hparams()
+    for record in records:
+        if not isinstance(record.get("args"), dict) or not isinstance(record.get("hparams"), dict):
+            return f"the record of step {record['step']} lacks args and hparams"
+    args = job.config.args()
+    if has_known_hparams(job):
+        hparams = job.config.resolved_hparams()
+    else:
+        hparams = records[-1]["hparams"] | parse_overrides(job.config.hparams)
     for record in records:
         step = record["step"]
-        if not isinstance(record.get("args"), dict) or not isinstance(record.get("hparams"), dict):
-            return f"the record of step {step} lacks args and hparams"
         for name, value in recorded_args(record["args"], HASHED_FIELDS).items():
             if value != args[name]:
                 return f"the record of step {step} has {name} {value!r}, not {args[name]!r}"
@@ -147,6 +158,11 @@ def find_problem(job: Job, data: bytes) -> str:
             if name not in hparams or value != hparams[name]:
                 return f"the record of step {step} has {name} {value!r}, not {hparams.get(name)!r}"
     return ""
+
+
+def has_known_hparams(job: Job) -> bool:
+    """Return whether the classes that declare the job's hyperparameters are registered."""
+    return job.config.dataset in DATASETS and job.config.algorithm in ALGORITHMS
 
 
 def _extract(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> list[Job]:

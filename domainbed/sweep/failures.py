@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from domainbed.errors import UsageError, one_line
+from domainbed.files import read_json
 
 # ATTEMPT_FILE is written before a job starts, so that a failure can be recorded in it even if the disk is full by then.
 # It is renamed to FAILURE_FILE when the job fails, and back when the job is retried.
@@ -66,7 +67,7 @@ def remove_failure_files(folder: Path) -> None:
 def read_failure(path: Path) -> Failure:
     """Return the content of an ATTEMPT_FILE or FAILURE_FILE; an empty failure if it cannot be read."""
     try:
-        return Failure(**json.loads(path.read_bytes()))
+        return Failure(**read_json(path))
     except (OSError, ValueError, TypeError):
         return Failure()
 
@@ -75,11 +76,14 @@ def _write(path: Path, failure: Failure) -> None:
     """Write a file of FILE_SIZE bytes. An existing file is overwritten in place, which requires no free space."""
     reason = failure.reason[: FILE_SIZE // 16]  # JSON takes up to 12 bytes per character
     content = json.dumps(asdict(failure) | {"reason": reason}).encode()
+    flags = os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)  # a link may lead to any file
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
-    except PermissionError:  # the file of another user, in a folder that we may write to
-        path.unlink()
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO):
+            raise
+        path.unlink()  # another user's file, a link or a pipe, in a folder that this user can write to
+        descriptor = os.open(path, flags, 0o666)
     try:
         os.pwrite(descriptor, content.ljust(FILE_SIZE), 0)
         os.fsync(descriptor)

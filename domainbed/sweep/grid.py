@@ -2,13 +2,13 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS
-from domainbed.datasets import BENCHMARK, DATASETS, num_environments
-from domainbed.engine.config import JobConfig
+from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec
+from domainbed.engine.config import JobConfig, LoggedJobConfig
 from domainbed.errors import UsageError
 from domainbed.options import check_options, option
 from domainbed.seeding import seed_hash
@@ -35,6 +35,8 @@ class Grid:
 
     Attributes:
         job_args: arguments shared by all jobs, by their names in JobConfig.
+        specs: the specification of each dataset, for a grid from the launch log. Nothing that it names need be
+            registered here, and its jobs cannot be trained.
 
     Raises:
         UsageError: on construction, if a range is empty.
@@ -53,6 +55,7 @@ class Grid:
         False, help="also leave out each pair of environments (required by leave-one-domain-out selection)"
     )
     job_args: Mapping[str, Any] = field(default_factory=dict)
+    specs: Mapping[str, DatasetSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -70,9 +73,44 @@ class Grid:
         )
 
     def args(self) -> dict[str, Any]:
-        """Return the arguments from which `from_args` creates the same grid, as kept in the launch log."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "job_args"}
+        """Return the arguments from which `from_args` creates the same grid, without `specs`."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("job_args", "specs")}
         return {**own, **self.job_args}
+
+    def to_log(self) -> dict[str, Any]:
+        """Return the launch as a JSON object, from which `from_log` reads its jobs without importing anything."""
+        return {**self.args(), "specs": {name: asdict(spec) for name, spec in self._with_specs().specs.items()}}
+
+    @classmethod
+    def from_log(cls, logged: Mapping[str, Any]) -> "Grid":
+        """Return the grid of a launch, as returned by `to_log`. Earlier versions did not log specifications.
+
+        Raises:
+            ValueError, TypeError, LookupError, AttributeError: the object is not a launch.
+            UsageError: a dataset is neither specified nor registered.
+        """
+        args = {name: value for name, value in logged.items() if name != "specs"}
+        specs = {
+            name: DatasetSpec(**{**spec, "environments": tuple(spec["environments"])})
+            for name, spec in logged.get("specs", {}).items()
+        }
+        grid = replace(cls.from_args(args), specs=specs)._with_specs()
+        for name in (*grid.datasets, *grid.algorithms, *(env for spec in specs.values() for env in spec.environments)):
+            if not (isinstance(name, str) and name.isprintable()):
+                raise ValueError(f"{name!r} is not a valid name")
+        steps = (
+            grid.job_args.get("steps"),
+            *(n for spec in specs.values() for n in (spec.n_steps, spec.checkpoint_freq)),
+        )
+        if not all(n is None or (type(n) is int and n > 0) for n in steps):
+            raise ValueError("a number of steps is not a positive integer")
+        return grid
+
+    def _with_specs(self) -> "Grid":
+        """Return the grid with a specification of each of its datasets, from its class if it has none yet."""
+        data_dir = self.job_args.get("data_dir")
+        specs = {name: self.specs.get(name) or dataset_spec(name, data_dir) for name in dict.fromkeys(self.datasets)}
+        return replace(self, specs=specs)
 
     def runs(self) -> Iterator[RunKey]:
         """Yield the runs trial by trial. A dataset or algorithm that is named twice counts once.
@@ -80,18 +118,20 @@ class Grid:
         Raises:
             UsageError: a dataset is unknown.
         """
-        data_dir = self.job_args.get("data_dir")  # only the dataset Folder reads it
+        specs = self._with_specs().specs
         for trial_seed, dataset, algorithm in itertools.product(
             range(self.n_trials), dict.fromkeys(self.datasets), dict.fromkeys(self.algorithms)
         ):
-            for test_envs in all_test_envs(num_environments(dataset, data_dir), self.leave_one_out):
+            for test_envs in all_test_envs(len(specs[dataset].environments), self.leave_one_out):
                 for hparams_seed in range(self.n_hparams_from, self.n_hparams):
                     yield RunKey(dataset, algorithm, test_envs, trial_seed, hparams_seed)
 
     def job(self, run: RunKey, sweep_dir: Path) -> Job:
         """Return the job of a run. Raises UsageError if one of its arguments is invalid."""
         seed = seed_hash(run.dataset, run.algorithm, list(run.test_envs), run.hparams_seed, run.trial_seed)
-        return Job.in_sweep(JobConfig(**run._asdict(), seed=seed, **self.job_args), sweep_dir)
+        args = {**run._asdict(), "seed": seed, **self.job_args}
+        config = LoggedJobConfig(spec=self.specs[run.dataset], **args) if self.specs else JobConfig(**args)
+        return Job.in_sweep(config, sweep_dir)
 
     def jobs(self, sweep_dir: Path) -> list[Job]:
         """Return the jobs of all runs. Raises UsageError if an argument is invalid."""

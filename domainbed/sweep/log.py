@@ -1,4 +1,7 @@
-"""The launch log: the arguments of each launch, kept in the sweep's folder. They determine the jobs of the sweep."""
+"""The launch log: the arguments of each launch, kept in the sweep's folder. They determine the jobs of the sweep.
+
+Reading it runs no code: whoever can write to the folder chose the modules that a launch imported.
+"""
 
 import hashlib
 import json
@@ -9,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from domainbed.errors import UsageError
-from domainbed.files import atomic_write
-from domainbed.registry import import_modules
+from domainbed.files import atomic_write, read_json
 from domainbed.sweep.grid import Grid, RunKey
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.queue import read_queue_or_warn
@@ -19,10 +21,10 @@ from domainbed.sweep.status import JobState, survey
 
 def log_launch(sweep_dir: Path, grid: Grid) -> None:
     """Record a launch as the last one. The sweep's folder is not recorded, so it may be moved."""
-    content = json.dumps(grid.args(), sort_keys=True, indent=1).encode()
+    content = json.dumps(grid.to_log(), sort_keys=True, indent=1).encode()
     path = _log_folder(sweep_dir) / f"{hashlib.md5(content).hexdigest()}.json"
-    if path.exists():
-        if launch_files(sweep_dir)[-1] != path:
+    if path in (files := launch_files(sweep_dir)):
+        if files[-1] != path:
             with suppress(PermissionError):  # the file of another user
                 os.utime(path)
     else:
@@ -32,8 +34,9 @@ def log_launch(sweep_dir: Path, grid: Grid) -> None:
 
 
 def launch_files(sweep_dir: Path) -> list[Path]:
-    """Return the file of each launch, from the first to the last."""
-    return sorted(_log_folder(sweep_dir).glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+    """Return the file of each launch, from the first to the last. Links are left out: they may lead to any file."""
+    paths = [path for path in _log_folder(sweep_dir).glob("*.json") if not path.is_symlink()]
+    return sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))
 
 
 def print_warning(message: str) -> None:
@@ -41,20 +44,27 @@ def print_warning(message: str) -> None:
 
 
 def read_launches(sweep_dir: Path, warn: Callable[[str], object] = print_warning) -> list[tuple[Grid, list[RunKey]]]:
-    """Return each launch, from the first to the last, with its runs. Their `imports` are imported.
+    """Return each launch, from the first to the last, with its runs.
 
     Args:
-        warn: called with a message for each launch that is skipped because it is invalid, perhaps by now.
+        warn: called with a message for each launch that is skipped, because it is invalid or an earlier version logged
+            a launch of a dataset that is not registered here.
     """
     launches = []
     for path in launch_files(sweep_dir):
         try:
-            grid = Grid.from_args(json.loads(path.read_text(encoding="utf-8")))
-            import_modules(grid.job_args.get("imports", ()))
+            logged = read_json(path)
+            grid = Grid.from_log(logged)
             runs = list(grid.runs())
             for run in {(run.dataset, run.algorithm): run for run in runs}.values():
                 grid.job(run, sweep_dir)  # validates the arguments
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
+        except UsageError as error:
+            imports = logged.get("imports")
+            modules = " ".join(map(repr, imports)) if isinstance(imports, list) else ""
+            hint = f" (the launch imported {modules}; if you trust them, pass --import)" if modules else ""
+            warn(f"skipping the launch recorded in {path}: {error}{hint}")
+            continue
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             warn(f"skipping the launch recorded in {path}: {error}")
             continue
         launches.append((grid, runs))

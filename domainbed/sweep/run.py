@@ -11,6 +11,7 @@ from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock, TakenError, is_locked, locked
 from domainbed.errors import UsageError
+from domainbed.files import open_to_append
 from domainbed.records import is_done
 from domainbed.sweep.failures import begin_attempt, describe_error, record_failure, remove_failure_files
 from domainbed.sweep.job import LOG_FILE, Job
@@ -112,7 +113,7 @@ def _taken(job: Job) -> JobEvent:
 def _output_to_log(job: Job) -> Iterator[None]:
     """Append all output, including that of C code and child processes, to the job's log."""
     saved = [os.dup(1), os.dup(2)]
-    with open(job.folder / LOG_FILE, "ab") as log:
+    with open_to_append(job.folder / LOG_FILE) as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

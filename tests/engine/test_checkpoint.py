@@ -2,10 +2,13 @@
 
 import errno
 import itertools
+import os
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from domainbed.algorithms import ALGORITHMS
 from domainbed.engine import checkpoint
 from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Interrupted
@@ -33,6 +37,25 @@ from tests.engine.test_resume import (
 )
 
 LAST, PREVIOUS = checkpoint.CHECKPOINT_FILES
+
+
+class Evil:
+    """An object that creates a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+class KeepsObjects(test_resume.DrawsRandomly):
+    """An algorithm whose state has an object that only pickle can save."""
+
+    def training_state(self):
+        return {**super().training_state(), "object": Fraction(1, 3)}
+
+
 registered = test_resume.registered
 
 
@@ -315,3 +338,55 @@ def test_checkpoint_that_does_not_match_the_algorithm_is_kept(job: Path):
     with pytest.raises(UsageError, match=r"does not match the current algorithm; delete the folder .*another"):
         train(make(job))
     assert {path.name: path.read_bytes() for path in job.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", [LAST, PREVIOUS])
+@pytest.mark.parametrize("where", ["args", "figures", "algorithm", "generators", "something else", "the whole file"])
+def test_code_in_a_checkpoint_is_not_run(job: Path, tmp_path: Path, name: str, where: str):
+    saved = torch.load(job / LAST, weights_only=True)
+    evil = Evil(tmp_path / "executed")
+    torch.save(evil if where == "the whole file" else saved | {where: evil}, job / name)
+    if name == PREVIOUS:
+        (job / LAST).unlink()
+    before = {path.name: path.read_bytes() for path in job.iterdir()}
+    with pytest.raises(UsageError) as raised:
+        train(make(job))
+    message = str(raised.value)
+    assert message.startswith(f"{job / name} contains objects of '{os.mkdir.__module__}.mkdir', and loading these can ")
+    assert "--trust_checkpoint" in message
+    assert "\n" not in message
+    assert not (tmp_path / "executed").exists()
+    assert {path.name: path.read_bytes() for path in job.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"c", b"0", b"}}R.", b"\x80\x02(KBs.", b"\x80\x04\x95.", b"K\x01."])
+def test_nonsense_in_an_intact_checkpoint_is_reported(job: Path, content: bytes):
+    with zipfile.ZipFile(job / LAST) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(job / LAST, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, content if name.endswith("/data.pkl") else data)
+    (job / PREVIOUS).unlink()
+    with suppress(UsageError):  # refused, or reported as damaged
+        assert checkpoint.load_checkpoint(job) is None
+
+
+def test_state_that_could_not_be_loaded_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """But it is with --trust_checkpoint, if the file belongs to this user."""
+    with ALGORITHMS.temporarily("KeepsObjects", KeepsObjects):
+        config = make(tmp_path / "job", algorithm="KeepsObjects")
+        with pytest.raises(UsageError, match=r"state of KeepsObjects has objects of 'fractions\.Fraction', and"):
+            train(config)
+        assert not set(checkpoint.CHECKPOINT_FILES) & {path.name for path in (tmp_path / "job").iterdir()}
+        trusting = make(tmp_path / "trusting", algorithm="KeepsObjects", trust_checkpoint=True)
+        with pytest.raises(Interrupted):
+            train(trusting, JobControl(should_stop=stop_at(3)))
+        untrusting = make(tmp_path / "trusting", algorithm="KeepsObjects")
+        with pytest.raises(UsageError, match=r"checkpoint\.pt contains objects of 'fractions\.Fraction', and"):
+            train(untrusting)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
+            with pytest.raises(UsageError, match="belongs to another user, so loading it could run their code"):
+                train(trusting)
+        train(trusting)
+        assert [record["step"] for record in read_job(tmp_path / "trusting")[0]] == [0, 3, 6]

@@ -27,6 +27,7 @@ def test_name_hashes_exactly_what_determines_the_records():
         "skip_model_save": True,
         "save_model_every_checkpoint": True,
         "imports": ("os",),
+        "trust_checkpoint": True,
         "weights_dir": "/w",
         "on_bad_image": "skip",
         "cache": "/c",

@@ -373,3 +373,17 @@ def test_deleting_failed_jobs_unblocks_their_kind(tmp_path: Path, is_by_hand: bo
     assert states(jobs_of(words)) == [JobState.NOT_LAUNCHED] * 6
     cause.unlink()
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe"])
+def test_failure_file_that_is_no_file_is_replaced(tmp_path: Path, kind: str):
+    (tmp_path / "target").write_text("precious")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / ATTEMPT_FILE)
+    else:
+        (tmp_path / ATTEMPT_FILE).symlink_to("target" if kind == "link" else "missing")
+    begin_attempt(tmp_path)
+    record_failure(tmp_path, "reason")
+    assert read_failure(tmp_path / FAILURE_FILE).reason == "reason"
+    assert (tmp_path / "target").read_text() == "precious"
+    assert not (tmp_path / "missing").exists()

@@ -108,12 +108,14 @@ def test_invalid_launches_are_skipped_with_a_warning(tmp_path: Path, capsys: pyt
     (good,) = (tmp_path / "sweep" / ".sweep" / "launches").glob("*.json")
     arguments = json.loads(good.read_text())
     bad = {
-        "gone": arguments | {"algorithms": ["Gone"]},
+        "gone": arguments | {"datasets": ["Gone"]},
         "of_another_version": arguments | {"no_such_option": 1},
         "torn": None,
         "list": [],
     }
-    bad["of_a_number"] = arguments | {"imports": [5]}
+    bad["of_text"] = arguments | {"n_trials": "5"}
+    bad["with_a_control_character"] = arguments | {"algorithms": ["ERM\33[2J"]}
+    bad["of_no_steps"] = arguments | {"steps": 0}
     for name, content in bad.items():
         good.with_name(f"{name}.json").write_text("{" if content is None else json.dumps(content))
     capsys.readouterr()

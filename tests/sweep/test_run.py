@@ -84,3 +84,14 @@ def test_jobs_leave_no_file_open(tmp_path: Path):
     for job in [*jobs, make_job(tmp_path, seed=10)]:
         run(job)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_log_that_is_a_link_is_not_written(tmp_path: Path):
+    """A job's output contains texts from its folder; in a shell's startup file, they would be run."""
+    job = make_job(tmp_path / "sweep")
+    job.folder.mkdir(parents=True)
+    (tmp_path / "target").write_text("precious")
+    (job.folder / "log.txt").symlink_to(tmp_path / "target")
+    event = run(job)
+    assert (event.state, event.reason) == (JobState.FAILED, f"{job.folder}/log.txt: Too many levels of symbolic links")
+    assert (tmp_path / "target").read_text() == "precious"

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from domainbed.errors import UsageError
 from domainbed.records import mark_done
 from domainbed.sweep.job import Job
+from domainbed.sweep.launchers.slurm import SlurmLauncher, SlurmOptions
 from domainbed.sweep.launchers.slurm_task import Task
 from domainbed.sweep.status import JobState
 from tests.sweep.helpers import fail, make_job, states
@@ -83,3 +85,19 @@ def test_task_without_progress_is_not_requeued_forever(
     assert states([task._current]) == [JobState.NOT_LAUNCHED if is_requeued else JobState.FAILED]
     task._made_progress = True
     assert task.checkpoint(*args) is not None
+
+
+def test_tasks_load_only_files_that_nobody_else_can_write(tmp_path: Path):
+    sweep_dir = tmp_path / "sweep"
+    sweep_dir.mkdir()
+    launcher = SlurmLauncher(SlurmOptions())
+    launcher._make_private_folder(sweep_dir)
+    sweep_dir.chmod(0o777)
+    message = rf"^everybody can write to {sweep_dir}, and could run code as you .* from .*; pass --slurm_folder"
+    with pytest.raises(UsageError, match=message):
+        launcher._make_private_folder(sweep_dir)
+    private = SlurmLauncher(SlurmOptions(slurm_folder=str(tmp_path / "mine")))
+    private._make_private_folder(sweep_dir)
+    (folder,) = (tmp_path / "mine").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.name.startswith("domainbed-")

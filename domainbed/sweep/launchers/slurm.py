@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UsageError
-from domainbed.files import file_lock
+from domainbed.files import file_lock, other_writers
 from domainbed.options import check_options, option
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.launchers.base import Launcher, skip_event
@@ -54,6 +54,13 @@ class SlurmOptions:
     slurm_account: str | None = option(None, help="account to charge", metavar="NAME")
     slurm_array_parallelism: int = option(
         256, help="maximum number of tasks of an array that run at once", metavar="N", at_least=1
+    )
+    slurm_folder: str | None = option(
+        None,
+        help="folder for what SLURM's tasks load and for their logs, on a file system that all nodes share; nobody "
+        "else may be able to write to it",
+        metavar="DIR",
+        if_unset="`.sweep/slurm` in the sweep's folder",
     )
     slurm_setup: tuple[str, ...] = option(
         (), help="shell commands to run first, such as 'module load cuda'", metavar="COMMAND"
@@ -104,12 +111,32 @@ class SlurmLauncher(Launcher):
                     yield event
                 else:
                     to_submit.append(job)
+            if to_submit:
+                self._make_private_folder(sweep_dir)
             tasks = self._tasks(to_submit)
             for first in range(0, len(tasks), max_tasks):
                 if should_stop():
                     return
                 for job in self._submit(sweep_dir, tasks[first : first + max_tasks], kinds):
                     yield JobEvent(job, JobState.QUEUED)
+
+    def _folder(self, sweep_dir: Path) -> Path:
+        """Return the folder of submissions, which submitit's files are in. Tasks unpickle some of these."""
+        if self.options.slurm_folder is None:
+            return slurm_folder(sweep_dir)
+        return Path(self.options.slurm_folder).absolute() / job_name(sweep_dir)
+
+    def _make_private_folder(self, sweep_dir: Path) -> None:
+        """Create the folder of submissions. Raises UsageError if others could make this user's tasks run their code."""
+        folder = self._folder(sweep_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.options.slurm_folder is not None:
+            folder.chmod(0o700)
+        if others := other_writers(folder):
+            raise UsageError(
+                f"{others}, and could run code as you through the files that SLURM tasks load from {folder}; pass "
+                "--slurm_folder with a folder that only you can write to"
+            )
 
     def _tasks(self, jobs: Sequence[Job]) -> list[list[Job]]:
         n = self.options.jobs_per_task
@@ -129,7 +156,7 @@ class SlurmLauncher(Launcher):
 
         from domainbed.sweep.launchers.slurm_task import Task
 
-        folder = slurm_folder(sweep_dir)
+        folder = self._folder(sweep_dir)
         # One folder per submission: an old result in a reused folder would make a new task look done.
         executor = submitit.SlurmExecutor(folder=folder / "%A", max_num_timeout=NO_LIMIT)
         executor.update_parameters(**self._parameters | {"job_name": job_name(sweep_dir)})
@@ -154,7 +181,7 @@ class SlurmLauncher(Launcher):
         from submitit.slurm.slurm import _make_sbatch_string  # submitit's executor itself requires srun
 
         sweep_dir = jobs[0].folder.parent
-        folder, tasks = slurm_folder(sweep_dir), self._tasks(jobs)
+        folder, tasks = self._folder(sweep_dir), self._tasks(jobs)
         try:
             max_tasks = max_array_size()
         except UsageError:
