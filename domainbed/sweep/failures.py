@@ -9,13 +9,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from domainbed.errors import UsageError, one_line
+from domainbed.errors import UsageError, one_line, printable
+from domainbed.files import read_json
 
 # ATTEMPT_FILE is written before a job starts, so that a failure can be recorded in it even if the disk is full by then.
 # It is renamed to FAILURE_FILE when the job fails, and back when the job is retried.
 ATTEMPT_FILE = "attempt.json"
 FAILURE_FILE = "failed.json"
 FILE_SIZE = 8192  # bytes
+
+_WRITE = os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK  # opening a named pipe fails instead of waiting for a reader
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,14 @@ def remove_failure_files(folder: Path) -> None:
 def read_failure(path: Path) -> Failure:
     """Return the content of an ATTEMPT_FILE or FAILURE_FILE; an empty failure if it cannot be read."""
     try:
-        return Failure(**json.loads(path.read_bytes()))
+        failure = Failure(**read_json(path))
     except (OSError, ValueError, TypeError):
         return Failure()
+    texts = (failure.reason, failure.host, failure.at)
+    if type(failure.times) is not int or not all(isinstance(text, str) for text in texts):
+        return Failure()
+    reason, host, at = map(printable, texts)
+    return Failure(reason, failure.times, host, at)
 
 
 def _write(path: Path, failure: Failure) -> None:
@@ -76,10 +84,10 @@ def _write(path: Path, failure: Failure) -> None:
     reason = failure.reason[: FILE_SIZE // 16]  # JSON takes up to 12 bytes per character
     content = json.dumps(asdict(failure) | {"reason": reason}).encode()
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+        descriptor = os.open(path, _WRITE, 0o666)
     except PermissionError:  # the file of another user, in a folder that we may write to
         path.unlink()
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+        descriptor = os.open(path, _WRITE, 0o666)
     try:
         os.pwrite(descriptor, content.ljust(FILE_SIZE), 0)
         os.fsync(descriptor)
@@ -89,6 +97,10 @@ def _write(path: Path, failure: Failure) -> None:
 
 def describe_error(error: BaseException, folder: Path) -> str:
     """Return a one-line description of an error in the job of a folder."""
+    return printable(_describe_error(error, folder))
+
+
+def _describe_error(error: BaseException, folder: Path) -> str:
     if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 
-from domainbed.errors import UsageError
-from domainbed.files import atomic_write
+from domainbed.errors import UsageError, printable
+from domainbed.files import atomic_write, read_json
 from domainbed.registry import import_modules
 from domainbed.sweep.grid import Grid, RunKey
 from domainbed.sweep.job import SWEEP_FOLDER, Job
@@ -33,11 +33,11 @@ def log_launch(sweep_dir: Path, grid: Grid) -> None:
 
 def launch_files(sweep_dir: Path) -> list[Path]:
     """Return the file of each launch, from the first to the last."""
-    return sorted(_log_folder(sweep_dir).glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+    return sorted(_log_folder(sweep_dir).glob("*.json"), key=lambda path: (path.lstat().st_mtime, path.name))
 
 
 def print_warning(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def read_launches(sweep_dir: Path, warn: Callable[[str], object] = print_warning) -> list[tuple[Grid, list[RunKey]]]:
@@ -49,7 +49,7 @@ def read_launches(sweep_dir: Path, warn: Callable[[str], object] = print_warning
     launches = []
     for path in launch_files(sweep_dir):
         try:
-            grid = Grid.from_args(json.loads(path.read_text(encoding="utf-8")))
+            grid = Grid.from_args(read_json(path))
             import_modules(grid.job_args.get("imports", ()))
             runs = list(grid.runs())
             for run in {(run.dataset, run.algorithm): run for run in runs}.values():
