@@ -70,8 +70,8 @@ class Grid:
         n = n_test_envs * len(set(self.algorithms)) * self.n_trials * (self.n_hparams - self.n_hparams_from)
         if n > MAX_JOBS:
             raise UsageError(
-                f"the launch has {n:,} jobs, more than {MAX_JOBS:,}; specify fewer --n_trials, --n_hparams, "
-                "--algorithms or --datasets"
+                f"the launch has more than {MAX_JOBS:,} jobs; specify fewer --n_trials, --n_hparams, --algorithms or "
+                "--datasets"
             )
 
     @classmethod
