@@ -1,6 +1,7 @@
 """Shared by all commands: the argument parser, error messages and exit statuses."""
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -8,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from domainbed.errors import UsageError, one_line, suggest
+from domainbed.errors import UsageError, one_line, printable, suggest
+
+PATHS = ("ARCHIVE", "DIR", "FILE")  # the placeholders of options that take a path
 
 # Of --trust_imports, an option of the commands that need the classes of others' jobs.
 TRUST_IMPORTS_HELP = (
@@ -67,6 +70,11 @@ class Parser(argparse.ArgumentParser):
         choices = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
         return choices[0][name]
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if not arg_string and action.metavar in PATHS:  # pathlib would take it for the current folder
+            raise UsageError(f"{action.option_strings[0]} is empty; specify a path (. is the current folder)")
+        return super()._get_value(action, arg_string)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {suggest(value, action.choices)}")
@@ -111,12 +119,14 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """
     if sys.stdout is None:  # closed by `>&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: names may contain what the terminal cannot represent
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main(None)
         sys.stdout.flush()  # an error at interpreter shutdown would print a traceback
         sys.exit(status)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -127,7 +137,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     except OSError as error:  # such as a full disk or a missing permission
         _discard_output()
         prefix = f"{error.filename}: " if error.filename else ""
-        print(f"error: {prefix}{error.strerror or one_line(error)}", file=sys.stderr)
+        print(f"error: {printable(prefix)}{error.strerror or printable(one_line(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -12,6 +12,20 @@ class UsageError(ValueError):
     """
 
 
+# Control characters except for line feed and tab, line and paragraph separators, and marks that reverse text.
+_CONTROLS = [*range(9), *range(11, 32), *range(127, 160), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F)]
+_ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in [*_CONTROLS, *range(0x2066, 0x206A)]}
+
+
+def printable(text: object) -> str:
+    r"""Return text that is safe to print and to encode: control characters and lone surrogates as `\x1b`, `\ud800`.
+
+    Names of files, environments and hyperparameters, and messages of other programs, may contain sequences that move a
+    terminal's cursor or change its title.
+    """
+    return str(text).translate(_ESCAPES).encode(errors="backslashreplace").decode()
+
+
 def one_line(error: object) -> str:
     """Return an error's message on one line."""
     return " ".join(str(error).split())

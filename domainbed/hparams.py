@@ -1,17 +1,18 @@
 """Declarations of hyperparameters (defaults and random draws), and overrides as JSON.
 
 class GroupDRO(ERM):
-    HPARAMS = {"groupdro_eta": Hparam(1e-2, power(10, -3, -1))}
+    HPARAMS = {"groupdro_eta": Hparam(1e-2, power(10, -3, -1), at_least=0)}
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from numpy.random import RandomState
 
 from domainbed.errors import UsageError
+from domainbed.options import Bounds
 
 Value: TypeAlias = Any  # bool, int, float or str
 Hparams: TypeAlias = dict[str, Value]
@@ -19,8 +20,10 @@ Draw: TypeAlias = Callable[[RandomState], Value]
 
 
 @dataclass(frozen=True)
-class Hparam:
-    """The default and the random draw of a hyperparameter, with variants for some datasets.
+class Hparam(Bounds):
+    """The default, the random draw and the bounds of a hyperparameter, with variants for some datasets.
+
+    The bounds are those of overrides, on all datasets. Defaults and draws satisfy them.
 
     Attributes:
         default: the value with `hparams_seed` 0; overrides must have its type.
@@ -35,10 +38,12 @@ class Hparam:
     datasets: Mapping[str, "Hparam"] = field(default_factory=dict)
 
     def variant(self, dataset: str, small_images: bool) -> "Hparam":
-        """Return the variant for a dataset."""
-        if dataset in self.datasets:
-            return self.datasets[dataset]
-        return self.small_images if small_images and self.small_images else self
+        """Return the variant for a dataset, with the bounds of this declaration."""
+        variant = self.small_images if small_images and self.small_images else self
+        variant = self.datasets.get(dataset, variant)
+        if variant in (self, ABSENT):
+            return variant
+        return replace(self, default=variant.default, draw=variant.draw)
 
 
 ABSENT = Hparam(None)  # a variant for datasets without this hyperparameter
@@ -69,8 +74,17 @@ def one_of(*values: Value) -> Draw:
     return lambda r: values[r.choice(len(values))]
 
 
-LEARNING_RATE = Hparam(5e-5, power(10, -5, -3.5), small_images=Hparam(1e-3, power(10, -4.5, -2.5)))
-WEIGHT_DECAY = Hparam(0.0, power(10, -6, -2), small_images=Hparam(0.0))
+# Optimizers scale float32 tensors by learning rates and weight decays, and fail if the factor overflows.
+MAX_RATE = 10**6
+
+LEARNING_RATE = Hparam(
+    5e-5,
+    power(10, -5, -3.5),
+    small_images=Hparam(1e-3, power(10, -4.5, -2.5)),
+    above=0,
+    at_most=MAX_RATE,
+)
+WEIGHT_DECAY = Hparam(0.0, power(10, -6, -2), small_images=Hparam(0.0), at_least=0, at_most=MAX_RATE)
 
 # Hyperparameters of all algorithms; "In Search of Lost Domain Generalization" (Gulrajani and Lopez-Paz, 2021), Table 8.
 SHARED: Mapping[str, Hparam] = {
@@ -78,7 +92,7 @@ SHARED: Mapping[str, Hparam] = {
     "backbone": Hparam("resnet50", small_images=ABSENT),
     "pretrained": Hparam(True, small_images=ABSENT),
     "resnet18": Hparam(False),
-    "resnet_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5)),
+    "resnet_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5), at_least=0, at_most=1),
     "class_balanced": Hparam(False),
     "nonlinear_classifier": Hparam(False),
     "lr": LEARNING_RATE,
@@ -88,6 +102,8 @@ SHARED: Mapping[str, Hparam] = {
         int_power(2, 3, 5.5),
         small_images=Hparam(64, int_power(2, 3, 9)),
         datasets={"DomainNet": Hparam(32, int_power(2, 3, 5))},
+        at_least=1,
+        at_most=2**20,
     ),
 }
 
@@ -103,6 +119,7 @@ def parse_overrides(text: str | None) -> Hparams:
     example = "expected an object such as '{\"batch_size\": 16}'"
     try:
         overrides = json.loads(text)
+        json.dumps(overrides)  # may allow less nesting
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--hparams {text!r} is not JSON ({error}); {example}") from None
     if not isinstance(overrides, dict):

@@ -13,6 +13,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, suggest
 from domainbed.hparams import ABSENT, SHARED, Hparam, Hparams, Value, parse_overrides
+from domainbed.options import Bounds
 from domainbed.seeding import seed_hash
 
 
@@ -55,21 +56,23 @@ def resolve_hparams(
         overrides: a JSON object such as '{"batch_size": 16}', or None.
 
     Raises:
-        UsageError: the overrides are malformed JSON, or have an unknown name or a value of the wrong type.
+        UsageError: the overrides are malformed JSON, or have an unknown name or a value of the wrong type or
+            out of bounds.
     """
     if hparams_seed == 0:
         hparams = default_hparams(algorithm, dataset)
     else:
         hparams = random_hparams(algorithm, dataset, seed_hash(hparams_seed, trial_seed))
+    declared = hparams_of(algorithm, dataset)
     for name, value in parse_overrides(overrides).items():
         if name not in hparams:
             raise UsageError(f"--hparams: {algorithm} has no hyperparameter {name!r}; {suggest(name, hparams)}")
-        hparams[name] = _check_override(name, value, like=hparams[name])
+        hparams[name] = _check_override(name, value, hparams[name], declared[name])
     return hparams
 
 
-def _check_override(name: str, value: Value, like: Value) -> Value:
-    """Return `value` if its type is that of `like`; an integer is converted if `like` is a float."""
+def _check_override(name: str, value: Value, like: Value, bounds: Bounds) -> Value:
+    """Return `value` if its type is that of `like` and it is within bounds; convert an integer if `like` is a float."""
     if type(value) is int and isinstance(like, float):
         try:
             value = float(value)
@@ -81,6 +84,8 @@ def _check_override(name: str, value: Value, like: Value) -> Value:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"--hparams: {name} must be a finite number, not {value}")
-    if name == "batch_size" and value < 1:
-        raise UsageError(f"--hparams: batch_size must be at least 1, not {value!r}")
+    if type(value) is int and value.bit_length() > 63:
+        raise UsageError(f"--hparams: {name} must be a 64-bit integer; it is too large")
+    if isinstance(value, int | float):
+        bounds.check(f"--hparams {name}", value)
     return value

@@ -13,6 +13,7 @@ LocalOptions(workers=0)  # UsageError: --workers must be at least 1, not 0
 """
 
 import argparse
+import numbers
 import operator
 import types
 import typing
@@ -26,8 +27,26 @@ from domainbed.registry import Registry
 COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Bounds of a number; None stands for no bound."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def check(self, name: str, value: float) -> None:
+        """Raise UsageError, which calls the value `name`, if the value is out of bounds."""
+        bounds = {comparison: bound for comparison in COMPARISONS if (bound := getattr(self, comparison)) is not None}
+        # NaN satisfies no bound.
+        if not all(COMPARISONS[comparison](value, bound) for comparison, bound in bounds.items()):
+            required = " and ".join(f"{comparison.replace('_', ' ')} {bound:,}" for comparison, bound in bounds.items())
+            raise UsageError(f"{name} must be {required}, not {value}")
+
+
 @dataclass(frozen=True)
-class Option:
+class Option(Bounds):
     """The declaration of an option, in addition to its field's name, type and default.
 
     Attributes:
@@ -37,7 +56,6 @@ class Option:
         choices: the allowed values, or a function that returns them. With a `metavar`, --help lists them after the
             help; otherwise they are the placeholder.
         if_unset: the meaning of the default None.
-        at_least, above, at_most, below: bounds of a number.
     """
 
     help: str
@@ -45,10 +63,6 @@ class Option:
     metavar: str | None = None
     choices: Collection[str] | Callable[[], Collection[str]] = ()
     if_unset: str | None = None
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
 
     def allowed_values(self) -> Collection[str]:
         """Return the allowed values; empty if any value is allowed."""
@@ -117,7 +131,7 @@ def check_options(instance: Any, any_value: Container[str] = ()) -> None:
     Raises:
         UsageError: a value is not allowed.
     """
-    for f, declared, _ in _options(type(instance)):
+    for f, declared, value_type in _options(type(instance)):
         flag, value = _flags(f, declared)[0], getattr(instance, f.name)
         if value is None:
             continue
@@ -126,11 +140,11 @@ def check_options(instance: Any, any_value: Container[str] = ()) -> None:
             if allowed and item not in allowed:
                 kind = f"unknown {allowed.kind}" if isinstance(allowed, Registry) else f"invalid {flag}"
                 raise UsageError(f"{kind} {item!r}; {suggest(item, allowed)}")
-        bounds = {name: bound for name in COMPARISONS if (bound := getattr(declared, name)) is not None}
-        # NaN satisfies no bound.
-        if not all(COMPARISONS[name](value, bound) for name, bound in bounds.items()):
-            required = " and ".join(f"{name.replace('_', ' ')} {bound:,}" for name, bound in bounds.items())
-            raise UsageError(f"{flag} must be {required}, not {value}")
+        if value_type in (int, float):
+            allowed_type, kind = (numbers.Integral, "an integer") if value_type is int else (numbers.Real, "a number")
+            if isinstance(value, bool) or not isinstance(value, allowed_type):  # from Python, or a file
+                raise UsageError(f"{flag} must be {kind}, not {value!r}")
+        declared.check(flag, value)
 
 
 def options_table(*classes: type) -> str:

@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from domainbed.files import atomic_write, open_to_append
+from domainbed.files import atomic_write, open_regular, open_to_append, read_regular
 
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
+MAX_RESULTS_SIZE = 256 * 2**20  # bytes; 50,000 evaluations on 20 environments take about half of it
 CHECKPOINT_FILE = "checkpoint.pt"  # of an unfinished job; written by engine/checkpoint.py
 
 # Records without `schema_version` (DomainBed's, and early ones of this package) have this version.
@@ -36,7 +37,7 @@ def append_record(folder: Path, record: Mapping[str, Any]) -> None:
 def records_length(folder: Path) -> int:
     """Return the length of a job's results, in bytes."""
     try:
-        with open(folder / RESULTS_FILE, "rb") as file:  # opening makes a network file system refresh its attributes
+        with open_regular(folder / RESULTS_FILE) as file:  # makes a network file system refresh its attributes
             return os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         return 0
@@ -68,8 +69,11 @@ def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
     Lines that are not records are skipped (a killed job may leave its last line incomplete). If a job was run more than
     once in the same folder, the last run counts: a record replaces earlier ones with the same or a later step.
+
+    Raises:
+        OSError: the file cannot be read, is not a regular file, or is larger than MAX_RESULTS_SIZE.
     """
-    return parse_records((folder / RESULTS_FILE).read_bytes())
+    return parse_records(read_regular(folder / RESULTS_FILE, MAX_RESULTS_SIZE))
 
 
 def parse_records(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
@@ -107,13 +111,13 @@ def parse_records(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
 def last_record(folder: Path) -> dict[str, Any] | None:
     """Return the last complete record of a job, or None. Only the end of the file is read."""
     try:
-        with open(folder / RESULTS_FILE, "rb") as file:
+        with open_regular(folder / RESULTS_FILE) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
             lines = file.read().split(b"\n")
     except OSError:
         return None
     for line in reversed(lines):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 return record

@@ -12,11 +12,12 @@ from domainbed.algorithms import ALGORITHMS, Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.errors import UsageError
 from domainbed.hparams import ABSENT, Hparam, uniform
-from domainbed.hparams_registry import default_hparams, random_hparams, resolve_hparams
+from domainbed.hparams_registry import default_hparams, hparams_of, random_hparams, resolve_hparams
 from domainbed.seeding import seed_hash
 
 NAMES = ["ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr"]
 SMALL = ["ColoredDigits", "RotatedDigits", "ColoredMNIST", "RotatedMNIST"]
+BUILTIN = [name for name in ALGORITHMS if ALGORITHMS[name].__module__.startswith("domainbed.")]
 PHOTOS = ["VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet"]
 
 
@@ -222,6 +223,11 @@ def test_overrides():
         ('{"lr": null}', "lr must be of type float"),
         ('{"lr": NaN}', "lr must be a finite number, not nan"),
         ('{"lr": 1e999}', "lr must be a finite number, not inf"),
+        ('{"lr": 0}', "--hparams lr must be above 0 and at most 1,000,000, not 0.0"),
+        ('{"weight_decay": 1e300}', "--hparams weight_decay must be at least 0 and at most 1,000,000, not 1e+300"),
+        ('{"batch_size": 100000000000000000000}', "batch_size must be a 64-bit integer; it is too large"),
+        ('{"batch_size": 2000000}', "--hparams batch_size must be at least 1 and at most 1,048,576, not 2000000"),
+        ('{"resnet_dropout": 1.5}', "--hparams resnet_dropout must be at least 0 and at most 1, not 1.5"),
         pytest.param('{"lr": 1' + "0" * 400 + "}", "lr must be a finite number; it is too large", id="large"),
     ],
 )
@@ -229,3 +235,54 @@ def test_invalid_overrides(overrides: str, message: str):
     with pytest.raises(UsageError, match="--hparams") as error:
         resolve_hparams("ERM", "ColoredMNIST", 0, 0, overrides)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "overrides", "message"),
+    [
+        ("DANN", '{"mlp_width": 0}', "--hparams mlp_width must be at least 1 and at most 65,536, not 0"),
+        ("DANN", '{"mlp_width": -1}', "mlp_width must be at least 1"),
+        ("DANN", '{"lambda": -0.5}', "--hparams lambda must be at least 0, not -0.5"),
+        ("Fishr", '{"ema": -1}', "--hparams ema must be at least 0 and at most 1, not -1.0"),
+        ("RDM", '{"batch_size": 0}', "batch_size must be at least 1"),  # declared per dataset
+    ],
+)
+def test_bounds_of_algorithms(algorithm: str, overrides: str, message: str):
+    with pytest.raises(UsageError) as error:
+        resolve_hparams(algorithm, "PACS", 0, 0, overrides)
+    assert message in str(error.value)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_every_number_has_a_lower_bound(algorithm: str):
+    if not ALGORITHMS[algorithm].__module__.startswith("domainbed."):
+        pytest.skip("another test registered it")
+    for dataset in DATASETS:
+        for name, hparam in hparams_of(algorithm, dataset).items():
+            if is_number(hparam.default):
+                assert (hparam.at_least, hparam.above) != (None, None), name
+
+
+@given(algorithm=st.sampled_from(BUILTIN), dataset=st.sampled_from(SMALL + PHOTOS), seed=st.integers(0, 2**31))
+def test_defaults_and_draws_are_within_bounds(algorithm: str, dataset: str, seed: int):
+    declared = hparams_of(algorithm, dataset)
+    for hparams in (default_hparams(algorithm, dataset), random_hparams(algorithm, dataset, seed)):
+        for name, value in hparams.items():
+            if is_number(value):
+                declared[name].check(name, value)
+
+
+def test_variants_have_the_bounds_of_the_declaration():
+    hparam = Hparam(1.0, small_images=Hparam(2.0), datasets={"DomainNet": Hparam(3.0)}, at_most=3)
+    for variant in (
+        hparam,
+        hparam.variant("PACS", False),
+        hparam.variant("X", True),
+        hparam.variant("DomainNet", True),
+    ):
+        with pytest.raises(UsageError, match="a must be at most 3, not 4"):
+            variant.check("a", 4)

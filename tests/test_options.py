@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domainbed import cli
+from domainbed.colored_mnist import command as colored_mnist
 from domainbed.errors import UsageError
+from domainbed.landscape import command as landscape
 from domainbed.options import add_options, check_options, from_args, option, options_table, to_args
+from domainbed.scripts import collect_results, download, list_top_hparams, plot, recompute, sweep, train
 
 
 @dataclass(frozen=True)
@@ -130,3 +133,33 @@ def test_options_table_has_one_row_per_option():
         "| `--is_on` |  | switch on |",
         "| `--is_up` | `True` | move up |",
     ]
+
+
+@pytest.mark.parametrize(("size", "rate"), [(True, None), ("3", None), (1.5, None), (1, "0.5"), (1, True), (1, [0.5])])
+def test_numbers_that_python_or_a_file_provides_are_checked(size: object, rate: object):
+    with pytest.raises(UsageError, match=r"must be an integer, not|must be a number, not"):
+        Options(size=size, rate=rate)  # type: ignore[arg-type]
+
+
+def test_empty_paths_are_refused():
+    parser = cli.Parser(prog="tool")
+    for metavar in cli.PATHS:
+        parser.add_argument(f"--{metavar.lower()}", metavar=metavar)
+    for words in (["--dir", ""], ["--file="], ["--archive", ""]):
+        flag = words[0].rstrip("=")
+        with pytest.raises(UsageError, match=f"{flag} is empty; specify a path"):
+            parser.parse_args(words)
+
+
+PARSERS = (collect_results, colored_mnist, download, landscape, list_top_hparams, plot, recompute, sweep, train)
+
+
+@pytest.mark.parametrize("command", PARSERS, ids=lambda command: command.__name__)
+def test_every_option_that_takes_a_path_refuses_an_empty_one(command):
+    parsers = [command.parser()]
+    for parser in parsers:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            elif action.dest.endswith(("_dir", "output", "archive", "import_results", "launcher_config", "cache")):
+                assert action.metavar in cli.PATHS, action.dest

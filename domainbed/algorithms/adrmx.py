@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from domainbed import networks
 from domainbed.algorithms.adversarial import AdversarialAlgorithm
 from domainbed.algorithms.base import Metrics, take_step
-from domainbed.hparams import Hparam, Hparams, one_of
+from domainbed.hparams import MAX_RATE, Hparam, Hparams, one_of
 
 TEMPERATURE = 0.07
 CONTRAST_WEIGHT = 0.5  # of pairs from one domain; of other pairs 1 - CONTRAST_WEIGHT
@@ -26,19 +26,21 @@ class ADRMX(AdversarialAlgorithm):
     """
 
     HPARAMS = {
-        "cnt_lambda": Hparam(1.0),
-        "dclf_lambda": Hparam(1.0),
-        "disc_lambda": Hparam(0.75),
-        "rmxd_lambda": Hparam(1.0),
-        "d_steps_per_g_step": Hparam(2),
-        "beta1": Hparam(0.5),
-        "mlp_width": Hparam(256),
-        "mlp_depth": Hparam(9, one_of(8, 9, 10)),
-        "mlp_dropout": Hparam(0.0),
+        "cnt_lambda": Hparam(1.0, at_least=0),
+        "dclf_lambda": Hparam(1.0, at_least=0),
+        "disc_lambda": Hparam(0.75, at_least=0),
+        "rmxd_lambda": Hparam(1.0, at_least=0),
+        "d_steps_per_g_step": Hparam(2, at_least=0),
+        "beta1": Hparam(0.5, at_least=0, below=1),
+        "mlp_width": Hparam(256, at_least=1, at_most=2**16),
+        "mlp_depth": Hparam(9, one_of(8, 9, 10), at_least=2, at_most=2**10),
+        "mlp_dropout": Hparam(0.0, at_least=0, at_most=1),
         "lr": Hparam(
             3e-5,
             one_of(2e-5, 3e-5, 4e-5, 5e-5),
             small_images=Hparam(3e-3, one_of(5e-4, 1e-3, 2e-3, 3e-3)),
+            above=0,
+            at_most=MAX_RATE,
         ),
     }
 

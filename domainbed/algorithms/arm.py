@@ -37,7 +37,7 @@ class ARM(ERM):
     """
 
     HPARAMS = {
-        "batch_size": Hparam(8, small_images=SHARED["batch_size"].small_images),
+        "batch_size": Hparam(8, small_images=SHARED["batch_size"].small_images, at_least=1, at_most=2**20),
         "train_context": Hparam(False),
     }
     EVAL_BATCH_SIZE = 64

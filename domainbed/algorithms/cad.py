@@ -21,8 +21,8 @@ class CAD(ERM):
     """
 
     HPARAMS = {
-        "lmbda": Hparam(0.1, one_of(1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)),
-        "temperature": Hparam(0.1, one_of(0.05, 0.1)),
+        "lmbda": Hparam(0.1, one_of(1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0), at_least=0),
+        "temperature": Hparam(0.1, one_of(0.05, 0.1), above=0),
         "is_normalized": Hparam(False),
         "is_project": Hparam(False),
         "is_flipped": Hparam(True),

@@ -14,7 +14,7 @@ class CausIRL(AlignmentERM):
     to the other. The penalty is 0 if a mixture has fewer than two samples.
     """
 
-    HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1))}
+    HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1), at_least=0)}
 
     def distance_of_parts(self, z: torch.Tensor, in_first: torch.Tensor) -> torch.Tensor:
         """Return the distance, 0-dim, between the rows of features [n, d] with `in_first` [n] 1 and those with 0."""

@@ -37,7 +37,7 @@ class AlignmentERM(ERM):
 class CORAL(AlignmentERM):
     """ERM with a penalty: the mean squared differences between the domains' feature means and feature covariances."""
 
-    HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1))}
+    HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1), at_least=0)}
     MIN_BATCH_SIZE = 2
 
     def distance(self, domains: list[torch.Tensor]) -> torch.Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.penalty import reset_optimizer
-from domainbed.hparams import Hparam, Hparams, power, uniform
+from domainbed.hparams import MAX_RATE, Hparam, Hparams, power, uniform
 
 HALVINGS = 32
 
@@ -41,9 +41,9 @@ class EQRM(ERM):
     """
 
     HPARAMS = {
-        "eqrm_quantile": Hparam(0.75, uniform(0.5, 0.99)),
-        "eqrm_burnin_iters": Hparam(2500.0, power(10, 2.5, 3.5)),
-        "eqrm_lr": Hparam(1e-6, power(10, -7, -5)),
+        "eqrm_quantile": Hparam(0.75, uniform(0.5, 0.99), above=0, below=1),
+        "eqrm_burnin_iters": Hparam(2500.0, power(10, 2.5, 3.5), at_least=0),
+        "eqrm_lr": Hparam(1e-6, power(10, -7, -5), above=0, at_most=MAX_RATE),
     }
     MIN_DOMAINS = 2
 

@@ -8,7 +8,7 @@ from domainbed.algorithms.averaging import WeightAverage
 from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.errors import UsageError
-from domainbed.hparams import Hparam, Hparams, power
+from domainbed.hparams import MAX_RATE, Hparam, Hparams, power
 
 START = 600  # the first update that is averaged
 
@@ -22,8 +22,8 @@ class ERMPlusPlus(ERM):
     """
 
     HPARAMS = {
-        "linear_lr": Hparam(5e-5, power(10, -5, -3.5)),
-        "linear_steps": Hparam(500),
+        "linear_lr": Hparam(5e-5, power(10, -5, -3.5), above=0, at_most=MAX_RATE),
+        "linear_steps": Hparam(500, at_least=0),
         "lars": Hparam(False),
     }
 

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, take_step
 from domainbed.algorithms.erm import ERM
-from domainbed.hparams import Hparam, one_of
+from domainbed.hparams import MAX_RATE, Hparam, one_of
 
 
 class Fish(ERM):
@@ -15,7 +15,7 @@ class Fish(ERM):
     second network is needed.
     """
 
-    HPARAMS = {"meta_lr": Hparam(0.5, one_of(0.05, 0.1, 0.5))}
+    HPARAMS = {"meta_lr": Hparam(0.5, one_of(0.05, 0.1, 0.5), at_least=0, at_most=MAX_RATE)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         state = [tensor for tensor in self.network.state_dict().values() if tensor.is_floating_point()]

@@ -53,9 +53,9 @@ class Fishr(PenaltyERM):
     """
 
     HPARAMS = {
-        "lambda": Hparam(1000.0, power(10, 1, 4)),
-        "penalty_anneal_iters": Hparam(1500, int_uniform(0, 5000)),
-        "ema": Hparam(0.95, uniform(0.90, 0.99)),
+        "lambda": Hparam(1000.0, power(10, 1, 4), at_least=0),
+        "penalty_anneal_iters": Hparam(1500, int_uniform(0, 5000), at_least=0),
+        "ema": Hparam(0.95, uniform(0.90, 0.99), at_least=0, at_most=1),
         "variant": Hparam("variance"),
     }
     WARM_UP_WEIGHT = 0.0

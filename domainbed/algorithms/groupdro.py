@@ -14,7 +14,7 @@ class GroupDRO(ERM):
     were made with code that divided this sum by the number of domains.)
     """
 
-    HPARAMS = {"groupdro_eta": Hparam(1e-2, power(10, -3, -1))}
+    HPARAMS = {"groupdro_eta": Hparam(1e-2, power(10, -3, -1), at_least=0)}
     q: torch.Tensor  # [domains]
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

@@ -20,8 +20,8 @@ class InformationBottleneck(ERM):
     """ERM with a penalty on the variance of features within domains, from update `ib_penalty_anneal_iters` on."""
 
     HPARAMS = {
-        "ib_lambda": Hparam(100.0, power(10, -1, 5)),
-        "ib_penalty_anneal_iters": Hparam(500, int_power(10, 0, 4)),
+        "ib_lambda": Hparam(100.0, power(10, -1, 5), at_least=0),
+        "ib_penalty_anneal_iters": Hparam(500, int_power(10, 0, 4), at_least=0),
     }
     MIN_BATCH_SIZE = 2
 

@@ -13,7 +13,7 @@ class IGA(ERM):
     The mean gradient is constant: since the deviations from it sum to zero, the penalty's gradient is exact.
     """
 
-    HPARAMS = {"penalty": Hparam(1000.0, power(10, 1, 5))}
+    HPARAMS = {"penalty": Hparam(1000.0, power(10, 1, 5), at_least=0)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)

@@ -37,8 +37,8 @@ class IRM(PenaltyERM):
     """
 
     HPARAMS = {
-        "irm_lambda": Hparam(100.0, power(10, -1, 5)),
-        "irm_penalty_anneal_iters": Hparam(500, int_power(10, 0, 4)),
+        "irm_lambda": Hparam(100.0, power(10, -1, 5), at_least=0),
+        "irm_penalty_anneal_iters": Hparam(500, int_power(10, 0, 4), at_least=0),
     }
     MIN_BATCH_SIZE = 2
     WARM_UP_WEIGHT = 1.0

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.errors import UsageError
-from domainbed.hparams import Hparam, Hparams
+from domainbed.hparams import MAX_RATE, Hparam, Hparams
 
 LAYERS = ("maxpool", "layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets
 INITIAL_VARIANCE = 0.1
@@ -25,7 +25,7 @@ class MIRO(ERM):
     published code, weight decay.
     """
 
-    HPARAMS = {"ld": Hparam(0.1), "lr_mult": Hparam(10.0)}
+    HPARAMS = {"ld": Hparam(0.1, at_least=0), "lr_mult": Hparam(10.0, above=0, at_most=MAX_RATE)}
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)

@@ -16,7 +16,7 @@ class Mixup(ERM):
     mixup_alpha that were always 0.1.)
     """
 
-    HPARAMS = {"mixup_alpha": Hparam(0.2, power(10, -1, 1))}
+    HPARAMS = {"mixup_alpha": Hparam(0.2, power(10, -1, 1), above=0)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = stack_domains(minibatches)  # [domains, n, …]

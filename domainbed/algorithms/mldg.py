@@ -29,8 +29,8 @@ class MLDG(ERM):
     """
 
     HPARAMS = {
-        "mldg_beta": Hparam(1.0, power(10, -1, 1)),
-        "n_meta_test": Hparam(2, one_of(1, 2)),
+        "mldg_beta": Hparam(1.0, power(10, -1, 1), at_least=0),
+        "n_meta_test": Hparam(2, one_of(1, 2), at_least=1),
         "limit_meta_test": Hparam(False),
     }
     MIN_DOMAINS = 2

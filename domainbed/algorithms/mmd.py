@@ -10,7 +10,7 @@ from domainbed.hparams import Hparam, power
 class MMD(AlignmentERM):
     """Penalizes the maximum mean discrepancy, with a sum of Gaussian kernels, between the features of domain pairs."""
 
-    HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1))}
+    HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1), at_least=0)}
 
     def distance(self, domains: list[torch.Tensor]) -> torch.Tensor | None:
         return mean_over_pairs(domains, mmd_distance)

@@ -24,7 +24,7 @@ class MTL(Algorithm):
     published, `mtl_ema` is the weight of the *new* mean, and the loss is the sum of the domains' risks.
     """
 
-    HPARAMS = {"mtl_ema": Hparam(0.99, one_of(0.5, 0.9, 0.99, 1.0)), "mtl_noise": Hparam(True)}
+    HPARAMS = {"mtl_ema": Hparam(0.99, one_of(0.5, 0.9, 0.99, 1.0), at_least=0, at_most=1), "mtl_noise": Hparam(True)}
     embeddings: torch.Tensor  # [domains, d]
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

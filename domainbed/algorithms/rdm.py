@@ -6,7 +6,7 @@ from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, stack_dom
 from domainbed.algorithms.distances import mmd_distance
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.penalty import reset_optimizer
-from domainbed.hparams import SHARED, Hparam, Hparams, int_uniform, uniform
+from domainbed.hparams import MAX_RATE, SHARED, Hparam, Hparams, int_uniform, uniform
 
 GAMMAS = tuple(10.0**k for k in range(-4, 4))
 NO_VARIANCE = Hparam(0.0)
@@ -31,21 +31,25 @@ class RDM(ERM):
                 "TerraIncognita": Hparam(5.0, uniform(1.0, 10.0)),
                 "DomainNet": Hparam(0.5, uniform(0.1, 1.0)),
             },
+            at_least=0,
         ),
         "rdm_penalty_anneal_iters": Hparam(
-            1500, int_uniform(800, 2700), datasets={"DomainNet": Hparam(2400, int_uniform(1500, 3000))}
+            1500, int_uniform(800, 2700), datasets={"DomainNet": Hparam(2400, int_uniform(1500, 3000))}, at_least=0
         ),
         "variance_weight": Hparam(
             0.004,
             uniform(0.001, 0.007),
             datasets=dict.fromkeys(("TerraIncognita", "OfficeHome", "DomainNet"), NO_VARIANCE),
+            at_least=0,
         ),
-        "rdm_lr": Hparam(1.5e-5, uniform(8e-6, 2e-5)),
+        "rdm_lr": Hparam(1.5e-5, uniform(8e-6, 2e-5), above=0, at_most=MAX_RATE),
         "batch_size": Hparam(
             88,
             int_uniform(70, 100),
             small_images=SHARED["batch_size"].small_images,
             datasets=dict.fromkeys(("DomainNet", "TerraIncognita"), LARGE),
+            at_least=1,
+            at_most=2**20,
         ),
     }
     MIN_DOMAINS = 2

@@ -16,8 +16,8 @@ class RSC(ERM):
     """
 
     HPARAMS = {
-        "rsc_f_drop_factor": Hparam(1 / 3, uniform(0, 0.5)),
-        "rsc_b_drop_factor": Hparam(1 / 3, uniform(0, 0.5)),
+        "rsc_f_drop_factor": Hparam(1 / 3, uniform(0, 0.5), at_least=0, at_most=1),
+        "rsc_b_drop_factor": Hparam(1 / 3, uniform(0, 0.5), at_least=0, at_most=1),
     }
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:

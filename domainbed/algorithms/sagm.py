@@ -17,7 +17,7 @@ class SAGM(PerturbedERM):
     published code; the paper adds them).
     """
 
-    HPARAMS = {"alpha": Hparam(0.001, one_of(0.01, 0.02, 0.05, 0.1))}
+    HPARAMS = {"alpha": Hparam(0.001, one_of(0.01, 0.02, 0.05, 0.1), at_least=0)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)

@@ -35,7 +35,7 @@ class PerturbedERM(ERM):
 class SAM(PerturbedERM):
     """Minimizes the loss at the worst weights within a radius `rho`, to first order. "loss" is the loss there."""
 
-    HPARAMS = {"rho": Hparam(0.05, one_of(0.01, 0.02, 0.05, 0.1))}
+    HPARAMS = {"rho": Hparam(0.05, one_of(0.01, 0.02, 0.05, 0.1), at_least=0)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)

@@ -12,7 +12,10 @@ class SANDMask(MaskedGradientERM):
     With the published default tau = 1 the mask is zero everywhere, so nothing is learned.
     """
 
-    HPARAMS = {"tau": Hparam(1.0, uniform(0.0, 1.0)), "k": Hparam(10.0, power(10, -3, 5))}
+    HPARAMS = {
+        "tau": Hparam(1.0, uniform(0.0, 1.0), at_least=0, at_most=1),
+        "k": Hparam(10.0, power(10, -3, 5), at_least=0),
+    }
 
     @property
     def caveat(self) -> str:

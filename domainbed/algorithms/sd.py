@@ -10,7 +10,7 @@ from domainbed.hparams import Hparam, power
 class SD(ERM):
     """Penalizes the mean square of the logits. The metric "loss" is the cross-entropy alone, as published."""
 
-    HPARAMS = {"sd_reg": Hparam(0.1, power(10, -5, -1))}
+    HPARAMS = {"sd_reg": Hparam(0.1, power(10, -5, -1), at_least=0)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)

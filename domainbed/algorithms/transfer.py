@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, split_by_domain, take_step
 from domainbed.algorithms.erm import ERM
-from domainbed.hparams import Hparam, Hparams, one_of, power, uniform
+from domainbed.hparams import MAX_RATE, Hparam, Hparams, one_of, power, uniform
 
 
 class Transfer(ERM):
@@ -22,13 +22,13 @@ class Transfer(ERM):
     """
 
     HPARAMS = {
-        "t_lambda": Hparam(1.0, power(10, -2, 1)),
-        "delta": Hparam(2.0, uniform(0.1, 3.0)),
-        "d_steps_per_g": Hparam(10, one_of(1, 2, 5)),
-        "weight_decay_d": Hparam(0.0, power(10, -6, -2)),
+        "t_lambda": Hparam(1.0, power(10, -2, 1), at_least=0),
+        "delta": Hparam(2.0, uniform(0.1, 3.0), above=0),
+        "d_steps_per_g": Hparam(10, one_of(1, 2, 5), at_least=1),
+        "weight_decay_d": Hparam(0.0, power(10, -6, -2), at_least=0, at_most=MAX_RATE),
         "gda": Hparam(False, lambda r: True),
-        "beta1": Hparam(0.5, one_of(0.0, 0.5)),
-        "lr_d": Hparam(1e-3, power(10, -4.5, -2.5)),
+        "beta1": Hparam(0.5, one_of(0.0, 0.5), at_least=0, below=1),
+        "lr_d": Hparam(1e-3, power(10, -4.5, -2.5), above=0, at_most=MAX_RATE),
     }
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

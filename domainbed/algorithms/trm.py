@@ -27,9 +27,9 @@ class TRM(Algorithm):
     """
 
     HPARAMS = {
-        "cos_lambda": Hparam(1e-4, power(10, -5, 0)),
-        "iters": Hparam(200, int_power(10, 0, 4)),
-        "groupdro_eta": Hparam(1e-2, power(10, -3, -1)),
+        "cos_lambda": Hparam(1e-4, power(10, -5, 0), at_least=0),
+        "iters": Hparam(200, int_power(10, 0, 4), at_least=0),
+        "groupdro_eta": Hparam(1e-2, power(10, -3, -1), at_least=0),
         "trm_series": Hparam("code"),
     }
     MIN_DOMAINS = 2

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.errors import UsageError
-from domainbed.hparams import Hparam, Hparams, one_of, power, uniform
+from domainbed.hparams import MAX_RATE, Hparam, Hparams, one_of, power, uniform
 
 WIDTH = 100  # units of the discriminator
 # The range of the uniform distribution that features are matched to, by activation.
@@ -36,12 +36,14 @@ class URM(ERM):
 
     HPARAMS = {
         "urm": Hparam("adversarial"),
-        "urm_adv_lambda": Hparam(0.1, uniform(0, 0.2)),
+        "urm_adv_lambda": Hparam(0.1, uniform(0, 0.2), at_least=0),
         "urm_generator_output": Hparam("tanh", one_of("tanh", "relu")),
-        "urm_discriminator_lr": Hparam(5e-5, power(10, -6, -4.5), small_images=Hparam(1e-3, power(10, -5.5, -3.5))),
-        "urm_discriminator_hidden_layers": Hparam(1, one_of(1, 2, 3)),
+        "urm_discriminator_lr": Hparam(
+            5e-5, power(10, -6, -4.5), small_images=Hparam(1e-3, power(10, -5.5, -3.5)), above=0, at_most=MAX_RATE
+        ),
+        "urm_discriminator_hidden_layers": Hparam(1, one_of(1, 2, 3), at_least=0, at_most=2**10),
         "urm_discriminator_optimizer": Hparam("adam"),
-        "urm_discriminator_label_smoothing": Hparam(0.0),
+        "urm_discriminator_label_smoothing": Hparam(0.0, at_least=0, at_most=1),
     }
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

@@ -16,8 +16,8 @@ class VREx(PenaltyERM):
     """ERM with a penalty: the variance of the domains' risks."""
 
     HPARAMS = {
-        "vrex_lambda": Hparam(10.0, power(10, -1, 5)),
-        "vrex_penalty_anneal_iters": Hparam(500, int_power(10, 0, 4)),
+        "vrex_lambda": Hparam(10.0, power(10, -1, 5), at_least=0),
+        "vrex_penalty_anneal_iters": Hparam(500, int_power(10, 0, 4), at_least=0),
     }
     WARM_UP_WEIGHT = 1.0
     WEIGHT = "vrex_lambda"

@@ -16,7 +16,7 @@ from domainbed.options import add_options, check_options, from_args, option
 class ProofOptions:
     """Options of the command."""
 
-    data_dir: str = option(help="folder that contains MNIST/raw; MNIST is downloaded to it if missing")
+    data_dir: str = option(help="folder that contains MNIST/raw; MNIST is downloaded to it if missing", metavar="DIR")
     algorithm: tuple[str, ...] = option(
         ("ERM", "IRM", "VREx", "Fishr"), metavar="NAME", choices=tuple(PENALTIES), help="algorithms to train"
     )
@@ -31,7 +31,7 @@ class ProofOptions:
         help="landscape: record the distances between the training environments' risks, gradients and Hessians every "
         "ten steps, and print and plot them; untracked restarts are trained again",
     )
-    output_dir: str = option("runs/colored_mnist", help="folder for records.jsonl, one line per restart")
+    output_dir: str = option("runs/colored_mnist", help="folder for records.jsonl, one line per restart", metavar="DIR")
     workers: int | None = option(
         None, at_least=1, help="number of restarts to train at once", if_unset="one per CPU core; with a GPU, one"
     )

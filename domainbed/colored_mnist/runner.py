@@ -20,7 +20,9 @@ from tqdm import tqdm
 from domainbed.colored_mnist.experiment import load_mnist, train
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.errors import UsageError
+from domainbed.files import read_regular
 from domainbed.landscape import PREFIX
+from domainbed.records import MAX_RESULTS_SIZE
 from domainbed.sweep.worker import ignore_sigint
 
 SETTINGS = ("algorithm", "label_flip", "grayscale", "steps", "seed")
@@ -35,7 +37,8 @@ def settings_of(restart: Mapping[str, Any]) -> tuple:
 def read_restarts(path: Path) -> list[dict[str, Any]]:
     """Return the finished restarts of a file. Invalid lines, such as a truncated one, are skipped with a warning."""
     restarts = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+    data = read_regular(path, MAX_RESULTS_SIZE) if path.exists() else b""
+    for number, line in enumerate(data.splitlines(), start=1):
         try:
             restart = json.loads(line.decode())
             hash(settings_of(restart))

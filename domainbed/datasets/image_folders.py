@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from domainbed.datasets.base import FileEnvironment
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, printable
 from domainbed.files import read_regular
 from domainbed.loading.decode import EXTENSIONS
 
@@ -158,9 +158,13 @@ def subfolders(folder: Path) -> list[str]:
     """Return the sorted names of the folders in `folder`, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
     except OSError as error:
         raise UsageError(f"cannot list {folder}: {error.strerror}") from error
+    for name in names:
+        if printable(name) != name:  # records and tables contain the names of environments
+            raise UsageError(f"{folder / name}: the folder's name has control characters or is not UTF-8; rename it")
+    return names
 
 
 def read_leave_out(root: Path) -> set[str]:

@@ -14,7 +14,7 @@ from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out, read_tree
 from domainbed.datasets.mnist import MNIST, NUM_IMAGES, missing_files, raw_folder
 from domainbed.datasets.photos import PhotoDataset, PublishedDataset
-from domainbed.errors import UsageError, suggest
+from domainbed.errors import UsageError, printable, suggest
 from domainbed.files import atomic_write
 from domainbed.loading.decode import BadImageError, decode, read_file
 
@@ -199,6 +199,8 @@ def write_leave_out(root: Path, files: Sequence[str]) -> Path:
         UsageError: the format cannot represent a file's name.
     """
     path = root / LEAVE_OUT_FILE
+    if unlisted := [name for name in files if printable(name) != name]:
+        raise UsageError(f"{path} cannot contain these names; delete or rename {', '.join(unlisted)}")
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     new_line = "\n" if old and not old.endswith("\n") else ""
     with atomic_write(path) as file:

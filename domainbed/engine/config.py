@@ -43,9 +43,15 @@ class JobConfig:
         None, help="hyperparameters to override, as a JSON object such as '{\"batch_size\": 16}'", metavar="JSON"
     )
     hparams_seed: int = option(
-        0, help="0: default hyperparameters; otherwise the number of a random draw", metavar="N", at_least=0
+        0,
+        help="0: default hyperparameters; otherwise the number of a random draw",
+        metavar="N",
+        at_least=0,
+        below=2**63,  # tables store 64-bit integers
     )
-    trial_seed: int = option(0, help="seed of the trial: determines splits and environments", metavar="N", at_least=0)
+    trial_seed: int = option(
+        0, help="seed of the trial: determines splits and environments", metavar="N", at_least=0, below=2**63
+    )
     seed: int = option(
         0,
         help="seed of everything else: initial weights, batches, dropout",

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, printable
+from domainbed.files import open_regular, read_json
 
 try:
     import fcntl
@@ -80,7 +82,8 @@ class LockOwner:
         return start == self.started if start and self.started else None
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}" + (f", SLURM job {self.slurm_job}" if self.slurm_job else "")
+        job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
+        return printable(f"process {self.pid} on {self.host}{job}")
 
 
 def this_process() -> LockOwner:
@@ -238,7 +241,7 @@ def _temporary_path(path: Path) -> Path:
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
-        with open(path, "rb") as file:  # opening it makes a network file system query its server
+        with open_regular(path) as file:  # opening it makes a network file system query its server
             return os.path.samestat(os.fstat(file.fileno()), os.fstat(descriptor))
     except OSError:
         return False
@@ -267,10 +270,12 @@ def locked(folder: Path) -> Iterator[Lock]:
 def lock_owner(folder: Path) -> LockOwner | None:
     """Return the owner that the folder's lock names, or None if there is no lock or it is not readable."""
     try:
-        content = json.loads((folder / LOCK_FILE).read_bytes())
-        return LockOwner(**{f.name: content[f.name] for f in fields(LockOwner)})
+        content = read_json(folder / LOCK_FILE)
+        owner = LockOwner(**{f.name: content[f.name] for f in fields(LockOwner)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    types: dict[str, Any] = {f.name: (int, float) if f.type is float else f.type for f in fields(LockOwner)}
+    return owner if all(isinstance(value, types[name]) for name, value in vars(owner).items()) else None
 
 
 def is_locked(folder: Path, now: float | None = None) -> bool:
@@ -351,8 +356,10 @@ def _exclusive(path: Path) -> Iterator[None]:
 def _read_state(path: Path) -> tuple[int, int, bytes] | None:
     """Return a state that changes with each heartbeat and each owner (an inode number alone may be reused)."""
     try:
-        with open(path, "rb") as file:  # opening it makes a network file system query its server
+        with open_regular(path) as file:  # opening it makes a network file system query its server
             status = os.fstat(file.fileno())
-            return status.st_ino, status.st_mtime_ns, file.read()
+            return status.st_ino, status.st_mtime_ns, file.read(LOCK_SIZE)
     except FileNotFoundError:
+        if path.is_symlink():  # whose target does not exist; no lock can be created in its place
+            raise
         return None

@@ -27,6 +27,7 @@ from domainbed.engine.metrics import check_weights
 from domainbed.engine.model import MODEL_FILE, make_algorithm, save_model, to_device
 from domainbed.engine.steps import make_steps, should_capture
 from domainbed.engine.tracking import Tracker, make_tracker
+from domainbed.errors import printable
 from domainbed.files import make_folder
 from domainbed.loading.base import Feed
 from domainbed.loading.device_memory import explain_out_of_memory
@@ -232,7 +233,7 @@ def format_progress(record: Mapping[str, Any], test_envs: tuple[int, ...]) -> st
     parts = [f"step {record['step']:>5}"]
     if "loss" in record:
         parts.append(f"loss {record['loss']:.4f}")
-    for i, name in enumerate(record["environments"]):
+    for i, name in enumerate(map(printable, record["environments"])):
         values = [record.get(f"env{i}_{part}_acc") for part in ("in", "out")]
         scores = "/".join("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in values)
         parts.append(f"[{name} {scores}]" if i in test_envs else f"{name} {scores}")

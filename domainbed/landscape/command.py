@@ -32,7 +32,7 @@ DEFAULT_SELECTION = "training-domain"
 class LandscapeOptions:
     """Options of the command; either `run` or `sweep` is set."""
 
-    run: str | None = option(None, metavar="FOLDER", help="a job's folder, or one of the models in it (model.pkl)")
+    run: str | None = option(None, metavar="DIR", help="a job's folder, or one of the models in it (model.pkl)")
     sweep: str | None = option(None, metavar="DIR", help="a sweep's folder: compare its algorithms' selected runs")
     select: str | None = option(
         None, metavar="METHOD", help="selection method for the sweep's runs", if_unset=DEFAULT_SELECTION
@@ -58,9 +58,10 @@ class LandscapeOptions:
     epsilon: float = option(
         0.1, at_least=0, below=float("inf"), help="increase of a domain's risk that the inconsistency scores tolerate"
     )
-    data_dir: str | None = option(None, help="folder of the images, if they have moved since training")
+    data_dir: str | None = option(None, metavar="DIR", help="folder of the images, if they have moved since training")
     output_dir: str | None = option(
         None,
+        metavar="DIR",
         help="folder for the JSON file and the plots: landscape.json and landscape-* for --run, "
         "landscape-DATASET-ENV.json and landscape-DATASET-ENV-* for --sweep",
         if_unset=f"the folder {LANDSCAPE_FOLDER} next to the model or in the sweep",

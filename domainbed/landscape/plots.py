@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from domainbed.landscape import PREFIX, QUANTITIES
-from domainbed.reporting.plots.scales import set_log_scale, spans_decades
+from domainbed.reporting.plots.scales import MAX_MAGNITUDE, set_log_scale, spans_decades
 from domainbed.reporting.plots.style import (
     Style,
     add_legend,
@@ -176,7 +176,7 @@ def plot_distances_over_training(records: pd.DataFrame, styles: Mapping[str, Sty
     """
     titles = {PREFIX + name: title for name, title in QUANTITIES.items() if PREFIX + name in records}
     positive = records.reindex(columns=[*titles]).astype(float)
-    positive = positive.where(np.isfinite(positive) & (positive > 0))
+    positive = positive.where((positive > 0) & (positive <= MAX_MAGNITUDE))
     records = records[["algorithm", "folder", "step"]].join(positive).dropna(subset=[*titles], how="all")
     if not titles or records.empty:
         return None

@@ -1,6 +1,7 @@
 """Conversion of a sweep's parts to DataFrames."""
 
 import json
+import re
 from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,18 @@ from joblib import cpu_count
 
 from domainbed.records import RUN_KEYS
 from domainbed.reporting.reading import SweepPart
+
+# Text that a spreadsheet takes for a formula; numbers such as -90% (an environment) are none.
+FORMULA = re.compile(r"(?![+-][\d.]+%?$)[=+@\t\r-]")
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Return a table as CSV, with a single quote before names and text that spreadsheets would run as a formula."""
+
+    def quoted(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+    return frame.astype(object).map(quoted).rename(columns=quoted).to_csv(index=False)
 
 
 def jobs_frame(jobs: pd.DataFrame, done: Container[str]) -> pd.DataFrame:

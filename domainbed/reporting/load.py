@@ -11,7 +11,7 @@ import pyarrow as pa
 from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, printable
 from domainbed.model_selection import CLASS_NAMES, OBJECT_COLUMNS, select_records
 from domainbed.records import RESULTS_FILE, RUN_KEYS, read_job
 from domainbed.reporting.checks import describe_inconsistencies, find_duplicates, find_incompatible
@@ -91,7 +91,9 @@ class Sweep:
         for folder in folders:
             for record in read_job(self.folder / folder)[0]:
                 numbers = {
-                    k: v for k, v in record.items() if isinstance(v, float) or (type(v) is int and v.bit_length() < 64)
+                    k if k.isprintable() else printable(k): v
+                    for k, v in record.items()
+                    if isinstance(v, float) or (type(v) is int and v.bit_length() < 64)
                 }
                 rows.append({**numbers, "folder": folder})
         return pd.DataFrame(rows)
@@ -140,7 +142,7 @@ def load_sweep(input_dir: str) -> Sweep:
         skipped = [*duplicates, *incompatible]
         return records[~records["folder"].isin(skipped)].reset_index(drop=True) if skipped else records
 
-    return Sweep(folder, jobs, runs, has_launch_log, problems, state, load_records)
+    return Sweep(folder, jobs, runs, has_launch_log, [*map(printable, problems)], state, load_records)
 
 
 def _no_records(input_dir: str, problems: Sequence[str]) -> UsageError:

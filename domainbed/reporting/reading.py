@@ -1,5 +1,6 @@
 """Parsing of job folders into Arrow tables: one of jobs, one of their records."""
 
+import errno
 import json
 import math
 import os
@@ -14,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from domainbed.engine.config import PRECISIONS, TASKS
-from domainbed.records import RESULTS_FILE, RUN_KEYS, SCHEMA_VERSION, parse_records
+from domainbed.errors import printable
+from domainbed.files import open_regular
+from domainbed.records import MAX_RESULTS_SIZE, RESULTS_FILE, RUN_KEYS, SCHEMA_VERSION, parse_records
 
 # The columns of SweepPart.jobs; test_envs, environments, hparams and problems are JSON.
 JOB_SCHEMA = pa.schema(
@@ -85,9 +88,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], RecordArray]:
     """Return a job's row of JOB_SCHEMA, without `folder`, and its records."""
     size = mtime_ns = -1
     try:
-        with open(folder / RESULTS_FILE, "rb") as file:
+        with open_regular(folder / RESULTS_FILE) as file:
             stat = os.fstat(file.fileno())  # before reading: a record appended meanwhile makes the job count as changed
-            data = file.read()
+            if stat.st_size > MAX_RESULTS_SIZE:
+                raise OSError(errno.EFBIG, f"Larger than {MAX_RESULTS_SIZE:,} bytes")
+            data = file.read(MAX_RESULTS_SIZE)
     except OSError as error:
         job, array, problems = *_parse_leniently([], []), [f"{error.strerror}; skipped"]
     else:
@@ -194,16 +199,30 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         settings += f", precision {precision}"
     settings.encode()
     return {
-        "dataset": args["dataset"],
-        "algorithm": args["algorithm"],
+        "dataset": printable(args["dataset"]),
+        "algorithm": printable(args["algorithm"]),
         "test_envs": json.dumps(sorted(int(env) for env in args["test_envs"])),
         "trial_seed": _to_int64(args["trial_seed"]),
         "hparams_seed": _to_int64(args["hparams_seed"]),
         "steps": float(steps) if isinstance(steps := args.get("steps"), int) else np.nan,
-        "settings": settings,
-        "environments": json.dumps(list(map(str, environments)) if isinstance(environments, list) else []),
-        "hparams": json.dumps(hparams if isinstance(hparams, dict) else {}),
+        "settings": printable(settings),
+        "environments": _to_json(list(map(str, environments)) if isinstance(environments, list) else []),
+        "hparams": _to_json(hparams if isinstance(hparams, dict) else {}),
     }
+
+
+def _to_json(value: Any) -> str:
+    """Return a value as JSON, with all strings printable: tables, pages and plots show them."""
+    text = json.dumps(value)
+    return json.dumps(_printable(value)) if "\\" in text or "\x7f" in text else text
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _to_int64(number: Any) -> int:

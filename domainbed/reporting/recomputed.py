@@ -9,8 +9,9 @@ from tabulate import tabulate
 
 from domainbed.engine.config import JobConfig, import_components
 from domainbed.errors import UsageError
+from domainbed.files import read_regular
 from domainbed.model_selection import WITH_PAIRS
-from domainbed.records import RESULTS_FILE, parse_records, read_job
+from domainbed.records import MAX_RESULTS_SIZE, RESULTS_FILE, parse_records, read_job
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.top_hparams import CellRuns
 from domainbed.sweep.archive import find_problem
@@ -68,7 +69,7 @@ def jobs_of_cell(
 
 def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequence[str], trust_imports: bool) -> Job:
     """Return the job that trains the run with these results again."""
-    data = results.read_bytes()
+    data = read_regular(results, MAX_RESULTS_SIZE)
     record = next(r for r in reversed(parse_records(data)[0]) if isinstance(r.get("args"), dict))  # every run has one
     args = record["args"]
     import_components(args, trust_imports, ["dataset", "algorithm", "track"], results)

@@ -19,15 +19,16 @@ import numpy as np
 import pyarrow as pa
 from joblib import cpu_count
 
-from domainbed.files import atomic_write
+from domainbed.files import atomic_write, read_regular
 from domainbed.records import SCHEMA_VERSION
 from domainbed.reporting.reading import SweepPart
 from domainbed.sweep.job import SWEEP_FOLDER
 
 MIN_JOBS = 500  # for fewer jobs, parsing is as fast as reading the cache
 # The version of what reading.py extracts from a job's folder and model_selection.py from records.
-CACHE_VERSION = f"3 of schema {SCHEMA_VERSION}".encode()
+CACHE_VERSION = f"4 of schema {SCHEMA_VERSION}".encode()
 SNAPSHOTS_FOLDER = "whole"
+MAX_SIZE = 2**30  # bytes of a file; a million jobs take about as many
 MAX_AGE = 3600  # seconds after which the unfinished file of a killed process is deleted
 
 Signature = tuple[int, int]  # of a job's records: their size in bytes and modification time in nanoseconds
@@ -126,18 +127,21 @@ def _read(path: Path, n: int) -> list[pa.Table] | None:
     """Return the `n` tables in a file, or None if it has another version or is damaged."""
     try:
         # Not memory-mapped: a mapped file that disappears from a network file system kills the process.
-        content = path.read_bytes()
+        content = read_regular(path, MAX_SIZE)
     except OSError:
         return None
     if path.stem.rpartition("-")[2] != _checksum(content):  # some damage would crash Arrow
         return None
     file = pa.BufferReader(content)
     tables = []
-    for _ in range(n):
-        with pa.ipc.open_stream(file) as stream:
-            if stream.schema.metadata != {b"version": CACHE_VERSION}:
-                return None
-            tables.append(stream.read_all())
+    try:
+        for _ in range(n):
+            with pa.ipc.open_stream(file) as stream:
+                if stream.schema.metadata != {b"version": CACHE_VERSION}:
+                    return None
+                tables.append(stream.read_all())
+    except (pa.ArrowException, OSError):  # not such a file, although its name has its checksum
+        return None
     return tables
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from domainbed.model_selection import WITH_PAIRS
+from domainbed.reporting.frames import to_csv
 from domainbed.reporting.statistics import standard_error
 from domainbed.sweep.status import JobState
 
@@ -130,7 +131,7 @@ def format_text(cell: CellRuns, n: int) -> str:
 def format_csv(cell: CellRuns, n: int) -> str:
     """Return the first `n` runs of each trial, one per row, with all hyperparameters and full precision."""
     listed = cell.runs[cell.runs["rank"] <= n]
-    return listed.join(cell.hparams).to_csv(index=False)
+    return to_csv(listed.join(cell.hparams))
 
 
 def format_json(cell: CellRuns, n: int) -> str:

@@ -33,7 +33,9 @@ def parser() -> cli.Parser:
         description="Print the tables of a finished or running sweep: test accuracies in percent, mean +/- standard "
         "error over trials.",
     )
-    p.add_argument("--input_dir", required=True, help="the sweep's folder, written by this package or by DomainBed")
+    p.add_argument(
+        "--input_dir", required=True, metavar="DIR", help="the sweep's folder, written by this package or by DomainBed"
+    )
     p.add_argument("--output", metavar="FILE", help="write to this file, atomically, instead of standard output")
     p.add_argument(
         "--format",

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UsageError, one_line, suggest
+from domainbed.files import read_regular
 from domainbed.options import BooleanAction
+
+MAX_SIZE = 2**20  # bytes
 
 
 def load(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def _parse_scalars(value: Any) -> Any:
         return {key: _parse_scalars(item) for key, item in value.items()}
     try:
         return json.loads(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return value
 
 
@@ -91,7 +94,7 @@ def read(file: Path) -> dict[str, Any]:
     if file.suffix not in (".toml", ".yaml", ".yml"):
         raise UsageError(f"--launcher_config {file}: the name must end in .yaml or .toml")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, MAX_SIZE).decode("utf-8")
         if file.suffix == ".toml":
             if sys.version_info >= (3, 11):
                 import tomllib
@@ -100,6 +103,8 @@ def read(file: Path) -> dict[str, Any]:
             return tomllib.loads(text)
         import yaml
 
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # nested ones grow exponentially
+            raise ValueError("aliases such as *name are not supported; repeat the value")
         options = yaml.load(text, Loader=yaml.BaseLoader)
         if not isinstance(options, dict):
             raise ValueError("expected lines of the form `option: value`")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from domainbed import cli
 from domainbed.datasets import DATASETS, MultipleDomainDataset, get_dataset_class
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, printable
 
 
 def parser() -> cli.Parser:
@@ -17,7 +17,10 @@ def parser() -> cli.Parser:
         "anything differs.",
     )
     p.add_argument(
-        "--data_dir", required=True, help="folder to download into; for the dataset Folder, the dataset itself"
+        "--data_dir",
+        required=True,
+        metavar="DIR",
+        help="folder to download into; for the dataset Folder, the dataset itself",
     )
     p.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help=f"one or more of {', '.join(DATASETS)}")
     p.add_argument(
@@ -93,7 +96,7 @@ def verify_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: st
             result = verify.verify(dataset, data_dir)
             print(f"{name}: {'OK' if result.is_valid else 'NOT OK'}")
             for line in result.lines:
-                print(f"  {line}")
+                print(f"  {printable(line)}")
             is_valid = is_valid and result.is_valid
             if list_broken and result.broken and issubclass(dataset, PhotoDataset):
                 path = verify.write_leave_out(dataset.dataset_folder(data_dir), result.broken)

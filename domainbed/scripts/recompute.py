@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed import cli
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, printable
 from domainbed.files import make_folder
 from domainbed.model_selection import resolve_method
 from domainbed.options import add_options, from_args
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             differences[job.config.trial_seed, job.config.hparams_seed, job.config.test_envs] = difference
     if done:
         repeated = restrict_cell(find_cell(load_sweep(args.output_dir), *names), [j.folder.name for j in done.values()])
-        print(format_comparison(restrict_cell(cell, done), repeated, differences, len(done)))
+        print(printable(format_comparison(restrict_cell(cell, done), repeated, differences, len(done))))
     if len(done) < len(jobs):
         print(f"Not all runs are done ({count_states(statuses)}); run the same command to resume", file=sys.stderr)
     return 1 if differences or n_failed else 3 if len(done) < len(jobs) else 0

@@ -16,15 +16,18 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.errors import UsageError, one_line
-from domainbed.files import atomic_write, file_lock
+from domainbed.files import MAX_JSON_SIZE, atomic_write, file_lock, open_regular, read_regular
 from domainbed.hparams import parse_overrides
-from domainbed.records import DONE_FILE, RESULTS_FILE, parse_records
+from domainbed.records import DONE_FILE, MAX_RESULTS_SIZE, RESULTS_FILE, parse_records
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.log import launch_files
 from domainbed.sweep.status import JobState, Status
 
 ARCHIVED_FILES = (DONE_FILE, RESULTS_FILE)  # of each job
 HASHED_FIELDS = [f for f in fields(JobConfig) if f.compare]
+# The records of the sweeps in results/ are 13 to 23 times the size of their archives. Bombs would fill memory or disk.
+MAX_RATIO = 500
+MIN_LIMIT = MAX_RESULTS_SIZE  # bytes that any archive may have, whatever its size
 PRESET = 1  # of xz; the default, 6, takes 14 times as long for an archive three quarters the size
 
 
@@ -58,12 +61,12 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
         # Launches are ordered by modification time, so members have times in the same order.
         times = {path: time for time, path in enumerate(launch_files(sweep_dir))}
         for path, time in sorted(times.items()):
-            _add(tar, path.relative_to(sweep_dir).as_posix(), path.read_bytes(), time)
+            _add(tar, path.relative_to(sweep_dir).as_posix(), read_regular(path, MAX_JSON_SIZE), time)
         for job in sorted(jobs, key=lambda job: job.folder.name):
             if links := [job.folder / name for name in ARCHIVED_FILES if (job.folder / name).is_symlink()]:
                 raise UsageError(f"{links[0]} is a symbolic link, which may lead to any file; replace it with a copy")
             try:
-                contents = {name: (job.folder / name).read_bytes() for name in ARCHIVED_FILES}
+                contents = {name: read_regular(job.folder / name, MAX_RESULTS_SIZE) for name in ARCHIVED_FILES}
             except FileNotFoundError as error:
                 raise UsageError(f"{error.filename} is missing; delete the folder and launch again") from None
             if problem := find_problem(job, contents[RESULTS_FILE]):
@@ -96,7 +99,7 @@ def import_jobs(archive: Path, statuses: Mapping[Job, Status]) -> ImportResult:
     requested = {job.folder.name for job in statuses}
     missing = {job.folder.name: job for job, status in statuses.items() if status.state == JobState.NOT_LAUNCHED}
     try:
-        file = open(archive, "rb")  # noqa: SIM115
+        file = open_regular(archive)
     except OSError as error:
         raise UsageError(f"--import_results {archive}: {error.strerror}") from error
     with file:
@@ -200,11 +203,12 @@ def _read_members(file: BinaryIO, archive: Path, selected: Container[str]) -> It
     """Yield the folder and file name of each of the ARCHIVED_FILES, with the content for selected folders.
 
     Raises:
-        UsageError: the archive is damaged or has an unsafe member.
+        UsageError: the archive is damaged, has an unsafe member, or is much larger than its compressed file.
     """
+    limit = MIN_LIMIT + MAX_RATIO * file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
-        with lzma.LZMAFile(file, format=lzma.FORMAT_XZ) as decompressed:
+        with _LimitedFile(file, limit, archive) as decompressed:
             with tarfile.open(fileobj=decompressed, mode="r|") as tar:
                 for member in tar:
                     parts = _safe_parts(member, archive)
@@ -219,13 +223,32 @@ def _read_members(file: BinaryIO, archive: Path, selected: Container[str]) -> It
         ) from error
 
 
+class _LimitedFile(lzma.LZMAFile):
+    """An .xz file opened for reading, whose content may not exceed a limit in bytes."""
+
+    def __init__(self, file: BinaryIO, limit: int, archive: Path) -> None:
+        super().__init__(file, format=lzma.FORMAT_XZ)
+        self._limit, self._archive = limit, archive
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if self.tell() > self._limit:
+            raise UsageError(
+                f"--import_results {self._archive} is unsafe: it contains more than {self._limit:,} bytes, over "
+                f"{MAX_RATIO} times its size"
+            )
+        return data
+
+
 def _safe_parts(member: tarfile.TarInfo, archive: Path) -> tuple[str, ...]:
-    """Return the parts of a member's name. Raises UsageError if it is not a file or folder within the archive."""
+    """Return the parts of a member's name. Raises UsageError if it is not a small file or folder within the archive."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         problem = "is outside its folder"
     elif not (member.isreg() or member.isdir()):
         problem = "is neither a file nor a folder"
+    elif member.size > MAX_RESULTS_SIZE:
+        problem = f"is larger than {MAX_RESULTS_SIZE:,} bytes"
     else:
         return path.parts
     raise UsageError(f"--import_results {archive} is unsafe: its member {member.name!r} {problem}")

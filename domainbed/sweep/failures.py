@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from domainbed.errors import UsageError, one_line
+from domainbed.errors import UsageError, one_line, printable
 from domainbed.files import read_json
 
 # ATTEMPT_FILE is written before a job starts, so that a failure can be recorded in it even if the disk is full by then.
@@ -67,9 +67,14 @@ def remove_failure_files(folder: Path) -> None:
 def read_failure(path: Path) -> Failure:
     """Return the content of an ATTEMPT_FILE or FAILURE_FILE; an empty failure if it cannot be read."""
     try:
-        return Failure(**read_json(path))
+        failure = Failure(**read_json(path))
     except (OSError, ValueError, TypeError):
         return Failure()
+    texts = (failure.reason, failure.host, failure.at)
+    if type(failure.times) is not int or not all(isinstance(text, str) for text in texts):
+        return Failure()
+    reason, host, at = map(printable, texts)
+    return Failure(reason, failure.times, host, at)
 
 
 def _write(path: Path, failure: Failure) -> None:
@@ -93,6 +98,10 @@ def _write(path: Path, failure: Failure) -> None:
 
 def describe_error(error: BaseException, folder: Path) -> str:
     """Return a one-line description of an error in the job of a folder."""
+    return printable(_describe_error(error, folder))
+
+
+def _describe_error(error: BaseException, folder: Path) -> str:
     if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:

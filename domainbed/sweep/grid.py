@@ -1,10 +1,13 @@
 """From the arguments of a launch to its jobs."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS
 from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec
@@ -13,6 +16,8 @@ from domainbed.errors import UsageError
 from domainbed.options import check_options, option
 from domainbed.seeding import seed_hash
 from domainbed.sweep.job import Job
+
+MAX_JOBS = 10**6  # of a launch; all algorithms, benchmarks and pairs of test environments make 200,000
 
 
 class RunKey(NamedTuple):
@@ -39,7 +44,7 @@ class Grid:
             registered here, and its jobs cannot be trained.
 
     Raises:
-        UsageError: on construction, if a range is empty.
+        UsageError: on construction, if a range is empty, or there are more than MAX_JOBS jobs.
     """
 
     datasets: tuple[str, ...] = option(
@@ -61,6 +66,16 @@ class Grid:
         check_options(self)
         if self.n_hparams <= self.n_hparams_from:
             raise UsageError(f"--n_hparams {self.n_hparams} must be above --n_hparams_from {self.n_hparams_from}")
+        self._check_size(len(set(self.datasets)))  # before datasets are known to exist
+
+    def _check_size(self, n_test_envs: int) -> None:
+        """Check the number of jobs, given the number of (sets of) test environments of all datasets."""
+        n = n_test_envs * len(set(self.algorithms)) * self.n_trials * (self.n_hparams - self.n_hparams_from)
+        if n > MAX_JOBS:
+            raise UsageError(
+                f"the launch has more than {MAX_JOBS:,} jobs; specify fewer --n_trials, --n_hparams, --algorithms or "
+                "--datasets"
+            )
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> "Grid":
@@ -116,11 +131,13 @@ class Grid:
         """Yield the runs trial by trial. A dataset or algorithm that is named twice counts once.
 
         Raises:
-            UsageError: a dataset is unknown.
+            UsageError: a dataset is unknown, or there are more than MAX_JOBS runs.
         """
         specs = self._with_specs().specs
+        counts = [len(spec.environments) for spec in specs.values()]
+        self._check_size(sum(n + (math.comb(n, 2) if self.leave_one_out else 0) for n in counts))
         for trial_seed, dataset, algorithm in itertools.product(
-            range(self.n_trials), dict.fromkeys(self.datasets), dict.fromkeys(self.algorithms)
+            range(self.n_trials), specs, dict.fromkeys(self.algorithms)
         ):
             for test_envs in all_test_envs(len(specs[dataset].environments), self.leave_one_out):
                 for hparams_seed in range(self.n_hparams_from, self.n_hparams):
@@ -135,7 +152,8 @@ class Grid:
 
     def jobs(self, sweep_dir: Path) -> list[Job]:
         """Return the jobs of all runs. Raises UsageError if an argument is invalid."""
-        return [self.job(run, sweep_dir) for run in self.runs()]
+        runs = tqdm(list(self.runs()), "creating jobs", unit="job", delay=2, disable=None, leave=False)
+        return [self.job(run, sweep_dir) for run in runs]
 
 
 def all_test_envs(n: int, leave_one_out: bool) -> list[tuple[int, ...]]:

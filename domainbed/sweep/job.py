@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from domainbed.engine.config import JobConfig
+from domainbed.errors import printable
 from domainbed.options import to_args
 
 LOG_FILE = "log.txt"
@@ -58,4 +59,4 @@ class Job:
         c = self.config
         environments = c.environment_names()
         names = " and ".join(environments[i] for i in c.test_envs)
-        return f"{c.algorithm} on {c.dataset}, test {names}, hparams {c.hparams_seed}, trial {c.trial_seed}"
+        return printable(f"{c.algorithm} on {c.dataset}, test {names}, hparams {c.hparams_seed}, trial {c.trial_seed}")

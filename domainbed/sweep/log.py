@@ -11,7 +11,7 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, printable
 from domainbed.files import atomic_write, read_json
 from domainbed.sweep.grid import Grid, RunKey
 from domainbed.sweep.job import SWEEP_FOLDER, Job
@@ -40,7 +40,7 @@ def launch_files(sweep_dir: Path) -> list[Path]:
 
 
 def print_warning(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def read_launches(sweep_dir: Path, warn: Callable[[str], object] = print_warning) -> list[tuple[Grid, list[RunKey]]]:

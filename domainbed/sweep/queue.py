@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from domainbed.errors import UsageError
-from domainbed.files import atomic_write
+from domainbed.files import atomic_write, read_json
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 
 TASKS_FILE = "tasks.json"
@@ -135,8 +135,8 @@ def _read_tasks(sweep_dir: Path) -> Iterator[tuple[Path, dict[str, list[str]]]]:
     files = slurm_folder(sweep_dir).glob(f"*/{TASKS_FILE}")
     for file in sorted(files, key=lambda file: (len(file.parent.name), file.parent.name)):  # by number
         try:
-            tasks = {task: [str(name) for name in names] for task, names in json.loads(file.read_bytes()).items()}
-        except (ValueError, TypeError, AttributeError, RecursionError):
+            tasks = {task: [str(name) for name in names] for task, names in read_json(file).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
             _warn_damaged(file)
             continue
         yield file, tasks

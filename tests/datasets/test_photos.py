@@ -1,3 +1,4 @@
+import os
 import warnings
 from pathlib import Path
 
@@ -141,3 +142,13 @@ def test_class_of_a_single_environment_is_kept_with_a_warning(tmp_path: Path):
         dataset = get_dataset_class("PACS")(str(tmp_path), [0], AUGMENTED, 0)
     assert dataset.num_classes == 8
     assert dataset[2].labels.max() == 7
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\x1b[31mred", b"new\nline", "\u202etxt".encode()])
+@pytest.mark.parametrize("level", ["environment", "class"])
+def test_folder_names_that_cannot_be_printed_are_refused(tmp_path: Path, name: bytes, level: str):
+    write_tree(tmp_path, {env: {"cat": 1, "dog": 1} for env in ("a", "b", "c")})
+    old = tmp_path / ("a" if level == "environment" else "a/cat")
+    os.rename(os.fsencode(old), os.path.join(os.fsencode(old.parent), name))
+    with pytest.raises(UsageError, match="the folder's name has control characters or is not UTF-8; rename it"):
+        Folder(str(tmp_path), (0,), AUGMENTED, 0)

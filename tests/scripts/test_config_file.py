@@ -1,7 +1,9 @@
 """Options of `sweep launch` from a configuration file, and the parameters that the SLURM launcher derives from them."""
 
 import argparse
+import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from domainbed import cli
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
+from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import add_options, from_args
 from domainbed.scripts import sweep
 from domainbed.scripts.config_file import load
@@ -310,3 +313,38 @@ def test_additional_options_of_sbatch():
 def test_number_out_of_bounds_is_rejected(option: str, value: int):
     with pytest.raises(UsageError, match=f"^{option} must be at least {value + 1}, not {value}$"):
         parameters(f"{option}={value}")
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "message"),
+    [
+        (".yaml", LAUGHS, "aliases such as \\*name are not supported"),
+        (".yaml", "a: " + "[" * 100_000, "recursion"),
+        (".yaml", "a: " + "{b: " * 5_000, "recursion"),
+        (".toml", "a = " + "[" * 100_000, "recursion|nested|nesting"),
+        (".yaml", "#" * (2**20 + 1), "Larger than 1,048,576 bytes"),
+    ],
+    ids=["laughs", "lists", "maps", "toml", "large"],
+)
+def test_bombs_are_refused(tmp_path: Path, suffix: str, text: str, message: str):
+    with pytest.raises(UsageError, match=rf"--launcher_config .*({message})") as error:
+        with_file(tmp_path / f"a{suffix}", text, *WORDS)
+    assert len(str(error.value)) < 1000
+
+
+def test_deep_hparams_are_refused(tmp_path: Path):
+    hparams = with_file(tmp_path / "a.yaml", "hparams: {lr: '" + "[" * 100_000 + "'}", *WORDS)["hparams"]
+    with pytest.raises(UsageError, match="lr must be of type float"):
+        resolve_hparams("ERM", "PACS", 0, 0, hparams)
+
+
+@pytest.mark.parametrize("replace", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_irregular_files_are_refused(tmp_path: Path, replace):
+    replace(tmp_path / "a.yaml")
+    with pytest.raises(UsageError, match=r"--launcher_config .*(Not a regular file|Is a directory)"):
+        parsed("--launcher_config", tmp_path / "a.yaml")

@@ -580,3 +580,48 @@ def test_simultaneous_imports(tmp_path: Path):
     for imported, original in zip(jobs_of(words), jobs, strict=True):
         assert tree(imported.folder) == tree(original.folder)
     assert {path.name for path in (tmp_path / "o" / ".sweep").iterdir()} == {"launches", "importing.lock"}
+
+
+def add_zeros(archive: Path, name: str, size: int, type: bytes = tarfile.REGTYPE) -> None:
+    """Create an archive with a member of this size that is all zeros."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, type
+    with lzma.open(archive, "wb", preset=0) as file:
+        file.write(member.tobuf())
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+
+
+@pytest.mark.parametrize(
+    ("member", "size", "type", "message"),
+    [
+        ("results.jsonl", 100, tarfile.REGTYPE, "is larger than 52,428,800 bytes"),
+        ("other.txt", 100, tarfile.REGTYPE, "is larger than 52,428,800 bytes"),
+        ("done", 100, tarfile.XHDTYPE, "it contains more than"),  # read by tarfile itself
+        ("results.jsonl", 40, tarfile.REGTYPE, "it contains more than"),
+    ],
+)
+def test_bombs_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    member: str,
+    size: int,
+    type,
+    message,
+):
+    monkeypatch.setattr("domainbed.sweep.archive.MAX_RESULTS_SIZE", 50 << 20)
+    monkeypatch.setattr("domainbed.sweep.archive.MIN_LIMIT", 20 << 20)
+    words = launch_words(tmp_path / "s", "--import_results", tmp_path / "a.tar.xz")
+    (job, *_) = jobs_of(words)
+    add_zeros(tmp_path / "a.tar.xz", f"{job.folder.name}/{member}", size << 20, type)
+    assert (tmp_path / "a.tar.xz").stat().st_size < 40_000
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert tree(tmp_path / "s") == {}
+
+
+def test_archive_that_is_a_pipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+    os.mkfifo(tmp_path / "a.tar.xz")
+    assert main(launch_words(tmp_path / "s", "--import_results", tmp_path / "a.tar.xz")) == 2
+    assert "a.tar.xz: Not a regular file" in capsys.readouterr().err

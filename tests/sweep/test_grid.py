@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from domainbed.datasets import BENCHMARK, DATASETS
+from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.seeding import seed_hash
-from domainbed.sweep.grid import Grid, all_test_envs
+from domainbed.sweep.grid import MAX_JOBS, Grid, all_test_envs
 from domainbed.sweep.job import Job
 
 
@@ -85,3 +86,33 @@ def test_invalid_arguments(kwargs: dict, message: str):
     with pytest.raises(UsageError) as error:
         jobs_of(**kwargs)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"n_trials": 10**9},
+        {"n_trials": 10**400},
+        {"n_hparams": 10**18},
+        {"n_hparams": 10**4200, "n_trials": 10**4200},  # Python does not print their product
+        {"n_trials": 1000, "n_hparams": 100, "datasets": ["PACS"]},  # the four environments make it too many
+        {"n_trials": 500, "n_hparams": 100, "datasets": ["RotatedMNIST"], "leave_one_out": True},
+    ],
+)
+def test_too_many_jobs_are_refused_at_once(args: dict):
+    with pytest.raises(UsageError, match=f"the launch has more than {MAX_JOBS:,} jobs; specify fewer"):
+        jobs_of(**{"algorithms": [f"A{i}" for i in range(5)], **args})
+
+
+@pytest.mark.parametrize("n_trials", ["3", 2.5, True, None, [3], {"a": 1}])
+def test_numbers_of_a_launch_file_are_checked(n_trials: object):
+    with pytest.raises((UsageError, TypeError)):
+        jobs_of(n_trials=n_trials)
+
+
+@pytest.mark.parametrize("name", ["trial_seed", "hparams_seed"])
+def test_seeds_are_those_that_tables_read(name: str):
+    args = {"dataset": "ColoredDigits", "algorithm": "ERM", "test_envs": (0,)}
+    assert getattr(JobConfig(**args, **{name: 2**63 - 1}), name) == 2**63 - 1
+    with pytest.raises(UsageError, match=f"--{name} must be at least 0 and below 9,223,372,036,854,775,808"):
+        JobConfig(**args, **{name: 2**63})

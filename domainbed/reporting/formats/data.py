@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed.reporting.cells import Cell
+from domainbed.reporting.frames import to_csv
 from domainbed.reporting.published import PublishedResult
 from domainbed.reporting.report import Report
 from domainbed.sweep.status import JobState
@@ -19,8 +20,11 @@ COLUMNS = [
 
 
 def as_csv(report: Report) -> str:
-    """Return one row per cell: accuracies in percent, empty if missing. The columns are the keys of JSON's `cells`."""
-    return _cells(report).to_csv(index=False)
+    """Return one row per cell: accuracies in percent, empty if missing. The columns are the keys of JSON's `cells`.
+
+    A name that spreadsheets would run as a formula begins with a single quote (`frames.to_csv`); JSON has it as it is.
+    """
+    return to_csv(_cells(report))
 
 
 def as_json(report: Report) -> str:

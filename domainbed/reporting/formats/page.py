@@ -176,7 +176,7 @@ def _format_hparam(value: Any) -> str:
     if isinstance(value, float):
         if math.isnan(value):
             return "-"
-        return f"{value:.4g}" if value % 1 and abs(value) < 10_000 else f"{value:.0f}"
+        return f"{value:.4g}" if (value % 1 and abs(value) < 10_000) or abs(value) >= 1e15 else f"{value:.0f}"
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 

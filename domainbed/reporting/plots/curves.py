@@ -4,14 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from domainbed.engine.tracking import TRACKERS
-from domainbed.reporting.plots.scales import set_log_scale, spans_decades
+from domainbed.reporting.plots.scales import MAX_MAGNITUDE, set_log_scale, spans_decades
 from domainbed.reporting.plots.style import (
     add_legend,
     annotate_empty,
@@ -86,8 +85,9 @@ def plot_metrics(
 ) -> Figure | None:
     """Plot the metrics that the selected runs' updates recorded (`loss`, `penalty`, …) on one dataset.
 
-    Each algorithm and metric has a panel with one line per run, with gaps at non-finite values. The axis is logarithmic
-    if the values span decades, with a linear part around zero if some are not positive.
+    Each algorithm and metric has a panel with one line per run, with gaps at values that are not finite or above
+    MAX_MAGNITUDE. The axis is logarithmic if the values span decades, with a linear part around zero if some are not
+    positive.
 
     Args:
         metrics: all metrics of these runs (`load.Sweep.load_metrics`).
@@ -113,7 +113,7 @@ def plot_metrics(
     figure, axes = make_panels(len(shown), title, 1.35, "Training step")
     for (algorithm, name, runs), ax in zip(shown, axes, strict=True):
         values = runs[name].astype(float)
-        values = values.where(np.isfinite(values))
+        values = values.where(values.abs() <= MAX_MAGNITUDE)
         for _, run in runs.groupby(["test_env", "folder"], observed=True):
             style = make_style(run["test_env"].iloc[0])
             # The markers show a value between two gaps.

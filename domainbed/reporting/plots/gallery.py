@@ -13,6 +13,7 @@ from domainbed.reporting.cells import AVERAGE, algorithms_of, average_cells, env
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
+from domainbed.reporting.plots.scales import MAX_MAGNITUDE
 from domainbed.reporting.plots.scatter import RHO, plot_hparams, plot_in_and_out, sample_hparams
 from domainbed.reporting.plots.style import make_style
 
@@ -141,7 +142,8 @@ class _SweepPlots:
         else:
             caption = (
                 f"Metrics recorded by the updates of the runs on {dataset} selected by {self.selection}: one line per "
-                f"trial, with gaps at non-finite values.{self.unfinished_note(best)}"
+                f"trial, with gaps at values that are not finite or above {MAX_MAGNITUDE:g}."
+                f"{self.unfinished_note(best)}"
             )
             yield ("figures", dataset, self.selection), caption, figure
         with_algorithm = metrics.drop(columns="algorithm", errors="ignore").merge(best[["folder", "algorithm"]])

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
+MAX_MAGNITUDE = 1e300  # of a value in a plot; axes extend beyond the values, and may not overflow
 SYMLOG_DECADES = 3  # on each side of a symmetric axis; smaller magnitudes fall into its linear part
 
 
@@ -29,7 +30,7 @@ def set_log_scale(axis: Axis, values: Iterable[float]) -> None:
         if values.min() < 0:
             low = max(low, high / 10**SYMLOG_DECADES)
         # The linear part, from zero to `low`, is wide enough to label both its ends.
-        set_scale("symlog", linthresh=low, linscale=max(0.5, 0.25 * math.log10(high / low)))
+        set_scale("symlog", linthresh=low, linscale=max(0.5, 0.25 * (math.log10(high) - math.log10(low))))
         positive = _log_ticks(low, values.max(), max_ticks=2) if values.max() >= low else []
         negative = _log_ticks(low, -values.min(), max_ticks=2) if -values.min() >= low else []
         ticks = [*(-tick for tick in reversed(negative)), 0.0, *positive]

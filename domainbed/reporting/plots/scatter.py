@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.random import RandomState
 
 from domainbed.hparams_registry import hparams_of
-from domainbed.reporting.plots.scales import set_log_scale, spans_decades
+from domainbed.reporting.plots.scales import MAX_MAGNITUDE, set_log_scale, spans_decades
 from domainbed.reporting.plots.style import (
     Style,
     add_legend,
@@ -140,11 +140,10 @@ def _correlation(runs: pd.DataFrame) -> str:
 
 
 def _usable_values(values: pd.Series) -> pd.Series:
-    """Return the values that are present: finite numbers if all of them are numbers, else text."""
+    """Return the values that are present: numbers up to MAX_MAGNITUDE if all of them are numbers, else text."""
     values = values.dropna()
     if all(isinstance(v, (int, float, np.number)) and not isinstance(v, (bool, np.bool_)) for v in values):
-        numbers = values.astype(float)
-        return numbers[np.isfinite(numbers)]
+        return values[[abs(v) <= MAX_MAGNITUDE for v in values]].astype(float)
     return values.map(str)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, printable
+from domainbed.files import open_regular
 from domainbed.options import check_options, option
 from domainbed.records import is_done
 from domainbed.sweep.failures import Failure, record_failure
@@ -20,6 +21,7 @@ from domainbed.sweep.status import JobState, Status, blocked_reason, read_status
 from domainbed.sweep.worker import ignore_sigint, serve
 
 LOG_LINES = 8  # of a failed job's log that are printed
+LOG_SIZE = 16 * 1024  # bytes at its end that are read for them
 EXIT_TIMEOUT = 5  # seconds for a process to exit by itself
 
 # A job whose process is killed by one of these did not fail, and can be resumed.
@@ -227,10 +229,12 @@ def _with_log(event: JobEvent) -> JobEvent:
         return event
     log = event.job.folder / LOG_FILE
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return replace(event, reason=f"{event.reason}\n({log} does not exist)")
-    end = [f"  {line}" for line in lines[-LOG_LINES:]]
+        with open_regular(log) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_SIZE))
+            lines = file.read(LOG_SIZE).decode(errors="replace").splitlines()
+    except OSError as error:
+        return replace(event, reason=f"{event.reason}\n({log}: {error.strerror})")
+    end = [f"  {printable(line)}" for line in lines[-LOG_LINES:]]
     return replace(event, reason="\n".join([event.reason, f"end of {log}:", *end]))
 
 
