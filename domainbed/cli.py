@@ -117,8 +117,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
 
     A UsageError or OSError prints one line and exits with status 2, Ctrl-C with 130, a closed pipe with 1.
     """
-    if sys.stdout is None:  # closed by `>&-`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    _open_standard_files()
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: names may contain what the terminal cannot represent
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -139,6 +138,22 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         prefix = f"{error.filename}: " if error.filename else ""
         print(f"error: {printable(prefix)}{error.strerror or printable(one_line(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def _open_standard_files() -> None:
+    """Open the null device as each of stdin, stdout and stderr that is closed, as by `2>&-`.
+
+    Otherwise, the next file that is opened would get its descriptor, and with it the output of C code.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+            path: str | int = os.devnull  # in use, perhaps by a file that an imported module has opened
+        except OSError:
+            path = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
+            os.set_inheritable(path, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(path, "w" if descriptor else "r", closefd=path != descriptor))  # noqa: SIM115
 
 
 def _discard_output() -> None:

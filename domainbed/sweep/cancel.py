@@ -7,15 +7,18 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from domainbed.engine.lock import TakenError, locked, parent_pid
 from domainbed.errors import UsageError
+from domainbed.files import file_lock
 from domainbed.records import is_done
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.queue import Queue, read_queue, slurm_output
 from domainbed.sweep.status import JobState, Status, read_status
 
 TIMEOUT = 60  # seconds for jobs to save their state and stop
+DELETED_PREFIX = "deleted-"  # of the folders, in SWEEP_FOLDER, of jobs that are being deleted
 
 
 def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str]:
@@ -60,17 +63,24 @@ def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str
     ]
 
 
-def delete_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Delete the folders of jobs. Return those that were not deleted, because they are running or done by now."""
-    with ThreadPoolExecutor(32) as pool:  # each may have to watch a stale lock for a while
-        are_deleted = list(pool.map(_delete, jobs))
+def delete_jobs(jobs: Sequence[Job], sweep_dir: Path) -> list[Job]:
+    """Delete the folders of jobs, and what killed deletions left behind.
+
+    Returns:
+        The jobs that were not deleted, because they are running or done by now.
+    """
+    folder = sweep_dir / SWEEP_FOLDER
+    folder.mkdir(exist_ok=True)
+    message = f"Another process is deleting jobs of {sweep_dir}; waiting for it"
+    with file_lock(folder / "deleting.lock", message), ThreadPoolExecutor(32) as pool:
+        list(pool.map(shutil.rmtree, folder.glob(f"{DELETED_PREFIX}*")))
+        are_deleted = list(pool.map(_delete, jobs))  # each may have to watch a stale lock for a while
     return [job for job, is_deleted in zip(jobs, are_deleted, strict=True) if not is_deleted]
 
 
 def _delete(job: Job) -> bool:
     # Rename first, then delete file by file, so that no folder of a job is ever half deleted.
-    trash = job.folder.parent / SWEEP_FOLDER / f"deleted-{uuid.uuid4().hex}"
-    trash.parent.mkdir(exist_ok=True)
+    trash = job.folder.parent / SWEEP_FOLDER / f"{DELETED_PREFIX}{uuid.uuid4().hex}"
     try:
         with locked(job.folder):
             if is_done(job.folder):

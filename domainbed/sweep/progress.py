@@ -98,7 +98,8 @@ def failure_lines(statuses: Mapping[Job, Status], task_outcomes: Mapping[str, st
             times = "once" if failure.times <= 1 else f"{failure.times} times"
             lines.append(f"{job}\n  {failure.reason or 'unknown reason'}")
             last = f", last on {failure.host}, {failure.at}" if failure.at else ""
-            lines.append(f"  failed {times}{last}; log: {log}")
+            # A task that ended before it started the job left no folder; the reason names SLURM's log.
+            lines.append(f"  failed {times}{last}" + (f"; log: {log}" if job.folder.is_dir() else ""))
         elif status.state == JobState.INCOMPLETE and job.folder.name in task_outcomes:
             outcome = task_outcomes[job.folder.name]
             lines.append(f"{job}\n  interrupted, can be resumed; SLURM task {outcome}; log: {log}")

@@ -1,6 +1,8 @@
 """The tasks of a sweep in SLURM's queue: which jobs each task has, and the state that `squeue` reports.
 
 Only squeue is required, as many clusters have no accounting (slurmdbd). With accounting, sacct reports how tasks ended.
+A task that ends before it starts Python, as when a command of --slurm_setup fails, records nothing about its
+jobs. It is recognized by what it lacks (a STARTED_SUFFIX file), by SLURM's state of it, and by SLURM's log.
 """
 
 import hashlib
@@ -9,16 +11,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from domainbed.engine.lock import this_process
 from domainbed.errors import UsageError
-from domainbed.files import atomic_write, read_json
+from domainbed.files import atomic_write, open_regular, read_json
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 
 TASKS_FILE = "tasks.json"
+STARTED_SUFFIX = ".started"  # of an empty file named after a task, which it creates once it runs Python
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "CONFIGURING"}
+FAILED_STATES = {"FAILED", "OUT_OF_MEMORY", "TIMEOUT"}  # that are not caused by users, nodes or the scheduler
+LOG_END = 4096  # bytes at the end of SLURM's log of a task that are read
 TIMEOUT = 120  # seconds for a command of SLURM to finish
 
 
@@ -28,9 +35,13 @@ class Queue:
     Args:
         jobs: names of the job folders of each task, by the task's number ("12", or "12_3" in an array).
         states: SLURM's state ("PENDING", "RUNNING", …) of each task that is still in the queue.
+        failures: why the last task of a job failed before it started the job, by the name of the job's folder.
     """
 
-    def __init__(self, jobs: Mapping[str, Sequence[str]], states: Mapping[str, str]) -> None:
+    def __init__(
+        self, jobs: Mapping[str, Sequence[str]], states: Mapping[str, str], failures: Mapping[str, str] | None = None
+    ) -> None:
+        self.failures = dict(failures or {})
         self.tasks = {task: names for task, names in jobs.items() if task in states}
         self._known = set(jobs)
         self._states = states
@@ -89,8 +100,8 @@ def read_queue(sweep_dir: Path) -> Queue | None:
     # well: a copied sweep has the task numbers of the original, and a cluster may restart its numbers.
     command = ["squeue", "--noheader", "--all", "--array", "--user", ",".join(sorted(users))]
     command += ["--name", job_name(sweep_dir), "--format", "%i|%T"]
-    states = _task_states(command)
-    return Queue(jobs, {task: states[task] for task in jobs if task in states})
+    in_queue = {task: state for task, (state, _) in _task_states(command).items() if task in jobs}
+    return Queue(jobs, in_queue, _find_failures(sweep_dir, jobs, in_queue))
 
 
 def read_queue_or_warn(sweep_dir: Path) -> Queue | None:
@@ -114,16 +125,83 @@ def task_outcomes(sweep_dir: Path, names: Sequence[str]) -> dict[str, str]:
     selected = {name: last_task[name] for name in names if name in last_task}
     if not selected:
         return {}
-    submissions = ",".join(sorted({task.partition("_")[0] for task in selected.values()}))
-    for command in (
-        ["sacct", "--noheader", "--parsable2", "--allocations", "--format", "JobID,State", "--jobs", submissions],
-        ["squeue", "--noheader", "--all", "--array", "--states", "all", "--format", "%i|%T", "--jobs", submissions],
-    ):
+    states = _ended_states(selected.values())
+    return {name: f"{task} {states[task][0]}" for name, task in selected.items() if task in states}
+
+
+def mark_started(sweep_dir: Path) -> None:
+    """Record that the SLURM task that this process belongs to has started Python."""
+    if task := this_process().slurm_job:
+        with suppress(OSError):  # a full disk; the jobs record failures of their own
+            _task_file(sweep_dir, task, STARTED_SUFFIX).touch()
+
+
+def _find_failures(sweep_dir: Path, jobs: Mapping[str, Sequence[str]], in_queue: Mapping[str, str]) -> dict[str, str]:
+    """Return why jobs without a folder failed whose last task ended before it started Python, by their folders' names.
+
+    Jobs of tasks that were cancelled or preempted, or whose node failed, did not fail.
+    """
+    last_task = {name: task for task, names in jobs.items() for name in names}
+    existing = set(os.listdir(sweep_dir))
+    ended = {name: task for name, task in last_task.items() if name not in existing and task not in in_queue}
+    files = {
+        parent: set(os.listdir(parent)) for parent in {_task_file(sweep_dir, t, "").parent for t in ended.values()}
+    }
+    reasons: dict[str, str] = {}
+    started = {}
+    for task in dict.fromkeys(ended.values()):
+        marker = _task_file(sweep_dir, task, STARTED_SUFFIX)
+        started[task] = marker.name in files[marker.parent]
+    suspects = [task for task, is_started in started.items() if not is_started]
+    states = _ended_states(suspects) if suspects else {}
+    for task in suspects:
+        state, exit_code = states.get(task, ("", ""))
+        if reason := _failure_reason(_task_file(sweep_dir, task, "_0_log.err"), task, state, exit_code):
+            reasons[task] = reason
+    return {name: reasons[task] for name, task in ended.items() if task in reasons}
+
+
+def _failure_reason(log: Path, task: str, state: str, exit_code: str) -> str:
+    """Return why a task that ended before it started Python failed; "" if it did not fail.
+
+    Args:
+        log: where SLURM writes the task's stderr.
+        task: the task's number.
+        state: SLURM's state of the task; "" if SLURM has forgotten it.
+        exit_code: its exit code in SLURM's notation, such as 1:0; "" if unknown.
+    """
+    try:
+        with open_regular(log) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_END))
+            end = file.read(LOG_END).decode(errors="replace")
+    except OSError:
+        end = None
+    # Without a state, a task that never ran has no log, and SLURM's message is in the log of one that it ended.
+    if state not in FAILED_STATES and (state or end is None or "CANCELLED AT" in end):
+        return ""
+    lines = [line.strip() for line in (end or "").splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("srun: ")] or lines  # srun only repeats the exit code
+    how = f"ended {state}" if state else "ended"
+    code = f" (exit code {exit_code})" if exit_code else ""
+    where = f"it wrote no log to {log.parent}" if end is None else ": ".join([f"log: {log}", *lines[-1:]])
+    return f"SLURM task {task} {how}{code} before the job started; {where}"
+
+
+def _task_file(sweep_dir: Path, task: str, suffix: str) -> Path:
+    return slurm_folder(sweep_dir) / task.partition("_")[0] / f"{task}{suffix}"
+
+
+def _ended_states(tasks: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return SLURM's state and exit code of tasks that may have ended, as far as SLURM remembers them."""
+    submissions = ",".join(sorted({task.partition("_")[0] for task in tasks}))
+    sacct = ["sacct", "--noheader", "--parsable2", "--allocations", "--format", "JobID,State,ExitCode"]
+    squeue = ["squeue", "--noheader", "--all", "--array", "--states", "all"]
+    squeue += ["--Format", "JobArrayID:|,State:|,exit_code:|"]
+    for command in (sacct, squeue):
         try:
-            states = _task_states(command)
+            return _task_states([*command, "--jobs", submissions])
         except UsageError:
             continue  # no accounting, or SLURM has forgotten these tasks
-        return {name: f"{task} {states[task]}" for name, task in selected.items() if task in states}
     return {}
 
 
@@ -148,10 +226,19 @@ def _warn_damaged(file: Path) -> None:
     print(f"warning: {file} is damaged; skipping that submission ({hint})", file=sys.stderr)
 
 
-def _task_states(command: Sequence[str]) -> dict[str, str]:
-    """Return SLURM's state of each task, from a command that prints lines of the form task|state."""
-    lines = [line.split("|") for line in slurm_output(command).splitlines() if "|" in line]
-    return {task: state.split()[0] for task, state in lines}  # "CANCELLED by 1000"
+def _task_states(command: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return SLURM's state and exit code of each task, from a command that prints lines task|state or task|state|code.
+
+    The exit code is "" if it is unknown or 0. squeue prints it as a wait status (256), sacct as 1:0.
+    """
+    states = {}
+    for line in slurm_output(command).splitlines():
+        task, *values = line.rstrip("|").split("|")
+        if values:
+            state, code = values[0].split()[0], "".join(values[1:2])  # "CANCELLED by 1000"
+            code = f"{int(code) >> 8}:{int(code) & 127}" if code.isdecimal() else code
+            states[task] = state, "" if code == "0:0" else code
+    return states
 
 
 def slurm_output(command: Sequence[str]) -> str:

@@ -123,6 +123,8 @@ def _status(folder: Path, names: set[str], queue: Queue | None, now: float | Non
         return Status(JobState.FAILED, failure=read_failure(folder / FAILURE_FILE))
     if queue and queue.has(folder.name):
         return Status(JobState.QUEUED)
+    if queue and not names and folder.name in queue.failures:
+        return Status(JobState.FAILED, failure=Failure(queue.failures[folder.name], times=1))
     return Status(JobState.INCOMPLETE if names else JobState.NOT_LAUNCHED)
 
 

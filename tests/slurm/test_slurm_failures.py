@@ -78,6 +78,34 @@ def test_task_without_progress_in_its_time_limit_fails_its_job(tmp_path: Path):
     check_done_once(sweep, expected)
 
 
+def test_jobs_of_tasks_that_fail_before_they_start_fail_with_the_log_of_slurm(tmp_path: Path):
+    """Tasks that were cancelled before they started are submitted again."""
+    sweep = Sweep(tmp_path / "jobs", *GRID, "--n_hparams", "1", "--hparams", '{"batch_size": 8}')
+    setup = ["echo task $SLURM_ARRAY_TASK_ID needs a module >&2", "test $SLURM_ARRAY_TASK_ID = 2", "sleep 100"]
+    sweep.launch("--slurm_setup", "set -e", *setup)
+    tasks = list(sweep.tasks())
+    wait_until(lambda: [slurm_states()[task][0] for task in tasks] == ["FAILED", "FAILED", "RUNNING"], sweep.describe)
+    slurm("scancel", tasks[2])
+    wait_until(lambda: not read_queue(sweep.folder).submissions(), sweep.describe)
+    assert sweep.states() == [JobState.FAILED, JobState.FAILED, JobState.NOT_LAUNCHED]
+    status = sweep.command("status", "--failed")
+    assert (status.status, status.stderr) == (1, "")
+    for i, job in enumerate(sweep.jobs[:2]):
+        log = slurm_folder(sweep.folder) / tasks[i].partition("_")[0] / f"{tasks[i]}_0_log.err"
+        reason = f"SLURM task {tasks[i]} ended FAILED (exit code 1:0) before the job started; log: {log}: "
+        assert f"{job}\n  {reason}task {i} needs a module\n  failed once\n" in status.stdout
+    sweep.open_gate()
+    relaunched = sweep.launch()
+    assert "Skipping failed jobs" in relaunched.stdout
+    assert ": 1 tasks, 1 jobs;" in relaunched.stdout
+    wait_until(lambda: not read_queue(sweep.folder).submissions(), sweep.describe)
+    assert sweep.states() == [JobState.FAILED, JobState.FAILED, JobState.DONE]
+    expected = undisturbed(sweep.jobs, tmp_path)
+    assert ": 2 tasks, 2 jobs;" in sweep.launch("--retry_failed").stdout
+    sweep.wait_until_done()
+    check_done_once(sweep, expected)
+
+
 @pytest.mark.parametrize("jobs_per_task", [1, 3], ids=["an array", "a single task"])
 def test_rejected_submission_is_one_line_and_leaves_no_files(tmp_path: Path, jobs_per_task: int):
     sweep = Sweep(tmp_path / "jobs", *GRID, "--n_hparams", "1")

@@ -220,7 +220,7 @@ def test_only_incomplete_jobs_are_deleted(tmp_path: Path, slurm, capsys: pytest.
         assert output.out.endswith("Now: 2 not launched, 1 queued, 1 running, 1 failed, 1 done\n")
     assert not any(by_state[state].folder.exists() for state in deleted)
     assert {state: content(by_state[state].folder) for state in kept} == kept
-    assert {path.name for path in (tmp_path / "sweep" / ".sweep").iterdir()} == {"launches", "slurm"}
+    assert {path.name for path in (tmp_path / "sweep" / ".sweep").iterdir()} == {"deleting.lock", "launches", "slurm"}
     capsys.readouterr()
     assert main(delete[:1] + delete[2:]) == (3 if with_failed else 1), "no question, because there is nothing to delete"
 
@@ -311,6 +311,19 @@ def test_delete_missing_folder_and_folder_of_dead_owner(tmp_path: Path, monkeypa
     then = time.time() - HEARTBEAT_TIMEOUT - 60
     os.utime(dead.folder / "lock", (then, then))
     with locked(mine.folder):
-        assert delete_jobs([gone, dead, mine]) == [mine]
+        assert delete_jobs([gone, dead, mine], tmp_path) == [mine]
         assert mine.folder.exists()
     assert not dead.folder.exists()
+
+
+def test_remains_of_a_killed_deletion_are_deleted(tmp_path: Path):
+    """Even if no job is incomplete any more."""
+    words = launch_words(tmp_path / "sweep")
+    log_only(words)
+    for i in range(3):
+        (tmp_path / "sweep" / ".sweep" / f"deleted-{i}" / "folder").mkdir(parents=True)
+        (tmp_path / "sweep" / ".sweep" / f"deleted-{i}" / "log.txt").touch()
+    assert main(["delete_incomplete", "--output_dir", tmp_path / "sweep"]) == 3
+    names = {path.name for path in (tmp_path / "sweep" / ".sweep").iterdir()}
+    assert not {name for name in names if name.startswith("deleted-")}
+    assert "launches" in names

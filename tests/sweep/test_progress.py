@@ -70,6 +70,9 @@ def test_failure_lines(tmp_path: Path):
     statuses = example_sweep(tmp_path)
     jobs = list(statuses)
     statuses[jobs[6]] = Status(JobState.FAILED, failure=Failure())
+    statuses[jobs[7]] = Status(JobState.FAILED, failure=Failure("SLURM task 7_7 ended before the job started", 1))
+    for job in jobs[5:7]:
+        job.folder.mkdir(exist_ok=True)
     words = "ERM on ColoredDigits, test +90%, hparams 0, trial 0"
     assert failure_lines(statuses, {jobs[4].folder.name: "7_4 TIMEOUT", jobs[0].folder.name: "7_5 FAILED"}) == [
         f"{words}\n  interrupted, can be resumed; SLURM task 7_4 TIMEOUT; log: {jobs[4].folder}/log.txt",
@@ -77,6 +80,8 @@ def test_failure_lines(tmp_path: Path):
         f"  failed 2 times, last on node3, {LONG_AGO}; log: {jobs[5].folder}/log.txt",
         f"{words}\n  unknown reason",
         f"  failed once; log: {jobs[6].folder}/log.txt",
+        f"{jobs[7]}\n  SLURM task 7_7 ended before the job started",
+        "  failed once",
     ]
     assert failure_lines({jobs[4]: statuses[jobs[4]]}, {}) == []
 

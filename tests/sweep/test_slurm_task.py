@@ -10,6 +10,7 @@ from domainbed.records import mark_done
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.slurm import SlurmLauncher, SlurmOptions
 from domainbed.sweep.launchers.slurm_task import Task
+from domainbed.sweep.queue import slurm_folder, write_tasks
 from domainbed.sweep.status import JobState
 from tests.sweep.helpers import fail, make_job, states
 
@@ -60,15 +61,30 @@ def test_jobs_of_a_blocked_kind_are_not_started(tmp_path: Path, execs: list[list
     assert states(jobs) == [JobState.FAILED] * 3 + [JobState.DONE] * 2
 
 
+def test_task_records_that_it_started(tmp_path: Path, execs: list[list[str]], monkeypatch: pytest.MonkeyPatch):
+    job = make_job(tmp_path)
+    run_task([job])
+    assert not list(tmp_path.rglob("*.started")), "outside of SLURM"
+    write_tasks(tmp_path, "12", {"12_3": [job]})
+    monkeypatch.setenv("SLURM_JOB_ID", "15")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    run_task([job])
+    assert (slurm_folder(tmp_path) / "12" / "12_3.started").exists()
+
+
 @pytest.mark.parametrize(("cores", "before", "threads"), [("8", "2", "8"), (None, "2", "2"), (None, None, "1")])
 def test_task_has_as_many_threads_as_cores(
-    monkeypatch: pytest.MonkeyPatch, cores: str | None, before: str | None, threads: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: str | None, before: str | None, threads: str
 ):
     for name, value in (("SLURM_CPUS_PER_TASK", cores), ("OMP_NUM_THREADS", before)):
         monkeypatch.setenv(name, value or "")
         if value is None:
             monkeypatch.delenv(name)
-    Task(60)([], {})
+    done = make_job(tmp_path)
+    done.folder.mkdir()
+    mark_done(done.folder)
+    run_task([done])
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 

@@ -94,6 +94,7 @@ class SlurmLauncher(Launcher):
     ) -> Iterator[JobEvent]:
         sweep_dir = jobs[0].folder.parent
         folder = slurm_folder(sweep_dir)
+        check_log_folder(self._folder(sweep_dir))
         max_tasks = max_array_size()
         blocked = blocked_kinds(statuses)
         kinds: dict[Kind, list[str]] = {}
@@ -102,6 +103,8 @@ class SlurmLauncher(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         with file_lock(folder / "lock", f"Another launch is submitting jobs of {sweep_dir}; waiting for it"):
             queue = read_queue(sweep_dir)
+            if queue:
+                queue.failures.clear()  # those of `jobs` are retried
             current = survey(jobs, queue)  # another launch may just have submitted some of the jobs
             to_submit = []
             for job in jobs:
@@ -182,6 +185,7 @@ class SlurmLauncher(Launcher):
 
         sweep_dir = jobs[0].folder.parent
         folder, tasks = self._folder(sweep_dir), self._tasks(jobs)
+        check_log_folder(folder)
         try:
             max_tasks = max_array_size()
         except UsageError:
@@ -191,6 +195,20 @@ class SlurmLauncher(Launcher):
             command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder / "%A")])
             parameters = self._parameters | {"job_name": job_name(sweep_dir)} | ({"map_count": n} if n > 1 else {})
             print(_make_sbatch_string(command=command, folder=folder / "%A", **parameters))
+
+
+def check_log_folder(folder: Path) -> None:
+    """Check that sbatch takes the path of SLURM's logs literally. Otherwise, tasks would fail without a log.
+
+    Raises:
+        UsageError: the path contains a character that sbatch interprets and that submitit cannot escape.
+    """
+    for character, name in (("%", "'%'"), ("\\", "a backslash"), ("\n", "a newline")):
+        if character in str(folder):
+            raise UsageError(
+                f"{str(folder)!r} contains {name}, which sbatch would interpret in the paths of its logs; choose another "
+                "--output_dir or --slurm_folder"
+            )
 
 
 def sbatch_parameters(options: SlurmOptions) -> dict[str, Any]:

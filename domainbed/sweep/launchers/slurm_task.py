@@ -13,6 +13,7 @@ from domainbed.engine.lock import HEARTBEAT_TIMEOUT, TAKEOVER_DELAY, file_system
 from domainbed.sweep.failures import record_failure
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.launchers.base import skip_event
+from domainbed.sweep.queue import mark_started
 from domainbed.sweep.run import JobEvent, run_job
 from domainbed.sweep.status import JobState, blocked_reason, read_status
 
@@ -43,6 +44,7 @@ class Task:
         Returns:
             The state of each job that was not finished before, by the name of its folder.
         """
+        mark_started(jobs[0].folder.parent)
         if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
             os.environ["OMP_NUM_THREADS"] = cores
         os.environ.setdefault("OMP_NUM_THREADS", "1")
