@@ -206,8 +206,8 @@ def check_log_folder(folder: Path) -> None:
     for character, name in (("%", "'%'"), ("\\", "a backslash"), ("\n", "a newline")):
         if character in str(folder):
             raise UsageError(
-                f"{str(folder)!r} contains {name}, which sbatch would interpret in the paths of its logs; choose another "
-                "--output_dir or --slurm_folder"
+                f"{str(folder)!r} contains {name}, which sbatch would interpret in the paths of its logs; choose "
+                "another --output_dir or --slurm_folder"
             )
 
 
