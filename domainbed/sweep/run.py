@@ -112,9 +112,11 @@ def _taken(job: Job) -> JobEvent:
 def _output_to_log(job: Job) -> Iterator[None]:
     """Append all output, including that of C code and child processes, to the job's log."""
     saved = [os.dup(1), os.dup(2)]
-    with open(job.folder / LOG_FILE, "ab") as log:
-        for descriptor in (1, 2):
-            os.dup2(log.fileno(), descriptor)
+    # Opening a named pipe fails instead of waiting for a reader.
+    log = os.open(job.folder / LOG_FILE, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK, 0o666)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         yield
