@@ -5,6 +5,7 @@ class GroupDRO(ERM):
 """
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -121,7 +122,7 @@ def parse_overrides(text: str | None) -> Hparams:
         overrides = json.loads(text)
         json.dumps(overrides)  # may allow less nesting
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--hparams {text!r} is not JSON ({error}); {example}") from None
+        raise UsageError(f"--hparams {reprlib.repr(text)} is not JSON ({error}); {example}") from None
     if not isinstance(overrides, dict):
-        raise UsageError(f"--hparams {text!r} must be a JSON object; {example}")
+        raise UsageError(f"--hparams {reprlib.repr(text)} must be a JSON object; {example}")
     return overrides

@@ -5,6 +5,7 @@ Each hyperparameter is drawn from its own random generator, so adding one never 
 
 import json
 import math
+import reprlib
 
 import numpy as np
 from numpy.random import RandomState
@@ -79,9 +80,8 @@ def _check_override(name: str, value: Value, like: Value, bounds: Bounds) -> Val
         except OverflowError:
             raise UsageError(f"--hparams: {name} must be a finite number; it is too large") from None
     if type(value) is not type(like):
-        raise UsageError(
-            f"--hparams: {name} must be of type {type(like).__name__}, like {json.dumps(like)}, not {value!r}"
-        )
+        kind = f"of type {type(like).__name__}, like {json.dumps(like)}"
+        raise UsageError(f"--hparams: {name} must be {kind}, not {reprlib.repr(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"--hparams: {name} must be a finite number, not {value}")
     if type(value) is int and value.bit_length() > 63:

@@ -162,7 +162,8 @@ def subfolders(folder: Path) -> list[str]:
     except OSError as error:
         raise UsageError(f"cannot list {folder}: {error.strerror}") from error
     for name in names:
-        if printable(name) != name:  # records and tables contain the names of environments
+        # Records and tables contain the names of environments.
+        if printable(name) != name or "\n" in name or "\t" in name:
             raise UsageError(f"{folder / name}: the folder's name has control characters or is not UTF-8; rename it")
     return names
 

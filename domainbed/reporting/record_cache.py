@@ -28,7 +28,7 @@ MIN_JOBS = 500  # for fewer jobs, parsing is as fast as reading the cache
 # The version of what reading.py extracts from a job's folder and model_selection.py from records.
 CACHE_VERSION = f"4 of schema {SCHEMA_VERSION}".encode()
 SNAPSHOTS_FOLDER = "whole"
-MAX_SIZE = 2**30  # bytes of a file; a million jobs take about as many
+MAX_SIZE = 2**29  # bytes of a file; 500,000 jobs take about as many
 MAX_AGE = 3600  # seconds after which the unfinished file of a killed process is deleted
 
 Signature = tuple[int, int]  # of a job's records: their size in bytes and modification time in nanoseconds

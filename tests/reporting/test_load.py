@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from domainbed.errors import UsageError
+from domainbed.files import open_regular
 from domainbed.model_selection import SELECTION_METHODS, select_records
 from domainbed.reporting import reading
 from domainbed.reporting.formats.text import as_text
@@ -157,12 +158,12 @@ def test_broken_record_is_reported_and_affects_no_other_job(tmp_path: Path, kind
 def test_unreadable_results_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_sweep(tmp_path, [make_record(), make_record(hparams_seed=1)])
 
-    def refuse(path: Path, *args, **kwargs):
+    def refuse(path: Path):
         if "0-0-1" in str(path):
             raise PermissionError(13, "Permission denied")
-        return open(path, *args, **kwargs)
+        return open_regular(path)
 
-    monkeypatch.setattr(reading, "open", refuse, raising=False)
+    monkeypatch.setattr(reading, "open_regular", refuse)
     frame, problems = read_sweep(tmp_path)
     assert len(frame) == 1
     assert len(problems) == 1

@@ -12,9 +12,10 @@ import pytest
 
 from domainbed import cli
 from domainbed.scripts import collect_results, list_top_hparams, sweep, train
-from domainbed.sweep.job import Job
+from domainbed.sweep.job import LOG_FILE, Job
+from domainbed.sweep.status import JobState
 from tests.conftest import make_record
-from tests.sweep.helpers import log_only
+from tests.sweep.helpers import log_only, make_job, run_here
 
 DEEP = "[" * 100_000
 MEMORY = 1 << 30  # bytes that a command may need in addition
@@ -105,6 +106,28 @@ def test_reading_commands(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY >> 10
     assert os.path.lexists(path)
     assert "Traceback" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("replacement", REPLACEMENTS)
+@pytest.mark.parametrize("folder", ["", "whole"])
+def test_cache(folder: str, replacement: str, copied: tuple[Path, Path], monkeypatch, capsys):
+    monkeypatch.setattr("domainbed.reporting.load.MIN_JOBS", 1)
+    assert run(collect_results, "--input_dir", copied[0]) == 0
+    before = capsys.readouterr()
+    (cached, *_) = (copied[0] / ".sweep" / "records" / folder).glob("*.arrow")
+    cached.unlink()
+    REPLACEMENTS[replacement](cached)
+    assert run(collect_results, "--input_dir", copied[0]) == 0
+    assert capsys.readouterr() == before
+
+
+def test_log_that_is_a_pipe_fails_the_job(tmp_path: Path):
+    job = make_job(tmp_path)
+    job.folder.mkdir(parents=True)
+    os.mkfifo(job.folder / LOG_FILE)
+    (event,) = run_here(job)
+    assert event.state == JobState.FAILED
+    assert str(job.folder / LOG_FILE) in event.reason
 
 
 @pytest.mark.parametrize("file", ["results.jsonl", "lock", "attempt.json"])
