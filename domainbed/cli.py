@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from domainbed.errors import UsageError, one_line, suggest
+from domainbed.errors import AlgorithmError, UsageError, one_line, suggest
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -102,7 +102,8 @@ def check_output(file: str | None, flag: str = "--output") -> None:
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run a command and exit with its status.
 
-    A UsageError or OSError prints one line and exits with status 2, Ctrl-C with 130, a closed pipe with 1.
+    A UsageError or OSError prints one line and exits with status 2; an error in a user's algorithm prints the lines of
+    the user's code and exits with 1; Ctrl-C exits with 130, a closed pipe with 1.
     """
     if sys.stdout is None:  # closed by `>&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -113,6 +114,9 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except AlgorithmError as error:
+        print(f"{error.report}error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

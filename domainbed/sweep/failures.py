@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from domainbed.errors import UsageError, one_line
+from domainbed.errors import AlgorithmError, UsageError, one_line
 
 # ATTEMPT_FILE is written before a job starts, so that a failure can be recorded in it even if the disk is full by then.
 # It is renamed to FAILURE_FILE when the job fails, and back when the job is retried.
@@ -89,7 +89,7 @@ def _write(path: Path, failure: Failure) -> None:
 
 def describe_error(error: BaseException, folder: Path) -> str:
     """Return a one-line description of an error in the job of a folder."""
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | AlgorithmError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         hints = {errno.ENOSPC: " (the disk is full)", errno.EDQUOT: " (the user's disk quota is used up)"}
