@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from domainbed.errors import UsageError, one_line, printable, suggest
+from domainbed.errors import AlgorithmError, UsageError, one_line, printable, suggest
 
 PATHS = ("ARCHIVE", "DIR", "FILE")  # the placeholders of options that take a path
 
@@ -115,7 +115,8 @@ def check_output(file: str | None, flag: str = "--output") -> None:
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run a command and exit with its status.
 
-    A UsageError or OSError prints one line and exits with status 2, Ctrl-C with 130, a closed pipe with 1.
+    A UsageError or OSError prints one line and exits with status 2; an error in a user's algorithm prints the lines of
+    the user's code and exits with 1; Ctrl-C exits with 130, a closed pipe with 1.
     """
     _open_standard_files()
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: names may contain what the terminal cannot represent
@@ -127,6 +128,9 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     except UsageError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
+    except AlgorithmError as error:
+        print(printable(f"{error.report}error: {error}"), file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -26,6 +26,18 @@ def printable(text: object) -> str:
     return str(text).translate(_ESCAPES).encode(errors="backslashreplace").decode()
 
 
+class AlgorithmError(Exception):
+    """An error in the code of a user's algorithm. Commands print its report and exit with status 1.
+
+    Attributes:
+        report: the traceback, with the lines of the user's own code only.
+    """
+
+    def __init__(self, message: str, report: str) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 def one_line(error: object) -> str:
     """Return an error's message on one line."""
     return " ".join(str(error).split())

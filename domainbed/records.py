@@ -7,6 +7,7 @@ package also have `environments` (names), `bad_images` (number of broken images 
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,14 @@ def records_length(folder: Path) -> int:
             return os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         return 0
+
+
+def records_checksum(folder: Path, length: int) -> int:
+    """Return a checksum of the first `length` bytes of a job's results."""
+    if not length:
+        return 0
+    with open(folder / RESULTS_FILE, "rb") as file:
+        return zlib.crc32(file.read(length))
 
 
 def truncate_records(folder: Path, length: int) -> None:

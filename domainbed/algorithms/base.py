@@ -1,15 +1,13 @@
 """The contract of an algorithm. The interface is DomainBed's, so classes written for it work unchanged."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.errors import UsageError
+from domainbed.algorithms import state
 from domainbed.hparams import Hparam, Hparams
 
 Minibatch: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # images [n, *input_shape] and labels [n]
@@ -35,6 +33,7 @@ class Algorithm(nn.Module):
     MIN_BATCH_SIZE: ClassVar[int] = 1  # images per domain that an update requires
     MIN_DOMAINS: ClassVar[int] = 1  # training domains that an update requires
     EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
+    _constructed: state.Constructed | None = None
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__()
@@ -72,68 +71,37 @@ class Algorithm(nn.Module):
         """Return the logits [n, num_classes] of images [n, *input_shape]."""
         raise NotImplementedError(f"{type(self).__name__} does not implement predict")
 
-    def training_state(self) -> dict[str, Any]:
-        """Return everything that the next updates depend on, except for the random generators.
+    def record_construction(self) -> None:
+        """Record what the constructor made, so that `training_state` can tell what updates have changed since.
 
-        The state consists of the `state_dict` of the modules, and of all attributes that are numbers, strings, None,
-        tensors, objects with a `state_dict` of their own (optimizers, schedulers), or lists, tuples and dicts of
-        these. Functions and classes are skipped. Tensors are not copied.
+        The engine calls this method on the new algorithm, before its first update or `load_training_state`.
+        """
+        self._constructed = state.Constructed(self)
+
+    def training_state(self) -> dict[str, Any]:
+        """Return everything that the next updates depend on, except for the global random generators.
+
+        The state consists of values that `torch.load` reads with `weights_only=True`. The README lists what it
+        contains. Tensors are not copied.
 
         Raises:
-            UsageError: an attribute is of another type. Its class must override this method and `load_training_state`.
+            UsageError: a part of the state cannot be saved. The class must keep it in another form, or override this
+                method and `load_training_state`.
         """
-        attributes = {n: _state_of(n, v) for n, v in vars(self).items() if n not in _STATELESS and not callable(v)}
-        return {"modules": self.state_dict(), "attributes": attributes}
+        return state.training_state(self, self._constructed)
 
-    def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restore a `training_state` of an algorithm that was constructed with the same arguments."""
-        self.load_state_dict(state["modules"])
-        for name, value in copy.deepcopy(state["attributes"]).items():
-            setattr(self, name, _restored(getattr(self, name, None), value))
+    def load_training_state(self, saved: Mapping[str, Any]) -> None:
+        """Restore a `training_state` into a new algorithm that was constructed with the same arguments."""
+        state.load_training_state(self, saved, self._constructed)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load as `nn.Module` does, but resize buffers to their saved shapes (some are filled by the first update)."""
+        """Load as `nn.Module` does, but give buffers their saved shapes and types (updates may fill them)."""
         for name, buffer in list(self.named_buffers()):
             saved = state_dict.get(name)
-            if saved is not None and saved.shape != buffer.shape:
+            if saved is not None and (saved.shape, saved.dtype) != (buffer.shape, buffer.dtype):
                 module, _, leaf = name.rpartition(".")
-                setattr(self.get_submodule(module), leaf, buffer.new_empty(saved.shape))
+                setattr(self.get_submodule(module), leaf, buffer.new_empty(saved.shape, dtype=saved.dtype))
         return super().load_state_dict(state_dict, *args, **kwargs)
-
-
-# Attributes of nn.Module itself, and the constructor's argument.
-_STATELESS = {*vars(nn.Module()), "hparams"}
-
-
-def _state_of(name: str, value: Any) -> Any:
-    if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-        return value.state_dict()
-    if type(value) in (list, tuple):
-        return type(value)(_state_of(name, item) for item in value)
-    if isinstance(value, dict):
-        return {key: _state_of(name, item) for key, item in value.items()}
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or type(value) in (bool, int, float, str, torch.Tensor):
-        return value
-    raise UsageError(
-        f"cannot save the state of attribute {name!r} of type {type(value).__name__}; make it a buffer, or override "
-        "training_state and load_training_state"
-    )
-
-
-def _restored(current: Any, saved: Any) -> Any:
-    """Return the saved state, loaded into the current object if it has a `load_state_dict`."""
-    if hasattr(current, "load_state_dict"):
-        current.load_state_dict(saved)
-        return current
-    if type(current) in (list, tuple) and len(current) == len(saved):
-        return type(current)(map(_restored, current, saved))
-    if isinstance(current, dict) and isinstance(saved, dict):
-        return {key: _restored(current.get(key), item) for key, item in saved.items()}
-    if isinstance(current, torch.Tensor) and isinstance(saved, torch.Tensor):
-        return saved.to(current.device)
-    return saved
 
 
 def predicted_classes(logits: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.state import is_builtin
 from domainbed.errors import UsageError
 from domainbed.seeding import get_rng_state
 
@@ -30,6 +31,8 @@ class Snapshot:
         self._host: dict[Path, Any] = {}
         self._on_device: dict[Path, torch.Tensor] = {}  # kept alive, so that no other tensor reuses the memory
         for path, value in chain(_flatten(algorithm.training_state()), _state_outside_training_state(algorithm)):
+            if path[:1] == ("gradients",):
+                continue  # each replay writes to those that its captured update allocated
             if isinstance(value, torch.Tensor):
                 if value.device.type == device.type:
                     self._on_device[path] = value
@@ -72,11 +75,6 @@ class Snapshot:
         return increments
 
 
-def is_builtin(algorithm_class: type[Algorithm]) -> bool:
-    """Return whether the class is part of this package, so that what its updates do is known."""
-    return algorithm_class.__module__.startswith("domainbed.algorithms.")
-
-
 def _defines_phase(algorithm_class: type[Algorithm]) -> bool:
     """An inherited `phase` does not reflect what a subclass does with a counter."""
     return "phase" in vars(algorithm_class) or is_builtin(algorithm_class)
@@ -94,6 +92,7 @@ def _state_outside_training_state(algorithm: Algorithm) -> Iterator[tuple[Path, 
 
 
 _MODULE_ATTRIBUTES = vars(nn.Module())
+_SECTIONS = (("modules",), ("attributes",), ("buffers",), ("module_attributes",))
 _IMMUTABLE = bool | int | float | str
 
 
@@ -130,4 +129,4 @@ def _is_equal(old: Any, new: Any) -> bool:
 
 
 def _name(path: Path) -> str:
-    return ".".join(map(str, path[1:] if path[:1] in (("modules",), ("attributes",), ("buffers",)) else path))
+    return ".".join(map(str, path[1:] if path[:1] in _SECTIONS else path))

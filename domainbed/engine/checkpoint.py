@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from domainbed import __version__
 from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.state import check_plain
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
@@ -24,7 +25,15 @@ from domainbed.engine.metrics import MetricHistory, MetricLog
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
 from domainbed.loading.base import Feed
-from domainbed.records import CHECKPOINT_FILE, RESULTS_FILE, last_record, read_job, records_length, truncate_records
+from domainbed.records import (
+    CHECKPOINT_FILE,
+    RESULTS_FILE,
+    last_record,
+    read_job,
+    records_checksum,
+    records_length,
+    truncate_records,
+)
 from domainbed.seeding import get_rng_state, set_rng_state
 
 PREVIOUS_FILE = "checkpoint_previous.pt"
@@ -93,6 +102,7 @@ class Checkpointer:
         self._should_stop = should_stop
         self._first_step = 0
         self._saved_at = time.monotonic()
+        algorithm.record_construction()
 
     def resume(self) -> Progress:
         """Restore algorithm, random generators and records from the last valid checkpoint, if one exists.
@@ -107,7 +117,7 @@ class Checkpointer:
             check_args(self._folder, saved["args"], self._config)
             try:
                 self._algorithm.load_training_state(saved["algorithm"])
-            except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
                 raise UsageError(
                     f"{self._folder / CHECKPOINT_FILE} does not match the current algorithm; delete the folder to "
                     f"start over ({type(error).__name__}: {one_line(error)})"
@@ -145,15 +155,19 @@ class Checkpointer:
     def save(self, progress: Progress, rng_state: dict[str, Any] | None = None) -> None:
         """Save a checkpoint atomically, and keep the previous one in case this one is damaged later."""
         self._lock.check()
+        state = self._algorithm.training_state()
+        check_plain(state)
+        length = records_length(self._folder)
         saved = {
             "args": self._config.args(),
             "step": progress.step,
             "is_evaluated": progress.is_evaluated,
             "figures": progress.metrics.to_python(),
             "seconds": progress.seconds,
-            "records_length": records_length(self._folder),
+            "records_length": length,
+            "records_checksum": records_checksum(self._folder, length),
             "bad_images": sorted(self._feed.bad_images),
-            "algorithm": self._algorithm.training_state(),
+            "algorithm": state,
             "generators": rng_state or get_rng_state(),
             "versions": software_versions(),
         }
@@ -206,6 +220,9 @@ def load_checkpoint(folder: Path, is_trusted: bool = False) -> dict[str, Any] | 
             saved = _read(path, is_trusted)
             if records_length(folder) < saved["records_length"]:
                 raise _DamagedError(f"{RESULTS_FILE} lacks records that were written before the checkpoint")
+            checksum = saved.get("records_checksum")  # earlier versions did not save any
+            if checksum not in (None, records_checksum(folder, saved["records_length"])):
+                raise _DamagedError(f"records in {RESULTS_FILE} have changed since the checkpoint was written")
         except FileNotFoundError:
             continue
         except _DamagedError as error:

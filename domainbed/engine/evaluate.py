@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from domainbed.algorithms.base import Algorithm, predicted_classes
+from domainbed.engine.algorithm_errors import locate_errors
 from domainbed.loading.base import Feed, Request
 
 
@@ -14,6 +15,7 @@ def accuracies(
     feed: Feed,
     requests: Iterable[tuple[str, Request]],
     before_batch: Callable[[], None] = lambda: None,
+    place: str = "predict",
 ) -> dict[str, float]:
     """Return the accuracy on each split.
 
@@ -22,6 +24,7 @@ def accuracies(
         feed: loads the requested images.
         requests: (name, request) pairs; requests of the same name (`env0_in_acc`, …) form one split.
         before_batch: called before each batch; an exception that it raises ends the evaluation.
+        place: where an error in `predict` is reported to have happened.
     """
     named = list(requests)
     correct: dict[str, list[torch.Tensor]] = {}
@@ -30,7 +33,8 @@ def accuracies(
     batches = feed.batches([request] for _, request in named)
     for (name, request), [(x, y)] in zip(named, batches, strict=True):
         before_batch()
-        predicted = predicted_classes(split_on_oom(algorithm.predict, x))
+        with locate_errors(type(algorithm), lambda: place):
+            predicted = predicted_classes(split_on_oom(algorithm.predict, x))
         correct.setdefault(name, []).append((predicted == y).sum())
         images[name] = images.get(name, 0) + len(request.indices)
     algorithm.train()

@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from domainbed.algorithms import get_algorithm_class
 from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.state import check_plain, is_builtin
 from domainbed.backbones import use_weights_dir, without_weights
 from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
-from domainbed.engine.capturable import is_builtin
+from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.config import JobConfig, import_components
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
@@ -29,7 +30,9 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
     """Return the job's algorithm, with its initial weights, for the dataset's training environments.
 
     Raises:
-        UsageError: the algorithm rejects its hyperparameters or the size of the images.
+        UsageError: the algorithm rejects its hyperparameters or the size of the images, or keeps state that checkpoints
+            cannot contain.
+        AlgorithmError: the constructor of a user's algorithm fails.
     """
     algorithm_class = get_algorithm_class(config.algorithm)
     num_domains = len(dataset) - len(config.test_envs)
@@ -42,13 +45,16 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
         raise UsageError(
             f"{config.algorithm} requires at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
         )
-    try:
-        with use_weights_dir(config.weights_dir):
-            return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, dict(hparams))
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(f"cannot create {config.algorithm} with these hyperparameters: {error}") from error
+    with use_weights_dir(config.weights_dir), locate_errors(algorithm_class, lambda: "constructor"):
+        try:
+            algorithm = algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, dict(hparams))
+        except UsageError:
+            raise
+        except ValueError as error:
+            where = "" if is_builtin(algorithm_class) else location(error, algorithm_class)
+            raise UsageError(f"cannot create {config.algorithm} with these hyperparameters: {error}{where}") from error
+        check_plain(algorithm.training_state())
+    return algorithm
 
 
 def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> Algorithm:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from domainbed.algorithms.base import Algorithm
 from domainbed.compute import featurizers_of
 from domainbed.datasets import MultipleDomainDataset
+from domainbed.engine.algorithm_errors import locate_errors, step_place
 from domainbed.engine.checkpoint import Checkpointer, Progress, remove_checkpoints, software_versions
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
@@ -51,6 +52,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     Raises:
         UsageError: the folder contains a finished run or another job's run, another process is training the job, or
             the data cannot be used.
+        AlgorithmError: the code of a user's algorithm failed.
         NonFiniteError: training diverged; the records of earlier steps are kept.
         Interrupted: `control.should_stop` returned True; everything needed to resume has been saved.
     """
@@ -74,7 +76,8 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         for step in range(start, config.steps):
             if step == progress.step:
                 minibatches, unlabeled = next(batches)
-                progress.add_update(steps.update(minibatches, unlabeled))
+                with locate_errors(type(algorithm), lambda: step_place(algorithm, progress.step)):
+                    progress.add_update(steps.update(minibatches, unlabeled))
                 bar.update()
                 lock.step = progress.step
                 checkpointer.stop_if_requested(progress)
@@ -206,7 +209,7 @@ def evaluate(
         "step": step,
         "epoch": step / steps_per_epoch,
         **metrics,
-        **accuracies(algorithm, feed, requests, before_batch),
+        **accuracies(algorithm, feed, requests, before_batch, f"evaluation after {step_place(algorithm, step)}"),
         "bad_images": len(feed.bad_images),
         "step_time": progress.seconds / updates_since_evaluation(step, config.checkpoint_freq),
         "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else 0.0,

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from domainbed.errors import UsageError, one_line, printable
+from domainbed.errors import AlgorithmError, UsageError, one_line, printable
 from domainbed.files import read_json
 
 # ATTEMPT_FILE is written before a job starts, so that a failure can be recorded in it even if the disk is full by then.
@@ -102,7 +102,7 @@ def describe_error(error: BaseException, folder: Path) -> str:
 
 
 def _describe_error(error: BaseException, folder: Path) -> str:
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | AlgorithmError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         hints = {errno.ENOSPC: " (the disk is full)", errno.EDQUOT: " (the user's disk quota is used up)"}

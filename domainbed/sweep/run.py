@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock, TakenError, is_locked, locked
-from domainbed.errors import UsageError
+from domainbed.errors import AlgorithmError, UsageError
 from domainbed.files import open_to_append
 from domainbed.records import is_done
 from domainbed.sweep.failures import begin_attempt, describe_error, record_failure, remove_failure_files
@@ -94,7 +94,9 @@ def _train(job: Job, control: JobControl) -> JobEvent:
         print(interrupted)
         return JobEvent(job, JobState.INCOMPLETE, steps=interrupted.updates)
     except (Exception, SystemExit) as error:
-        if not isinstance(error, UsageError):
+        if isinstance(error, AlgorithmError):
+            print(error.report, end="")
+        elif not isinstance(error, UsageError):
             traceback.print_exc()
         reason = describe_error(error, job.folder)
         print(f"error: {reason}")

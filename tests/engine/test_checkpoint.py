@@ -171,6 +171,28 @@ def test_checkpoint_whose_records_are_lost_is_not_used(job: Path, capsys: pytest
     assert ("Resuming from checkpoint at step 4." in out) == (lost != "all")
 
 
+@pytest.mark.parametrize("record", [0, 1])
+def test_flipped_bit_in_a_record_is_reported(job: Path, capsys: pytest.CaptureFixture, record: int):
+    """The previous checkpoint is used if the records before it are intact; otherwise the job starts over."""
+    results = job / "results.jsonl"
+    lines = results.read_bytes().splitlines(keepends=True)
+    position = sum(map(len, lines[:record])) + lines[record].index(b'"loss": ') + len(b'"loss": ')
+    content = bytearray(results.read_bytes())
+    content[position] ^= 1
+    results.write_bytes(content)
+    out = resume(job, capsys)
+    assert f"{job / LAST} is damaged and cannot be used: records in results.jsonl have changed since the check" in out
+    assert ("Resuming from checkpoint at step 4." in out) == (record == 1)
+
+
+def test_checkpoint_without_checksum_is_used(job: Path, capsys: pytest.CaptureFixture):
+    """As written by earlier versions."""
+    saved = torch.load(job / LAST, weights_only=False)
+    del saved["records_checksum"]
+    torch.save(saved, job / LAST)
+    assert "is damaged" not in resume(job, capsys)
+
+
 def test_job_starts_over_if_there_is_no_checkpoint(job: Path, capsys: pytest.CaptureFixture):
     for name in (LAST, PREVIOUS):
         (job / name).unlink()

@@ -44,10 +44,11 @@ FINISHED = {"results.jsonl", "done", "model.pkl"}
 NOT_COMPARED = re.compile(rb'"(step_time|mem_gb|output_dir|save_every|loader_workers)": [^,}]+')
 
 
+UPDATES = [0]  # of all instances of the class below
+
+
 class DrawsRandomly(Algorithm):
     """An algorithm that draws from every random generator in update and predict, and keeps state of all kinds."""
-
-    updates = 0
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -57,7 +58,7 @@ class DrawsRandomly(Algorithm):
         self.draws = [0.0]
 
     def update(self, minibatches, unlabeled=None):
-        DrawsRandomly.updates += 1
+        UPDATES[0] += 1
         x, y = concatenate(minibatches)
         weight = random.random() + np.random.rand() + np.random.randn() ** 2 + torch.rand(())
         logits = self.linear(F.dropout(x.flatten(1)))
@@ -167,14 +168,14 @@ def train_disturbed(config: JobConfig, disturbances: Iterable[Callable[[], bool]
 def test_job_stopped_at_any_point_equals_undisturbed(tmp_path: Path, capsys: pytest.CaptureFixture):
     """After each update, and before each batch of an evaluation. No update is repeated."""
     expected = undisturbed()
-    before = DrawsRandomly.updates
+    before = UPDATES[0]
     for n in range(1, 100):
         folder = tmp_path / str(n)
         if not train_disturbed(make(folder), [stop_at(n)]):
             break
         assert result(folder) == expected, f"stopped at call {n}"
         assert {path.name for path in folder.iterdir()} == FINISHED
-        assert DrawsRandomly.updates - before == 7 * n
+        assert UPDATES[0] - before == 7 * n
         assert capsys.readouterr().out.count("Resuming from checkpoint at step ") == 1
     assert n == 7 + 3 * 6 + 1, "7 updates and three evaluations of 6 batches"
 
@@ -202,10 +203,10 @@ def test_checkpoint_is_saved_when_due(tmp_path: Path, monkeypatch: pytest.Monkey
     config = make(tmp_path / "job", steps=20, checkpoint_freq=100, save_every=1.0)
     with pytest.raises(Crash):
         train(config, JobControl(should_stop=should_stop))
-    before = DrawsRandomly.updates
+    before = UPDATES[0]
     train(config)
     # The evaluation after the first update saves; after that, every third update is more than a minute later.
-    assert DrawsRandomly.updates - before == 20 - 1 - 6
+    assert UPDATES[0] - before == 20 - 1 - 6
     assert result(tmp_path / "job") == undisturbed(steps=20, checkpoint_freq=100)
 
 

@@ -227,7 +227,7 @@ class Schedules(UserAlgorithm):
 
 class HasUnsavableAttribute(UserAlgorithm):
     def weight(self, loss):
-        self.odd = {1, 2}
+        self.odd = iter([1, 2])
         return 1.0
 
 
@@ -312,7 +312,7 @@ class FadesIn(DANN):
         (DrawsWithNumpy, "numpy's random generator"),
         (DrawsWithPython, "python's random generator"),
         (Schedules, "on the host"),
-        (HasUnsavableAttribute, "attribute 'odd' of type set"),
+        (HasUnsavableAttribute, "self.odd (of type list_iterator) cannot be saved"),
         (ChangesHparams, "changes hparams.lr on the host"),
         (ChangesModuleAttribute, "changes featurizer.temperature on the host"),
         (ReusesMemory, "replaces the tensor mean"),

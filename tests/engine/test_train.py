@@ -44,23 +44,24 @@ class Tiny(MultipleDomainDataset):
         ]
 
 
+SEEN: list = []  # the batches that the last instance of the class below has received
+
+
 class RecordsBatches(Algorithm):
     """An algorithm as written for DomainBed, which returns floats. It keeps the batches that it receives."""
-
-    seen: list
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.weight = torch.nn.Parameter(torch.randn(num_classes, input_shape[0] * input_shape[1] * input_shape[2]))
         self.num_domains = num_domains
-        RecordsBatches.seen = []
+        SEEN.clear()
 
     def update(self, minibatches, unlabeled=None):
         assert self.training
         assert len(minibatches) == self.num_domains
-        RecordsBatches.seen.append((minibatches, unlabeled))
-        metrics = {"loss": float(len(RecordsBatches.seen))}
-        return metrics | ({"even": 1.5} if len(RecordsBatches.seen) % 2 == 0 else {})
+        SEEN.append((minibatches, unlabeled))
+        metrics = {"loss": float(len(SEEN))}
+        return metrics | ({"even": 1.5} if len(SEEN) % 2 == 0 else {})
 
     def predict(self, x):
         assert not self.training
@@ -120,8 +121,8 @@ def test_nonfinite_metric_fails_the_job_and_keeps_earlier_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
     def update(self, minibatches, unlabeled=None):
-        RecordsBatches.seen.append(minibatches)
-        step = len(RecordsBatches.seen) - 1
+        SEEN.append(minibatches)
+        step = len(SEEN) - 1
         penalty = {7: float("inf"), 8: float("nan")}.get(step, 0.5)
         loss = 1.0 if step < 8 else float("nan")
         metrics = {"loss": loss, "penalty": penalty}
@@ -136,8 +137,8 @@ def test_nonfinite_metric_fails_the_job_and_keeps_earlier_records(
 
 def test_nonfinite_weights_fail_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def update(self, minibatches, unlabeled=None):
-        RecordsBatches.seen.append(minibatches)
-        if len(RecordsBatches.seen) == 11:  # the last one: no later loss would show it
+        SEEN.append(minibatches)
+        if len(SEEN) == 11:  # the last one: no later loss would show it
             self.weight.data[0, 0] = float("nan")
         return {"loss": 1.0}
 
@@ -203,13 +204,13 @@ def test_single_logit_predicts_two_classes(tmp_path: Path):
 def test_batches_contain_only_in_splits_of_training_environments(tmp_path: Path):
     train(make(tmp_path, hparams='{"batch_size": 100}'))  # larger than any environment
     dataset = Tiny(None, [1], {}, trial_seed=0)
-    assert len(RecordsBatches.seen) == 11
+    assert len(SEEN) == 11
     for position, env in enumerate((0, 2)):
         images, labels = dataset[env].images.astype(np.float32), dataset[env].labels
         split = split_environment(len(images), env, 0, 0.2)
         expected = {(images[k].tobytes(), int(labels[k])) for k in split.in_}
         seen = set()
-        for minibatches, unlabeled in RecordsBatches.seen:
+        for minibatches, unlabeled in SEEN:
             assert unlabeled is None
             x, y = minibatches[position]
             assert x.shape == (100, 1, 8, 8)
@@ -222,7 +223,7 @@ def test_domain_adaptation_receives_unlabeled_test_images(tmp_path: Path):
     dataset = Tiny(None, [1], {}, trial_seed=0)
     split = split_environment(20, 1, 0, 0.2, uda_fraction=0.5)
     allowed = {dataset[1].images[k].astype(np.float32).tobytes() for k in split.uda}
-    for _, (images,) in RecordsBatches.seen:
+    for _, (images,) in SEEN:
         assert images.shape == (7, 1, 8, 8)
         assert {image.numpy().tobytes() for image in images} <= allowed
     record = read_job(tmp_path / "job")[0][0]
@@ -334,11 +335,11 @@ def test_invalid_hyperparameter_is_reported_before_anything_is_written(tmp_path:
 
 def test_batches_do_not_depend_on_how_many_steps_are_drawn_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     train(make(tmp_path, steps=9, checkpoint_freq=100))
-    expected = [[x for x, _ in minibatches] for minibatches, _ in RecordsBatches.seen]
+    expected = [[x for x, _ in minibatches] for minibatches, _ in SEEN]
     monkeypatch.setattr(data, "CHUNK_STEPS", 4)
     train(make(tmp_path, steps=9, checkpoint_freq=100, output_dir=str(tmp_path / "chunks")))
-    assert len(expected) == len(RecordsBatches.seen) == 9
-    for images, (minibatches, _) in zip(expected, RecordsBatches.seen, strict=True):
+    assert len(expected) == len(SEEN) == 9
+    for images, (minibatches, _) in zip(expected, SEEN, strict=True):
         assert all(torch.equal(a, b) for a, (b, _) in zip(images, minibatches, strict=True))
 
 

@@ -1,6 +1,7 @@
 """Jobs that fail, tasks without progress, rejected submissions, and a SLURM that does not respond."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def test_failed_jobs_do_not_affect_others_of_their_tasks(tmp_path: Path):
     status = sweep.command("status", "--failed")
     assert status.status == 1
     for job in sweep.jobs[1::2]:
-        assert f"{job}\n  RuntimeError: the gate is closed\n  failed once, last on " in status.stdout
+        reason = r"step \d+: RuntimeError: the gate is closed, in gated\.py line \d+"
+        assert re.search(rf"{re.escape(str(job))}\n  {reason}\n  failed once, last on ", status.stdout)
         assert "Traceback" in log_of(job)
 
     relaunched = sweep.launch()

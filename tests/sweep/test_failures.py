@@ -333,8 +333,9 @@ def test_only_three_failing_jobs_are_started(tmp_path: Path, quick_workers: None
     assert sorted(set(states(jobs)), key=str) == [JobState.FAILED, JobState.NOT_LAUNCHED]
     assert main(["status", "--output_dir", tmp_path / "sweep"]) == 1
     assert (
-        "Misbehaving on ColoredDigits is blocked, because 3 jobs failed the same way and none is done: RuntimeError: "
-        "out of ideas at 0\n  `launch --retry_failed` retries them\n" in capsys.readouterr().out
+        "Misbehaving on ColoredDigits is blocked, because 3 jobs failed the same way and none is done: step 0: "
+        "RuntimeError: out of ideas at 0, in misbehaving.py line 48\n  `launch --retry_failed` retries them\n"
+        in capsys.readouterr().out
     )
     cause.unlink()
     assert main([*words, "--retry_failed"]) == 0

@@ -26,12 +26,12 @@ from tests.sweep.helpers import launch_words, main, make_job, never, steps_recor
 
 SIGKILLED = "its process was killed by SIGKILL (possibly by the kernel, because memory ran out)"
 REASONS = {
-    "raise": "RuntimeError: out of ideas at 0",
+    "raise": "step 0: RuntimeError: out of ideas at 0, in misbehaving.py line 48",
     "killed": SIGKILLED,
     "usage": "not like this",
     "nan": "training diverged at step 0: loss is nan; records of earlier steps are kept",
     "exit": "its process exited with status 3",
-    "leave a thread": "RuntimeError: a thread is still running",
+    "leave a thread": "step 0: RuntimeError: a thread is still running, in misbehaving.py line 59",
 }
 
 

@@ -57,7 +57,7 @@ def test_stopped_and_resumed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("raise", "RuntimeError: out of ideas at 0"),
+        ("raise", "step 0: RuntimeError: out of ideas at 0, in misbehaving.py line 48"),
         ("usage", "not like this"),
         ("nan", "training diverged at step 0: loss is nan; records of earlier steps are kept"),
     ],
