@@ -81,17 +81,21 @@ class Construction:
         if name in self.classes:
             return self.classes[name]
         found = self.find(name)
-        return found if isinstance(found, type) and class_name(found) == name else None
+        return found if isinstance(found, type) else None
 
     def find(self, name: str) -> Any:
-        """Return the function or class called `module:name`, or None; see `find_class`."""
+        """Return the function or class called `module:name`, or None; see `find_class`.
+
+        What a module imports from elsewhere is not found: a forged checkpoint could name `os.system`.
+        """
         module, _, path = name.partition(":")
         if module not in self._modules | {c.__module__ for c in self.classes.values()} and not is_torch_class(name):
             return None
         found: Any = sys.modules.get(module)
         for attribute in path.split("."):
             found = getattr(found, attribute, None)
-        return found
+        is_defined_there = hasattr(found, "__qualname__") and class_name(found) == name
+        return found if is_defined_there else None
 
 
 def class_name(cls: Any) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.encoding import Construction
 from domainbed.algorithms.state import check_plain
 from domainbed.engine.checkpoint import Checkpointer, Progress
 from domainbed.engine.config import JobConfig
@@ -195,3 +196,13 @@ def test_job_with_all_state_resumes_exactly(tmp_path: Path, kinds: list[type[Kin
         train(configs[0])
         assert train_disturbed(configs[1], [stop_at(n) for n in (1, 5, 9)] + [crash_at(n) for n in (2, 4)]) == 5
     assert result(tmp_path / "whole") == result(tmp_path / "stopped")
+
+
+def test_forged_state_cannot_name_what_a_module_imports():
+    class Own(Algorithm):
+        pass
+
+    construction = Construction(Own((1, 2, 2), 2, 2, {}))
+    assert construction.find(f"{__name__}:batch") is batch
+    for name in (f"{__name__}:copy.deepcopy", "torch.nn.modules.module:functools.partial", "posix:system"):
+        assert construction.find(name) is None
