@@ -34,6 +34,7 @@ class Algorithm(nn.Module):
     HPARAMS: ClassVar[Mapping[str, Hparam]] = {}  # in addition to those in `hparams.SHARED`
     MIN_BATCH_SIZE: ClassVar[int] = 1  # images per domain that an update requires
     MIN_DOMAINS: ClassVar[int] = 1  # training domains that an update requires
+    REQUIRES_PHOTOS: ClassVar[bool] = False  # whether it does not support datasets with SMALL_IMAGES
     EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

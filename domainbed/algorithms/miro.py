@@ -25,6 +25,7 @@ class MIRO(ERM):
     published code, weight decay.
     """
 
+    REQUIRES_PHOTOS = True
     HPARAMS = {"ld": Hparam(0.1), "lr_mult": Hparam(10.0)}
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
