@@ -36,6 +36,8 @@ class MIRO(ERM):
                 'MIRO requires a pretrained ResNet of torchvision ("backbone": "resnet50") and photographs'
             )
         self.oracle = copy.deepcopy(self.featurizer).requires_grad_(False)
+        self.oracle.is_frozen = True  # even if the statistics of the trained network's batch norm are not frozen
+        self.oracle.train()
         with torch.no_grad():
             _, maps = self.feature_maps(self.oracle, torch.zeros(1, *input_shape))
         beta = math.log(math.expm1(INITIAL_VARIANCE - EPSILON))
