@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ SIZE = (224, 224)  # height and width of the images, in pixels
 # Normalization of the input images, by channel (red, green, blue).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# The networks that DomainBed's flags select.
+_FLAGGED = {"resnet18": "resnet18", "resnet50_augmix": "resnet50.ram_in1k", "vit": "vit_base_patch14_dinov2.lvd142m"}
 
 _FROM_SCRATCH = '{"pretrained": false}'
 _weights_dir: ContextVar[Path | None] = ContextVar("weights_dir", default=None)
@@ -53,7 +56,7 @@ def without_weights() -> Iterator[None]:
 
 
 class Backbone(FeaturizerBase):
-    """A network from torchvision or timm without its last layer and the dropout before it; then `resnet_dropout`.
+    """A network from torchvision or timm without its last layer and the dropout before it; then a dropout.
 
     Images must be normalized with ImageNet's mean and standard deviation; they are converted if the pretrained weights
     require another normalization (CLIP's, for example). For images with more or fewer than three channels, channel i
@@ -65,11 +68,19 @@ class Backbone(FeaturizerBase):
         "backbone": a classification model from torchvision ("resnet50", the default) or, if timm is installed, a
             model from timm, with or without a tag ("vit_base_patch16_clip_224.openai").
         "resnet18": DomainBed's flag; true is the same as "backbone": "resnet18".
+        "resnet50_augmix": DomainBed's flag; true is the same as "backbone": "resnet50.ram_in1k" (timm's).
+        "vit" and "dinov2": DomainBed's flags; both true select DINOv2's ViT-B/14 (timm's), whose features are the class
+            tokens of the last four blocks and the mean of the last block's patch tokens.
+        "vit_attn_tune": if true, only the attention layers of that network are trained.
         "pretrained": if true (the default), start from pretrained weights (torchvision's IMAGENET1K_V1, as in the
-            protocol; for timm, those of the tag) and freeze the statistics of batch norm, even in training mode; its
-            weights and biases are trained. If false, start from random weights and do not freeze batch norm, because
-            its initial statistics (mean 0, variance 1) do not normalize anything.
-        "resnet_dropout": probability, 0.0 by default.
+            protocol; for timm, those of the tag). If false, start from random weights.
+        "freeze_bn": if true (the default), freeze the statistics of batch norm, even in training mode; its weights and
+            biases are trained. A network with random weights ignores it, because its initial statistics (mean 0,
+            variance 1) do not normalize anything.
+        "resnet_dropout": probability, 0.0 by default; for DINOv2, it is "vit_dropout".
+
+    Attributes:
+        activation: applied to the features, after the dropout; algorithms may replace the identity.
 
     Raises:
         UsageError: the network is unknown or does not support these images, or its weights are not available.
@@ -78,18 +89,25 @@ class Backbone(FeaturizerBase):
     scale: torch.Tensor  # converts ImageNet's normalization to the weights': images * scale + shift
     shift: torch.Tensor
 
-    def __init__(self, channels: int, hparams: Hparams) -> None:
+    def __init__(self, channels: int | Sequence[int], hparams: Hparams) -> None:
+        """Create the network for images with this number of channels, or of this (channels, height, width)."""
         super().__init__()
+        channels = channels if isinstance(channels, int) else channels[0]
         name = _backbone_name(hparams)
-        pretrained = _find_network(name)
+        is_dinov2 = hparams.get("vit", False)
+        pretrained = _with_all_tokens(_find_network(name)) if is_dinov2 else _find_network(name)
         is_pretrained = hparams.get("pretrained", True)
         network, self.n_outputs = pretrained.create(is_pretrained and not _skips_weights.get())
         self.network = _adapt_channels(network, channels, name)
         # On a CPU, channels_last trains a ResNet-50 with 1.35 times as many images per second.
         self.network.to(memory_format=torch.channels_last)
-        self.dropout = nn.Dropout(hparams.get("resnet_dropout", 0.0))
+        if is_dinov2 and hparams.get("vit_attn_tune", False):
+            for path, parameter in self.network.named_parameters():
+                parameter.requires_grad_("attn" in path)
+        self.dropout = nn.Dropout(hparams.get("vit_dropout" if is_dinov2 else "resnet_dropout", 0.0))
+        self.activation = nn.Identity()
         self.has_batch_norm = any(map(_is_batch_norm, self.network.modules()))
-        self.is_frozen = is_pretrained
+        self.is_frozen = is_pretrained and hparams.get("freeze_bn", True)
         self.is_renormalized = is_pretrained and (pretrained.mean, pretrained.std) != (IMAGENET_MEAN, IMAGENET_STD)
         if self.is_renormalized:
             mean, std = _by_channel(pretrained.mean, channels), _by_channel(pretrained.std, channels)
@@ -109,12 +127,12 @@ class Backbone(FeaturizerBase):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.has_batch_norm and not self.is_frozen and len(x) == 1:
             raise UsageError(
-                "batch norm trained from scratch requires more than one image per batch, but Fishr's variant "
-                'all_layers processes single images; use {"pretrained": true} or a backbone without batch norm'
+                "batch norm that is not frozen requires more than one image per batch, but Fishr's variant all_layers "
+                'processes single images; use {"pretrained": true, "freeze_bn": true} or a backbone without batch norm'
             )
         if self.is_renormalized:
             x = x * self.scale + self.shift
-        return self.dropout(self.network(x))
+        return self.activation(self.dropout(self.network(x)))
 
 
 @dataclass(frozen=True)
@@ -133,12 +151,29 @@ class _PretrainedNetwork:
 
 
 def _backbone_name(hparams: Hparams) -> str:
+    """Return the name of the network that the backbone and DomainBed's flags select."""
     name = hparams.get("backbone", "resnet50")
-    if not hparams.get("resnet18", False):
+    flags = {flag: hparams.get(flag, False) for flag in ("resnet18", "resnet50_augmix", "vit", "dinov2")}
+    if flags["vit"] != flags["dinov2"]:
+        missing, given = ("dinov2", "vit") if flags["vit"] else ("vit", "dinov2")
+        raise UsageError(f"{given} is true, but {missing} is false; set both, or name another network as the backbone")
+    if hparams.get("vit_attn_tune", False) and not flags["vit"]:
+        raise UsageError("vit_attn_tune is true, but vit is false; set vit and dinov2, too")
+    if flags["vit"]:
+        flags["resnet50_augmix"] = False  # true by default with --protocol head
+    selected = [flag for flag in ("resnet18", "resnet50_augmix", "vit") if flags[flag]]
+    if not selected:
         return name
-    if name not in ("resnet50", "resnet18"):
-        raise UsageError(f"resnet18 is true, but the backbone is {name!r}; omit one of them")
-    return "resnet18"
+    if len(selected) > 1:
+        raise UsageError(f"{' and '.join(selected)} are true, but select different networks; set only one of them")
+    if name not in ("resnet50", _FLAGGED[selected[0]]):
+        raise UsageError(f"{selected[0]} is true, but the backbone is {name!r}; omit one of them")
+    if selected != ["resnet18"]:
+        try:
+            import timm  # noqa: F401
+        except ImportError:
+            raise UsageError(f"{selected[0]} requires timm; install it: pip install domainbed[timm]") from None
+    return _FLAGGED[selected[0]]
 
 
 def _find_network(name: str) -> _PretrainedNetwork:
@@ -314,3 +349,26 @@ def _create_timm_pretrained(tagged: str, options: dict[str, Any]) -> nn.Module:
             f"timm failed to load the weights of {tagged} ({_summary(error)}); save them as {tagged}.safetensors in "
             f"{folder or 'the folder given by --weights_dir'}, or train from scratch: {_FROM_SCRATCH}"
         ) from error
+
+
+class _AllTokens(nn.Module):
+    """A transformer of timm with the class tokens of the last four blocks, and the last block's mean patch token.
+
+    Shapes: [n, channels, height, width] -> [n, 5 * width of the transformer].
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        blocks = self.network.get_intermediate_layers(x, n=4, return_prefix_tokens=True, norm=True)
+        return torch.cat([*(prefix[:, 0] for _, prefix in blocks), blocks[-1][0].mean(1)], dim=1)
+
+
+def _with_all_tokens(pretrained: _PretrainedNetwork) -> _PretrainedNetwork:
+    def create(with_weights: bool) -> tuple[nn.Module, int]:
+        network, n_outputs = pretrained.create(with_weights)
+        return _AllTokens(network), 5 * n_outputs
+
+    return replace(pretrained, create=create)

@@ -93,7 +93,13 @@ SHARED: Mapping[str, Hparam] = {
     "backbone": Hparam("resnet50", small_images=ABSENT),
     "pretrained": Hparam(True, small_images=ABSENT),
     "resnet18": Hparam(False),
+    "resnet50_augmix": Hparam(False),
+    "freeze_bn": Hparam(True),
+    "vit": Hparam(False),
+    "dinov2": Hparam(False),
+    "vit_attn_tune": Hparam(False),
     "resnet_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5), at_least=0, at_most=1),
+    "vit_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5), at_least=0, at_most=1),
     "class_balanced": Hparam(False),
     "nonlinear_classifier": Hparam(False),
     "lr": LEARNING_RATE,
@@ -107,6 +113,10 @@ SHARED: Mapping[str, Hparam] = {
         at_most=2**20,
     ),
 }
+
+# The defaults of each protocol that differ from those above: the published tables', and those of DomainBed's code since
+# July 2024 (commit 3dfdc8e).
+PROTOCOLS: Mapping[str, Hparams] = {"2021": {}, "head": {"resnet50_augmix": True, "freeze_bn": False}}
 
 
 def parse_overrides(text: str | None) -> Hparams:

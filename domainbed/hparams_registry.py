@@ -13,7 +13,7 @@ from numpy.random import RandomState
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, suggest
-from domainbed.hparams import ABSENT, SHARED, Hparam, Hparams, Value, parse_overrides
+from domainbed.hparams import ABSENT, PROTOCOLS, SHARED, Hparam, Hparams, Value, parse_overrides
 from domainbed.options import Bounds
 from domainbed.seeding import seed_hash
 
@@ -49,12 +49,18 @@ def _to_python(value: Value) -> Value:
 
 
 def resolve_hparams(
-    algorithm: str, dataset: str, hparams_seed: int, trial_seed: int, overrides: str | None = None
+    algorithm: str,
+    dataset: str,
+    hparams_seed: int,
+    trial_seed: int,
+    overrides: str | None = None,
+    protocol: str = "2021",
 ) -> Hparams:
     """Return the hyperparameters of a job: the defaults (hparams_seed 0) or a random draw, then the overrides.
 
     Args:
         overrides: a JSON object such as '{"batch_size": 16}', or None.
+        protocol: a name in PROTOCOLS; its defaults also apply to random draws, because none of them is drawn.
 
     Raises:
         UsageError: the overrides are malformed JSON, or have an unknown name or a value of the wrong type or
@@ -64,6 +70,7 @@ def resolve_hparams(
         hparams = default_hparams(algorithm, dataset)
     else:
         hparams = random_hparams(algorithm, dataset, seed_hash(hparams_seed, trial_seed))
+    hparams |= PROTOCOLS[protocol]
     declared = hparams_of(algorithm, dataset)
     for name, value in parse_overrides(overrides).items():
         if name not in hparams:

@@ -7,8 +7,9 @@ hparams_seed), the selected record's `step` and `folder`, the `val_acc` by which
 row.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,9 @@ import pandas as pd
 from domainbed.errors import UsageError
 from domainbed.registry import Registry
 
-SelectionMethod: TypeAlias = Callable[[pd.DataFrame], pd.DataFrame]
+SelectionFunction: TypeAlias = Callable[[pd.DataFrame], pd.DataFrame]
 
-SELECTION_METHODS: Registry[SelectionMethod] = Registry("selection method", builtin={})
+SELECTION_METHODS: Registry[SelectionFunction] = Registry("selection method", builtin={})
 
 # Methods that require the runs with each pair of test environments.
 WITH_PAIRS = {"leave-one-domain-out"}
@@ -127,6 +128,79 @@ def best_hparams(selected: pd.DataFrame) -> pd.DataFrame:
     """Return each trial's row with the best val_acc; ties go to the highest hparams_seed."""
     ranked = selected.sort_values(["val_acc", "hparams_seed"], ascending=False)
     return ranked.drop_duplicates(TRIAL_COLUMNS).sort_values(TRIAL_COLUMNS).reset_index(drop=True)
+
+
+class SelectionMethod:
+    """DomainBed's interface: a selection method as a class with methods on lists of records (dicts).
+
+    A subclass has a `name` and either overrides `run_acc` or sets `METHOD` to the name of a function of this module.
+    """
+
+    METHOD: ClassVar[str]
+
+    @classmethod
+    def run_acc(cls, run_records: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
+        """Return the "val_acc" and "test_acc" that the method selects from a run's records, or None.
+
+        The records are those of one draw of hyperparameters; leave-one-domain-out also needs those with pairs.
+        """
+        frame = _to_frame(run_records)
+        selected = select_records(cls.METHOD, frame) if len(frame) else frame
+        if not len(selected):
+            return None
+        return {name: float(selected[name].iloc[0]) for name in ("val_acc", "test_acc")}
+
+    @classmethod
+    def hparams_accs(cls, records: Any) -> list[tuple[dict[str, float], Any]]:
+        """Return the accuracies and the records of each draw of hyperparameters, best first.
+
+        The records are those of one dataset, algorithm, test environment and trial; groups of them have their type.
+        """
+        groups: dict[int, list[Any]] = defaultdict(list)
+        for record in records:
+            groups[record["args"]["hparams_seed"]].append(record)
+        runs = [type(records)(groups[hparams_seed]) for hparams_seed in sorted(groups, reverse=True)]
+        accs = [(acc, run) for run in runs if (acc := cls.run_acc(run)) is not None]
+        return sorted(accs, key=lambda pair: pair[0]["val_acc"], reverse=True)
+
+    @classmethod
+    def sweep_acc(cls, records: Any) -> float | None:
+        """Return the "test_acc" of the best draw of hyperparameters, or None."""
+        accs = cls.hparams_accs(records)
+        return accs[0][0]["test_acc"] if accs else None
+
+
+class IIDAccuracySelectionMethod(SelectionMethod):
+    """`training_domain` on lists of records."""
+
+    name = "training-domain validation set"
+    METHOD = "training-domain"
+
+
+class LeaveOneOutSelectionMethod(SelectionMethod):
+    """`leave_one_domain_out` on lists of records."""
+
+    name = "leave-one-domain-out cross-validation"
+    METHOD = "leave-one-domain-out"
+
+
+class OracleSelectionMethod(SelectionMethod):
+    """`test_domain` on lists of records."""
+
+    name = "test-domain validation set (oracle)"
+    METHOD = "test-domain"
+
+
+def _to_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return records as the DataFrame that selection methods read, with one folder per run."""
+    rows = []
+    for record in records:
+        args = record["args"]
+        run = {name: args[name] for name in ("dataset", "algorithm", "trial_seed", "hparams_seed")}
+        run["test_envs"] = tuple(args["test_envs"])
+        accuracies = {name: value for name, value in record.items() if name.startswith("env") and name.endswith("_acc")}
+        rows.append({**run, **accuracies, "step": record["step"], "folder": str(run)})
+    return pd.DataFrame(rows)
 
 
 class _DatasetRuns:

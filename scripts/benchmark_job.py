@@ -111,7 +111,7 @@ def accuracy(model: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader, 
 
 
 def network(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Return the layers of `networks.SmallCNN` and its classifier."""
+    """Return the layers of `networks.MNIST_CNN` and its classifier."""
     channels, *size = input_shape
     layers: list[nn.Module] = []
     for i, width in enumerate(WIDTHS[tuple(size)]):

@@ -28,6 +28,7 @@ BOTTOM_UP = [
     "landscape",
     "colored_mnist",
     "scripts",
+    "lib",
 ]
 OPTIONAL = {"landscape", "colored_mnist"}
 
@@ -53,6 +54,12 @@ def test_imports_point_down():
         package = path.relative_to(ROOT).parts[0].removesuffix(".py")
         for other in imports_of(path):
             assert BOTTOM_UP.index(other) <= BOTTOM_UP.index(package), f"{path} imports {other}"
+
+
+def test_nothing_imports_domainbeds_old_paths():
+    """They exist for classes written for DomainBed."""
+    for path in (path for path in ROOT.rglob("*.py") if path.parent != ROOT / "lib"):
+        assert "lib" not in imports_of(path), path
 
 
 def test_optional_packages_are_imported_only_by_their_commands():

@@ -18,9 +18,12 @@ from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
 
+from domainbed import networks
+from domainbed.algorithms import get_algorithm_class
 from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, _weights_file, use_weights_dir, without_weights
 from domainbed.errors import UsageError
 from domainbed.gradients import network_gradient_variance
+from domainbed.hparams_registry import default_hparams
 
 RESNET18 = "resnet18-f37072fd.pth"
 TEST_VIT = "test_vit.r160_in1k"  # timm's smallest: 160 pixels, mean and standard deviation 0.5
@@ -246,6 +249,26 @@ def test_batch_norm_from_scratch_requires_a_batch():
     assert network_gradient_variance(network, images(), y).isfinite().all()
     network[0] = Backbone(3, {"backbone": "test_vit", "pretrained": False})  # has no batch norm
     assert network[0](images(1)).shape == (1, 64)
+
+
+def test_batch_norm_is_not_frozen_without_freeze_bn():
+    with without_weights():
+        backbone = Backbone(3, {"resnet18": True, "freeze_bn": False})
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone(images())
+    assert not any(torch.equal(before[name], buffer) for name, buffer in backbone.named_buffers())
+    with pytest.raises(UsageError, match="batch norm that is not frozen requires more than one image"):
+        backbone(images(1))
+    assert not Backbone(3, {"resnet18": True, "pretrained": False, "freeze_bn": True}).is_frozen
+
+
+def test_activation_is_applied_to_the_features():
+    backbone = Backbone((3, 224, 224), {"backbone": "test_vit", "pretrained": False}).eval()
+    x = images()
+    features = backbone(x)
+    backbone.activation = nn.Tanh()
+    torch.testing.assert_close(backbone(x), features.tanh())
+    assert isinstance(backbone, networks.ResNet)
 
 
 def test_dropout_is_active_only_in_training():
@@ -533,6 +556,12 @@ def test_invalid_timm_weights_file(suffix: str, write, weights: Path):
         ({"backbone": ""}, "unknown backbone ''; see"),
         ({"backbone": "fcn_resnet50"}, "unknown backbone 'fcn_resnet50'"),  # in torchvision, but not a classifier
         ({"backbone": "vgg11", "resnet18": True}, "resnet18 is true, but the backbone is 'vgg11'; omit one"),
+        ({"backbone": "vgg11", "resnet50_augmix": True}, "resnet50_augmix is true, but the backbone is 'vgg11'"),
+        ({"resnet18": True, "resnet50_augmix": True}, "resnet18 and resnet50_augmix are true, but select different"),
+        ({"vit": True}, "vit is true, but dinov2 is false; set both"),
+        ({"dinov2": True}, "dinov2 is true, but vit is false; set both"),
+        ({"vit": True, "dinov2": True, "resnet18": True}, "resnet18 and vit are true, but select different networks"),
+        ({"vit_attn_tune": True}, "vit_attn_tune is true, but vit is false"),
     ],
 )
 def test_invalid_names(hparams: dict, message: str):
@@ -557,3 +586,92 @@ def test_tag_selects_timm():
     with torch.device("meta"), without_weights():
         assert isinstance(Backbone(3, {"backbone": "resnet50"}).network, models.ResNet)
         assert isinstance(Backbone(3, {"backbone": "resnet50.a1_in1k"}).network, timm.models.ResNet)
+
+
+# The networks of DomainBed's flags
+
+DINOV2 = "vit_base_patch14_dinov2.lvd142m"
+
+
+@pytest.fixture
+def small_dinov2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make timm create a narrow network with two attention heads in place of DINOv2's ViT-B/14."""
+    create = timm.create_model
+
+    def create_small(name: str, **kwargs: object) -> nn.Module:
+        size = {"embed_dim": 32, "depth": 5, "num_heads": 2} if name.startswith("vit_base_patch14_dinov2") else {}
+        return create(name, **kwargs, **size)
+
+    monkeypatch.setattr(timm, "create_model", create_small)
+
+
+def test_augmix_weights(weights: Path):
+    state = timm.create_model("resnet50").state_dict()
+    torch.save(state, weights / "resnet50.ram_in1k.pth")
+    with use_weights_dir(weights):
+        backbone = Backbone(3, {"resnet50_augmix": True}).eval()
+    assert (backbone.n_outputs, backbone.is_frozen, backbone.is_renormalized) == (2048, True, False)
+    loaded = backbone.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+    with pytest.raises(UsageError, match=r"failed to load the weights of resnet50\.ram_in1k"):
+        Backbone(3, {"resnet50_augmix": True})
+
+
+@pytest.mark.usefixtures("small_dinov2")
+def test_dinov2_features(weights: Path):
+    """Class tokens of the last four blocks, and the mean patch token of the last, from a weights file."""
+    network = timm.create_model(DINOV2, img_size=224, num_classes=0).eval()
+    torch.save(network.state_dict(), weights / f"{DINOV2}.pth")
+    hparams = {"vit": True, "dinov2": True, "resnet50_augmix": True, "resnet_dropout": 0.9, "vit_dropout": 0.25}
+    with use_weights_dir(weights):
+        backbone = Backbone(3, hparams)
+    assert backbone.dropout.p == 0.25
+    x = images()
+    tokens = network.pos_drop(network._pos_embed(network.patch_embed(x)))
+    outputs = []
+    for block in network.blocks:
+        tokens = block(tokens)
+        outputs.append(network.norm(tokens))
+    expected = torch.cat([*(o[:, 0] for o in outputs[-4:]), outputs[-1][:, 1:].mean(1)], dim=1)
+    torch.testing.assert_close(backbone.eval()(x), expected)
+    assert backbone.n_outputs == expected.shape[1] == 5 * 32
+
+
+def test_dinov2_has_the_published_number_of_features():
+    with torch.device("meta"), without_weights():
+        backbone = Backbone(3, {"vit": True, "dinov2": True})
+        assert backbone(images()).shape == (2, backbone.n_outputs) == (2, 3840)
+
+
+@pytest.mark.usefixtures("small_dinov2")
+@pytest.mark.parametrize("name", ["ERM", "SAM", "SAGM", "ANDMask", "MLDG", "Fish", "SMA"])
+def test_only_attention_is_trained(name: str):
+    flags = {"vit": True, "dinov2": True, "vit_attn_tune": True}
+    torch.manual_seed(0)
+    with without_weights():
+        hparams = {**default_hparams(name, "PACS"), **flags, "lr": 0.01, "tau": 0.5}
+        algorithm = get_algorithm_class(name)((3, 224, 224), 2, 3, hparams)
+    before = {path: p.clone() for path, p in algorithm.featurizer.named_parameters()}
+    algorithm.update([(images(), torch.tensor([0, 1])) for _ in range(3)])
+    changed = {path for path, p in algorithm.featurizer.named_parameters() if not torch.equal(p, before[path])}
+    attention = {path for path in before if ".attn." in path}
+    assert changed <= attention
+    assert {path for path in attention if path.endswith("weight")} <= changed
+
+
+def test_flags_require_timm(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r"resnet50_augmix requires timm; install it: pip install domainbed\[timm\]"):
+        Backbone(3, {"resnet50_augmix": True})
+    with pytest.raises(UsageError, match="vit requires timm"):
+        Backbone(3, {"vit": True, "dinov2": True})
+
+
+def test_miro_freezes_the_batch_norm_of_its_oracle():
+    with without_weights():
+        hparams = {**default_hparams("MIRO", "PACS"), "resnet18": True, "freeze_bn": False}
+        algorithm = get_algorithm_class("MIRO")((3, 224, 224), 2, 3, hparams).train()
+    before = {name: buffer.clone() for name, buffer in algorithm.named_buffers()}
+    algorithm.update([(images(), torch.tensor([0, 1])) for _ in range(3)])
+    for name, buffer in algorithm.named_buffers():
+        assert torch.equal(buffer, before[name]) == name.startswith("oracle"), name

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from domainbed.algorithms import ALGORITHMS, Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.errors import UsageError
-from domainbed.hparams import ABSENT, Hparam, uniform
+from domainbed.hparams import ABSENT, PROTOCOLS, SHARED, Hparam, uniform
 from domainbed.hparams_registry import default_hparams, hparams_of, random_hparams, resolve_hparams
 from domainbed.seeding import seed_hash
 
@@ -61,7 +61,13 @@ def test_defaults(algorithm: str, dataset: str):
     expected = {
         "data_augmentation": True,
         "resnet18": False,
+        "resnet50_augmix": False,
+        "freeze_bn": True,
+        "vit": False,
+        "dinov2": False,
+        "vit_attn_tune": False,
         "resnet_dropout": 0.0,
+        "vit_dropout": 0.0,
         "class_balanced": False,
         "nonlinear_classifier": False,
         "lr": lr,
@@ -84,7 +90,7 @@ def expected_draw(name: str, dataset: str, r: np.random.RandomState):
         return int(2 ** r.uniform(3, 9 if small else 5 if dataset == "DomainNet" else 5.5))
     if name in ("weight_decay", "weight_decay_g"):
         return 0.0 if small else 10 ** r.uniform(-6, -2)
-    if name in ("resnet_dropout", "mlp_dropout"):
+    if name in ("resnet_dropout", "vit_dropout", "mlp_dropout"):
         return r.choice([0.0, 0.1, 0.5])
     if name in ("irm_lambda", "vrex_lambda"):
         return 10 ** r.uniform(-1, 5)
@@ -109,6 +115,11 @@ NOT_DRAWN = {
     "backbone": "resnet50",
     "pretrained": True,
     "resnet18": False,
+    "resnet50_augmix": False,
+    "freeze_bn": True,
+    "vit": False,
+    "dinov2": False,
+    "vit_attn_tune": False,
     "class_balanced": False,
     "nonlinear_classifier": False,
     "variant": "variance",
@@ -286,3 +297,13 @@ def test_variants_have_the_bounds_of_the_declaration():
     ):
         with pytest.raises(UsageError, match="a must be at most 3, not 4"):
             variant.check("a", 4)
+
+
+@pytest.mark.parametrize("hparams_seed", [0, 5])
+def test_protocol_changes_defaults_that_are_not_drawn(hparams_seed: int):
+    published = resolve_hparams("ERM", "PACS", hparams_seed, 0)
+    head = resolve_hparams("ERM", "PACS", hparams_seed, 0, protocol="head")
+    assert head == {**published, "resnet50_augmix": True, "freeze_bn": False}
+    overrides = '{"freeze_bn": true, "resnet50_augmix": false}'
+    assert resolve_hparams("ERM", "PACS", hparams_seed, 0, overrides, "head") == published
+    assert all(SHARED[name].draw is None for defaults in PROTOCOLS.values() for name in defaults)

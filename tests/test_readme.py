@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from domainbed.algorithms import FAMILIES
 from domainbed.reporting.formats.text import as_text
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
@@ -140,3 +141,10 @@ def test_quoted_tables_match_the_real_layout(tmp_path: Path):
 def masked(printed: str) -> str:
     """Replace numbers, and the widths that depend on them."""
     return re.sub(r"[ -]+", " ", re.sub(r"\d+\.\d", "N", printed)).strip()
+
+
+def test_tables_of_algorithms_show_their_families():
+    readme = (ROOT / "domainbed" / "algorithms" / "README.md").read_text()
+    rows = re.findall(r"^\| ([\w, ]+) \| (\w+) \| `\w+\.py`", readme, re.MULTILINE)
+    shown = {name: family for names, family in rows for name in names.split(", ")}
+    assert shown == {name: family for family, names in FAMILIES.items() for name in names}

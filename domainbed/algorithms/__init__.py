@@ -3,8 +3,10 @@
 To add one, subclass `Algorithm` (or ERM) and decorate the class with `@ALGORITHMS.register("Name")`; see README.md.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from domainbed.errors import UsageError, suggest
 from domainbed.registry import Registry
 
 if TYPE_CHECKING:  # listing the names must not import torch
@@ -58,6 +60,40 @@ ALGORITHMS: "Registry[type[Algorithm]]" = Registry(
 # The default of a launch.
 DEFAULT_ALGORITHMS = ("ERM", "CORAL", "DANN", "IRM", "VREx", "Fish", "Fishr")
 
+# Each built-in algorithm belongs to one family. Commands accept the name of a family in place of its members' names.
+FAMILIES = {
+    "baseline": ("ERM",),
+    "robust": ("VREx", "GroupDRO", "EQRM", "URM", "TRM"),
+    "augmentation": ("Mixup", "SagNet", "RSC", "SelfReg"),
+    "alignment": (
+        *("CORAL", "DANN", "MMD", "CDANN", "CAD", "CondCAD"),
+        *("CausIRL_CORAL", "CausIRL_MMD", "Transfer", "RDM", "ADRMX"),
+    ),
+    "gradients": ("IRM", "Fish", "Fishr", "IGA", "ANDMask", "SANDMask", "SD"),
+    "meta": ("MLDG", "ARM", "MTL"),
+    "bottleneck": ("IB_ERM", "IB_IRM"),
+    "averaging": ("ERMPlusPlus", "SMA", "SAM", "SAGM"),
+    "oracle": ("MIRO",),
+}
+GROUPS = ("all", *FAMILIES)
+
+
+def expand_groups(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the algorithms that names and groups stand for, each once. "all" includes the user's own algorithms.
+
+    An algorithm takes precedence over a group of the same name.
+
+    Raises:
+        UsageError: a name is neither that of an algorithm nor that of a group.
+    """
+    groups = {"all": tuple(ALGORITHMS), **FAMILIES}
+    expanded: list[str] = []
+    for name in names:
+        if name not in ALGORITHMS and name not in groups:
+            raise UsageError(f"unknown algorithm {name!r}; {suggest(name, [*ALGORITHMS, *groups])}")
+        expanded += [name] if name in ALGORITHMS else groups[name]
+    return tuple(dict.fromkeys(expanded))
+
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":
     """Return the algorithm class of this name. Raises UsageError if it is unknown."""
@@ -75,4 +111,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "get_algorithm_class"]
+__all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "FAMILIES", "GROUPS", "expand_groups", "get_algorithm_class"]

@@ -99,13 +99,22 @@ class ADRMX(AdversarialAlgorithm):
         return (risks * has_pair).sum() / self.num_classes
 
 
-def contrastive_loss(z: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
-    """Return the supervised contrastive loss of features z [n, d], 0-dim."""
+def contrastive_loss(
+    z: torch.Tensor,
+    y: torch.Tensor,
+    domains: torch.Tensor,
+    weight: float = CONTRAST_WEIGHT,
+    temperature: float = TEMPERATURE,
+) -> torch.Tensor:
+    """Return the supervised contrastive loss of features z [n, d], 0-dim.
+
+    Pairs of images have weight `weight` within and 1 - `weight` between domains.
+    """
     z = F.normalize(z, dim=1)
     same_domain = domains[:, None] == domains[None]
     others = ~torch.eye(len(y), dtype=torch.bool, device=y.device)
-    weights = torch.where(same_domain, CONTRAST_WEIGHT, 1 - CONTRAST_WEIGHT).to(z.dtype)
-    similarities = weights * (z @ z.T / TEMPERATURE).exp()
+    weights = torch.where(same_domain, weight, 1 - weight).to(z.dtype)
+    similarities = weights * (z @ z.T / temperature).exp()
     totals = EPSILON + (similarities * others).sum(1, keepdim=True)
     positives = (y[:, None] == y[None]) & others
     n_positives = positives.sum(1)

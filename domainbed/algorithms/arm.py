@@ -1,29 +1,10 @@
 """ARM-CML: adaptive risk minimization with a context network (Zhang et al., NeurIPS 2021)."""
 
 import torch
-from torch import nn
 
+from domainbed import networks
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import SHARED, Hparam, Hparams
-
-
-class ContextNet(nn.Module):
-    """Maps images [n, channels, height, width] to contexts [n, 1, height, width]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.context_net = nn.Sequential(
-            nn.Conv2d(channels, 64, 5, padding=2),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 5, padding=2),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Conv2d(64, 1, 5, padding=2),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.context_net(x)
 
 
 class ARM(ERM):
@@ -45,7 +26,7 @@ class ARM(ERM):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         channels, height, width = input_shape
         super().__init__((channels + 1, height, width), num_classes, num_domains, hparams)
-        self.context_net = ContextNet(channels)
+        self.context_net = networks.ContextNet(input_shape)
         if hparams["train_context"]:
             self.optimizer.add_param_group({"params": list(self.context_net.parameters())})
         else:

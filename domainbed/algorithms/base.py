@@ -32,6 +32,7 @@ class Algorithm(nn.Module):
     HPARAMS: ClassVar[Mapping[str, Hparam]] = {}  # in addition to those in `hparams.SHARED`
     MIN_BATCH_SIZE: ClassVar[int] = 1  # images per domain that an update requires
     MIN_DOMAINS: ClassVar[int] = 1  # training domains that an update requires
+    REQUIRES_PHOTOS: ClassVar[bool] = False  # whether it does not support datasets with SMALL_IMAGES
     EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
     _constructed: state.Constructed | None = None
 
@@ -141,10 +142,15 @@ def random_permutation(n: int, device: torch.device) -> torch.Tensor:
     return torch.rand(n, device=device, dtype=torch.float64).argsort()
 
 
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that require gradients."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     """Take an optimizer step on a loss, with gradients for this optimizer's parameters alone."""
     optimizer.zero_grad()
-    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"] if p.requires_grad])
     optimizer.step()
 
 

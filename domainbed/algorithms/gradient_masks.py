@@ -2,7 +2,15 @@
 
 import torch
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks, take_step_along
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    concatenate,
+    domain_risks,
+    take_step_along,
+    trained_parameters,
+)
 from domainbed.algorithms.erm import ERM
 
 
@@ -15,7 +23,7 @@ class MaskedGradientERM(ERM):
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
-        parameters = list(self.network.parameters())
+        parameters = trained_parameters(self.network)
         gradients = [torch.autograd.grad(risk, parameters, retain_graph=True) for risk in risks]
         masked = {}
         for parameter, *of_domains in zip(parameters, *gradients, strict=True):

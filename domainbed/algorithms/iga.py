@@ -2,7 +2,15 @@
 
 import torch
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks, take_step
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    concatenate,
+    domain_risks,
+    take_step,
+    trained_parameters,
+)
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, power
 
@@ -17,7 +25,7 @@ class IGA(ERM):
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
-        parameters = list(self.network.parameters())
+        parameters = trained_parameters(self.network)
         gradients = [torch.autograd.grad(risk, parameters, create_graph=True) for risk in risks]
         squared = []
         for of_parameter in zip(*gradients, strict=True):

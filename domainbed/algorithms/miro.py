@@ -25,6 +25,7 @@ class MIRO(ERM):
     published code, weight decay.
     """
 
+    REQUIRES_PHOTOS = True
     HPARAMS = {"ld": Hparam(0.1, at_least=0), "lr_mult": Hparam(10.0, above=0, at_most=MAX_RATE)}
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
@@ -35,6 +36,8 @@ class MIRO(ERM):
                 'MIRO requires a pretrained ResNet of torchvision ("backbone": "resnet50") and photographs'
             )
         self.oracle = copy.deepcopy(self.featurizer).requires_grad_(False)
+        self.oracle.is_frozen = True  # even if the statistics of the trained network's batch norm are not frozen
+        self.oracle.train()
         with torch.no_grad():
             _, maps = self.feature_maps(self.oracle, torch.zeros(1, *input_shape))
         beta = math.log(math.expm1(INITIAL_VARIANCE - EPSILON))

@@ -55,7 +55,7 @@ class MLDG(ERM):
         x, y = stack_domains(minibatches)
         order = random_permutation(len(x), x.device)
         x, y = x[order], y[order]
-        parameters = dict(self.network.named_parameters())
+        parameters = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
         loss = torch.zeros((), device=x.device, dtype=x.dtype)
         for i in range(self.n_pairs):

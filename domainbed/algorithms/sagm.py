@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step_along
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step_along, trained_parameters
 from domainbed.algorithms.sam import PerturbedERM, gradient_norm
 from domainbed.hparams import Hparam, one_of
 
@@ -22,9 +22,9 @@ class SAGM(PerturbedERM):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         loss = F.cross_entropy(self.network(x), y)
-        gradients = list(torch.autograd.grad(loss, list(self.network.parameters())))
+        gradients = list(torch.autograd.grad(loss, trained_parameters(self.network)))
         scale = RHO / (gradient_norm(gradients) + 1e-12) - self.hparams["alpha"]
         perturbed, _ = self.gradients_at_perturbed_weights(x, y, gradients, scale)
         means = [(g + h) / 2 for g, h in zip(gradients, perturbed, strict=True)]
-        take_step_along(self.optimizer, dict(zip(self.network.parameters(), means, strict=True)))
+        take_step_along(self.optimizer, dict(zip(trained_parameters(self.network), means, strict=True)))
         return {"loss": loss.detach()}

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step_along
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step_along, trained_parameters
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, one_of
 
@@ -20,7 +20,7 @@ class PerturbedERM(ERM):
         self, x: torch.Tensor, y: torch.Tensor, gradients: list[torch.Tensor], scale: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Return the gradients and the loss at θ + scale × gradients; the weights stay at θ."""
-        parameters: list[torch.Tensor] = list(self.network.parameters())
+        parameters: list[torch.Tensor] = [*trained_parameters(self.network)]
         with torch.no_grad():
             weights = [p.clone() for p in parameters]
             for p, gradient in zip(parameters, gradients, strict=True):
@@ -39,9 +39,9 @@ class SAM(PerturbedERM):
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
-        gradients = list(torch.autograd.grad(F.cross_entropy(self.network(x), y), list(self.network.parameters())))
+        gradients = list(torch.autograd.grad(F.cross_entropy(self.network(x), y), trained_parameters(self.network)))
         norm = gradient_norm(gradients)
         scale = self.hparams["rho"] / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         perturbed, loss = self.gradients_at_perturbed_weights(x, y, gradients, scale)
-        take_step_along(self.optimizer, dict(zip(self.network.parameters(), perturbed, strict=True)))
+        take_step_along(self.optimizer, dict(zip(trained_parameters(self.network), perturbed, strict=True)))
         return {"loss": loss}

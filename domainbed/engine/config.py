@@ -10,7 +10,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS, DatasetSpec, dataset_spec
 from domainbed.engine.tracking import NO_TRACKER, TRACKERS
 from domainbed.errors import UsageError
-from domainbed.hparams import Hparams, parse_overrides
+from domainbed.hparams import PROTOCOLS, Hparams, parse_overrides
 from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import check_options, option
 from domainbed.registry import import_modules
@@ -38,6 +38,13 @@ class JobConfig:
     )
     task: str = option(
         TASKS[0], help="domain_adaptation also trains on unlabeled images of the test environments", choices=TASKS
+    )
+    protocol: str = option(
+        "2021",
+        help="defaults of hyperparameters. 2021: those of the published tables; head: those of DomainBed's code since "
+        "July 2024, a ResNet-50 with timm's AugMix weights and batch norm that is not frozen. Their results are not "
+        "comparable",
+        choices=PROTOCOLS,
     )
     hparams: str | None = option(
         None, help="hyperparameters to override, as a JSON object such as '{\"batch_size\": 16}'", metavar="JSON"
@@ -203,7 +210,9 @@ class JobConfig:
 
     def resolved_hparams(self) -> Hparams:
         """Return the hyperparameters of the job by name: defaults or a random draw, with overrides applied."""
-        return resolve_hparams(self.algorithm, self.dataset, self.hparams_seed, self.trial_seed, self.hparams)
+        return resolve_hparams(
+            self.algorithm, self.dataset, self.hparams_seed, self.trial_seed, self.hparams, self.protocol
+        )
 
     def has_custom_environments(self) -> bool:
         """Return whether data_dir determines the environments, as for the dataset Folder."""

@@ -19,7 +19,7 @@ from domainbed.options import add_options, check_options, from_args, option
 from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, environment_names, environment_numbers
 from domainbed.reporting.load import Sweep, load_sweep
-from domainbed.reporting.report import select_names
+from domainbed.reporting.report import select_algorithms, select_names
 
 if TYPE_CHECKING:  # imports torch
     from domainbed.landscape.measure import Landscape
@@ -44,7 +44,7 @@ class LandscapeOptions:
         None, metavar="ENV", help="test environment of the sweep, by name or number", if_unset="each in turn"
     )
     algorithms: tuple[str, ...] | None = option(
-        None, metavar="NAME", help="algorithms of the sweep to compare", if_unset="all"
+        None, metavar="NAME", help="algorithms of the sweep to compare, or groups of them", if_unset="all"
     )
     layers: str = option(LAYERS[0], choices=LAYERS, help="layers to analyze; all: the whole network")
     split: str = option("in", choices=("in", "out"), help="split to measure: in (trained on) or out (held out)")
@@ -156,7 +156,7 @@ def select_runs(sweep: Sweep, selection: str, options: LandscapeOptions) -> pd.D
         raise UsageError(f"--sweep {options.sweep} has several datasets; choose a --dataset from {', '.join(datasets)}")
     (dataset,) = select_names([options.dataset] if options.dataset else None, datasets, "--dataset")
     runs = runs[runs["dataset"] == dataset]
-    algorithms = select_names(options.algorithms, algorithms_of(runs), "--algorithms")
+    algorithms = select_algorithms(options.algorithms, algorithms_of(runs))
     if options.test_env is not None:
         names = environment_names(sweep.jobs, dataset)
         numbers = environment_numbers({env: names[env] for env in sorted(runs["test_env"].unique())})
@@ -180,7 +180,7 @@ def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: P
     test_env = environment_names(sweep.jobs, dataset)[runs["test_env"].iloc[0]]
     warnings: list[str] = []
     landscapes: dict[str, list[Landscape]] = {}
-    for algorithm in dict.fromkeys(options.algorithms or algorithms_of(runs)):
+    for algorithm in select_algorithms(options.algorithms, algorithms_of(runs)):
         models = find_models(
             Path(str(options.sweep)), sweep.records, runs[runs["algorithm"] == algorithm], warnings.append
         )

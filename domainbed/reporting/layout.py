@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from domainbed.algorithms import GROUPS
 from domainbed.errors import UsageError
 from domainbed.model_selection import CLASS_NAMES, SELECTION_METHODS, WITH_PAIRS, resolve_method
 from domainbed.options import check_options, option
@@ -30,7 +31,11 @@ class ReportOptions:
         metavar="METHOD",
     )
     datasets: tuple[str, ...] = option((), help="datasets to show, in this order (default: all)", metavar="NAME")
-    algorithms: tuple[str, ...] = option((), help="algorithms to show, in this order (default: all)", metavar="NAME")
+    algorithms: tuple[str, ...] = option(
+        (),
+        help=f"algorithms to show, in this order, or groups of them: {', '.join(GROUPS)} (default: all)",
+        metavar="NAME",
+    )
     decimals: int = option(1, help="number of decimals of accuracies in percent", metavar="N", at_least=0, at_most=9)
     interval: str = option(
         "standard-error",

@@ -197,6 +197,8 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         settings += ", clean_evaluation"
     if (precision := args.get("precision", PRECISIONS[0])) != PRECISIONS[0]:
         settings += f", precision {precision}"
+    if (protocol := args.get("protocol", "2021")) != "2021":
+        settings += f", protocol {protocol}"
     settings.encode()
     return {
         "dataset": printable(args["dataset"]),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from domainbed.algorithms import ALGORITHMS, FAMILIES, GROUPS
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, suggest
 from domainbed.model_selection import WITH_PAIRS, best_hparams
@@ -103,7 +104,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
         UsageError: the sweep has no runs of a requested dataset or algorithm.
     """
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
-    algorithms = select_names(options.algorithms, algorithms_of(sweep.runs), "--algorithms")
+    algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     if options.versus:
         for name in select_names(options.versus, algorithms_of(sweep.runs), "--versus"):
             if name not in algorithms:
@@ -134,6 +135,20 @@ def select_names(requested: Collection[str] | None, available: list[str], option
         if name not in available:
             raise UsageError(f"{option} {name}: this sweep has no such runs; {suggest(name, available)}")
     return list(dict.fromkeys(requested)) if requested else available
+
+
+def select_algorithms(requested: Collection[str] | None, available: list[str]) -> list[str]:
+    """Return the requested algorithms, as `select_names`; a group stands for its available members.
+
+    Raises:
+        UsageError: a requested algorithm, or every member of a group, is not available.
+    """
+    names: list[str] = []
+    for name in requested or ():
+        is_group = name in GROUPS and name not in (*available, *ALGORITHMS)
+        members = available if name == "all" else [member for member in FAMILIES.get(name, ()) if member in available]
+        names += members if is_group and members else [name]
+    return select_names(names, available, "--algorithms")
 
 
 def _make_section(

@@ -14,7 +14,7 @@ from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, datasets_of
 from domainbed.reporting.folders import PLOTS_FOLDER
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.report import select_names
+from domainbed.reporting.report import select_algorithms, select_names
 
 
 def parser() -> cli.Parser:
@@ -30,7 +30,7 @@ def parser() -> cli.Parser:
         help="the selection method, or its class name in DomainBed",
     )
     p.add_argument("--datasets", nargs="+", metavar="NAME", help="datasets to plot (default: all)")
-    p.add_argument("--algorithms", nargs="+", metavar="NAME", help="algorithms to plot (default: all)")
+    p.add_argument("--algorithms", nargs="+", metavar="NAME", help="algorithms to plot, or groups (default: all)")
     p.add_argument("--dpi", type=int, default=150, metavar="N", help="resolution of PNG files, in dots per inch")
     cli.add_import_option(p)
     return p
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
     datasets = select_names(args.datasets, datasets_of(sweep.runs), "--datasets")
-    algorithms = select_names(args.algorithms, algorithms_of(sweep.runs), "--algorithms")
+    algorithms = select_algorithms(args.algorithms, algorithms_of(sweep.runs))
     output_dir = Path(args.output_dir or Path(args.input_dir, PLOTS_FOLDER))
     from domainbed.reporting.plots import all_figures, save_figure  # imports matplotlib: a usage error comes first
 

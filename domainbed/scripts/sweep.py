@@ -144,10 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def grid_of(args: argparse.Namespace) -> Grid:
-    """Return the grid of a launch. Its paths are absolute."""
-    names = [f.name for f in (*fields(Grid), *fields(JobConfig)) if f.name not in {"job_args", "specs", *NOT_SHARED}]
+    """Return the grid of a launch, with groups of algorithms expanded. Its paths are absolute."""
+    left_out = {"job_args", "specs", "left_out", *NOT_SHARED}
+    names = [f.name for f in (*fields(Grid), *fields(JobConfig)) if f.name not in left_out]
     values = {name: getattr(args, name) for name in names}
-    return Grid.from_args(values | absolute_paths(values))
+    grid, skipped = Grid.from_args(values | absolute_paths(values)).expand_groups()
+    for line in skipped:
+        print(line, file=sys.stderr)
+    return grid
 
 
 def launch(args: argparse.Namespace) -> int:

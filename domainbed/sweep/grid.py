@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS
-from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec
+from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, GROUPS, expand_groups
+from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec, num_environments
 from domainbed.engine.config import JobConfig, LoggedJobConfig
 from domainbed.errors import UsageError
 from domainbed.options import check_options, option
@@ -42,6 +42,7 @@ class Grid:
         job_args: arguments shared by all jobs, by their names in JobConfig.
         specs: the specification of each dataset, for a grid from the launch log. Nothing that it names need be
             registered here, and its jobs cannot be trained.
+        left_out: pairs (dataset, algorithm) without jobs; see `expand_groups`.
 
     Raises:
         UsageError: on construction, if a range is empty, or there are more than MAX_JOBS jobs.
@@ -51,7 +52,10 @@ class Grid:
         BENCHMARK, help=f"datasets: any of {', '.join(DATASETS)}, or your own", metavar="NAME"
     )
     algorithms: tuple[str, ...] = option(
-        DEFAULT_ALGORITHMS, help=f"algorithms: any of {', '.join(ALGORITHMS)}, or your own", metavar="NAME"
+        DEFAULT_ALGORITHMS,
+        help=f"algorithms: any of {', '.join(ALGORITHMS)}, or your own; or groups: {', '.join(GROUPS)}; "
+        "members of a group that do not support a dataset are left out there",
+        metavar="NAME",
     )
     n_hparams_from: int = option(0, help="first hyperparameter draw; draw 0 is the defaults", metavar="N", at_least=0)
     n_hparams: int = option(20, help="end of the range of hyperparameter draws (exclusive)", metavar="N")
@@ -61,6 +65,7 @@ class Grid:
     )
     job_args: Mapping[str, Any] = field(default_factory=dict)
     specs: Mapping[str, DatasetSpec] = field(default_factory=dict)
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -81,6 +86,7 @@ class Grid:
     def from_args(cls, args: Mapping[str, Any]) -> "Grid":
         """Return the grid with the arguments of a launch; all that are not options of the grid are `job_args`."""
         args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
+        args["left_out"] = tuple((dataset, algorithm) for dataset, algorithm in args.get("left_out", ()))
         own = {f.name for f in fields(cls)} & args.keys()
         return cls(
             **{name: args[name] for name in own},
@@ -89,8 +95,42 @@ class Grid:
 
     def args(self) -> dict[str, Any]:
         """Return the arguments from which `from_args` creates the same grid, without `specs`."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("job_args", "specs")}
-        return {**own, **self.job_args}
+        not_args = ("job_args", "specs", "left_out")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in not_args}
+        left_out = {"left_out": self.left_out} if self.left_out else {}
+        return {**own, **left_out, **self.job_args}
+
+    def expand_groups(self) -> tuple["Grid", list[str]]:
+        """Return the grid with groups of algorithms replaced by their members, and lines on what is left out.
+
+        A member of a group is left out on datasets that it does not support, unless it is also listed by its own name.
+
+        Raises:
+            UsageError: a name is unknown, or nothing is left.
+        """
+        named = {name for name in self.algorithms if name in ALGORITHMS}
+        algorithms = expand_groups(self.algorithms)
+        left_out: dict[tuple[str, str], str] = {}  # reasons
+        for algorithm, dataset in itertools.product(algorithms, dict.fromkeys(self.datasets)):
+            if algorithm not in named and (reason := self._why_unsupported(algorithm, dataset)):
+                left_out[dataset, algorithm] = f"Skipping {algorithm} on {dataset}: it requires {reason}"
+        if len(left_out) == len(algorithms) * len(set(self.datasets)):
+            raise UsageError(
+                f"--algorithms {' '.join(self.algorithms)}: no algorithm of these groups supports --datasets "
+                f"{' '.join(self.datasets)}"
+            )
+        return replace(self, algorithms=algorithms, left_out=tuple(left_out)), list(left_out.values())
+
+    def _why_unsupported(self, algorithm: str, dataset: str) -> str:
+        """Return what an algorithm requires that a dataset does not have; "" if nothing."""
+        algorithm_class = ALGORITHMS[algorithm]
+        if algorithm_class.REQUIRES_PHOTOS and DATASETS[dataset].SMALL_IMAGES:
+            return "photographs"
+        n = num_environments(dataset, self.job_args.get("data_dir"))
+        num_domains = n - max(map(len, all_test_envs(n, self.leave_one_out)), default=0)
+        if num_domains < algorithm_class.MIN_DOMAINS:
+            return f"at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
+        return ""
 
     def to_log(self) -> dict[str, Any]:
         """Return the launch as a JSON object, from which `from_log` reads its jobs without importing anything."""
@@ -139,6 +179,8 @@ class Grid:
         for trial_seed, dataset, algorithm in itertools.product(
             range(self.n_trials), specs, dict.fromkeys(self.algorithms)
         ):
+            if (dataset, algorithm) in self.left_out:
+                continue
             for test_envs in all_test_envs(len(specs[dataset].environments), self.leave_one_out):
                 for hparams_seed in range(self.n_hparams_from, self.n_hparams):
                     yield RunKey(dataset, algorithm, test_envs, trial_seed, hparams_seed)

@@ -31,7 +31,13 @@ def shared(small: bool, dataset: str) -> tuple[dict[str, Any], Draws]:
     defaults = {
         "data_augmentation": True,
         "resnet18": False,
+        "resnet50_augmix": False,
+        "freeze_bn": True,
+        "vit": False,
+        "dinov2": False,
+        "vit_attn_tune": False,
         "resnet_dropout": 0,
+        "vit_dropout": 0,
         "class_balanced": False,
         "nonlinear_classifier": False,
         "lr": 1e-3 if small else 5e-5,
@@ -41,6 +47,7 @@ def shared(small: bool, dataset: str) -> tuple[dict[str, Any], Draws]:
     }
     draws: Draws = {
         "resnet_dropout": lambda r: r.choice([0.0, 0.1, 0.5]),
+        "vit_dropout": lambda r: r.choice([0.0, 0.1, 0.5]),
         "lr": lambda r: 10 ** (r.uniform(-4.5, -2.5) if small else r.uniform(-5, -3.5)),
         "weight_decay": lambda r: 0.0 if small else 10 ** r.uniform(-6, -2),
         "batch_size": lambda r: int(2 ** r.uniform(3, 9 if small else 5 if dataset == "DomainNet" else 5.5)),

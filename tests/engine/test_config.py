@@ -56,6 +56,7 @@ def test_name_hashes_exactly_what_determines_the_records():
         "uda_holdout_fraction": 0.5,
         "eval": "splits",
         "clean_evaluation": True,
+        "protocol": "head",
         "precision": "bf16",
     }
     for name, value in hashed.items():

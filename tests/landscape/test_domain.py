@@ -10,7 +10,7 @@ from domainbed.landscape import domain as domain_module
 from domainbed.landscape.distances import QUANTITIES, mean_over_pairs, pair_distances, relative_distances
 from domainbed.landscape.domain import Domain, DomainStatistics, measure_domain
 from domainbed.landscape.hessian import FlatNetwork
-from domainbed.networks import Classifier, SmallCNN
+from domainbed.networks import MNIST_CNN, Classifier
 
 
 def make_domain(n: int, shape: tuple[int, ...], classes: int, seed: int = 0) -> Domain:
@@ -106,7 +106,7 @@ NETWORKS = {
         (6,),
     ),
     "featurizer and head": (
-        lambda classes: nn.Sequential(SmallCNN(1, (8, 8, 8)), Classifier(8, classes)),
+        lambda classes: nn.Sequential(MNIST_CNN((1, 8, 8), (8, 8, 8)), Classifier(8, classes)),
         (1, 8, 8),
     ),
 }

@@ -10,7 +10,7 @@ from domainbed.landscape import hessian, slices
 from domainbed.landscape.domain import Domain
 from domainbed.landscape.hessian import FlatNetwork, full_hessian, leading_directions
 from domainbed.landscape.slices import LINE_POINTS, PLANE_POINTS, filter_normalized_direction
-from domainbed.networks import Classifier, SmallCNN
+from domainbed.networks import MNIST_CNN, Classifier
 
 
 def make_domains(n: int = 30, features: int = 5, classes: int = 3) -> list[Domain]:
@@ -56,7 +56,7 @@ def test_leading_directions_are_eigenvectors_of_the_mean_hessian(limit: int, mon
 
 def test_random_directions_have_the_norm_of_each_filter():
     torch.manual_seed(0)
-    network = nn.Sequential(SmallCNN(2, (8, 8)), Classifier(8, 3))
+    network = nn.Sequential(MNIST_CNN((2, 8, 8), (8, 8)), Classifier(8, 3))
     direction = FlatNetwork(network).unflatten(filter_normalized_direction(network, torch.Generator().manual_seed(1)))
     for name, p in network.named_parameters():
         if p.dim() == 1:

@@ -190,6 +190,8 @@ ROTATION = (
         ({}, ""),
         ({"precision": "fp32"}, ""),
         ({"precision": "bf16"}, f"{SETTINGS}, precision bf16"),
+        ({"protocol": "2021"}, ""),
+        ({"protocol": "head"}, f"{SETTINGS}, protocol head"),
         ({"clean_evaluation": True, "precision": "fp32"}, f"{SETTINGS}, clean_evaluation, precision fp32"),
         ({"task": None}, SETTINGS.replace("domain_generalization", "None")),
         ({"task": ...}, ""),  # DomainBed's records of 2020 have no task

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from domainbed.errors import UsageError
 from domainbed.scripts.collect_results import main
 from tests.conftest import make_record, write_sweep
 
@@ -74,3 +75,19 @@ def test_example_selection_method_runs_as_shown(tmp_path: Path):
     assert "==== Model selection: last-step ====" in finished.stdout
     (row, _) = re.findall(r"^ERM .*$", finished.stdout, flags=re.MULTILINE)
     assert re.findall(r"\d+\.\d \+/- \d\.\d", row) == ["60.0 +/- 0.0", "90.0 +/- 0.0", "90.0 +/- 0.0", "80.0 +/- 0.0"]
+
+
+def test_groups_of_algorithms(tmp_path: Path, capsys):
+    """A group stands for its members with runs; one without any is rejected."""
+    names = ("ERM", "IRM", "Fishr", "CORAL")
+    write_sweep(tmp_path, [make_record("ColoredDigits", name, (env,)) for name in names for env in range(3)])
+
+    def rows(*words: str) -> list[str]:
+        main(["--input_dir", str(tmp_path), "--selection", "test-domain", "--algorithms", *words])
+        lines = capsys.readouterr().out.splitlines()
+        return list(dict.fromkeys(line.split()[0] for line in lines if line.startswith(names)))
+
+    assert rows("gradients", "ERM") == ["IRM", "Fishr", "ERM"]
+    assert sorted(rows("all")) == sorted(names)
+    with pytest.raises(UsageError, match="--algorithms meta: this sweep has no such runs"):
+        rows("meta")

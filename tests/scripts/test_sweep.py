@@ -121,6 +121,7 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
         "loader_workers": 3,
         "save_every": 2.5,
         "deterministic": True,
+        "protocol": "head",
         "precision": "bf16",
         "engine": "eager",
         "compile": "off",

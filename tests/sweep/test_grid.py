@@ -1,10 +1,12 @@
 """From the arguments of a launch to its jobs."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 
+from domainbed.algorithms import ALGORITHMS, FAMILIES, expand_groups
 from domainbed.datasets import BENCHMARK, DATASETS
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
@@ -116,3 +118,70 @@ def test_seeds_are_those_that_tables_read(name: str):
     assert getattr(JobConfig(**args, **{name: 2**63 - 1}), name) == 2**63 - 1
     with pytest.raises(UsageError, match=f"--{name} must be at least 0 and below 9,223,372,036,854,775,808"):
         JobConfig(**args, **{name: 2**63})
+
+
+def expanded(**kwargs) -> tuple[Grid, list[str]]:
+    return Grid.from_args({"n_hparams": 1, "n_trials": 1, **kwargs}).expand_groups()
+
+
+def test_groups_stand_for_their_members():
+    grid, skipped = expanded(algorithms=["alignment", "ERM", "DANN"], datasets=["PACS"])
+    assert grid.algorithms == (*FAMILIES["alignment"], "ERM")
+    assert (grid.left_out, skipped) == ((), [])
+    grid, _ = expanded(algorithms=["all"], datasets=["PACS"])
+    assert grid.algorithms == tuple(ALGORITHMS)
+    assert len(list(grid.runs())) == 4 * len(ALGORITHMS)
+
+
+def test_names_alone_change_nothing():
+    grid = Grid.from_args({"algorithms": ["ERM", "MIRO"], "datasets": ["ColoredDigits"]})
+    assert grid.expand_groups() == (grid, [])
+    assert "left_out" not in grid.args()
+
+
+def test_members_are_left_out_on_datasets_that_they_do_not_support():
+    grid, skipped = expanded(algorithms=["oracle", "ERM"], datasets=["ColoredDigits", "PACS"])
+    assert skipped == ["Skipping MIRO on ColoredDigits: it requires photographs"]
+    kinds = {(run.dataset, run.algorithm) for run in grid.runs()}
+    assert kinds == {("ColoredDigits", "ERM"), ("PACS", "MIRO"), ("PACS", "ERM")}
+    recorded = json.loads(json.dumps(grid.args()))
+    assert list(Grid.from_args(recorded).runs()) == list(grid.runs())
+
+
+def test_members_that_require_more_domains_are_left_out():
+    """A pair of test environments leaves one of three environments to train on."""
+    single, skipped = expanded(algorithms=["meta"], datasets=["ColoredDigits"])
+    assert (single.left_out, skipped) == ((), [])
+    pairs, skipped = expanded(algorithms=["meta"], datasets=["ColoredDigits"], leave_one_out=True)
+    assert pairs.left_out == (("ColoredDigits", "MLDG"),)
+    assert skipped == ["Skipping MLDG on ColoredDigits: it requires at least 2 training domains, not 1"]
+
+
+def test_member_that_is_also_listed_is_kept():
+    grid, skipped = expanded(algorithms=["all", "MIRO"], datasets=["ColoredDigits"])
+    assert ("ColoredDigits", "MIRO") in {(run.dataset, run.algorithm) for run in grid.runs()}
+    assert skipped == []
+
+
+def test_group_without_a_supported_dataset_is_rejected():
+    with pytest.raises(UsageError, match="--algorithms oracle: no algorithm of these groups supports --datasets Colo"):
+        expanded(algorithms=["oracle"], datasets=["ColoredDigits", "RotatedDigits"])
+
+
+@pytest.mark.parametrize(("name", "hint"), [("alignmnt", "alignment"), ("ALL", "all"), ("EMR", "ERM")])
+def test_misspelled_group_or_algorithm(name: str, hint: str):
+    with pytest.raises(UsageError, match=f"unknown algorithm '{name}'; did you mean .*{hint}"):
+        expanded(algorithms=[name])
+
+
+def test_own_algorithm_takes_precedence_over_a_group():
+    with ALGORITHMS.temporarily("meta", ALGORITHMS["ERM"]):
+        assert expand_groups(["meta"]) == ("meta",)
+        assert "meta" in expand_groups(["all"])
+    assert expand_groups(["meta"]) == FAMILIES["meta"]
+
+
+def test_every_builtin_algorithm_belongs_to_one_family():
+    members = [name for family in FAMILIES.values() for name in family]
+    assert sorted(members) == sorted(ALGORITHMS.builtin_names)
+    assert not {*FAMILIES, "all"} & set(ALGORITHMS.builtin_names)
