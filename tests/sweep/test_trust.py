@@ -181,7 +181,7 @@ def test_log_of_an_earlier_version(theirs: Path, capsys: pytest.CaptureFixture):
     assert collect_results.main(["--input_dir", str(theirs)]) is None
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "skipping the launch" in line]
     assert "unknown dataset 'TheirDigits'" in line
-    assert "the launch imported 'tests.sweep.misbehaving' 'their_module'" in line
+    assert "the launch imported 'their_module'; if" in line
     assert "pass --import" in line
     with pytest.raises(UsageError, match="none of the launches"):
         sweep.main(["status", "--output_dir", str(theirs)])
@@ -249,7 +249,7 @@ def test_new_jobs_import_only_what_is_trusted(theirs: Path):
 
     load_model(requested_jobs(theirs)[0].folder / "model.pkl", trust_imports=True)
     cell = find_cell(load_sweep(str(theirs)), "TheirDigits", "Theirs", "red", "training-domain")
-    for trust, expected in ((False, ("mine",)), (True, ("tests.sweep.misbehaving", "their_module", "mine"))):
+    for trust, expected in ((False, ("mine",)), (True, ("their_module", "mine"))):
         jobs = jobs_of_cell(load_sweep(str(theirs)), cell, Path("again"), imports=["mine"], trust_imports=trust)
         assert {job.config.imports for job in jobs.values()} == {expected}
 
