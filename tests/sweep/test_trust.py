@@ -1,6 +1,7 @@
 """Files in a sweep's folder that somebody else wrote: no command runs code that they name."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -272,8 +273,12 @@ def test_links_are_not_followed(theirs: Path, tmp_path: Path):
     """They could lead to any file that this user can read or write."""
     secret = tmp_path / "secret"
     secret.write_text("{}")
-    (launch_files(theirs)[0].parent / "link.json").symlink_to(secret)
+    folder = launch_files(theirs)[0].parent
+    (folder / "link.json").symlink_to(secret)
+    os.mkfifo(folder / "pipe.json")
+    (folder / "folder.json").mkdir()
     assert len(launch_files(theirs)) == 1
+    READERS["export"](str(theirs))  # does not wait for the pipe
     job = requested_jobs(theirs)[0].folder
     (job / "done").unlink()
     (job / "done").symlink_to(secret)
