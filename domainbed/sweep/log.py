@@ -34,8 +34,8 @@ def log_launch(sweep_dir: Path, grid: Grid) -> None:
 
 
 def launch_files(sweep_dir: Path) -> list[Path]:
-    """Return the file of each launch, from the first to the last. Links are left out: they may lead to any file."""
-    paths = [path for path in _log_folder(sweep_dir).glob("*.json") if not path.is_symlink()]
+    """Return the file of each launch, from the first to the last, without links, which may lead to any file."""
+    paths = [path for path in _log_folder(sweep_dir).glob("*.json") if path.is_file() and not path.is_symlink()]
     return sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))
 
 
