@@ -158,7 +158,10 @@ class Encoder:
         if (known := self._paths.get(id(value))) is not None:
             return {KIND: "same", "as": known}
         self._remember(value, path)
-        return self._encode_new(value, path)
+        try:
+            return self._encode_new(value, path)
+        except RecursionError:
+            return self._reject(value, path[:100], "is nested too deeply")
 
     def _encode_new(self, value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor):

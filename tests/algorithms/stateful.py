@@ -322,11 +322,11 @@ class ResizedBuffer(Kind):
 class ExchangesOptimizer(Kind):
     def step(self, a, t):
         if t == LATE:
-            a.optimizer = torch.optim.Adam([a.linear.weight], lr=0.02, betas=(0.8, 0.9))
+            a.optimizer = a.exchanged = torch.optim.Adam([a.linear.weight], lr=0.02, betas=(0.8, 0.9))
             a.scheduler = torch.optim.lr_scheduler.ExponentialLR(a.optimizer, 0.9)
         if t == LATE + 2:
-            a.optimizer.add_param_group({"params": [a.linear.bias], "lr": 0.03})
-            a.optimizer.defaults["lr"] = 0.5
+            a.exchanged.add_param_group({"params": [a.linear.bias], "lr": 0.03})
+            a.exchanged.defaults["lr"] = 0.5
         return 0.0
 
 
@@ -388,7 +388,7 @@ class AccumulatesGradients(Kind):
         if t % 3 == 2:
             a.extra_optimizer.step()
             a.extra_optimizer.zero_grad()
-        return float(a.extra.weight.sum())
+        return a.extra.weight.sum().item()
 
 
 class Shared(Kind):
@@ -511,6 +511,12 @@ class Locks(Rejected):
     def setup(self, a):
         a.helper_with_lock = Sample(torch.zeros(1))
         a.helper_with_lock.lock = threading.Lock()
+
+
+class DeeplyNested(Rejected):
+    def step(self, a, t):
+        a.nested = functools.reduce(lambda inner, _: [inner], range(3000), [])
+        return 0.0
 
 
 class OverlappingArrays(Rejected):

@@ -23,9 +23,7 @@ from tests.algorithms.stateful import (
     ACCEPTED,
     LATE,
     REJECTED,
-    ExchangesOptimizer,
     Kind,
-    ResetsOptimizer,
     Sample,
     Shared,
     make,
@@ -181,11 +179,8 @@ def test_state_of_an_earlier_version_is_loaded():
     assert updates(restored, range(3, 6)) == updates(original, range(3, 6))
 
 
-@pytest.mark.parametrize(
-    "kinds", [ACCEPTED, [kind for kind in ACCEPTED if kind not in (ExchangesOptimizer, ResetsOptimizer)]], ids=len
-)
-def test_job_with_all_state_resumes_exactly(tmp_path: Path, kinds: list[type[Kind]]):
-    with ALGORITHMS.temporarily("Anything", type(make(*kinds))):
+def test_job_with_all_state_resumes_exactly(tmp_path: Path):
+    with ALGORITHMS.temporarily("Anything", type(make(*ACCEPTED))):
         configs = [
             JobConfig(
                 "ColoredDigits", "Anything", (2,), hparams='{"batch_size": 4}', steps=STEPS, checkpoint_freq=4,
