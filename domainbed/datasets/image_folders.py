@@ -34,7 +34,7 @@ def read_tree(root: Path, folders: Sequence[str], augmented: Sequence[bool]) -> 
     trees = {folder: list_images(root, folder) for folder in folders}
     for folder, tree in trees.items():
         if not tree:
-            raise UsageError(f"{root / folder} has no class folders with images")
+            raise UsageError(no_images_message(root / folder))
     if unmatched := sorted(leave_out.difference(*(files for tree in trees.values() for files in tree.values()))):
         warnings.warn(
             f"{len(unmatched)} lines of {root / LEAVE_OUT_FILE} match no image, e.g. {unmatched[0]!r}; "
@@ -65,6 +65,16 @@ def list_images(root: Path, folder: str) -> dict[str, list[str]]:
         if files:
             tree[name] = files
     return tree
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether a folder has a class folder with an image; stops at the first one."""
+    trees = (os.walk(folder / name, followlinks=True) for name in subfolders(folder))
+    return any(is_image(file) for _, _, files in itertools.chain.from_iterable(trees) for file in files)
+
+
+def no_images_message(folder: Path) -> str:
+    return f"{folder} has no class folders with images"
 
 
 def is_image(name: str) -> bool:

@@ -41,7 +41,10 @@ MISTAKES = [
     ("sweep launch --output_dir s --command_launcher slrum", "unknown launcher 'slrum'"),
     ("sweep launch --output_dir s --n_trials 0", "--n_trials must be at least 1"),
     ("sweep launch --output_dir s --workers 0", "--workers must be at least 1"),
-    ("sweep launch --output_dir s --datasets ColoredDigits --hparams '{\"weight_decay\": -1}'", "cannot create ERM"),
+    (
+        "sweep launch --output_dir s --datasets ColoredDigits --algorithms ERM --hparams '{\"weight_decay\": -1}'",
+        "ERM on ColoredDigits: cannot create ERM",
+    ),
     ("sweep status --output_dir no/such", "--output_dir no/such contains no sweep: nothing was launched there"),
     ("sweep status --output_dir s --watch often", "argument --watch: invalid float value: 'often'"),
     ("sweep status --output_dir s --watch inf", "--watch must be above 0 and at most 86,400 seconds"),
