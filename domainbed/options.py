@@ -17,7 +17,7 @@ import numbers
 import operator
 import types
 import typing
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from typing import Any
@@ -112,7 +112,7 @@ def from_args(cls: type, args: argparse.Namespace) -> Any:
 def to_args(instance: Any) -> list[str]:
     """Return command-line arguments from which `from_args` recreates `instance`; defaults are omitted."""
     args: list[str] = []
-    for f, declared, _ in _options(type(instance)):
+    for f, declared, _ in _options(type(instance)):  # type: ignore[arg-type]
         flag, value = _flags(f, declared)[0], getattr(instance, f.name)
         if value is None or value == f.default:
             continue
@@ -132,7 +132,7 @@ def check_options(instance: Any, any_value: Container[str] = ()) -> None:
     Raises:
         UsageError: a value is not allowed.
     """
-    for f, declared, value_type in _options(type(instance)):
+    for f, declared, value_type in _options(type(instance)):  # type: ignore[arg-type]
         flag, value = _flags(f, declared)[0], getattr(instance, f.name)
         if value is None:
             continue
@@ -179,11 +179,10 @@ class BooleanAction(argparse.Action):
         return self.negations[0] if self.default else self.option_strings[0]
 
 
-@cache  # a sweep checks thousands of jobs
-def _options(cls: type) -> Sequence[tuple[Field, Option, Any]]:
+@cache  # resolving type hints takes longer than everything else that a sweep does per job
+def _options(cls: type) -> tuple[tuple[Field, Option, Any], ...]:
     """Return each option of a dataclass: its field, its declaration, and its type (without None)."""
-    hints = typing.get_type_hints(cls)
-    options = []
+    hints, options = typing.get_type_hints(cls), []
     for f in fields(cls):
         if (declared := f.metadata.get("option")) is None:
             continue
@@ -191,7 +190,7 @@ def _options(cls: type) -> Sequence[tuple[Field, Option, Any]]:
         if isinstance(value_type, types.UnionType) or typing.get_origin(value_type) is typing.Union:
             (value_type,) = (arg for arg in typing.get_args(value_type) if arg is not type(None))
         options.append((f, declared, value_type))
-    return options
+    return tuple(options)
 
 
 def _flags(f: Field, declared: Option) -> tuple[str, ...]:

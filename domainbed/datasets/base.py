@@ -126,6 +126,19 @@ class MultipleDomainDataset:
         return cls.ENVIRONMENTS
 
     @classmethod
+    def find_problems(cls, root: str | None) -> list[str]:
+        """Return why the images in `root` cannot be used, one line each, without reading or downloading any.
+
+        It is fast, and need not find everything that `prepare` and the constructor find.
+        """
+        return []
+
+    @classmethod
+    def find_downloads(cls, root: str | None) -> list[str]:
+        """Return what `prepare` will download, one line each."""
+        return []
+
+    @classmethod
     def prepare(cls, root: str | None) -> None:
         """Check that the images exist and download them if possible; called before the dataset is constructed.
 

@@ -41,7 +41,7 @@ def read_tree(root: Path, folders: Sequence[str], augmented: Sequence[bool]) -> 
     trees = {folder: list_images(root, folder, known) for folder in folders}
     for folder, tree in trees.items():
         if not tree:
-            raise UsageError(f"{root / folder} has no class folders with images")
+            raise UsageError(no_images_message(root / folder))
     if unmatched := sorted(leave_out.difference(*(files for tree in trees.values() for files in tree.values()))):
         warnings.warn(
             f"{len(unmatched)} lines of {root / LEAVE_OUT_FILE} match no image, e.g. {unmatched[0]!r}; "
@@ -147,6 +147,16 @@ def check_is_file(entry: os.DirEntry[str]) -> None:
         return
     if not is_file:
         raise UsageError(f"{entry.path} is a pipe, socket or device, not an image; delete it")
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether a folder has a class folder with an image; stops at the first one."""
+    ancestors = {file_id(os.stat(folder)): folder}
+    return any(images for name in subfolders(folder) for _, images in walk(folder, name, {}, ancestors))
+
+
+def no_images_message(folder: Path) -> str:
+    return f"{folder} has no class folders with images"
 
 
 def is_image(name: str) -> bool:

@@ -28,12 +28,23 @@ class MNIST(Digits):
     """The 70,000 images of data_dir/MNIST/raw."""
 
     @classmethod
-    def prepare(cls, root: str | None) -> None:
+    def find_problems(cls, root: str | None) -> list[str]:
         if not root:
-            raise UsageError(f"{cls.__name__} requires --data_dir, the folder that contains MNIST/raw")
+            return [f"{cls.__name__} requires --data_dir, the folder that contains MNIST/raw"]
         if not Path(root).is_dir():
-            raise UsageError(f"--data_dir {root!r} is not a folder; create it first; MNIST is downloaded into it")
-        if missing_files(root):
+            return [f"--data_dir {root!r} is not a folder; create it first; MNIST is downloaded into it"]
+        return []
+
+    @classmethod
+    def find_downloads(cls, root: str | None) -> list[str]:
+        missing = missing_files(root) if root else []
+        return [f"{raw_folder(root)} lacks {', '.join(missing)} of MNIST"] if missing else []
+
+    @classmethod
+    def prepare(cls, root: str | None) -> None:
+        if problems := cls.find_problems(root):
+            raise UsageError(problems[0])
+        if root and missing_files(root):
             download(root)
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from domainbed.datasets.base import MultipleDomainDataset
-from domainbed.datasets.image_folders import normalize_name, read_tree, subfolders
+from domainbed.datasets.image_folders import has_images, no_images_message, normalize_name, read_tree, subfolders
 from domainbed.errors import UsageError, suggest
 from domainbed.hparams import Hparams
 
@@ -26,6 +26,15 @@ class PhotoDataset(MultipleDomainDataset):
         augmented = [hparams["data_augmentation"] and env not in test_envs for env in range(len(folders))]
         self.environments, self.classes = read_tree(self.dataset_folder(root), folders, augmented)
         self.num_classes = len(self.classes)
+
+    @classmethod
+    def find_problems(cls, root: str | None) -> list[str]:
+        try:
+            folder = cls.dataset_folder(root)
+            names = cls.environment_folders(root)
+            return [no_images_message(folder / name) for name in names if not has_images(folder / name)]
+        except UsageError as error:
+            return [str(error)]
 
     @classmethod
     def dataset_folder(cls, root: str | None) -> Path:
@@ -104,11 +113,11 @@ class PublishedDataset(PhotoDataset):
         folder = cls.dataset_folder(root)
         found = subfolders(folder)
         by_name = {normalize_name(name): name for name in found}
-        for name in cls.ENVIRONMENT_FOLDERS:
-            if normalize_name(name) not in by_name:
-                raise UsageError(
-                    f"{folder} has no folder {name!r}, an environment of {cls.__name__}; {suggest(name, found)}"
-                )
+        if missing := [name for name in cls.ENVIRONMENT_FOLDERS if normalize_name(name) not in by_name]:
+            problems = [
+                f"no folder {name!r}, an environment of {cls.__name__}; {suggest(name, found)}" for name in missing
+            ]
+            raise UsageError(f"{folder} has {'; it has '.join(problems)}")
         return [by_name[normalize_name(name)] for name in cls.ENVIRONMENT_FOLDERS]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:

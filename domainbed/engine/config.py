@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -208,6 +209,12 @@ class JobConfig:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def with_output_dir(self, folder: str) -> "JobConfig":
+        """Return the same job in another folder, without validating its other arguments again."""
+        config = copy(self)
+        config._set(output_dir=folder)
+        return config
+
     def resolved_hparams(self) -> Hparams:
         """Return the hyperparameters of the job by name: defaults or a random draw, with overrides applied."""
         return resolve_hparams(
@@ -231,11 +238,10 @@ class JobConfig:
 
         Optional arguments at their defaults are not hashed, so that arguments can be added without renaming jobs.
         """
-        args = asdict(self)
         hashed = {
-            f.name: args[f.name]
+            f.name: value
             for f in fields(self)
-            if f.compare and (f.name in _ALWAYS_HASHED or args[f.name] != f.default)
+            if f.compare and ((value := getattr(self, f.name)) != f.default or f.name in _ALWAYS_HASHED)
         }
         if self.has_custom_environments():
             hashed["environments"] = self.environment_names()  # the folder may move, but must hold the same ones

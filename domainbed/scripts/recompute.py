@@ -18,8 +18,9 @@ from domainbed.reporting.load import load_sweep
 from domainbed.reporting.recomputed import find_difference, format_comparison, jobs_of_cell, restrict_cell
 from domainbed.reporting.top_hparams import unranked_notes
 from domainbed.scripts.cell import add_cell_options, find_cell
-from domainbed.sweep.launch import check_jobs, run_launch
+from domainbed.sweep.launch import run_launch
 from domainbed.sweep.launchers.local import LocalLauncher
+from domainbed.sweep.preflight import check_jobs
 from domainbed.sweep.status import JobState, count_states, survey
 
 

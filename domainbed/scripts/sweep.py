@@ -21,9 +21,10 @@ from domainbed.sweep.archive import export_jobs, has_known_hparams, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
 from domainbed.sweep.grid import NOT_SHARED, Grid
 from domainbed.sweep.job import Job, absolute_paths
-from domainbed.sweep.launch import check_jobs, launch_order, run_launch
+from domainbed.sweep.launch import launch_order, run_launch
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.log import log_launch, requested_jobs
+from domainbed.sweep.preflight import check_jobs
 from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
 from domainbed.sweep.status import JobState, Status, count_states, survey
 

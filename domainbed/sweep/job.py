@@ -41,7 +41,10 @@ class Job:
         Its paths are absolute, so that it can run from any folder.
         """
         folder = str(sweep_dir.absolute() / config.name())
-        return cls(replace(config, output_dir=folder, **absolute_paths(vars(config))))
+        paths = absolute_paths(vars(config))
+        if any(getattr(config, name) != path for name, path in paths.items()):
+            config = replace(config, **paths)
+        return cls(config.with_output_dir(folder))
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""The steps of a launch: check jobs, order them, run them, print their progress, and summarize."""
+"""The steps of a launch after its checks: order jobs, run them, print their progress, and summarize."""
 
 import os
 import signal
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.interrupts import stop_on_signals
 from domainbed.records import last_record
 from domainbed.sweep.failures import clear_failure
@@ -32,24 +31,6 @@ class LaunchResult:
     statuses: dict[Job, Status]
     n_failed: int
     stop_signal: int | None
-
-
-def check_jobs(jobs: Sequence[Job]) -> None:
-    """Check that each dataset can be read and split, and that each algorithm can be created for it.
-
-    Raises:
-        UsageError: a dataset is missing or unusable, or a hyperparameter is invalid.
-    """
-    from domainbed.engine.data import load_data  # imports torch
-    from domainbed.engine.model import make_algorithm
-
-    loaded: dict[tuple[str, str | None], MultipleDomainDataset] = {}
-    for config in {(job.kind, job.config.data_dir): job.config for job in jobs}.values():
-        key = config.dataset, config.data_dir
-        hparams = config.resolved_hparams()
-        if key not in loaded:
-            loaded[key], _ = load_data(config, hparams)
-        make_algorithm(config, hparams, loaded[key])
 
 
 def launch_order(jobs: Sequence[Job], statuses: Mapping[Job, Status]) -> list[Job]:

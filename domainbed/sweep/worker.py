@@ -70,6 +70,15 @@ def ignore_sigint() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+def describe_exit(exitcode: int | None) -> str:
+    """Return how a process ended, as the end of a sentence."""
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = " (possibly by the kernel, because memory ran out)" if name == "SIGKILL" else ""
+        return f"its process was killed by {name}{hint}"
+    return f"its process exited with status {exitcode}"
+
+
 def end_with_parent() -> None:
     """Make this process stop its job and exit when its parent, the launcher, dies."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()

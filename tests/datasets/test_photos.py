@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from domainbed.datasets import BENCHMARK, DATASETS, get_dataset_class, num_environments
-from domainbed.datasets.photos import Folder, PublishedDataset
+from domainbed.datasets.photos import PACS, Folder, PublishedDataset
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.loading.decode import decode, read_file
@@ -84,6 +84,28 @@ def test_missing_folders_are_named_in_the_error(tmp_path: Path):
     (root / "sketch").rename(root / "scetch")
     with pytest.raises(UsageError, match=r"has no folder 'sketch', an environment of PACS; did you mean scetch"):
         get_dataset_class("PACS")(str(tmp_path), [0], AUGMENTED, 0)
+
+
+def test_all_problems_of_a_dataset_are_found_without_reading_images(tmp_path: Path):
+    assert [problem.partition(":")[0] for problem in PACS.find_problems(str(tmp_path))] == ["PACS not found"]
+    assert PACS.find_problems(None) == ["PACS requires --data_dir, the folder that contains PACS/"]
+    folder = tmp_path / "PACS"
+    for name in ("art_painting/dog", "cartoon", "photo/dog"):
+        (folder / name).mkdir(parents=True)
+    (folder / "photo" / "dog" / "nested").mkdir()
+    (folder / "photo" / "dog" / "nested" / "1.jpg").touch()
+    (problem,) = PACS.find_problems(str(tmp_path))
+    assert "has no folder 'sketch'" in problem
+    (folder / "photo").rename(folder / "foto")
+    (problem,) = PACS.find_problems(str(tmp_path))
+    assert "no folder 'photo'" in problem
+    assert "no folder 'sketch'" in problem
+    (folder / "foto").rename(folder / "photo")
+    (folder / "sketch").mkdir()
+    (folder / "art_painting" / "dog" / "._1.jpg").touch()
+    assert PACS.find_problems(str(tmp_path)) == [
+        f"{folder / name} has no class folders with images" for name in ("art_painting", "cartoon", "sketch")
+    ]
 
 
 def test_folder_reads_environments_and_classes_from_the_tree(tmp_path: Path):

@@ -45,7 +45,7 @@ MISTAKES = [
     ("sweep launch --output_dir s --n_trials 0", "--n_trials must be at least 1"),
     ("sweep launch --output_dir s --workers 0", "--workers must be at least 1"),
     (
-        "sweep launch --output_dir s --datasets ColoredDigits --hparams '{\"weight_decay\": -1}'",
+        "sweep launch --output_dir s --datasets ColoredDigits --algorithms ERM --hparams '{\"weight_decay\": -1}'",
         "--hparams weight_decay must be",
     ),
     ("sweep status --output_dir no/such", "--output_dir no/such contains no sweep: nothing was launched there"),

@@ -18,7 +18,8 @@ from domainbed.sweep.job import LOG_FILE, Job, Kind
 from domainbed.sweep.launchers.base import Launcher, skip_event
 from domainbed.sweep.run import JobEvent
 from domainbed.sweep.status import JobState, Status, blocked_reason, read_status
-from domainbed.sweep.worker import ignore_sigint, serve
+from domainbed.sweep.torch_process import count_gpus
+from domainbed.sweep.worker import describe_exit, ignore_sigint, serve
 
 LOG_LINES = 8  # of a failed job's log that are printed
 LOG_SIZE = 16 * 1024  # bytes at its end that are read for them
@@ -123,9 +124,7 @@ class MultiGpuLauncher(LocalLauncher):
     """Like LocalLauncher, but refuses to run without a GPU."""
 
     def check(self) -> None:
-        import torch
-
-        if not torch.cuda.device_count():
+        if not count_gpus():
             raise UsageError("launcher multi_gpu found no GPU; --command_launcher local trains on the CPU")
 
 
@@ -187,7 +186,7 @@ class _Worker:
         was_asked = exitcode == 0 or (self._is_stopping and exitcode == -signal.SIGTERM)  # before the job started
         if was_asked or is_done(self._job.folder):
             return JobEvent(self._job, read_status(self._job.folder).state)
-        reason = _describe_exit(exitcode)
+        reason = describe_exit(exitcode)
         if exitcode is not None and -exitcode in EXTERNAL_SIGNALS:
             return JobEvent(self._job, JobState.INCOMPLETE, reason=reason)
         record_failure(self._job.folder, reason)
@@ -210,9 +209,8 @@ def worker_environments(options: LocalOptions, n_jobs: int) -> list[dict[str, st
         n_jobs: number of jobs, and the maximum number of workers.
     """
     import joblib
-    import torch
 
-    gpus = torch.cuda.device_count()
+    gpus = count_gpus()
     cores = joblib.cpu_count()  # respects CPU affinity and the limits of containers
     n = min(options.workers or gpus or cores, n_jobs)
     environments = [{"OMP_NUM_THREADS": str(options.threads or max(1, cores // n))} for _ in range(n)]
@@ -236,11 +234,3 @@ def _with_log(event: JobEvent) -> JobEvent:
         return replace(event, reason=f"{event.reason}\n({log}: {error.strerror})")
     end = [f"  {printable(line)}" for line in lines[-LOG_LINES:]]
     return replace(event, reason="\n".join([event.reason, f"end of {log}:", *end]))
-
-
-def _describe_exit(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        hint = " (possibly by the kernel, because memory ran out)" if name == "SIGKILL" else ""
-        return f"its process was killed by {name}{hint}"
-    return f"its process exited with status {exitcode}"

@@ -1,0 +1,145 @@
+"""The checks of a launch: everything that would make its jobs fail at once is reported before any of them starts."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.engine.config import JobConfig
+from domainbed.errors import UsageError, one_line
+from domainbed.hparams import SHARED, Hparams, parse_overrides
+from domainbed.registry import import_modules
+from domainbed.sweep.job import Job, Kind
+from domainbed.sweep.torch_process import call_with_torch
+
+if TYPE_CHECKING:
+    from domainbed.algorithms.base import Algorithm
+
+# Weights files of the backbones of the published protocol (torchvision's IMAGENET1K_V1). Those of others are known to
+# torchvision, which imports torch.
+WEIGHTS_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-0676ba61.pth"}
+MAX_NAMED = 3  # kinds of jobs that a problem names
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Check that each dataset can be read and split, and that each algorithm can be created for it.
+
+    Missing files are reported first, within a second or two. What remains is checked only if there are none, because
+    that imports torch (in another process) and reads the datasets.
+
+    Raises:
+        UsageError: there are problems; the message lists all of them, one line each.
+    """
+    configs = one_per_kind(jobs)
+    problems = find_missing(configs) or call_with_torch(find_errors, configs)
+    if len(problems) == 1:
+        raise UsageError(problems[0])
+    if problems:
+        raise UsageError("\n  ".join([f"{len(problems)} problems:", *problems]))
+
+
+def one_per_kind(jobs: Iterable[Job]) -> list[JobConfig]:
+    """Return one job of each dataset and algorithm, with the fewest training environments, dataset by dataset."""
+    configs: dict[tuple[str | None, Kind], JobConfig] = {}
+    for job in jobs:
+        key = job.config.data_dir, job.kind
+        if key not in configs or len(job.config.test_envs) >= len(configs[key].test_envs):
+            configs[key] = job.config
+    return sorted(configs.values(), key=lambda config: (config.dataset, config.data_dir or ""))
+
+
+def find_missing(configs: Iterable[JobConfig]) -> list[str]:
+    """Return the missing files of all datasets, one line each; [] if nothing is missing but what can be downloaded.
+
+    If something else is missing, files to download are listed as well. Does not import torch.
+    """
+    problems: dict[str, None] = {}
+    downloads: dict[str, None] = {}
+    for config in configs:
+        dataset = DATASETS[config.dataset]
+        problems |= dict.fromkeys(dataset.find_problems(config.data_dir))
+        downloads |= dict.fromkeys(dataset.find_downloads(config.data_dir))
+        if not dataset.SMALL_IMAGES and (line := _missing_weights(config)):
+            downloads[line] = None
+    hint = "it is downloaded, if possible, when nothing else is missing"
+    return [*problems, *(f"{line}; {hint}" for line in downloads)] if problems else []
+
+
+def _missing_weights(config: JobConfig) -> str:
+    """Return which weights file of a job's backbone is missing, as far as that is known without torchvision; or ""."""
+    hparams = {name: hparam.default for name, hparam in SHARED.items()} | parse_overrides(config.hparams)
+    file = WEIGHTS_FILES.get("resnet18" if hparams["resnet18"] else str(hparams["backbone"]))
+    if not file or not hparams["pretrained"]:
+        return ""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    hub = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"
+    folders = [folder for folder in (config.weights_dir and Path(config.weights_dir), hub) if folder]
+    if any((folder / file).is_file() for folder in folders):
+        return ""
+    return f"the pretrained weights {file} are not in {' or '.join(map(str, folders))}"
+
+
+def find_errors(configs: Iterable[JobConfig]) -> list[str]:
+    """Return the errors of reading and splitting each dataset, and of creating each algorithm for it, one line each.
+
+    Args:
+        configs: jobs, dataset by dataset, so that only one dataset is in memory at a time.
+    """
+    from domainbed.engine.data import load_data  # imports torch
+
+    kinds_of: dict[str, list[str]] = defaultdict(list)  # the datasets, or kinds of jobs, that raise an error
+    checked_weights: set[str] = set()
+    key: tuple[str, str | None] | None = None
+    dataset: MultipleDomainDataset | None = None
+    for config in configs:
+        import_modules(config.imports)
+        try:
+            hparams = config.resolved_hparams()
+            if key != (config.dataset, config.data_dir):
+                key, dataset = (config.dataset, config.data_dir), None
+                try:
+                    dataset, _ = load_data(config, hparams)
+                except (UsageError, OSError) as error:
+                    kinds_of[one_line(error)].append(config.dataset)
+            if dataset is not None:
+                _create_algorithm(config, hparams, dataset, checked_weights)
+        except (UsageError, OSError) as error:
+            kinds_of[one_line(error)].append(f"{config.algorithm} on {config.dataset}")
+    return [f"{_join(kinds)}: {error}" for error, kinds in kinds_of.items()]
+
+
+def _create_algorithm(
+    config: JobConfig, hparams: Hparams, dataset: MultipleDomainDataset, checked_weights: set[str]
+) -> None:
+    """Create a job's algorithm to see whether that succeeds, on the "meta" device if possible, which takes no memory.
+
+    Args:
+        config: the job.
+        hparams: its hyperparameters.
+        dataset: its dataset.
+        checked_weights: the backbones whose weights have been loaded; the algorithm's are added.
+    """
+    import torch
+
+    from domainbed.backbones import Backbone, use_weights_dir, without_weights
+    from domainbed.engine.model import make_algorithm
+
+    try:
+        with torch.device("meta"), without_weights():
+            algorithm: Algorithm = make_algorithm(config, hparams, dataset)
+    except Exception:  # a real error, or an operation that this device does not support
+        make_algorithm(config, hparams, dataset)
+        return
+    backbone = str([config.weights_dir, *(hparams.get(name) for name in ("backbone", "resnet18", "pretrained"))])
+    if backbone not in checked_weights and any(isinstance(module, Backbone) for module in algorithm.modules()):
+        checked_weights.add(backbone)
+        with use_weights_dir(config.weights_dir):
+            Backbone(dataset.input_shape[0], hparams)
+
+
+def _join(names: Sequence[str]) -> str:
+    if len(names) <= MAX_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[: MAX_NAMED - 1])} and {len(names) - MAX_NAMED + 1} others"

@@ -1,0 +1,65 @@
+"""Calls that need torch, in a short-lived process: a launch would hold the 0.6 GB of torch until its last job ends."""
+
+import multiprocessing
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from domainbed.errors import UsageError
+from domainbed.sweep.worker import describe_exit, end_with_parent, ignore_sigint
+
+T = TypeVar("T")
+
+_n_gpus: int | None = (
+    None  # as counted by the last process; each one counts them, because importing torch takes seconds
+)
+
+
+def call_with_torch(function: Callable[..., T], *args: Any) -> T:
+    """Return function(*args), called in a new process unless this one has imported torch already.
+
+    Args:
+        function: a function of a module.
+        args: its arguments, which are pickled like its result.
+
+    Raises:
+        UsageError: the process died.
+    """
+    global _n_gpus
+    if "torch" in sys.modules:
+        return function(*args)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, function, args))
+    with ignore_sigint():
+        process.start()
+    sender.close()
+    try:
+        value, _n_gpus = receiver.recv()
+    except EOFError:
+        process.join()
+        raise UsageError(f"cannot run {function.__name__}: {describe_exit(process.exitcode)}") from None
+    finally:
+        process.kill()  # also on Ctrl-C; there is nothing to wait for once it has sent its result
+        process.join()
+        receiver.close()
+    return value
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that torch can use."""
+    if "torch" in sys.modules:
+        return _count_gpus()
+    return call_with_torch(_count_gpus) if _n_gpus is None else _n_gpus
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    end_with_parent()
+    sender.send((function(*args), _count_gpus()))
