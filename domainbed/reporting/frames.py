@@ -23,7 +23,9 @@ def to_csv(frame: pd.DataFrame) -> str:
     def quoted(value: Any) -> Any:
         return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
-    return frame.astype(object).map(quoted).rename(columns=quoted).to_csv(index=False)
+    # The dtype object preserves integers in a column with missing values.
+    columns = {i: pd.Series(list(map(quoted, frame.iloc[:, i])), dtype=object) for i in range(frame.shape[1])}
+    return pd.DataFrame(columns).set_axis([quoted(name) for name in frame], axis=1).to_csv(index=False)
 
 
 def jobs_frame(jobs: pd.DataFrame, done: Container[str]) -> pd.DataFrame:
