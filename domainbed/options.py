@@ -16,9 +16,8 @@ import argparse
 import operator
 import types
 import typing
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache
 from typing import Any
 
 from domainbed.errors import UsageError, suggest
@@ -165,19 +164,16 @@ class BooleanAction(argparse.Action):
         return self.negations[0] if self.default else self.option_strings[0]
 
 
-@cache  # a sweep checks thousands of jobs
-def _options(cls: type) -> Sequence[tuple[Field, Option, Any]]:
-    """Return each option of a dataclass: its field, its declaration, and its type (without None)."""
+def _options(cls: type) -> Iterator[tuple[Field, Option, Any]]:
+    """Yield each option of a dataclass: its field, its declaration, and its type (without None)."""
     hints = typing.get_type_hints(cls)
-    options = []
     for f in fields(cls):
         if (declared := f.metadata.get("option")) is None:
             continue
         value_type = hints[f.name]
         if isinstance(value_type, types.UnionType) or typing.get_origin(value_type) is typing.Union:
             (value_type,) = (arg for arg in typing.get_args(value_type) if arg is not type(None))
-        options.append((f, declared, value_type))
-    return options
+        yield f, declared, value_type
 
 
 def _flags(f: Field, declared: Option) -> tuple[str, ...]:
