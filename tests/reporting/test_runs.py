@@ -122,7 +122,7 @@ def test_unreadable_launch_log_implies_runs_from_records(tmp_path: Path, capsys:
     for job in make_launch(tmp_path / "sweep"):
         finish(job)
     (launch,) = (tmp_path / "sweep" / ".sweep" / "launches").iterdir()
-    launch.write_text(launch.read_text().replace("ColoredDigits", "Gone"))
+    launch.write_text(json.dumps(json.loads(launch.read_text()) | {"datasets": ["Gone"]}))
     loaded = load_sweep(str(tmp_path / "sweep"))
     assert capsys.readouterr().err == ""
     (problem,) = loaded.problems
