@@ -23,7 +23,6 @@ from domainbed import cli
 from domainbed.algorithms.fishr import squared_distances
 from domainbed.gradients import flatten, gradient_factors, gradient_variance, split_factors
 from domainbed.networks import Classifier
-from tests.memory import PeakMemory
 
 # features, classes, domains, samples per domain, nonlinear head
 SIZES = {
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 z = features * 1.0
                 torch.autograd.grad(penalty(head, z, y, domains), [features, *head.parameters()])
 
-            samples[side], peaks[side] = times(once, args.repeats), peak(once, device)
+            samples[side], peaks[side] = times(once, args.repeats), timing.peak_memory(once)
         report.record(size, "s", samples, peak_bytes=peaks)
         cells = [
             f"{1000 * statistics.median(samples[side]):9.2f} ms {peaks[side] / 1e6:9.1f} MB" for side in IMPLEMENTATIONS
@@ -107,17 +106,6 @@ def times(once, repeats: int) -> list[float]:
     for _ in range(3):  # warm-up
         once()
     return [timing.seconds(once) for _ in range(repeats)]
-
-
-def peak(once, device: str) -> float:
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        once()
-        return torch.cuda.max_memory_allocated() - before
-    with PeakMemory() as memory:
-        once()
-    return memory.peak
 
 
 if __name__ == "__main__":

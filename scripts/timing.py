@@ -17,6 +17,7 @@ from tabulate import tabulate
 from domainbed import cli
 from domainbed.errors import UsageError
 from domainbed.files import atomic_write
+from tests.memory import PeakMemory
 
 Samples = Mapping[str, Sequence[float]]  # of each side
 
@@ -59,6 +60,18 @@ def seconds(work: Callable[[], object]) -> float:
     work()
     synchronize()
     return time.perf_counter() - start
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """Return the peak of the memory of tensors that `work` creates, in bytes."""
+    if device().type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with PeakMemory() as memory:
+        work()
+    return memory.peak
 
 
 def interleaved(sides: Mapping[str, Callable[[], float]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:

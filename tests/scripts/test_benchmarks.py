@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.erm import ERM
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UsageError
@@ -64,11 +65,38 @@ def test_each_round_measures_all_sides_in_turn(benchmark):
 
 def test_step(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "step.json"
-    words = [*DIGITS, "--algorithms", "ERM", "DANN", "IRM", "--steps", "2", "--repeats", "3"]
+    words = [*DIGITS, "--algorithms", "DANN", "ERM", "IRM", "--steps", "2", "--repeats", "3"]
     assert benchmark("benchmark_step").main([*words, "--sides", "fast", "--output", str(file)]) == 0
     whats = [f"{a}, {block}" for a in ("ERM", "DANN", "IRM") for block in ("with the loader", "on the device")]
     assert_complete(file, whats, ["eager", "fast"], repeats=3, n_checks=3)
     assert capsys.readouterr().out.count("factor") == 6
+
+
+@pytest.mark.slow
+def test_step_of_all_algorithms(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "step.json"
+    words = [*DIGITS, "--algorithms", "all", "--steps", "1", "--repeats", "1", "--sides", "eager"]
+    names = [name for name in ALGORITHMS.builtin_names if name != "MIRO"]
+    builtin = {name: ALGORITHMS[name] for name in ALGORITHMS.builtin_names}
+    step = benchmark("benchmark_step")
+    assert step.main([*words, "--output", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "Skipping MIRO on ColoredDigits: it requires photographs" in out
+    rows = {row.split()[0]: row.split()[1:] for row in out.rpartition("expected   ")[2].splitlines()[2:-1]}
+    assert [name for name in rows if name in builtin] == names
+    assert rows["ERM"][2] == "1.00"
+    assert (rows["SAM"][0], rows["ARM"][0], rows["MLDG"][0]) == ("2.00", "-", "1.00")
+    for result in json.loads(file.read_text())["results"]:
+        assert result["eager_megabytes"] > 0
+
+
+def test_step_marks_costs_above_the_expected_ones(benchmark):
+    step = benchmark("benchmark_step")
+    ratios = {"SAM": 2.3, "IRM": 1.3, "Own": 9.9}
+    costs = {"ERM": step.Cost({"eager": 10}, {}, 5.0)}
+    costs |= {name: step.Cost({"eager": 10}, {"eager": ratio}, 5.0) for name, ratio in ratios.items()}
+    rows = [row.split() for row in step.cost_table(costs, 3).splitlines()[2:-1]]
+    assert [row[3] for row in rows] == ["1.00", "2.30", "1.30!", "9.90"]
 
 
 def test_step_measures_penalties_without_anneal(benchmark):
