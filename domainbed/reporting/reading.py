@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from domainbed.engine.config import PRECISIONS, TASKS
-from domainbed.records import RESULTS_FILE, RUN_KEYS, SCHEMA_VERSION, parse_records
+from domainbed.records import RESULTS_FILE, RUN_KEYS, SCHEMA_VERSION, algorithm_name, parse_records
 
 # The columns of SweepPart.jobs; test_envs, environments, hparams and problems are JSON.
 JOB_SCHEMA = pa.schema(
@@ -34,6 +34,7 @@ JOB_SCHEMA = pa.schema(
         "bad_images": pa.int64(),
         "n_records": pa.int64(),
         "last_step": pa.int64(),
+        "ended_early": pa.bool_(),  # the last record is that of a job that ended before its last step, as it should
         "n_environments": pa.int64(),
         "problems": pa.string(),
     }
@@ -192,10 +193,12 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         settings += ", clean_evaluation"
     if (precision := args.get("precision", PRECISIONS[0])) != PRECISIONS[0]:
         settings += f", precision {precision}"
+    if digest := args.get("init_digest"):
+        settings += f", initial weights {str(digest)[:8]}"
     settings.encode()
     return {
         "dataset": args["dataset"],
-        "algorithm": args["algorithm"],
+        "algorithm": algorithm_name(args),
         "test_envs": json.dumps(sorted(int(env) for env in args["test_envs"])),
         "trial_seed": _to_int64(args["trial_seed"]),
         "hparams_seed": _to_int64(args["hparams_seed"]),
@@ -203,6 +206,7 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "environments": json.dumps(list(map(str, environments)) if isinstance(environments, list) else []),
         "hparams": json.dumps(hparams if isinstance(hparams, dict) else {}),
+        "ended_early": record.get("ended_early") is True,
     }
 
 

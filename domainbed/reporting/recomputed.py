@@ -66,10 +66,14 @@ def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequenc
     data = results.read_bytes()
     record = next(r for r in reversed(parse_records(data)[0]) if isinstance(r.get("args"), dict))  # every run has one
     args = record["args"]
+    if "ensemble" in args:
+        raise UsageError(f"{results} is an ensemble of other runs, which cannot be retrained")
     imports = tuple(dict.fromkeys((*args.get("imports", ()), *imports)))
     import_modules(imports)
     config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "cache": None})
-    config = replace(config, skip_model_save=True, save_model_every_checkpoint=False, imports=imports)
+    config = replace(
+        config, skip_model_save=True, save_model_every_checkpoint=False, save_best_model=False, imports=imports
+    )
     job = Job.in_sweep(config, output_dir)
     if problem := find_problem(job, data):
         raise UsageError(f"{results}: {problem}; the run cannot be retrained here")

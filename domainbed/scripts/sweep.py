@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from domainbed import cli
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, file_digest
 from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
@@ -144,6 +144,8 @@ def grid_of(args: argparse.Namespace) -> Grid:
     """Return the grid of a launch. Its paths are absolute."""
     names = [f.name for f in (*fields(Grid), *fields(JobConfig)) if f.name not in {"job_args", *NOT_SHARED}]
     values = {name: getattr(args, name) for name in names}
+    if args.init_from:  # so that the launch is known by its content once the file is gone
+        values["init_digest"] = file_digest(args.init_from)
     return Grid.from_args(values | absolute_paths(values))
 
 

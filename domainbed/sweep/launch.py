@@ -38,10 +38,12 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     """Check that each dataset can be read and split, and that each algorithm can be created for it.
 
     Raises:
-        UsageError: a dataset is missing or unusable, or a hyperparameter is invalid.
+        UsageError: a dataset is missing or unusable, a hyperparameter is invalid, or an algorithm cannot be averaged or
+            initialized as requested.
     """
-    from domainbed.engine.data import load_data  # imports torch
-    from domainbed.engine.model import make_algorithm
+    from domainbed.engine.averaging.base import make_averaging  # imports torch
+    from domainbed.engine.data import load_data
+    from domainbed.engine.model import load_initial_weights, make_algorithm
 
     loaded: dict[tuple[str, str | None], MultipleDomainDataset] = {}
     for config in {(job.kind, job.config.data_dir): job.config for job in jobs}.values():
@@ -49,7 +51,9 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         hparams = config.resolved_hparams()
         if key not in loaded:
             loaded[key], _ = load_data(config, hparams)
-        make_algorithm(config, hparams, loaded[key])
+        algorithm = make_algorithm(config, hparams, loaded[key])
+        load_initial_weights(algorithm, config)
+        make_averaging(config, algorithm)
 
 
 def launch_order(jobs: Sequence[Job], statuses: Mapping[Job, Status]) -> list[Job]:

@@ -580,3 +580,26 @@ def test_simultaneous_imports(tmp_path: Path):
     for imported, original in zip(jobs_of(words), jobs, strict=True):
         assert tree(imported.folder) == tree(original.folder)
     assert {path.name for path in (tmp_path / "o" / ".sweep").iterdir()} == {"launches", "importing.lock"}
+
+
+def test_job_that_ended_early_is_archived(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A job whose average was complete before its last step; the tables do not miss the later steps."""
+    words = ("--averaging", "swad", "--steps", 9)
+    for job in log_only(launch_words(tmp_path / "sweep", *words)):
+        finish(job)
+        path = job.folder / "results.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        records[-1] |= {"step": 4, "ended_early": True}
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert export(tmp_path / "sweep", tmp_path / "a.tar.xz") == 0
+    assert main(launch_words(tmp_path / "o", *words, "--import_results", tmp_path / "a.tar.xz")) == 0
+    for folder in ("sweep", "o"):
+        capsys.readouterr()
+        assert collect_results.main(["--input_dir", str(tmp_path / folder), "--import", "tests.sweep.misbehaving"]) == 0
+        output = capsys.readouterr()
+        assert "Misbehaving+SWAD" in output.out
+        assert "last record is missing" not in output.out + output.err
+    records[-1].pop("ended_early")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert export(tmp_path / "sweep", tmp_path / "b.tar.xz") == 2
+    assert "the records do not reach step 8: the last record is of step 4" in capsys.readouterr().err
