@@ -34,6 +34,8 @@ CLASS_NAMES = {
 TRIAL_COLUMNS = ["dataset", "algorithm", "test_env", "trial_seed"]
 RUN_COLUMNS = [*TRIAL_COLUMNS, "hparams_seed"]
 SELECTED_COLUMNS = [*RUN_COLUMNS, "step", "folder", "val_acc", "test_acc"]
+# Averagings whose earlier records describe unfinished averages; their papers evaluate the last one alone.
+EVALUATED_ONCE = ("+SWAD",)
 # These columns are categorical in records, and plain strings in a selection.
 OBJECT_COLUMNS = dict.fromkeys(("dataset", "algorithm", "folder"), object)
 
@@ -58,16 +60,18 @@ def leave_one_domain_out(records: pd.DataFrame) -> pd.DataFrame:
     """Select the step with the best mean accuracy on environments held out in turn.
 
     The accuracy on environment v is that of the run with test_envs {test_env, v}, the same trial_seed and hparams_seed,
-    at the same step; all n - 1 such runs are required. The reported accuracy is that of the run with test_envs
-    {test_env}, which was trained on all other environments.
+    at the same step (SWAD: at the last); all n - 1 such runs are required. The reported accuracy is that of the run
+    with test_envs {test_env}, which was trained on all other environments.
     """
-    keys = ["algorithm", "trial_seed", "hparams_seed", "step"]
+    keys = ["algorithm", "trial_seed", "hparams_seed", "evaluation"]
     pairs = records[_n_test_envs(records) == 2]
-    pairs = pairs.assign(first=_test_env(pairs, 0), second=_test_env(pairs, 1))
+    pairs = pairs.assign(first=_test_env(pairs, 0), second=_test_env(pairs, 1), evaluation=_evaluation(pairs))
 
     def validate(runs: _DatasetRuns) -> np.ndarray:
         dataset_pairs = pairs[pairs["dataset"] == runs.dataset]
-        singles = records.iloc[runs.rows][keys].assign(row=np.arange(len(runs.test_env)), test_env=runs.test_env)
+        singles = records.iloc[runs.rows]
+        singles = singles.assign(evaluation=_evaluation(singles))[keys]
+        singles = singles.assign(row=np.arange(len(runs.test_env)), test_env=runs.test_env)
         accuracies = np.full((len(runs.test_env), runs.n_envs), np.nan)
         for test_env, held_out in (("first", "second"), ("second", "first")):
             for v in range(runs.n_envs):
@@ -116,7 +120,7 @@ def select_records(name: str, records: pd.DataFrame) -> pd.DataFrame:
     """
     method = SELECTION_METHODS[name]
     try:
-        selected = method(records)
+        selected = method(_without_unfinished_averages(records))
         return selected[SELECTED_COLUMNS].dropna(subset=["val_acc", "test_acc"])
     except Exception as error:
         if name in CLASS_NAMES.values():
@@ -201,6 +205,26 @@ def _to_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         accuracies = {name: value for name, value in record.items() if name.startswith("env") and name.endswith("_acc")}
         rows.append({**run, **accuracies, "step": record["step"], "folder": str(run)})
     return pd.DataFrame(rows)
+
+
+def _is_evaluated_once(records: pd.DataFrame) -> pd.Series:
+    """Return whether each record is that of a run of which only the last record counts."""
+    names = [name for name in records["algorithm"].unique() if name.endswith(EVALUATED_ONCE)]
+    return records["algorithm"].isin(names)
+
+
+def _evaluation(records: pd.DataFrame) -> pd.Series:
+    """Return the step of each record; -1 if it is the only one of its run, because such runs may end early."""
+    return records["step"].where(~_is_evaluated_once(records), -1)
+
+
+def _without_unfinished_averages(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the records of which a method may select."""
+    is_once = _is_evaluated_once(records)
+    if not is_once.any():
+        return records
+    last = records["step"].groupby(records["folder"], observed=True).transform("max")
+    return records[~is_once | (records["step"] == last)]
 
 
 class _DatasetRuns:

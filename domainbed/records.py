@@ -2,7 +2,8 @@
 
 A record has the keys `step`, `epoch`, `env{i}_in_acc`, `env{i}_out_acc`, the means of the update's metrics since the
 last evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`, as in sweeps of DomainBed. Records of this
-package also have `environments` (names), `bad_images` (number of broken images replaced) and `schema_version`.
+package also have `environments` (names), `bad_images` (number of broken images replaced) and `schema_version`. The last
+record of a job that ended before its last step, as `--averaging swad` decides, has `ended_early`.
 """
 
 import json
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from domainbed.files import atomic_write, open_regular, open_to_append, read_regular
@@ -20,11 +22,33 @@ DONE_FILE = "done"
 MAX_RESULTS_SIZE = 256 * 2**20  # bytes; 50,000 evaluations on 20 environments take about half of it
 CHECKPOINT_FILE = "checkpoint.pt"  # of an unfinished job; written by engine/checkpoint.py
 
+BEST_MODEL_FILE = "model_best.pkl"  # with --save_best_model; written by engine/train.py
+
 # Records without `schema_version` (DomainBed's, and early ones of this package) have this version.
 SCHEMA_VERSION = 1
 
-# Arguments that identify a run within a sweep.
+NO_AVERAGING = "none"
+
+# What identifies a run within a sweep: arguments, except that `algorithm` is the name in tables (`algorithm_name`).
 RUN_KEYS = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
+
+
+def algorithm_name(args: Mapping[str, Any]) -> str:
+    """Return the name in tables of the algorithm of a job with these arguments, such as `ERM` or `ERM+SWAD`.
+
+    The records of an ensemble of jobs have the argument `ensemble`, its name.
+    """
+    averaging, ensemble = str(args.get("averaging", NO_AVERAGING)), args.get("ensemble")
+    name = args["algorithm"] if averaging == NO_AVERAGING else f"{args['algorithm']}+{averaging.upper()}"
+    return f"{name}+{ensemble}" if ensemble else name
+
+
+def validation_accuracy(record: Mapping[str, Any]) -> float:
+    """Return the mean accuracy of a record on the out splits of its training environments."""
+    names = [name for name in record if name.startswith("env") and name.endswith("_out_acc")]
+    test_envs = record["args"]["test_envs"]
+    accuracies = [record[name] for name in names if int(name[3:].partition("_")[0]) not in test_envs]
+    return fmean(accuracies)
 
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.datasets import ArrayEnvironment, MultipleDomainDataset, get_dataset_class
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, evaluation_requests, load_data
-from domainbed.engine.evaluate import accuracies
+from domainbed.engine.evaluate import split_means
 from domainbed.engine.feed import open_feed
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.model import make_algorithm, to_device
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         side_config = replace(config, **SIDES[side])
         algorithm = to_device(make_algorithm(side_config, side_config.resolved_hparams(), dataset), side_config, device)
         algorithm.load_state_dict(network.state_dict())
-        return lambda: accuracies(
+        return lambda: split_means(
             algorithm, feed, evaluation_requests(side_config, dataset, splits, 0, feed.batch_size)
         )
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domainbed.model_selection import SELECTION_METHODS, TRIAL_COLUMNS, best_hparams
+from domainbed.model_selection import SELECTION_METHODS, TRIAL_COLUMNS, best_hparams, select_records
 from domainbed.reporting.cells import AVERAGE, algorithms_of, average_cells, datasets_of, environment_names, make_cells
 from domainbed.reporting.load import load_sweep
 from tests.conftest import make_record, read_sweep, write_sweep
@@ -131,3 +131,45 @@ def test_leave_one_domain_out_requires_every_pair():
     assert select(frame_of(pair_12, pair_01)).empty
     (selected,) = select(frame_of(single, pair_01, pair_12)).to_dict("records")
     assert (selected["test_env"], selected["val_acc"], selected["test_acc"]) == (1, 0.4, 0.6)
+
+
+def averaged(averaging: str, *args) -> dict:
+    record = make_record("ColoredDigits", "ERM", *args)
+    record["args"]["averaging"] = averaging
+    return record
+
+
+@pytest.mark.parametrize("method", ["training-domain", "test-domain", "leave-one-domain-out"])
+def test_only_the_last_average_of_swad_counts(method: str):
+    """Runs may end at different steps; those of SMA and ERM are selected as usual."""
+    records = []
+    for test_envs, steps in {(0,): (0, 2, 4), (0, 1): (0, 2), (0, 2): (0, 2, 4, 6)}.items():
+        accs = [(0.9 - 0.1 * i,) * 3 for i in range(len(steps))]
+        records += [averaged("swad", test_envs, 0, 0, step, acc, acc) for step, acc in zip(steps, accs, strict=True)]
+    (selected,) = select_records(method, frame_of(*records)).to_dict("records")
+    assert (selected["algorithm"], selected["step"]) == ("ERM+SWAD", 4)
+    assert selected["test_acc"] == pytest.approx(0.7)
+    val_acc = {"leave-one-domain-out": (0.8 + 0.6) / 2}.get(method, 0.7)
+    assert selected["val_acc"] == pytest.approx(val_acc)
+    if method == "training-domain":
+        for record in records:
+            record["args"]["averaging"] = "sma"
+        (selected,) = select_records(method, frame_of(*records)).to_dict("records")
+        assert (selected["algorithm"], selected["step"]) == ("ERM+SMA", 0)
+
+
+def test_averaged_runs_have_a_row_after_their_algorithm():
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("none", "swad"):
+            for algorithm in ("CORAL", "ERM", "Mine"):
+                record = averaged(name, (0,))
+                record["args"]["algorithm"] = algorithm
+                write_sweep(Path(folder) / name, [record])
+        for path in list(Path(folder).glob("*/*")):
+            path.rename(Path(folder) / f"{path.parent.name}-{path.name}")
+        for name in ("none", "swad"):
+            (Path(folder) / name).rmdir()
+        sweep = load_sweep(folder)
+    assert sweep.problems == []
+    rows = algorithms_of(sweep.runs)
+    assert rows == ["ERM", "ERM+SWAD", "CORAL", "CORAL+SWAD", "Mine", "Mine+SWAD"]

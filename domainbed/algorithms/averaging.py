@@ -49,10 +49,12 @@ class WeightAverage(nn.Module):
         is_averaging = self.updates >= self.start
         self.count.copy_(torch.where(is_averaging, self.count, 0))
         share = 1 / (self.count + 1)
-        for mean, value in zip(self._tensors(self.network), self._tensors(network), strict=True):
+        for mean, value in zip(floating_tensors(self.network), floating_tensors(network), strict=True):
             mean.lerp_(value, share.to(mean.dtype))
         self.count.add_(1)
 
-    @staticmethod
-    def _tensors(network: nn.Module) -> list[torch.Tensor]:
-        return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+
+def floating_tensors(network: nn.Module) -> list[torch.Tensor]:
+    """Return the parameters and buffers of a network, each once, except for integers such as counters."""
+    tensors = network.state_dict(keep_vars=True).values()
+    return list({id(tensor): tensor for tensor in tensors if tensor.is_floating_point()}.values())

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from domainbed import __version__
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.state import check_plain
+from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
@@ -92,11 +93,18 @@ class Checkpointer:
     """
 
     def __init__(
-        self, config: JobConfig, algorithm: Algorithm, feed: Feed, lock: Lock, should_stop: Callable[[], bool]
+        self,
+        config: JobConfig,
+        algorithm: Algorithm,
+        averaging: Averaging,
+        feed: Feed,
+        lock: Lock,
+        should_stop: Callable[[], bool],
     ) -> None:
         self._config = config
         self._folder = Path(config.output_dir)
         self._algorithm = algorithm
+        self._averaging = averaging
         self._feed = feed
         self._lock = lock
         self._should_stop = should_stop
@@ -117,6 +125,7 @@ class Checkpointer:
             check_args(self._folder, saved["args"], self._config)
             try:
                 self._algorithm.load_training_state(saved["algorithm"])
+                self._averaging.load_state_dict(saved.get("averaging", {}))  # earlier versions did not average
             except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
                 raise UsageError(
                     f"{self._folder / CHECKPOINT_FILE} does not match the current algorithm; delete the folder to "
@@ -168,10 +177,14 @@ class Checkpointer:
             "records_checksum": records_checksum(self._folder, length),
             "bad_images": sorted(self._feed.bad_images),
             "algorithm": state,
+            "averaging": self._averaging.state_dict(),
             "generators": rng_state or get_rng_state(),
             "versions": software_versions(),
         }
-        with atomic_write(self._folder / CHECKPOINT_FILE, backup=self._folder / PREVIOUS_FILE) as file:
+        with (
+            self._averaging.training_weights(),  # a job may be stopped while it evaluates its average
+            atomic_write(self._folder / CHECKPOINT_FILE, backup=self._folder / PREVIOUS_FILE) as file,
+        ):
             torch.save(saved, file)
             if not self._config.trust_checkpoint:
                 file.flush()

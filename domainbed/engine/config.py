@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS, DatasetSpec, dataset_spec
+from domainbed.engine.averaging import AVERAGINGS, CHECKPOINT_FREQS, NO_AVERAGING
 from domainbed.engine.tracking import NO_TRACKER, TRACKERS
 from domainbed.errors import UsageError
+from domainbed.files import open_regular
 from domainbed.hparams import PROTOCOLS, Hparams, parse_overrides
 from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import check_options, option
@@ -81,6 +85,13 @@ class JobConfig:
         at_least=0,
         below=1,
     )
+    averaging: str = option(
+        NO_AVERAGING,
+        help="evaluate and save an average of the weights along training instead of the last weights; sma: since "
+        "update 99; swad: within a valley of the validation loss, at whose end the job ends. Tables show the algorithm "
+        "as `ERM+SWAD`",
+        choices=lambda: (NO_AVERAGING, *AVERAGINGS),
+    )
     eval: str = option(
         "all",
         help="splits to evaluate: all of them, or only those that a selection method reads (`splits` omits the "
@@ -107,6 +118,11 @@ class JobConfig:
     output_dir: str = option("train_output", help="the job's folder", metavar="DIR", compare=False)
     skip_model_save: bool = option(False, help="do not save model.pkl", compare=False)
     save_model_every_checkpoint: bool = option(False, help="also save a model at each evaluation", compare=False)
+    save_best_model: bool = option(
+        False,
+        help="also save model_best.pkl, the model with the best accuracy on the training environments' out splits",
+        compare=False,
+    )
     imports: tuple[str, ...] = option(
         (),
         help="your modules to import first, such as my_algorithms",
@@ -114,6 +130,14 @@ class JobConfig:
         metavar="MODULE",
         compare=False,
     )
+    init_from: str | None = option(
+        None,
+        help="model saved by a job of the same algorithm and dataset, whose weights are the initial ones. Its content "
+        "determines results, and therefore the name of the job's folder in a sweep",
+        metavar="FILE",
+        compare=False,
+    )
+    init_digest: str | None = None  # of the content of init_from; not an option
     weights_dir: str | None = option(
         None, help="folder to search for pretrained weights before torch's cache", metavar="DIR", compare=False
     )
@@ -197,10 +221,12 @@ class JobConfig:
         self._set(
             test_envs=_checked_test_envs(self.test_envs, self.dataset, spec.environments),
             steps=spec.n_steps if self.steps is None else self.steps,
-            checkpoint_freq=spec.checkpoint_freq if self.checkpoint_freq is None else self.checkpoint_freq,
+            checkpoint_freq=self._default_checkpoint_freq() if self.checkpoint_freq is None else self.checkpoint_freq,
         )
         if (self.task == "domain_adaptation") != (self.uda_holdout_fraction > 0):
             raise UsageError("--task domain_adaptation requires --uda_holdout_fraction above 0, and vice versa")
+        if self.init_from is not None and self.init_digest is None:
+            self._set(init_digest=file_digest(self.init_from))
         if self.hparams is not None:
             overrides = parse_overrides(self.hparams)  # names and types are checked when the algorithm is created
             self._set(hparams=json.dumps(overrides, sort_keys=True) if overrides else None)
@@ -214,6 +240,10 @@ class JobConfig:
         config = copy(self)
         config._set(output_dir=folder)
         return config
+
+    def _default_checkpoint_freq(self) -> int:
+        published = CHECKPOINT_FREQS.get(self.averaging, {})
+        return published.get(self.dataset, self.dataset_spec().checkpoint_freq)
 
     def resolved_hparams(self) -> Hparams:
         """Return the hyperparameters of the job by name: defaults or a random draw, with overrides applied."""
@@ -277,7 +307,7 @@ class LoggedJobConfig(JobConfig):
 
     spec: DatasetSpec = field(kw_only=True, compare=False)
 
-    NOT_CHECKED: ClassVar[Collection[str]] = ("dataset", "algorithm", "track")
+    NOT_CHECKED: ClassVar[Collection[str]] = ("dataset", "algorithm", "averaging", "track")
 
     def dataset_spec(self) -> DatasetSpec:
         return self.spec
@@ -311,6 +341,25 @@ def import_components(args: Mapping[str, Any], trust_imports: bool, names: Colle
                 f"{modules}, but importing a module runs its code. Pass those that you trust to --import, or "
                 "--trust_imports to import all (in Python, import them first or pass trust_imports=True)"
             )
+
+
+def file_digest(path: str) -> str:
+    """Return a hash of the content of the model to start from. Raises UsageError if it cannot be read."""
+    try:
+        stat = os.stat(path)
+        return _digest(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise UsageError(f"--init_from {path}: {error.strerror}") from error
+
+
+@lru_cache
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    """Return the hash of a file, computed once for all jobs of a launch."""
+    digest = hashlib.md5()
+    with open_regular(path) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[str, Any]:

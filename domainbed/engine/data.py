@@ -98,3 +98,11 @@ def evaluation_requests(
                 key = seed_hash("evaluation", config.seed, env, part, step)
             for row in range(0, len(indices), batch_size):
                 yield f"env{env}_{part}_acc", Request(env, indices[row : row + batch_size], key, row)
+
+
+def validation_requests(config: JobConfig, splits: Sequence[Split], batch_size: int) -> Iterator[tuple[str, Request]]:
+    """Yield the requests of the training environments' out splits, without augmentation, each with its loss's name."""
+    for env, split in enumerate(splits):
+        if env not in config.test_envs:
+            for row in range(0, len(split.out), batch_size):
+                yield f"env{env}_out_loss", Request(env, split.out[row : row + batch_size], None, row)

@@ -1,47 +1,65 @@
-"""The accuracy of a model on each split."""
+"""The accuracy and the loss of a model on each split."""
 
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import torch
+from torch.nn import functional as F
 
 from domainbed.algorithms.base import Algorithm, predicted_classes
 from domainbed.engine.algorithm_errors import locate_errors
 from domainbed.loading.base import Feed, Request
 
+Score: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits and labels [n]; returns [n]
+
+
+def is_correct(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return whether each image is classified correctly."""
+    return predicted_classes(logits) == y
+
+
+def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each image, in float64."""
+    if logits.shape[1] == 1:  # the logit of class 1
+        return F.binary_cross_entropy_with_logits(logits[:, 0].double(), y.double(), reduction="none")
+    return F.cross_entropy(logits.double(), y, reduction="none")
+
 
 @torch.no_grad()  # not inference_mode: an algorithm may adapt in predict
-def accuracies(
+def split_means(
     algorithm: Algorithm,
     feed: Feed,
     requests: Iterable[tuple[str, Request]],
     before_batch: Callable[[], None] = lambda: None,
+    score: Score = is_correct,
     place: str = "predict",
 ) -> dict[str, float]:
-    """Return the accuracy on each split.
+    """Return the mean of a score over the images of each split; by default, the accuracy.
 
     Args:
         algorithm: the model; its `predict` returns logits [n, classes], or [n, 1] for two classes.
         feed: loads the requested images.
         requests: (name, request) pairs; requests of the same name (`env0_in_acc`, …) form one split.
         before_batch: called before each batch; an exception that it raises ends the evaluation.
+        score: the score of each image.
         place: where an error in `predict` is reported to have happened.
     """
     named = list(requests)
-    correct: dict[str, list[torch.Tensor]] = {}
+    sums: dict[str, list[torch.Tensor]] = {}
     images: dict[str, int] = {}
     algorithm.eval()
     batches = feed.batches([request] for _, request in named)
     for (name, request), [(x, y)] in zip(named, batches, strict=True):
         before_batch()
         with locate_errors(type(algorithm), lambda: place):
-            predicted = predicted_classes(split_on_oom(algorithm.predict, x))
-        correct.setdefault(name, []).append((predicted == y).sum())
+            logits = split_on_oom(algorithm.predict, x)
+        sums.setdefault(name, []).append(score(logits, y).sum())
         images[name] = images.get(name, 0) + len(request.indices)
     algorithm.train()
-    if not correct:
+    if not sums:
         return {}
-    counts = torch.stack([torch.stack(batch_counts).sum() for batch_counts in correct.values()]).tolist()  # one sync
-    return {name: count / images[name] for name, count in zip(correct, counts, strict=True)}
+    totals = torch.stack([torch.stack(batch_sums).sum() for batch_sums in sums.values()]).tolist()  # one sync
+    return {name: total / images[name] for name, total in zip(sums, totals, strict=True)}
 
 
 def split_on_oom(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

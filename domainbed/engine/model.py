@@ -15,7 +15,7 @@ from domainbed.backbones import use_weights_dir, without_weights
 from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.algorithm_errors import locate_errors, location
-from domainbed.engine.config import JobConfig, import_components
+from domainbed.engine.config import JobConfig, file_digest, import_components
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
 from domainbed.hparams import Hparams
@@ -55,6 +55,29 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
             raise UsageError(f"cannot create {config.algorithm} with these hyperparameters: {error}{where}") from error
         check_plain(algorithm.training_state())
     return algorithm
+
+
+def load_initial_weights(algorithm: Algorithm, config: JobConfig) -> None:
+    """Copy parameters and the running statistics of batch norm from the model `config.init_from`, if one is given.
+
+    Raises:
+        UsageError: the file is not a model with these parameters, or has changed since the job was launched.
+    """
+    if config.init_from is None:
+        return
+    if file_digest(config.init_from) != config.init_digest:
+        raise UsageError(f"--init_from {config.init_from} has changed since the job was launched; launch again")
+    saved = _read(config.init_from)["model_dict"]
+    statistics = {k: v for k, v in algorithm.named_buffers() if k.endswith(("running_mean", "running_var"))}
+    try:
+        with torch.no_grad():
+            for name, tensor in {**dict(algorithm.named_parameters()), **statistics}.items():
+                tensor.copy_(saved[name])
+    except (KeyError, RuntimeError) as error:
+        raise UsageError(
+            f"--init_from {config.init_from} is not a model of {config.algorithm} on {config.dataset} "
+            f"({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> Algorithm:

@@ -1,11 +1,13 @@
 """The training loop of a job."""
 
 import gc
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -15,17 +17,18 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.compute import featurizers_of
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.algorithm_errors import locate_errors, step_place
+from domainbed.engine.averaging.base import Averaging, Images, make_averaging
 from domainbed.engine.checkpoint import Checkpointer, Progress, remove_checkpoints, software_versions
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
-from domainbed.engine.data import Batches, evaluation_requests, load_data
-from domainbed.engine.evaluate import accuracies
+from domainbed.engine.data import Batches, evaluation_requests, load_data, validation_requests
+from domainbed.engine.evaluate import cross_entropy, split_means
 from domainbed.engine.feed import open_feed
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.memory import keep_freed_memory
-from domainbed.engine.metrics import check_weights
-from domainbed.engine.model import MODEL_FILE, make_algorithm, save_model, to_device
+from domainbed.engine.metrics import NonFiniteError, check_weights
+from domainbed.engine.model import MODEL_FILE, load_initial_weights, make_algorithm, save_model, to_device
 from domainbed.engine.steps import make_steps, should_capture
 from domainbed.engine.tracking import Tracker, make_tracker
 from domainbed.errors import printable
@@ -34,7 +37,15 @@ from domainbed.loading.base import Feed
 from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.photo_feed import explain_dead_worker
 from domainbed.loading.splits import Split
-from domainbed.records import append_record, is_done, mark_done
+from domainbed.records import (
+    BEST_MODEL_FILE,
+    append_record,
+    is_done,
+    mark_done,
+    read_job,
+    records_length,
+    validation_accuracy,
+)
 from domainbed.registry import import_modules
 from domainbed.seeding import get_rng_state, seed_everything
 
@@ -61,9 +72,9 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     folder = Path(config.output_dir)
     check_available(folder, control.lock)
     setup = set_up(config, control.should_stop)
-    algorithm = setup.algorithm
+    algorithm, averaging = setup.algorithm, setup.averaging
     with hold_folder(folder, control.lock) as lock, tqdm(total=config.steps, unit="step", disable=None) as bar:
-        checkpointer = Checkpointer(config, algorithm, setup.feed, lock, control.should_stop)
+        checkpointer = Checkpointer(config, algorithm, averaging, setup.feed, lock, control.should_stop)
         progress = checkpointer.resume()
         print_header(config, setup)
         steps = make_steps(algorithm, setup.device, setup.is_captured)
@@ -74,10 +85,14 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
             start -= 1  # the run was stopped between this update and its evaluation
         progress.start_timer()
         for step in range(start, config.steps):
+            if averaging.has_ended and progress.is_evaluated:
+                tqdm.write(f"Training ended early at step {progress.step - 1} (--averaging {config.averaging}).")
+                break
             if step == progress.step:
                 minibatches, unlabeled = next(batches)
                 with locate_errors(type(algorithm), lambda: step_place(algorithm, progress.step)):
                     progress.add_update(steps.update(minibatches, unlabeled))
+                averaging.add_update()
                 bar.update()
                 lock.step = progress.step
                 checkpointer.stop_if_requested(progress)
@@ -87,8 +102,9 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 stop = partial(checkpointer.stop_if_requested, progress, get_rng_state())
                 record = evaluate(config, setup, progress, before_batch=stop)
                 lock.check()
-                if config.save_model_every_checkpoint:  # before the checkpoint: a resumed job would not save it
-                    save_model(folder / f"model_step{step}.pkl", config, setup.dataset, algorithm)
+                for name in models_to_save(config, averaging, record):  # before the checkpoint, so that none is missing
+                    with averaging.applied(final_images(config, setup, progress)):
+                        save_model(folder / name, config, setup.dataset, algorithm)
                 append_record(folder, record)
                 progress.finish_evaluation()
                 checkpointer.save(progress)
@@ -97,7 +113,8 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 progress.start_timer()
         lock.check()
         if not config.skip_model_save:
-            save_model(folder / MODEL_FILE, config, setup.dataset, algorithm)
+            with averaging.applied(final_images(config, setup, progress)):
+                save_model(folder / MODEL_FILE, config, setup.dataset, algorithm)
         mark_done(folder)
         remove_checkpoints(folder)
 
@@ -131,6 +148,7 @@ class Setup(NamedTuple):
     splits: list[Split]
     device: torch.device
     algorithm: Algorithm
+    averaging: Averaging
     feed: Feed
     batches: Batches
     tracker: Tracker | None
@@ -162,12 +180,16 @@ def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
         keep_freed_memory()
     seed_everything(config.seed)
     with explain_out_of_memory():
-        algorithm = to_device(make_algorithm(config, hparams, dataset), config, device)
+        algorithm = make_algorithm(config, hparams, dataset)
+        load_initial_weights(algorithm, config)
+        algorithm = to_device(algorithm, config, device)
         algorithm.train()
+        averaging = make_averaging(config, algorithm)
         feed = open_feed(config, dataset, splits, device, check_stop)
     batches = Batches(config, hparams, dataset, splits, feed)
     tracker = make_tracker(config, algorithm, splits, feed)
-    return Setup(dataset, config.environment_names(), splits, device, algorithm, feed, batches, tracker, is_captured)
+    names = config.environment_names()
+    return Setup(dataset, names, splits, device, algorithm, averaging, feed, batches, tracker, is_captured)
 
 
 def set_determinism(is_required: bool) -> None:
@@ -192,32 +214,70 @@ def updates_since_evaluation(step: int, checkpoint_freq: int) -> int:
 def evaluate(
     config: JobConfig, setup: Setup, progress: Progress, before_batch: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Return the record of the last update's step.
+    """Return the record of the last update's step. With averaging, it describes the average, except for the metrics.
 
     Raises:
         NonFiniteError: training diverged.
     """
-    algorithm, feed, tracker = setup.algorithm, setup.feed, setup.tracker
+    algorithm, averaging, feed, tracker = setup.algorithm, setup.averaging, setup.feed, setup.tracker
     step = progress.step - 1
     metrics = progress.metrics.mean()  # synchronizes, so that the time below includes all of the device's work
     progress.add_time()
     check_weights(algorithm, step)
     batch_size = algorithm.EVAL_BATCH_SIZE or feed.batch_size
+    place = f"evaluation after {step_place(algorithm, step)}"
+    losses: dict[str, float] = {}
+    if averaging.NEEDS_LOSS:
+        requests = validation_requests(config, setup.splits, batch_size)
+        losses = split_means(algorithm, feed, requests, before_batch, cross_entropy, place)
+        if infinite := {name: loss for name, loss in losses.items() if not math.isfinite(loss)}:
+            raise NonFiniteError(step, " and ".join(f"{name} is {loss}" for name, loss in infinite.items()))
+    averaging.end_interval(step, fmean(losses.values()) if losses else math.nan)
     requests = evaluation_requests(config, setup.dataset, setup.splits, step, batch_size)
+    with averaging.applied(final_images(config, setup, progress)):
+        accuracies = split_means(algorithm, feed, requests, before_batch, place=place)
+        mem_gb = torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else 0.0
+        tracked = tracker.record() if tracker else {}
     steps_per_epoch = min(len(split.in_) for split in setup.splits) / algorithm.hparams["batch_size"]
     return {
         "step": step,
         "epoch": step / steps_per_epoch,
         **metrics,
-        **accuracies(algorithm, feed, requests, before_batch, f"evaluation after {step_place(algorithm, step)}"),
+        **losses,
+        **accuracies,
         "bad_images": len(feed.bad_images),
         "step_time": progress.seconds / updates_since_evaluation(step, config.checkpoint_freq),
-        "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else 0.0,
-        **(tracker.record() if tracker else {}),  # after mem_gb, which does not include it
+        "mem_gb": mem_gb,  # without the tracker's
+        **tracked,
+        **({"ended_early": True} if averaging.has_ended and step < config.steps - 1 else {}),
         "environments": setup.environments,
         "args": config.args(),
         "hparams": algorithm.hparams,
     }
+
+
+def models_to_save(config: JobConfig, averaging: Averaging, record: Mapping[str, Any]) -> list[str]:
+    """Return the names under which to save the model of a record that has not been written yet."""
+    names = [f"model_step{record['step']}.pkl"] if config.save_model_every_checkpoint else []
+    if config.save_best_model:
+        folder = Path(config.output_dir)
+        earlier = read_job(folder)[0] if records_length(folder) else []
+        if averaging.IS_EVALUATED_ONCE or all(validation_accuracy(record) > validation_accuracy(e) for e in earlier):
+            names.append(BEST_MODEL_FILE)
+    return names
+
+
+def final_images(config: JobConfig, setup: Setup, progress: Progress) -> Images | None:
+    """Return a reader of the batches after the last update, as one tensor of images each; None before the end."""
+    step = progress.step
+    if step < config.steps and not setup.averaging.has_ended:
+        return None
+
+    def read(n: int) -> Iterator[torch.Tensor]:
+        for minibatches, _ in setup.batches.steps(step, step + n):
+            yield torch.cat([x for x, _ in minibatches])
+
+    return read
 
 
 def print_header(config: JobConfig, setup: Setup) -> None:

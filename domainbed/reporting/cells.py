@@ -119,9 +119,12 @@ def environment_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
 
 
 def known_first(names: pd.Series, known: Sequence[str]) -> list[str]:
-    """Return the distinct `names`: known ones in the order of `known`, then the others alphabetically."""
-    present = set(names)
-    return [name for name in known if name in present] + sorted(present - set(known))
+    """Return the distinct `names`: known ones in the order of `known`, then the others alphabetically.
+
+    A variant of a known name, such as `ERM+SWAD`, follows it.
+    """
+    order = {name: i for i, name in enumerate(known)}
+    return sorted(set(names), key=lambda name: (order.get(name.partition("+")[0], len(order)), name))
 
 
 def datasets_of(runs: pd.DataFrame) -> list[str]:

@@ -42,7 +42,8 @@ def find_duplicates(jobs: pd.DataFrame) -> list[str]:
 
 def describe_inconsistencies(jobs: pd.DataFrame, sweep_dir: Path, duplicates: Sequence[str]) -> list[str]:
     """Return a warning for each kind of inconsistency between jobs, and for each job that lacks its last record."""
-    lacks_last = jobs["done"] & (jobs["last_step"] < jobs["steps"] - 1)  # never for NaN: DomainBed may not record steps
+    # Never for NaN: DomainBed may not record steps.
+    lacks_last = jobs["done"] & (jobs["last_step"] < jobs["steps"] - 1) & (jobs["ended_early"] != True)  # noqa: E712
     warnings = [
         f"{sweep_dir / folder / RESULTS_FILE}: the job is done, but its last record is missing"
         for folder in jobs.loc[lacks_last, "folder"]

@@ -17,7 +17,14 @@ import pyarrow as pa
 from domainbed.engine.config import PRECISIONS, TASKS
 from domainbed.errors import printable
 from domainbed.files import open_regular
-from domainbed.records import MAX_RESULTS_SIZE, RESULTS_FILE, RUN_KEYS, SCHEMA_VERSION, parse_records
+from domainbed.records import (
+    MAX_RESULTS_SIZE,
+    RESULTS_FILE,
+    RUN_KEYS,
+    SCHEMA_VERSION,
+    algorithm_name,
+    parse_records,
+)
 
 # The columns of SweepPart.jobs; test_envs, environments, hparams and problems are JSON.
 JOB_SCHEMA = pa.schema(
@@ -37,6 +44,7 @@ JOB_SCHEMA = pa.schema(
         "bad_images": pa.int64(),
         "n_records": pa.int64(),
         "last_step": pa.int64(),
+        "ended_early": pa.bool_(),  # the last record is that of a job that ended before its last step, as it should
         "n_environments": pa.int64(),
         "problems": pa.string(),
     }
@@ -199,10 +207,12 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         settings += f", precision {precision}"
     if (protocol := args.get("protocol", "2021")) != "2021":
         settings += f", protocol {protocol}"
+    if digest := args.get("init_digest"):
+        settings += f", initial weights {str(digest)[:8]}"
     settings.encode()
     return {
         "dataset": printable(args["dataset"]),
-        "algorithm": printable(args["algorithm"]),
+        "algorithm": printable(algorithm_name(args)),
         "test_envs": json.dumps(sorted(int(env) for env in args["test_envs"])),
         "trial_seed": _to_int64(args["trial_seed"]),
         "hparams_seed": _to_int64(args["hparams_seed"]),
@@ -210,6 +220,7 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "settings": printable(settings),
         "environments": _to_json(list(map(str, environments)) if isinstance(environments, list) else []),
         "hparams": _to_json(hparams if isinstance(hparams, dict) else {}),
+        "ended_early": record.get("ended_early") is True,
     }
 
 

@@ -72,7 +72,9 @@ def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequenc
     data = read_regular(results, MAX_RESULTS_SIZE)
     record = next(r for r in reversed(parse_records(data)[0]) if isinstance(r.get("args"), dict))  # every run has one
     args = record["args"]
-    import_components(args, trust_imports, ["dataset", "algorithm", "track"], results)
+    if "ensemble" in args:
+        raise UsageError(f"{results} is an ensemble of other runs, which cannot be retrained")
+    import_components(args, trust_imports, ["dataset", "algorithm", "averaging", "track"], results)
     if trust_imports:
         imports = tuple(dict.fromkeys((*args.get("imports", ()), *imports)))
     config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "cache": None})
@@ -80,6 +82,7 @@ def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequenc
         config,
         skip_model_save=True,
         save_model_every_checkpoint=False,
+        save_best_model=False,
         trust_checkpoint=False,
         imports=tuple(imports),
     )

@@ -14,6 +14,7 @@ COMMANDS = {
     "collect_results": "print the tables of a sweep, or write its report page",
     "list_top_hparams": "list the runs behind one cell of the tables, best first",
     "recompute": "retrain the runs behind one cell, and compare",
+    "ensemble": "combine the trained models of a sweep: DiWA, EoA",
     "plot": "draw the results of a sweep",
     "download": "download and verify datasets",
     "landscape": "measure the loss landscapes of trained models",

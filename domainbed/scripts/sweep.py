@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from domainbed import cli
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, file_digest
 from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
@@ -149,6 +149,8 @@ def grid_of(args: argparse.Namespace) -> Grid:
     left_out = {"job_args", "specs", "left_out", *NOT_SHARED}
     names = [f.name for f in (*fields(Grid), *fields(JobConfig)) if f.name not in left_out]
     values = {name: getattr(args, name) for name in names}
+    if args.init_from:  # so that the launch is known by its content once the file is gone
+        values["init_digest"] = file_digest(args.init_from)
     grid, skipped = Grid.from_args(values | absolute_paths(values)).expand_groups()
     for line in skipped:
         print(line, file=sys.stderr)

@@ -141,9 +141,10 @@ def find_problem(job: Job, data: bytes) -> str:
     records, problems = parse_records(data)
     if problems:
         return one_line(problems[0].partition(";")[0])  # what follows concerns tables only
-    if not records or records[-1]["step"] != job.config.steps - 1:
+    last_step = job.config.steps - 1
+    if not records or (records[-1]["step"] != last_step and not records[-1].get("ended_early")):
         last = f"the last record is of step {records[-1]['step']}" if records else "there are no records"
-        return f"the records do not reach step {job.config.steps - 1}: {last}"
+        return f"the records do not reach step {last_step}: {last}"
     for record in records:
         if not isinstance(record.get("args"), dict) or not isinstance(record.get("hparams"), dict):
             return f"the record of step {record['step']} lacks args and hparams"

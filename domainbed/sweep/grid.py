@@ -21,7 +21,10 @@ MAX_JOBS = 10**6  # of a launch; all algorithms, benchmarks and pairs of test en
 
 
 class RunKey(NamedTuple):
-    """The coordinates of a run in a sweep: the columns of `records.RUN_KEYS`, in that order."""
+    """The coordinates of a run in a sweep: the columns of `records.RUN_KEYS`, in that order.
+
+    In tables and states, `algorithm` is the name in tables (`records.algorithm_name`).
+    """
 
     dataset: str
     algorithm: str
@@ -31,7 +34,7 @@ class RunKey(NamedTuple):
 
 
 # Fields of JobConfig that differ from job to job, or that jobs of a sweep leave at their defaults.
-NOT_SHARED = {*RunKey._fields, "seed", "output_dir", "task", "checkpoint_freq", "uda_holdout_fraction"}
+NOT_SHARED = {*RunKey._fields, "seed", "init_digest", "output_dir", "task", "checkpoint_freq", "uda_holdout_fraction"}
 
 
 @dataclass(frozen=True)

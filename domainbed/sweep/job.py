@@ -9,16 +9,17 @@ from typing import Any, TypeAlias
 from domainbed.engine.config import JobConfig
 from domainbed.errors import printable
 from domainbed.options import to_args
+from domainbed.records import algorithm_name
 
 LOG_FILE = "log.txt"
 SWEEP_FOLDER = ".sweep"  # in the sweep's folder, next to the folders of the jobs: files about the sweep as a whole
 
-Kind: TypeAlias = tuple[str, str]  # (dataset, algorithm)
+Kind: TypeAlias = tuple[str, str]  # (dataset, algorithm, as in tables)
 
 
 def absolute_paths(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a job's arguments that are paths of its inputs, as absolute paths."""
-    paths = {name: args.get(name) for name in ("data_dir", "weights_dir", "cache")}
+    paths = {name: args.get(name) for name in ("data_dir", "weights_dir", "cache", "init_from")}
     return {name: str(Path(path).absolute()) for name, path in paths.items() if path}
 
 
@@ -52,7 +53,7 @@ class Job:
 
     @property
     def kind(self) -> Kind:
-        return self.config.dataset, self.config.algorithm
+        return self.config.dataset, algorithm_name(vars(self.config))
 
     def command(self) -> list[str]:
         """Return the command line that trains this job alone."""
@@ -62,4 +63,5 @@ class Job:
         c = self.config
         environments = c.environment_names()
         names = " and ".join(environments[i] for i in c.test_envs)
-        return printable(f"{c.algorithm} on {c.dataset}, test {names}, hparams {c.hparams_seed}, trial {c.trial_seed}")
+        text = f"{self.kind[1]} on {c.dataset}, test {names}, hparams {c.hparams_seed}, trial {c.trial_seed}"
+        return printable(text)

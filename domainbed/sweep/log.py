@@ -13,6 +13,7 @@ from pathlib import Path
 
 from domainbed.errors import UsageError, printable
 from domainbed.files import atomic_write, read_json
+from domainbed.records import algorithm_name
 from domainbed.sweep.grid import Grid, RunKey
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.queue import read_queue_or_warn
@@ -89,7 +90,7 @@ def requested_jobs(sweep_dir: Path) -> list[Job]:
 
 
 def run_states(sweep_dir: Path, done: Container[RunKey], warn: Callable[[str], object]) -> dict[RunKey, JobState]:
-    """Return the state of each run that a launch into this folder requested.
+    """Return the state of each run that a launch into this folder requested, by its `algorithm` in tables.
 
     If launches requested the same run with different arguments (such as the number of steps), the last one counts.
 
@@ -104,9 +105,10 @@ def run_states(sweep_dir: Path, done: Container[RunKey], warn: Callable[[str], o
     jobs = {}
     for grid, runs in launches:
         for run in runs:
-            states[run] = JobState.DONE
-            if not is_uniform or run not in done:
-                jobs[run] = grid.job(run, sweep_dir)
+            key = run._replace(algorithm=algorithm_name({**grid.job_args, "algorithm": run.algorithm}))
+            states[key] = JobState.DONE
+            if not is_uniform or key not in done:
+                jobs[key] = grid.job(run, sweep_dir)
     statuses = survey(jobs.values(), read_queue_or_warn(sweep_dir) if jobs else None)
     return states | {run: statuses[job].state for run, job in jobs.items()}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.engine.config import JobConfig
-from domainbed.errors import UsageError, one_line
+from domainbed.errors import AlgorithmError, UsageError, one_line
 from domainbed.hparams import SHARED, Hparams, parse_overrides
 from domainbed.registry import import_modules
 from domainbed.sweep.job import Job, Kind
@@ -105,7 +105,7 @@ def find_errors(configs: Iterable[JobConfig]) -> list[str]:
                     kinds_of[one_line(error)].append(config.dataset)
             if dataset is not None:
                 _create_algorithm(config, hparams, dataset, checked_weights)
-        except (UsageError, OSError) as error:
+        except (AlgorithmError, UsageError, OSError) as error:
             kinds_of[one_line(error)].append(f"{config.algorithm} on {config.dataset}")
     return [f"{_join(kinds)}: {error}" for error, kinds in kinds_of.items()]
 
@@ -124,13 +124,20 @@ def _create_algorithm(
     import torch
 
     from domainbed.backbones import Backbone, use_weights_dir, without_weights
-    from domainbed.engine.model import make_algorithm
+    from domainbed.engine.averaging.base import make_averaging
+    from domainbed.engine.model import load_initial_weights, make_algorithm
+
+    def create() -> Algorithm:
+        algorithm = make_algorithm(config, hparams, dataset)
+        load_initial_weights(algorithm, config)
+        make_averaging(config, algorithm)
+        return algorithm
 
     try:
         with torch.device("meta"), without_weights():
-            algorithm: Algorithm = make_algorithm(config, hparams, dataset)
+            algorithm = create()
     except Exception:  # a real error, or an operation that this device does not support
-        make_algorithm(config, hparams, dataset)
+        create()
         return
     backbone = str([config.weights_dir, *(hparams.get(name) for name in ("backbone", "resnet18", "pretrained"))])
     if backbone not in checked_weights and any(isinstance(module, Backbone) for module in algorithm.modules()):

@@ -92,7 +92,9 @@ def test_loaded_state_is_a_copy():
 
 
 @pytest.mark.parametrize(
-    "value", [iter([1]), threading.Lock(), (n for n in ()), np.zeros(1, object), [weakref.ref(ERM), iter([])]], ids=str
+    "value",
+    [iter([1]), threading.Lock(), (n for n in ()), np.zeros(1, object), [weakref.ref(ERM), iter([])]],
+    ids=lambda value: type(value).__name__,
 )
 def test_unsupported_state_is_rejected(value):
     algorithm = make(ERM)

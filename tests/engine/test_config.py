@@ -26,6 +26,7 @@ def test_name_hashes_exactly_what_determines_the_records():
         "output_dir": "/y",
         "skip_model_save": True,
         "save_model_every_checkpoint": True,
+        "save_best_model": True,
         "imports": ("os",),
         "trust_checkpoint": True,
         "weights_dir": "/w",
@@ -54,6 +55,8 @@ def test_name_hashes_exactly_what_determines_the_records():
         "checkpoint_freq": 7,
         "holdout_fraction": 0.3,
         "uda_holdout_fraction": 0.5,
+        "averaging": "sma",
+        "init_digest": "ab",
         "eval": "splits",
         "clean_evaluation": True,
         "protocol": "head",
@@ -63,7 +66,8 @@ def test_name_hashes_exactly_what_determines_the_records():
         is_adaptation = name in ("task", "uda_holdout_fraction")
         names.add(make(**{name: value}).name() if not is_adaptation else make(**{**hashed, name: value}).name())
     assert len(names) == len(hashed), "task and uda_holdout_fraction require one another"
-    assert set(hashed) | set(not_hashed) | {"algorithm"} == {f.name for f in dataclasses.fields(JobConfig)}
+    others = {"algorithm", "init_from"}  # the latter by its content, init_digest
+    assert set(hashed) | set(not_hashed) | others == {f.name for f in dataclasses.fields(JobConfig)}
     assert make(hparams='{"lr": 0.5, "batch_size": 3}').name() == make(hparams='{"batch_size":3,"lr":0.5}').name()
 
 

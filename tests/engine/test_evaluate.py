@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from domainbed.algorithms.base import Algorithm
-from domainbed.engine.evaluate import accuracies, split_on_oom
+from domainbed.engine.evaluate import split_means, split_on_oom
 from domainbed.loading.arrays import ArrayFeed
 from domainbed.loading.base import Request
 
@@ -51,6 +51,6 @@ def test_requests_of_one_name_form_one_split():
         ("env0_out_acc", Request(0, np.array([9]))),
         ("env0_in_acc", Request(0, np.array([5]))),
     ]
-    measured = accuracies(RunsOutOfMemory(2), ArrayFeed([images], [labels], torch.device("cpu")), requests)
+    measured = split_means(RunsOutOfMemory(2), ArrayFeed([images], [labels], torch.device("cpu")), requests)
     correct = images.reshape(10, 2).argmax(1) == labels
     assert measured == {"env0_in_acc": correct[[0, 1, 2, 5]].mean(), "env0_out_acc": float(correct[9])}

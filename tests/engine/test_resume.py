@@ -340,6 +340,28 @@ def test_diverging_job_diverges_when_resumed(tmp_path: Path, monkeypatch: pytest
     assert messages[0].startswith("training diverged at step ")
 
 
+@pytest.mark.parametrize("scheme", ["sma", "swad", "swad that ends early"])
+@given(data=st.data())
+@settings(max_examples=4, deadline=None)
+def test_averages_resume_exactly(scheme: str, data: st.DataObject):
+    """Also a job that is stopped or killed while it evaluates its average, or after the average is complete."""
+    ends = data.draw(st.lists(st.tuples(st.sampled_from([stop_at, crash_at]), st.integers(1, 60)), max_size=5))
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr("domainbed.engine.averaging.sma.START", 5)
+        ratio = -0.9 if scheme.endswith("early") else 1e9  # all losses are above the valley, or in it
+        patch.setattr("domainbed.engine.averaging.swad.TOLERANCE_RATIO", ratio)
+        arguments = {"averaging": scheme.partition(" ")[0], "steps": 40, "checkpoint_freq": 2, "eval": "splits"}
+        expected = _undisturbed_average(scheme, **arguments)
+        assert (b"ended_early" in expected[0]) == scheme.endswith("early")
+        train_disturbed(make(Path(folder) / "job", **arguments, save_every=1e-9), [how(n) for how, n in ends])
+        assert result(Path(folder) / "job") == expected
+
+
+@functools.cache
+def _undisturbed_average(scheme: str, **arguments) -> tuple[bytes, dict[str, dict[str, bytes]]]:
+    return undisturbed(**arguments)
+
+
 def test_step_time_excludes_evaluations_and_earlier_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With a clock by which an update takes 1 s, and a batch of an evaluation 1000 s."""
     now = [0.0]

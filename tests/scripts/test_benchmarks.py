@@ -132,13 +132,13 @@ def test_eval(benchmark, tmp_path: Path):
 
 def test_eval_detects_different_weights(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     evaluation = benchmark("benchmark_eval")
-    accuracies = evaluation.accuracies
+    split_means = evaluation.split_means
 
     def zero_weights(algorithm, *args):
         torch.nn.init.zeros_(algorithm.classifier.weight)
-        return accuracies(algorithm, *args)
+        return split_means(algorithm, *args)
 
-    monkeypatch.setattr(evaluation, "accuracies", zero_weights)
+    monkeypatch.setattr(evaluation, "split_means", zero_weights)
     file = tmp_path / "eval.json"
     words = [*DIGITS, "--workers", "0", "--repeats", "1", "--sides", "eager", "--output", str(file)]
     assert evaluation.main(words) == 1

@@ -468,7 +468,7 @@ def test_records_of_another_job(tmp_path: Path, archive: Path, capsys: pytest.Ca
         (lambda d: with_changes(d, 0, schema_version=99), "records of unsupported schema version 99"),
         (lambda d: with_changes(d, 0, schema_version="of\ntwo"), "records of unsupported schema version of two"),
         (lambda d: d[:-5], "line 2 is not a complete record"),
-        (lambda d: d[:30] + d[200:], "line 1 is not a complete record"),
+        (lambda d: d[:30] + b"\n" + d[30:], "line 1 is not a complete record"),
         (lambda d: d + b'{"step', "line 3 is not a complete record"),
         (lambda d: b"", "the records do not reach step 2: there are no records"),
         (lambda d: b"\xff\x00" * 30, "line 1 is not a complete record"),
@@ -625,3 +625,26 @@ def test_archive_that_is_a_pipe_is_refused(tmp_path: Path, capsys: pytest.Captur
     os.mkfifo(tmp_path / "a.tar.xz")
     assert main(launch_words(tmp_path / "s", "--import_results", tmp_path / "a.tar.xz")) == 2
     assert "a.tar.xz: Not a regular file" in capsys.readouterr().err
+
+
+def test_job_that_ended_early_is_archived(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A job whose average was complete before its last step; the tables do not miss the later steps."""
+    words = ("--averaging", "swad", "--steps", 9)
+    for job in log_only(launch_words(tmp_path / "sweep", *words)):
+        finish(job)
+        path = job.folder / "results.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        records[-1] |= {"step": 4, "ended_early": True}
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert export(tmp_path / "sweep", tmp_path / "a.tar.xz") == 0
+    assert main(launch_words(tmp_path / "o", *words, "--import_results", tmp_path / "a.tar.xz")) == 0
+    for folder in ("sweep", "o"):
+        capsys.readouterr()
+        collect_results.main(["--input_dir", str(tmp_path / folder), "--import", "tests.sweep.misbehaving"])
+        output = capsys.readouterr()
+        assert "Misbehaving+SWAD" in output.out
+        assert "last record is missing" not in output.out + output.err
+    records[-1].pop("ended_early")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert export(tmp_path / "sweep", tmp_path / "b.tar.xz") == 2
+    assert "the records do not reach step 8: the last record is of step 4" in capsys.readouterr().err

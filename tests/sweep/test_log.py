@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from domainbed.errors import UsageError
-from domainbed.sweep.grid import Grid
-from domainbed.sweep.log import launch_files, log_launch, read_launches, requested_jobs
+from domainbed.sweep.grid import Grid, RunKey
+from domainbed.sweep.log import launch_files, log_launch, read_launches, requested_jobs, run_states
 from domainbed.sweep.status import JobState
 from tests.sweep.helpers import jobs_of, launch_words, main, states
 
@@ -49,6 +49,26 @@ def test_simultaneous_launches_are_logged_once(tmp_path: Path):
             list(pool.map(log_launch, [tmp_path / str(i)] * 8, [grid()] * 8))
         assert len(requested_jobs(tmp_path / str(i))) == 3
         assert len(list((tmp_path / str(i) / ".sweep" / "launches").iterdir())) == 1
+
+
+def test_launches_with_and_without_averaging_are_separate_runs(tmp_path: Path):
+    for averaging in ("none", "swad", "none"):
+        log_launch(tmp_path, grid(averaging=averaging))
+    jobs = requested_jobs(tmp_path)
+    assert len(jobs) == 6
+    assert {job.kind[1] for job in jobs} == {"ERM", "ERM+SWAD"}
+    assert next(str(job) for job in jobs if job.config.averaging == "swad").startswith("ERM+SWAD on ColoredDigits, ")
+    seeds = [{job.config.seed for job in jobs if job.config.averaging == name} for name in ("none", "swad")]
+    assert seeds[0] == seeds[1], "both train the same way"
+    done = {RunKey("ColoredDigits", "ERM", (env,), 0, 0) for env in range(3)}
+    for run in done:
+        job = grid().job(run, tmp_path)
+        job.folder.mkdir()
+        (job.folder / "done").touch()
+    states = run_states(tmp_path, done, warn=pytest.fail)
+    assert states == dict.fromkeys(done, JobState.DONE) | {
+        run._replace(algorithm="ERM+SWAD"): JobState.NOT_LAUNCHED for run in done
+    }
 
 
 def test_folder_without_launches(tmp_path: Path):

@@ -1,0 +1,56 @@
+"""Combine the trained models of a sweep: `python -m domainbed.scripts.ensemble --input_dir my_sweep --method eoa`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from domainbed import cli
+from domainbed.options import add_options, check_options, from_args, option
+from domainbed.sweep.ensemble import METHODS, find_groups, run_ensembles
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """The options of the command."""
+
+    input_dir: str = option(help="the sweep's folder", metavar="DIR")
+    method: str = option(
+        help="diwa_uniform: the mean of the weights of each trial's runs; diwa_restricted: of those that do not lower "
+        "the validation accuracy; diwa_all_trials: of the runs of all trials; ensemble: the mean of the logits of each "
+        "trial's runs; eoa: of the runs of all trials, which must be averages along training (SMA)",
+        choices=tuple(METHODS),
+        metavar="NAME",
+    )
+    output_dir: str | None = option(None, help="folder for the results", metavar="DIR", if_unset="--input_dir")
+    data_dir: str | None = option(None, help="folder of the datasets", metavar="DIR", if_unset="the recorded one")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser(
+        prog=cli.command_name("ensemble"),
+        description="Combine the best models of a sweep's finished runs, for each dataset, algorithm and test "
+        "environment, and write the results as runs that collect_results shows as rows such as ERM+DiWA-uniform. "
+        "Ensembles that exist are skipped. The runs must have been launched with --save_best_model, and those whose "
+        "weights are averaged also with --init_from.",
+    )
+    add_options(p, EnsembleOptions)
+    cli.add_import_option(p)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    options = from_args(EnsembleOptions, args)
+    input_dir = Path(options.input_dir)
+    groups = find_groups(input_dir, Path(options.output_dir or input_dir), options.method, args.imports)
+    print(f"{len(groups)} ensembles of {sum(len(group.members) for group in groups)} runs", flush=True)
+    n_evaluated = run_ensembles(groups, options.method, options.data_dir)
+    print(f"{n_evaluated} evaluated, {len(groups) - n_evaluated} existed")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,203 @@
+"""Ensembles of a sweep's trained models, post hoc: averages of their weights (DiWA) or of their logits (EoA)."""
+
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from domainbed.engine.config import JobConfig
+from domainbed.errors import UsageError
+from domainbed.files import make_folder
+from domainbed.model_selection import EVALUATED_ONCE
+from domainbed.records import (
+    BEST_MODEL_FILE,
+    RESULTS_FILE,
+    algorithm_name,
+    append_record,
+    is_done,
+    mark_done,
+    read_job,
+    validation_accuracy,
+)
+from domainbed.registry import import_modules
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to combine models.
+
+    Attributes:
+        label: the name in tables, after that of the algorithm.
+        averages_weights: whether to average weights; otherwise logits.
+        is_restricted: whether to include only the models that improve the validation accuracy.
+        pools_trials: whether to combine the runs of all trials; otherwise those of each trial.
+        needs_average: whether the models must be averages along training.
+    """
+
+    label: str
+    averages_weights: bool = False
+    is_restricted: bool = False
+    pools_trials: bool = False
+    needs_average: bool = False
+
+
+METHODS = {
+    "diwa_uniform": Method("DiWA-uniform", averages_weights=True),
+    "diwa_restricted": Method("DiWA-restricted", averages_weights=True, is_restricted=True),
+    "diwa_all_trials": Method("DiWA†", averages_weights=True, pools_trials=True),
+    "ensemble": Method("ensemble"),
+    "eoa": Method("EoA", pools_trials=True, needs_average=True),
+}
+
+
+class Member(NamedTuple):
+    """A finished run of the sweep: its folder, the arguments in its records, and its best validation accuracy."""
+
+    folder: Path
+    args: dict[str, Any]
+    score: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs that are combined: those of one algorithm, dataset and choice of test environments.
+
+    Attributes:
+        members: the runs, by trial and hyperparameter draw.
+        trial_seed: their trial; the first one if trials are pooled.
+        folder: the ensemble's folder, as that of a job.
+    """
+
+    members: list[Member]
+    trial_seed: int
+    folder: Path
+
+    def __str__(self) -> str:
+        args = self.members[0].args
+        return f"{algorithm_name(args)} on {args['dataset']}, test {args['test_envs']}, trial {self.trial_seed}"
+
+
+def find_groups(input_dir: Path, output_dir: Path, name: str, imports: Sequence[str] = ()) -> list[Group]:
+    """Return the groups of a sweep's finished runs that a method combines.
+
+    Raises:
+        UsageError: there are none, or their models are missing or cannot be combined.
+    """
+    method = METHODS[name]
+    groups: dict[tuple, list[Member]] = defaultdict(list)
+    for member in _finished_runs(input_dir):
+        import_modules(dict.fromkeys([*imports, *member.args.get("imports", ())]))
+        args = member.args
+        trial = 0 if method.pools_trials else args["trial_seed"]
+        groups[args["dataset"], algorithm_name(args), tuple(args["test_envs"]), trial].append(member)
+    if method.needs_average:
+        groups = {key: members for key, members in groups.items() if _is_average(members[0].args)}
+        if not groups:
+            raise UsageError(
+                f"--method {name} requires runs whose weights are averages along training; launch with --averaging sma "
+                "--save_best_model"
+            )
+    if not groups:
+        raise UsageError(f"--input_dir {str(input_dir)!r} contains no finished runs")
+    _check_models(name, [member for members in groups.values() for member in members])
+    result = []
+    for key, members in sorted(groups.items()):
+        members.sort(key=lambda member: (member.args["trial_seed"], member.args["hparams_seed"], member.folder.name))
+        folder = hashlib.md5(json.dumps([name, *key]).encode()).hexdigest()
+        result.append(Group(members, members[0].args["trial_seed"], output_dir / folder))
+    return result
+
+
+def _finished_runs(sweep_dir: Path) -> Iterator[Member]:
+    if not sweep_dir.is_dir():
+        raise UsageError(f"--input_dir {str(sweep_dir)!r} is not a folder")
+    for folder in tqdm(sorted(sweep_dir.iterdir()), desc="reading", unit="job", disable=None, leave=False):
+        if is_done(folder) and (folder / RESULTS_FILE).exists():
+            records = [record for record in read_job(folder)[0] if isinstance(record.get("args"), dict)]
+            if records and "ensemble" not in records[-1]["args"]:
+                args = records[-1]["args"]
+                counting = records[-1:] if algorithm_name(args).endswith(EVALUATED_ONCE) else records
+                yield Member(folder, args, max(map(validation_accuracy, counting)))
+
+
+def _is_average(args: Mapping[str, Any]) -> bool:
+    return args["algorithm"] == "SMA" or args.get("averaging") == "sma"
+
+
+def _check_models(name: str, members: Sequence[Member]) -> None:
+    """Raise UsageError if a run has no saved model or, for averages of weights, another initial network."""
+    missing = [member.folder.name for member in members if not (member.folder / BEST_MODEL_FILE).exists()]
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of {len(members)} finished runs have no {BEST_MODEL_FILE}, such as {missing[0]}; "
+            "launch with --save_best_model"
+        )
+    if METHODS[name].averages_weights:
+        initial: dict[tuple[str, str], set[str | None]] = defaultdict(set)
+        for member in members:
+            key = member.args["dataset"], str(member.args["test_envs"])
+            initial[key].add(member.args.get("init_digest"))
+        for (dataset, test_envs), digests in initial.items():
+            if None in digests or len(digests) > 1:
+                raise UsageError(
+                    f"--method {name} averages weights, which requires that all runs start from the same network, but "
+                    f"those on {dataset}, test {test_envs}, do not; launch with --init_from MODEL.pkl"
+                )
+
+
+def run_ensembles(groups: Sequence[Group], name: str, data_dir: str | None) -> int:
+    """Evaluate each group's ensemble, unless it exists, and write its record. Return how many were evaluated.
+
+    Raises:
+        UsageError: the data or a model cannot be used. Earlier groups are kept.
+    """
+    from domainbed.engine.ensemble import as_record, evaluate_ensemble  # imports torch
+
+    method = METHODS[name]
+    n_evaluated = 0
+    for group in tqdm(groups, unit="ensemble", disable=None):
+        if _exists(group):
+            continue
+        members = group.members
+        if method.is_restricted:
+            members = sorted(members, key=lambda member: -member.score)  # of equals, the first
+        args = {**group.members[0].args, "output_dir": str(group.folder), "hparams_seed": 0}
+        config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "eval": "splits"})
+        paths = [member.folder / BEST_MODEL_FILE for member in members]
+        evaluation = evaluate_ensemble(config, paths, method.averages_weights, method.is_restricted)
+        record = as_record(
+            config,
+            evaluation,
+            ensemble=method.label,
+            members=[members[i].folder.name for i in evaluation.members],
+            candidates=_candidates(group),
+        )
+        if group.folder.exists():  # an ensemble of other runs, or of a killed process
+            shutil.rmtree(group.folder)
+        make_folder(group.folder)
+        append_record(group.folder, record)
+        mark_done(group.folder)
+        n_evaluated += 1
+        tqdm.write(
+            f"{group}: {len(evaluation.members)} of {len(members)} models, "
+            f"{100 * evaluation.test_accuracy:.1f} % of all test images"
+        )
+    return n_evaluated
+
+
+def _exists(group: Group) -> bool:
+    """Return whether the ensemble of these runs has been evaluated."""
+    if not is_done(group.folder):
+        return False
+    records, _ = read_job(group.folder)
+    return bool(records) and records[-1]["args"].get("candidates") == _candidates(group)
+
+
+def _candidates(group: Group) -> list[str]:
+    return [member.folder.name for member in group.members]

@@ -1,0 +1,233 @@
+"""Ensembles of the models of a sweep, against averages and votes computed one model at a time."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainbed.engine.config import JobConfig
+from domainbed.engine.data import load_data
+from domainbed.engine.ensemble import average_weights
+from domainbed.engine.model import load_model
+from domainbed.engine.train import train
+from domainbed.errors import UsageError
+from domainbed.records import read_job, validation_accuracy
+from domainbed.reporting.load import load_sweep
+from domainbed.scripts import collect_results, ensemble, recompute
+from domainbed.sweep.ensemble import METHODS, find_groups
+from domainbed.sweep.grid import Grid
+from domainbed.sweep.log import log_launch, requested_jobs
+
+ENVS = range(6)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a sweep of one test environment: three draws of two trials, all from one network."""
+    folder = tmp_path_factory.mktemp("ensembles")
+    train(JobConfig("RotatedDigits", "ERM", (2,), steps=1, output_dir=str(folder / "init")))
+    shared = {"init_from": str(folder / "init" / "model.pkl"), "save_best_model": True, "steps": 21}
+    for hparams_seed, trial_seed in itertools.product(range(3), range(2)):
+        where = folder / "sweep" / f"{hparams_seed}-{trial_seed}"
+        hparams = json.dumps({"batch_size": 8, "lr": (0.01, 0.002, 0.03)[hparams_seed]})
+        seeds = {"hparams_seed": hparams_seed, "trial_seed": trial_seed, "seed": 3 * trial_seed + hparams_seed}
+        job = JobConfig(
+            "RotatedDigits", "ERM", (2,), **seeds, **shared, checkpoint_freq=4, hparams=hparams, output_dir=str(where)
+        )
+        train(job)
+    return folder / "sweep"
+
+
+def run(sweep: Path, method: str, *words: object) -> dict[int, dict]:
+    """Run the command, and return the record of each trial."""
+    output = sweep.parent / method
+    words = ("--input_dir", sweep, "--method", method, "--output_dir", output, *words)
+    assert ensemble.main(list(map(str, words))) == 0
+    records = [read_job(path.parent)[0] for path in output.glob("*/results.jsonl")]
+    assert all(len(of_job) == 1 for of_job in records)
+    return {record["args"]["trial_seed"]: record for (record,) in records}
+
+
+def images(trial_seed: int, env: int, part: str) -> tuple[torch.Tensor, np.ndarray]:
+    job = JobConfig("RotatedDigits", "ERM", (2,), trial_seed=trial_seed)
+    dataset, splits = load_data(job, job.resolved_hparams())
+    indices = splits[env].parts()[part]
+    x = torch.as_tensor(np.asarray(dataset[env].images[indices])).float()
+    return (x / 255 if x.max() > 1 else x), np.asarray(dataset[env].labels[indices])
+
+
+def mean_model(folders: list[Path]) -> torch.nn.Module:
+    dicts = [torch.load(folder / "model_best.pkl")["model_dict"] for folder in folders]
+    model = load_model(folders[0] / "model_best.pkl")
+    model.load_state_dict({name: torch.stack([d[name] for d in dicts]).mean(0) for name in dicts[0]})
+    return model
+
+
+def members(sweep: Path, trials: tuple[int, ...]) -> list[Path]:
+    return [sweep / f"{draw}-{trial}" for trial in trials for draw in range(3)]
+
+
+def accuracy(predict, trial_seed: int, env: int, *parts: str) -> float:
+    correct = []
+    for part in parts:
+        x, y = images(trial_seed, env, part)
+        with torch.no_grad():
+            correct.append(predict(x).argmax(1).numpy() == y)
+    return float(np.concatenate(correct).mean())
+
+
+def assert_is(record: dict, predict, trial_seed: int) -> None:
+    for env, part in [*((env, "out") for env in ENVS), (2, "in")]:
+        assert record[f"env{env}_{part}_acc"] == pytest.approx(accuracy(predict, trial_seed, env, part), abs=1e-6)
+    assert record["test_accuracy"] == pytest.approx(accuracy(predict, trial_seed, 2, "in", "out"), abs=1e-6)
+
+
+def test_best_model_is_that_of_the_best_record(sweep: Path):
+    steps = set()
+    for folder in members(sweep, (0, 1)):
+        records = read_job(folder)[0]
+        best = max(records, key=validation_accuracy)  # the first of equals
+        steps.add(best["step"])
+        model = load_model(folder / "model_best.pkl")
+        assert best["env2_in_acc"] == pytest.approx(accuracy(model.predict, int(folder.name[-1]), 2, "in"), abs=1e-6)
+    assert len(steps) > 1
+
+
+def test_uniform_average_of_weights(sweep: Path):
+    records = run(sweep, "diwa_uniform")
+    for trial in (0, 1):
+        assert_is(records[trial], mean_model(members(sweep, (trial,))).predict, trial)
+    (record,) = run(sweep, "diwa_all_trials").values()
+    assert_is(record, mean_model(members(sweep, (0, 1))).predict, 0)
+
+
+def test_restricted_average_of_weights(sweep: Path):
+    records = run(sweep, "diwa_restricted")
+    n_members = set()
+    for trial in (0, 1):
+        scores = {f: max(map(validation_accuracy, read_job(f)[0])) for f in members(sweep, (trial,))}
+        chosen: list[Path] = []
+        best = 0.0
+        for folder in sorted(scores, key=lambda f: -scores[f]):
+            model = mean_model([*chosen, folder])
+            correct = []
+            for env in (0, 1, 3, 4, 5):
+                x, y = images(trial, env, "out")
+                correct.append(model.predict(x).argmax(1).numpy() == y)
+            if (score := np.concatenate(correct).mean()) >= best:
+                chosen.append(folder)
+                best = score
+        assert records[trial]["args"]["members"] == [folder.name for folder in chosen]
+        assert_is(records[trial], mean_model(chosen).predict, trial)
+        n_members.add(len(chosen))
+    assert n_members - {3}, "a model is left out"
+
+
+def test_mean_of_logits(sweep: Path):
+    records = run(sweep, "ensemble")
+    for trial in (0, 1):
+        models = [load_model(folder / "model_best.pkl") for folder in members(sweep, (trial,))]
+        assert_is(records[trial], lambda x, models=models: sum(model.predict(x) for model in models), trial)
+
+
+def test_tables_show_ensembles_beside_the_runs(sweep: Path, capsys: pytest.CaptureFixture):
+    for method in ("diwa_uniform", "ensemble"):
+        assert ensemble.main(["--input_dir", str(sweep), "--method", method]) == 0
+        assert "2 evaluated, 0 existed" in capsys.readouterr().out
+        assert ensemble.main(["--input_dir", str(sweep), "--method", method]) == 0
+        assert "0 evaluated, 2 existed" in capsys.readouterr().out
+    loaded = load_sweep(str(sweep))
+    (problem,) = loaded.problems
+    assert "different arguments" in problem, "of the runs, which have other learning rates"
+    assert set(loaded.runs["algorithm"]) == {"ERM", "ERM+DiWA-uniform", "ERM+ensemble"}
+    for method in ("training-domain", "test-domain"):
+        selected = loaded.select(method)
+        assert (selected["algorithm"] == "ERM+DiWA-uniform").sum() == 2
+    collect_results.main(["--input_dir", str(sweep)])
+    assert "ERM+DiWA-uniform" in capsys.readouterr().out
+    page = sweep.parent / "report.html"
+    collect_results.main(["--input_dir", str(sweep), "--format", "html", "--output", str(page)])
+    assert "ERM+DiWA-uniform" in page.read_text()
+    cell = ["--dataset", "RotatedDigits", "--algorithm", "ERM+ensemble", "--test_env", "30"]
+    with pytest.raises(UsageError, match="is an ensemble of other runs, which cannot be retrained"):
+        recompute.main(["--input_dir", str(sweep), *cell, "--output_dir", str(sweep.parent / "again")])
+    (folder,) = [g.folder for g in find_groups(sweep, sweep, "ensemble") if g.trial_seed == 0]
+    record = read_job(folder)[0][0]
+    record["args"]["candidates"].pop()  # of fewer runs
+    (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
+    assert ensemble.main(["--input_dir", str(sweep), "--method", "ensemble"]) == 0
+    assert "1 evaluated, 1 existed" in capsys.readouterr().out
+
+
+def test_requirements_are_explained(sweep: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="eoa requires runs whose weights are averages"):
+        find_groups(sweep, sweep, "eoa")
+    with pytest.raises(UsageError, match="contains no finished runs"):
+        find_groups(tmp_path, tmp_path, "ensemble")
+    with pytest.raises(UsageError, match="invalid --method 'vote'"):
+        ensemble.main(["--input_dir", str(sweep), "--method", "vote"])
+    job = {"dataset": "ColoredDigits", "algorithm": "ERM", "test_envs": (2,), "steps": 1}
+    train(JobConfig(**job, output_dir=str(tmp_path / "s" / "a")))
+    with pytest.raises(UsageError, match=r"1 of 1 finished runs have no model_best.pkl, such as a; launch with --save"):
+        find_groups(tmp_path / "s", tmp_path / "s", "ensemble")
+    train(JobConfig(**job, save_best_model=True, output_dir=str(tmp_path / "t" / "a")))
+    for method in METHODS:
+        if method.startswith("diwa"):
+            with pytest.raises(UsageError, match=r"requires that all runs start from the same network.*--init_from"):
+                find_groups(tmp_path / "t", tmp_path / "t", method)
+    assert len(find_groups(tmp_path / "t", tmp_path / "t", "ensemble")) == 1
+    train(JobConfig(**{**job, "dataset": "RotatedDigits"}, output_dir=str(tmp_path / "r")))
+    with pytest.raises(UsageError, match="their networks differ"):
+        average_weights([tmp_path / "r" / "model.pkl", tmp_path / "t" / "a" / "model.pkl"], torch.device("cpu"))
+
+
+def test_ensemble_of_averages(tmp_path: Path):
+    """EoA: over the trials, of the runs with averages alone."""
+    job = {"dataset": "RotatedDigits", "algorithm": "ERM", "test_envs": (2,), "steps": 3, "save_best_model": True}
+    for trial, averaging in itertools.product(range(2), ("sma", "none")):
+        where = tmp_path / "sweep" / f"{trial}-{averaging}"
+        train(JobConfig(**job, trial_seed=trial, seed=trial, averaging=averaging, output_dir=str(where)))
+    (record,) = run(tmp_path / "sweep", "eoa").values()
+    models = [load_model(tmp_path / "sweep" / f"{trial}-sma" / "model_best.pkl") for trial in range(2)]
+    assert_is(record, lambda x: sum(model.predict(x) for model in models), 0)
+    (algorithm,) = load_sweep(str(tmp_path / "eoa")).runs["algorithm"].unique()
+    assert algorithm == "ERM+SMA+EoA"
+
+
+def test_initial_weights(sweep: Path, tmp_path: Path):
+    init = sweep.parent / "init" / "model.pkl"
+    job = {"dataset": "RotatedDigits", "algorithm": "ERM", "test_envs": (2,), "steps": 1}
+    still = {"hparams": '{"lr": 0.0, "batch_size": 4}'}
+    train(JobConfig(**job, **still, seed=5, init_from=str(init), output_dir=str(tmp_path / "a")))
+    first, second = (torch.load(path)["model_dict"] for path in (init, tmp_path / "a" / "model.pkl"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    copy = tmp_path / "copy.pkl"
+    copy.write_bytes(init.read_bytes())
+    names = {JobConfig(**job, init_from=str(path)).name() for path in (init, copy)}
+    assert len(names) == 1, "the content counts, not the path"
+    assert JobConfig(**job).name() not in names
+    log_launch(tmp_path / "sweep", grid := Grid.from_args(launch_args(copy)))
+    name = grid.jobs(tmp_path / "sweep")[0].folder.name
+    copy.write_bytes(init.read_bytes() + b" ")
+    config = requested_jobs(tmp_path / "sweep")[0].config
+    assert config.name() == name
+    with pytest.raises(UsageError, match=r"copy.pkl has changed since the job was launched"):
+        train(config)
+    copy.unlink()
+    assert requested_jobs(tmp_path / "sweep")[0].folder.name == name
+    with pytest.raises(UsageError, match=r"--init_from .*copy.pkl: No such file"):
+        JobConfig(**job, init_from=str(copy))
+    with pytest.raises(UsageError, match="is not a model of ERM on ColoredDigits"):
+        train(JobConfig(**{**job, "dataset": "ColoredDigits"}, init_from=str(init), output_dir=str(tmp_path / "b")))
+
+
+def launch_args(init: Path) -> dict:
+    from domainbed.scripts import sweep as command
+
+    words = ["launch", "--datasets", "RotatedDigits", "--algorithms", "ERM", "--n_hparams", "1", "--n_trials", "1"]
+    args = command.parse_args([*words, "--init_from", str(init), "--output_dir", "unused"])
+    return command.grid_of(args).args()
