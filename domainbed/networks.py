@@ -200,6 +200,11 @@ class WholeFish(nn.Module):
             return kwargs["destination"]
         return super().state_dict(*args, **kwargs)
 
+    def named_modules(self, memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
+        if self.is_clone and prefix:  # called for the modules, parameters and buffers of the algorithm
+            return iter(())
+        return super().named_modules(memo, prefix, remove_duplicate)
+
 
 class Identity(nn.Identity):
     """The identity."""
