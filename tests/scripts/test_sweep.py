@@ -127,7 +127,11 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
         "compile": "off",
         "track": "landscape",
         "save_model_every_checkpoint": True,
+        "save_best_model": True,
+        "averaging": "swad",
+        "init_from": str(tmp_path / "model.pkl"),
     }
+    (tmp_path / "model.pkl").touch()
     elsewhere = {"data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save", "imports"}
     assert set(given) == {f.name for f in fields(JobConfig)} - NOT_SHARED - elsewhere
     flags = [word for name, v in given.items() for word in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]
