@@ -170,8 +170,9 @@ def check_plain(state: Any, path: str = "the training state") -> None:
                 check_plain(value, f"{path}[{i}]")
     elif type(state) not in _PLAIN and not isinstance(state, torch.Tensor):
         raise UsageError(
-            f"{path}, as returned by training_state, is of type {type(state).__name__}, which checkpoints cannot "
-            "contain; return tensors, numbers, strings, and lists, tuples and dicts of these"
+            f"{path}, as returned by training_state, is of type {type(state).__name__}, and loading it from a "
+            "checkpoint could run code; return tensors, numbers, strings, and lists, tuples and dicts of these, or pass "
+            "--trust_checkpoint"
         )
 
 

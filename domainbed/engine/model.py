@@ -53,7 +53,8 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
         except ValueError as error:
             where = "" if is_builtin(algorithm_class) else location(error, algorithm_class)
             raise UsageError(f"cannot create {config.algorithm} with these hyperparameters: {error}{where}") from error
-        check_plain(algorithm.training_state())
+        if not config.trust_checkpoint:
+            check_plain(algorithm.training_state())
     return algorithm
 
 

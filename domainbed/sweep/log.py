@@ -4,8 +4,10 @@ Reading it runs no code: whoever can write to the folder chose the modules that 
 """
 
 import hashlib
+import itertools
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Container
 from contextlib import suppress
@@ -36,8 +38,12 @@ def log_launch(sweep_dir: Path, grid: Grid) -> None:
 
 def launch_files(sweep_dir: Path) -> list[Path]:
     """Return the file of each launch, from the first to the last, without links, which may lead to any file."""
-    paths = [path for path in _log_folder(sweep_dir).glob("*.json") if path.is_file() and not path.is_symlink()]
+    paths = filter(_is_file, _log_folder(sweep_dir).glob("*.json"))
     return sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def print_warning(message: str) -> None:
@@ -51,6 +57,8 @@ def read_launches(sweep_dir: Path, warn: Callable[[str], object] = print_warning
         warn: called with a message for each launch that is skipped, because it is invalid or an earlier version logged
             a launch of a dataset that is not registered here.
     """
+    for path in itertools.filterfalse(_is_file, _log_folder(sweep_dir).glob("*.json")):
+        warn(f"skipping {path}: not a regular file")
     launches = []
     for path in launch_files(sweep_dir):
         try:

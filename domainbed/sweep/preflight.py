@@ -127,7 +127,7 @@ def _create_algorithm(
     from domainbed.engine.averaging.base import make_averaging
     from domainbed.engine.model import load_initial_weights, make_algorithm
 
-    def create() -> Algorithm:
+    def create() -> "Algorithm":
         algorithm = make_algorithm(config, hparams, dataset)
         load_initial_weights(algorithm, config)
         make_averaging(config, algorithm)

@@ -15,6 +15,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.encoding import Construction
 from domainbed.algorithms.state import check_plain
+from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.checkpoint import Checkpointer, Progress
 from domainbed.engine.config import JobConfig
 from domainbed.engine.train import train
@@ -44,7 +45,8 @@ def checkpointer(algorithm: Algorithm, folder: str) -> Any:
     lock = types.SimpleNamespace(check=lambda: None, start_from=lambda step: None)
     config = JobConfig("ColoredDigits", "ERM", (0,), output_dir=folder)
     feed = types.SimpleNamespace(bad_images=set())
-    return Checkpointer(config, algorithm, feed, lock, lambda: False)  # type: ignore[arg-type]
+    averaging = Averaging(config, algorithm)
+    return Checkpointer(config, algorithm, averaging, feed, lock, lambda: False)  # type: ignore[arg-type]
 
 
 def updates(algorithm: Algorithm, steps: range) -> list[dict[str, float]]:

@@ -147,9 +147,9 @@ def test_job_starts_over_if_both_checkpoints_are_damaged(job: Path, capsys: pyte
 def test_damaged_checkpoint_never_replaces_a_valid_one(job: Path, capsys: pytest.CaptureFixture):
     (job / LAST).write_bytes(b"")
     with pytest.raises(Interrupted):
-        train(make(job), JobControl(should_stop=stop_at(1)))
+        train(make(job), JobControl(should_stop=stop_at(2)))
     for name in (LAST, PREVIOUS):
-        assert checkpoint._read(job / name)["step"] == 4
+        assert checkpoint._read(job / name, is_trusted=False)["step"] == 4
     (job / LAST).unlink()  # as if killed between moving the old checkpoint away and the new one into place
     assert "Resuming from checkpoint at step 4." in resume(job, capsys)
 
@@ -206,7 +206,7 @@ def test_checkpoint_of_another_job_is_kept(job: Path, has_records: bool, other: 
     if not has_records:  # it was stopped before the first
         shutil.rmtree(job)
         with pytest.raises(Interrupted):
-            train(make(job), JobControl(should_stop=stop_at(1)))
+            train(make(job), JobControl(should_stop=stop_at(2)))
     kept = {path.name: path.read_bytes() for path in job.iterdir()}
     with pytest.raises(
         UsageError, match=r"contains another, unfinished run \(.*steps 7, .*choose another --output_dir"
@@ -397,9 +397,9 @@ def test_state_that_could_not_be_loaded_is_not_saved(tmp_path: Path, monkeypatch
     """But it is with --trust_checkpoint, if the file belongs to this user."""
     with ALGORITHMS.temporarily("KeepsObjects", KeepsObjects):
         config = make(tmp_path / "job", algorithm="KeepsObjects")
-        with pytest.raises(UsageError, match=r"state of KeepsObjects has objects of 'fractions\.Fraction', and"):
+        with pytest.raises(UsageError, match=r"state\['object'\], as returned by .* is of type Fraction, and"):
             train(config)
-        assert not set(checkpoint.CHECKPOINT_FILES) & {path.name for path in (tmp_path / "job").iterdir()}
+        assert not (tmp_path / "job").exists()
         trusting = make(tmp_path / "trusting", algorithm="KeepsObjects", trust_checkpoint=True)
         with pytest.raises(Interrupted):
             train(trusting, JobControl(should_stop=stop_at(3)))
