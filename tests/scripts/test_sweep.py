@@ -129,6 +129,7 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
         "save_model_every_checkpoint": True,
         "save_best_model": True,
         "averaging": "swad",
+        "trust_checkpoint": True,
         "init_from": str(tmp_path / "model.pkl"),
     }
     (tmp_path / "model.pkl").touch()

@@ -200,7 +200,7 @@ def test_ensemble_of_averages(tmp_path: Path):
 def test_initial_weights(sweep: Path, tmp_path: Path):
     init = sweep.parent / "init" / "model.pkl"
     job = {"dataset": "RotatedDigits", "algorithm": "ERM", "test_envs": (2,), "steps": 1}
-    still = {"hparams": '{"lr": 0.0, "batch_size": 4}'}
+    still = {"hparams": '{"lr": 1e-30, "batch_size": 4}'}
     train(JobConfig(**job, **still, seed=5, init_from=str(init), output_dir=str(tmp_path / "a")))
     first, second = (torch.load(path)["model_dict"] for path in (init, tmp_path / "a" / "model.pkl"))
     assert all(torch.equal(first[name], second[name]) for name in first)
