@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models.resnet import ResNet
 
 from domainbed.algorithms import get_algorithm_class
 from domainbed.algorithms.base import Algorithm
@@ -16,6 +17,17 @@ from tests.algorithms.test_all import batches, leaves
 from tests.engine.tape import Tape
 
 UPDATES = 20
+
+
+class NarrowResNet(ResNet):
+    """A ResNet of torchvision with an eighth of the channels in its blocks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fc = nn.Linear(64, 1)
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *args, **kwargs)
 
 
 def make(name: str, hparams: Mapping[str, Any], num_domains: int = 3) -> Algorithm:
