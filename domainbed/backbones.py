@@ -105,7 +105,6 @@ class Backbone(FeaturizerBase):
             for path, parameter in self.network.named_parameters():
                 parameter.requires_grad_("attn" in path)
         self.dropout = nn.Dropout(hparams.get("vit_dropout" if is_dinov2 else "resnet_dropout", 0.0))
-        self.activation = nn.Identity()
         self.has_batch_norm = any(map(_is_batch_norm, self.network.modules()))
         self.is_frozen = is_pretrained and hparams.get("freeze_bn", True)
         self.is_renormalized = is_pretrained and (pretrained.mean, pretrained.std) != (IMAGENET_MEAN, IMAGENET_STD)
@@ -132,7 +131,7 @@ class Backbone(FeaturizerBase):
             )
         if self.is_renormalized:
             x = x * self.scale + self.shift
-        return self.activation(self.dropout(self.network(x)))
+        return self.dropout(self.network(x))
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,15 @@ class FeaturizerBase(nn.Module):
     Attributes:
         is_bf16: compute its layers in bfloat16, from float32 weights. Images and features stay float32.
         is_compiled: run its layers compiled by torch.compile.
+        activation: applied to the features; algorithms may replace the identity.
     """
 
     is_bf16 = False
     is_compiled = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation: nn.Module = nn.Identity()
 
 
 def runs_as_configured(
@@ -50,10 +55,10 @@ def runs_as_configured(
     @functools.wraps(forward)
     def run(self: FeaturizerBase, x: torch.Tensor) -> torch.Tensor:
         if not self.is_bf16:
-            return run_layers(self, x)
+            return self.activation(run_layers(self, x))
         with torch.autocast(x.device.type, torch.bfloat16):
             features = run_layers(self, x)
-        return features.float()
+        return self.activation(features.float())
 
     return run
 

@@ -171,8 +171,8 @@ def check_plain(state: Any, path: str = "the training state") -> None:
     elif type(state) not in _PLAIN and not isinstance(state, torch.Tensor):
         raise UsageError(
             f"{path}, as returned by training_state, is of type {type(state).__name__}, and loading it from a "
-            "checkpoint could run code; return tensors, numbers, strings, and lists, tuples and dicts of these, or pass "
-            "--trust_checkpoint"
+            "checkpoint could run code; return tensors, numbers, strings, and lists, tuples and dicts of these, or "
+            "pass --trust_checkpoint"
         )
 
 
