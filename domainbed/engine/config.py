@@ -18,7 +18,7 @@ from domainbed.files import open_regular
 from domainbed.hparams import PROTOCOLS, Hparams, parse_overrides
 from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import check_options, option
-from domainbed.registry import import_modules
+from domainbed.registry import Registry, import_modules
 
 TASKS = ("domain_generalization", "domain_adaptation")
 PRECISIONS = ("tf32", "fp32", "bf16")  # see compute.set_precision
@@ -321,7 +321,7 @@ def import_components(args: Mapping[str, Any], trust_imports: bool, names: Colle
     Args:
         args: the job's arguments, as in its records.
         trust_imports: whether to import the modules that the job imported.
-        names: the required components: "dataset", "algorithm", "track".
+        names: the required components: "dataset", "algorithm", "averaging", "track".
         source: the file that contains the arguments, for messages.
 
     Raises:
@@ -332,9 +332,15 @@ def import_components(args: Mapping[str, Any], trust_imports: bool, names: Colle
         return  # an unknown component is reported where it is looked up
     if trust_imports:
         import_modules(imports)
-    for name, registry in (("dataset", DATASETS), ("algorithm", ALGORITHMS), ("track", TRACKERS)):
-        value = args.get(name, NO_TRACKER)
-        if name in names and isinstance(value, str) and value not in (NO_TRACKER, *registry):
+    registries: dict[str, Registry[Any]] = {
+        "dataset": DATASETS,
+        "algorithm": ALGORITHMS,
+        "averaging": AVERAGINGS,
+        "track": TRACKERS,
+    }
+    for name in names:
+        registry, value = registries[name], args.get(name, NO_TRACKER)
+        if isinstance(value, str) and value not in (NO_TRACKER, NO_AVERAGING, *registry):
             modules = " ".join(map(repr, imports))
             raise UsageError(
                 f"{source} requires the {registry.kind} {value!r}, which is not registered; the job imported "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from domainbed import cli
 from domainbed.options import add_options, check_options, from_args, option
+from domainbed.registry import import_modules
 from domainbed.sweep.ensemble import METHODS, find_groups, run_ensembles
 
 
@@ -23,6 +24,7 @@ class EnsembleOptions:
     )
     output_dir: str | None = option(None, help="folder for the results", metavar="DIR", if_unset="--input_dir")
     data_dir: str | None = option(None, help="folder of the datasets", metavar="DIR", if_unset="the recorded one")
+    trust_imports: bool = option(False, help=cli.TRUST_IMPORTS_HELP)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -44,8 +46,9 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     options = from_args(EnsembleOptions, args)
+    import_modules(args.imports)
     input_dir = Path(options.input_dir)
-    groups = find_groups(input_dir, Path(options.output_dir or input_dir), options.method, args.imports)
+    groups = find_groups(input_dir, Path(options.output_dir or input_dir), options.method, options.trust_imports)
     print(f"{len(groups)} ensembles of {sum(len(group.members) for group in groups)} runs", flush=True)
     n_evaluated = run_ensembles(groups, options.method, options.data_dir)
     print(f"{n_evaluated} evaluated, {len(groups) - n_evaluated} existed")

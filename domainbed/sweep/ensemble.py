@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, import_components
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
 from domainbed.model_selection import EVALUATED_ONCE
@@ -25,7 +25,6 @@ from domainbed.records import (
     read_job,
     validation_accuracy,
 )
-from domainbed.registry import import_modules
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,23 @@ class Group:
         return f"{algorithm_name(args)} on {args['dataset']}, test {args['test_envs']}, trial {self.trial_seed}"
 
 
-def find_groups(input_dir: Path, output_dir: Path, name: str, imports: Sequence[str] = ()) -> list[Group]:
+def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: bool = False) -> list[Group]:
     """Return the groups of a sweep's finished runs that a method combines.
 
+    Args:
+        input_dir: the sweep's folder.
+        output_dir: the folder of the ensembles.
+        name: the method.
+        trust_imports: whether to import the modules that the runs name, which runs their code.
+
     Raises:
-        UsageError: there are none, or their models are missing or cannot be combined.
+        UsageError: there are none, their classes are not registered, or their models are missing or cannot be combined.
     """
     method = METHODS[name]
     groups: dict[tuple, list[Member]] = defaultdict(list)
     for member in _finished_runs(input_dir):
-        import_modules(dict.fromkeys([*imports, *member.args.get("imports", ())]))
         args = member.args
+        import_components(args, trust_imports, ["dataset", "algorithm"], member.folder / RESULTS_FILE)
         trial = 0 if method.pools_trials else args["trial_seed"]
         groups[args["dataset"], algorithm_name(args), tuple(args["test_envs"]), trial].append(member)
     if method.needs_average:
@@ -167,7 +172,7 @@ def run_ensembles(groups: Sequence[Group], name: str, data_dir: str | None) -> i
         members = group.members
         if method.is_restricted:
             members = sorted(members, key=lambda member: -member.score)  # of equals, the first
-        args = {**group.members[0].args, "output_dir": str(group.folder), "hparams_seed": 0}
+        args = {**group.members[0].args, "output_dir": str(group.folder), "hparams_seed": 0, "cache": None}
         config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "eval": "splits"})
         paths = [member.folder / BEST_MODEL_FILE for member in members]
         evaluation = evaluate_ensemble(config, paths, method.averages_weights, method.is_restricted)

@@ -15,7 +15,7 @@ from domainbed.datasets import DATASETS
 from domainbed.engine.model import load_model
 from domainbed.engine.tracking import TRACKERS
 from domainbed.errors import UsageError
-from domainbed.scripts import collect_results, landscape, list_top_hparams, plot, recompute, sweep
+from domainbed.scripts import collect_results, ensemble, landscape, list_top_hparams, plot, recompute, sweep
 from domainbed.sweep.archive import has_known_hparams
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.log import launch_files, requested_jobs
@@ -230,6 +230,7 @@ def test_classes_of_a_file_are_imported_only_if_trusted(theirs: Path, capsys: py
         (landscape, ["--run", model]),
         (landscape, ["--sweep", str(theirs)]),
         (recompute, recomputing),
+        (ensemble, ["--input_dir", str(theirs), "--method", "ensemble"]),
     ):
         with pytest.raises(UsageError, match=needs):
             command.main(words)
