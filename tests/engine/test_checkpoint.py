@@ -147,7 +147,7 @@ def test_job_starts_over_if_both_checkpoints_are_damaged(job: Path, capsys: pyte
 def test_damaged_checkpoint_never_replaces_a_valid_one(job: Path, capsys: pytest.CaptureFixture):
     (job / LAST).write_bytes(b"")
     with pytest.raises(Interrupted):
-        train(make(job), JobControl(should_stop=stop_at(2)))
+        train(make(job), JobControl(should_stop=stop_at(1)))
     for name in (LAST, PREVIOUS):
         assert checkpoint._read(job / name, is_trusted=False)["step"] == 4
     (job / LAST).unlink()  # as if killed between moving the old checkpoint away and the new one into place
@@ -206,7 +206,7 @@ def test_checkpoint_of_another_job_is_kept(job: Path, has_records: bool, other: 
     if not has_records:  # it was stopped before the first
         shutil.rmtree(job)
         with pytest.raises(Interrupted):
-            train(make(job), JobControl(should_stop=stop_at(2)))
+            train(make(job), JobControl(should_stop=stop_at(1)))
     kept = {path.name: path.read_bytes() for path in job.iterdir()}
     with pytest.raises(
         UsageError, match=r"contains another, unfinished run \(.*steps 7, .*choose another --output_dir"
@@ -404,8 +404,10 @@ def test_state_that_could_not_be_loaded_is_not_saved(tmp_path: Path, monkeypatch
         with pytest.raises(Interrupted):
             train(trusting, JobControl(should_stop=stop_at(3)))
         untrusting = make(tmp_path / "trusting", algorithm="KeepsObjects")
-        with pytest.raises(UsageError, match=r"checkpoint\.pt contains objects of 'fractions\.Fraction', and"):
+        with pytest.raises(UsageError, match="is of type Fraction, and loading it from a checkpoint could run code"):
             train(untrusting)
+        with pytest.raises(UsageError, match=r"checkpoint\.pt contains objects of 'fractions\.Fraction', and"):
+            checkpoint.load_checkpoint(tmp_path / "trusting")
         with monkeypatch.context() as patch:
             patch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
             with pytest.raises(UsageError, match="belongs to another user, so loading it could run their code"):

@@ -105,7 +105,7 @@ def test_unfinished_run_on_another_folder_is_kept(tree: Path):
     run(tree, "job")
     (tree.parent / "job" / "done").unlink()
     other = write_tree(tree.parent / "other", {name: {"car": 8, "tram": 7} for name in NAMES})
-    with pytest.raises(UsageError, match=r"contains another, unfinished run .*data_dir .*/tree\)"):
+    with pytest.raises(UsageError, match=r"contains another, unfinished run .*data_dir .*/tree\b"):
         run(other, "job")
     assert len(run(tree, "job")) == 3
 

@@ -134,14 +134,14 @@ cached_undisturbed = functools.cache(undisturbed)
 
 
 def stop_at(n: int) -> Callable[[], bool]:
-    """Return a `should_stop` that requests a stop at its n-th call."""
-    calls = itertools.count(1)
+    """Return a `should_stop` that requests a stop at its n-th call, without the one after the data are loaded."""
+    calls = itertools.count()
     return lambda: next(calls) == n
 
 
 def crash_at(n: int) -> Callable[[], bool]:
-    """Return a `should_stop` that crashes at its n-th call."""
-    calls = itertools.count(1)
+    """Return a `should_stop` that crashes at its n-th call, without the one after the data are loaded."""
+    calls = itertools.count()
 
     def should_stop() -> bool:
         if next(calls) == n:
@@ -192,7 +192,7 @@ def test_checkpoint_is_saved_when_due(tmp_path: Path, monkeypatch: pytest.Monkey
     """Updates before it are not repeated."""
     now = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    calls = itertools.count(1)
+    calls = itertools.count()
 
     def should_stop() -> bool:
         now[0] += 30
@@ -458,7 +458,7 @@ def test_job_whose_lock_was_taken_over_writes_nothing(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("end", ["update", "evaluation"])
 def test_job_whose_lock_was_taken_over_saves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str):
     monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)
-    calls = itertools.count(1)
+    calls = itertools.count()
 
     def should_stop() -> bool:
         if next(calls) < (8 if end == "update" else 12):

@@ -149,7 +149,7 @@ def test_nonfinite_weights_fail_the_job(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_diverged_job_diverges_again_with_the_same_message(tmp_path: Path):
-    args = {"algorithm": "ERM", "hparams": '{"lr": 1e30}'}
+    args = {"algorithm": "VREx", "hparams": '{"vrex_lambda": 1e39, "vrex_penalty_anneal_iters": 0}'}
     messages = []
     for _ in range(2):
         with pytest.raises(NonFiniteError) as error:
@@ -328,7 +328,7 @@ def test_only_one_process_trains_a_job(tmp_path: Path):
 
 
 def test_invalid_hyperparameter_is_reported_before_anything_is_written(tmp_path: Path):
-    with pytest.raises(UsageError, match="cannot create ERM with these hyperparameters: Invalid learning rate: -1"):
+    with pytest.raises(UsageError, match="--hparams lr must be above 0 and at most 1,000,000, not -1"):
         train(make(tmp_path, algorithm="ERM", hparams='{"lr": -1}'))
     assert list(tmp_path.iterdir()) == []
 
