@@ -103,10 +103,15 @@ def test_state_of_each_kind_is_restored(kind: type[Kind]):
         check_resume([kind], step)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(ACCEPTED), unique=True, max_size=len(ACCEPTED)), st.integers(0, STEPS), st.data())
 def test_any_state_is_restored(kinds, step, data):
-    check_resume(kinds, step, data.draw(st.integers(step, STEPS)))
+    """Or rejected: an attribute cannot share a parameter group with an optimizer that was replaced."""
+    try:
+        check_resume(kinds, step, data.draw(st.integers(step, STEPS)))
+    except UsageError as error:
+        assert "is also referenced elsewhere and cannot be saved" in str(error)
+        assert {Shared} < set(kinds) & {Shared, ExchangesOptimizer, ResetsOptimizer}
 
 
 def train_and_save(algorithm: Algorithm, folder: str) -> None:
