@@ -53,12 +53,9 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("dataset", SMALL + PHOTOS)
-@pytest.mark.parametrize("algorithm", NAMES)
-def test_defaults(algorithm: str, dataset: str):
-    small = dataset in SMALL
-    lr = 1e-3 if small else 5e-5
-    expected = {
+def shared_defaults(small: bool) -> dict[str, object]:
+    """Return the defaults of the hyperparameters that all algorithms share, on small images or photos."""
+    return {
         "data_augmentation": True,
         "resnet18": False,
         "resnet50_augmix": False,
@@ -70,10 +67,20 @@ def test_defaults(algorithm: str, dataset: str):
         "vit_dropout": 0.0,
         "class_balanced": False,
         "nonlinear_classifier": False,
-        "lr": lr,
+        "lr": 1e-3 if small else 5e-5,
         "weight_decay": 0.0,
         "batch_size": 64 if small else 32,
         **({} if small else {"backbone": "resnet50", "pretrained": True}),
+    }
+
+
+@pytest.mark.parametrize("dataset", SMALL + PHOTOS)
+@pytest.mark.parametrize("algorithm", NAMES)
+def test_defaults(algorithm: str, dataset: str):
+    small = dataset in SMALL
+    lr = 1e-3 if small else 5e-5
+    expected = {
+        **shared_defaults(small),
         **DEFAULTS[algorithm],
         **({"lr_g": lr, "lr_d": lr} if algorithm == "DANN" else {}),
     }

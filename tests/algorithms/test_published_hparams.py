@@ -11,7 +11,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.hparams_registry import default_hparams, resolve_hparams
 from domainbed.seeding import seed_hash
 from tests.test_hparams_registry import NAMES as FIRST_NAMES
-from tests.test_hparams_registry import PHOTOS, SMALL
+from tests.test_hparams_registry import PHOTOS, SMALL, shared_defaults
 
 Draws = dict[str, Callable[[RandomState], Any]]
 
@@ -28,23 +28,6 @@ IB: Draws = {
 
 def shared(small: bool, dataset: str) -> tuple[dict[str, Any], Draws]:
     """Return the defaults and the draws of the hyperparameters that all algorithms share."""
-    defaults = {
-        "data_augmentation": True,
-        "resnet18": False,
-        "resnet50_augmix": False,
-        "freeze_bn": True,
-        "vit": False,
-        "dinov2": False,
-        "vit_attn_tune": False,
-        "resnet_dropout": 0,
-        "vit_dropout": 0,
-        "class_balanced": False,
-        "nonlinear_classifier": False,
-        "lr": 1e-3 if small else 5e-5,
-        "weight_decay": 0,
-        "batch_size": 64 if small else 32,
-        **({} if small else {"backbone": "resnet50", "pretrained": True}),
-    }
     draws: Draws = {
         "resnet_dropout": lambda r: r.choice([0.0, 0.1, 0.5]),
         "vit_dropout": lambda r: r.choice([0.0, 0.1, 0.5]),
@@ -52,7 +35,7 @@ def shared(small: bool, dataset: str) -> tuple[dict[str, Any], Draws]:
         "weight_decay": lambda r: 0.0 if small else 10 ** r.uniform(-6, -2),
         "batch_size": lambda r: int(2 ** r.uniform(3, 9 if small else 5 if dataset == "DomainNet" else 5.5)),
     }
-    return defaults, draws
+    return shared_defaults(small), draws
 
 
 def rdm(small: bool, dataset: str) -> tuple[dict[str, Any], Draws]:

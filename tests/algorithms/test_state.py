@@ -126,18 +126,22 @@ def train_and_save(algorithm: Algorithm, folder: str) -> None:
     saver.save(Progress(LATE + 1))
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.sampled_from(REJECTED), st.lists(st.sampled_from(ACCEPTED), unique=True, max_size=3))
-def test_other_state_is_rejected(rejected, others):
-    """When the algorithm is constructed, or by the first checkpoint after the change."""
-    algorithm = make(*others, rejected)
+def assert_rejected(*kinds: type[Kind]) -> None:
+    algorithm = make(*kinds)
     with tempfile.TemporaryDirectory() as folder, pytest.raises(UsageError, match=r"not be resumed|other jobs share"):
         train_and_save(algorithm, folder)
 
 
+@settings(max_examples=8, deadline=None)
+@given(st.sampled_from(REJECTED), st.lists(st.sampled_from(ACCEPTED), unique=True, max_size=3))
+def test_other_state_is_rejected(rejected, others):
+    """When the algorithm is constructed, or by the first checkpoint after the change."""
+    assert_rejected(*others, rejected)
+
+
 @pytest.mark.parametrize("kind", REJECTED)
 def test_each_other_kind_is_rejected(kind: type[Kind]):
-    test_other_state_is_rejected.hypothesis.inner_test(kind, [])
+    assert_rejected(kind)
 
 
 values = st.recursive(
