@@ -48,6 +48,13 @@ def read_regular(path: str | Path, max_size: int) -> bytes:
     raise OSError(errno.EFBIG, f"Larger than {max_size:,} bytes", str(path))
 
 
+def read_end(path: str | Path, size: int) -> bytes:
+    """Return the last `size` bytes of a regular file, or all if it has fewer. Raises OSError as `open_regular` does."""
+    with open_regular(path) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read(size)
+
+
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file of at most MAX_JSON_SIZE bytes.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from domainbed.files import atomic_write, open_regular, open_to_append, read_regular
+from domainbed.files import atomic_write, open_regular, open_to_append, read_end, read_regular
 
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
@@ -144,9 +144,7 @@ def parse_records(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
 def last_record(folder: Path) -> dict[str, Any] | None:
     """Return the last complete record of a job, or None. Only the end of the file is read."""
     try:
-        with open_regular(folder / RESULTS_FILE) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
-            lines = file.read().split(b"\n")
+        lines = read_end(folder / RESULTS_FILE, 64 * 1024).split(b"\n")
     except OSError:
         return None
     for line in reversed(lines):

@@ -15,6 +15,7 @@ from domainbed.files import (
     open_regular,
     open_to_append,
     other_writers,
+    read_end,
     read_json,
     read_regular,
 )
@@ -51,6 +52,14 @@ def test_reads_are_bounded(tmp_path: Path):
         assert read_regular("/proc/self/status", 2**20)[:5] == file.read(5)
     with pytest.raises(OSError, match="Larger than 3 bytes"):
         read_regular("/proc/self/status", 3)
+
+
+def test_end_of_a_file(tmp_path: Path, fifo: Path):
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert [read_end(path, n) for n in (0, 2, 5, 6)] == [b"", b"45", b"12345", b"12345"]
+    with pytest.raises(OSError, match="Not a regular file"):
+        read_end(fifo, 5)
 
 
 def test_json_errors_are_value_errors(tmp_path: Path):

@@ -225,7 +225,7 @@ class Encoder:
             )
 
     def _fixed(self, state: Any, path: str) -> Any:
-        """Encode the state of a generator, which is made anew by each call and therefore never shared."""
+        """Encode the state of a generator, a new object in each call, and therefore never shared."""
         if isinstance(state, dict):
             return {key: self._fixed(item, path) for key, item in state.items()}
         return state.tolist() if isinstance(state, np.ndarray | np.generic) else state

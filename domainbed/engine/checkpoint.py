@@ -232,6 +232,13 @@ def load_checkpoint(folder: Path, is_trusted: bool = False) -> dict[str, Any] | 
     return None
 
 
+# What reading a file with other contents raises.
+_DAMAGE = (
+    *(ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
+
+
 class _DamagedError(Exception):
     """The contents of a checkpoint are not what was written."""
 
@@ -245,9 +252,7 @@ def _read(path: Path, is_trusted: bool = False) -> dict[str, Any]:
         saved, weights_only = _load(path, is_trusted)
     except UsageError:
         raise
-    except (ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
-        raise _DamagedError(error) from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise _DamagedError(error) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a temporarily unavailable file system is not damage

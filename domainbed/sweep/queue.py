@@ -18,7 +18,7 @@ from pathlib import Path
 
 from domainbed.engine.lock import this_process
 from domainbed.errors import UsageError
-from domainbed.files import atomic_write, open_regular, read_json
+from domainbed.files import atomic_write, read_end, read_json
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 
 TASKS_FILE = "tasks.json"
@@ -171,9 +171,7 @@ def _failure_reason(log: Path, task: str, state: str, exit_code: str) -> str:
         exit_code: its exit code in SLURM's notation, such as 1:0; "" if unknown.
     """
     try:
-        with open_regular(log) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_END))
-            end = file.read(LOG_END).decode(errors="replace")
+        end = read_end(log, LOG_END).decode(errors="replace")
     except OSError:
         end = None
     # Without a state, a task that never ran has no log, and SLURM's message is in the log of one that it ended.

@@ -109,7 +109,7 @@ class SWAD(Averaging):
     """The mean of the parameters over the updates within a valley of the validation loss; training stops at its end.
 
     Before the end, the average is what it would be if training ended. Segments wait for their choice in the host's
-    memory. Statistics of batch norm are computed anew at the end, unless batch norm is frozen.
+    memory. Statistics of batch norm are recomputed at the end, unless batch norm is frozen.
     """
 
     NEEDS_LOSS = True

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 
 from domainbed.errors import UsageError, printable
-from domainbed.files import open_regular
+from domainbed.files import read_end
 from domainbed.options import check_options, option
 from domainbed.records import is_done
 from domainbed.sweep.failures import Failure, record_failure
@@ -227,9 +227,7 @@ def _with_log(event: JobEvent) -> JobEvent:
         return event
     log = event.job.folder / LOG_FILE
     try:
-        with open_regular(log) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_SIZE))
-            lines = file.read(LOG_SIZE).decode(errors="replace").splitlines()
+        lines = read_end(log, LOG_SIZE).decode(errors="replace").splitlines()
     except OSError as error:
         return replace(event, reason=f"{event.reason}\n({log}: {error.strerror})")
     end = [f"  {printable(line)}" for line in lines[-LOG_LINES:]]
