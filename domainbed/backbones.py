@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from domainbed import efficientnet_lite
 from domainbed.compute import FeaturizerBase, runs_as_configured
 from domainbed.errors import UsageError, suggest
 from domainbed.hparams import Hparams
@@ -27,7 +29,8 @@ SIZE = (224, 224)  # height and width of the images, in pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# The networks that DomainBed's flags select.
+# The hyperparameters that select the network, and the networks that DomainBed's flags select.
+SELECTORS = ("backbone", "resnet18", "resnet50_augmix", "vit", "dinov2", "pretrained")
 _FLAGGED = {"resnet18": "resnet18", "resnet50_augmix": "resnet50.ram_in1k", "vit": "vit_base_patch14_dinov2.lvd142m"}
 
 _FROM_SCRATCH = '{"pretrained": false}'
@@ -65,8 +68,9 @@ class Backbone(FeaturizerBase):
     Shapes: [n, channels, 224, 224] -> [n, n_outputs].
 
     Hyperparameters, all optional:
-        "backbone": a classification model from torchvision ("resnet50", the default) or, if timm is installed, a
-            model from timm, with or without a tag ("vit_base_patch16_clip_224.openai").
+        "backbone": a classification model from torchvision ("resnet50", the default); "efficientnet_lite0" or
+            "efficientnet_lite2", whose weights are a Python package; or, if timm is installed, a model from timm, with
+            or without a tag ("vit_base_patch16_clip_224.openai").
         "resnet18": DomainBed's flag; true is the same as "backbone": "resnet18".
         "resnet50_augmix": DomainBed's flag; true is the same as "backbone": "resnet50.ram_in1k" (timm's).
         "vit" and "dinov2": DomainBed's flags; both true select DINOv2's ViT-B/14 (timm's), whose features are the class
@@ -93,7 +97,7 @@ class Backbone(FeaturizerBase):
         """Create the network for images with this number of channels, or of this (channels, height, width)."""
         super().__init__()
         channels = channels if isinstance(channels, int) else channels[0]
-        name = _backbone_name(hparams)
+        name = backbone_name(hparams)
         is_dinov2 = hparams.get("vit", False)
         pretrained = _with_all_tokens(_find_network(name)) if is_dinov2 else _find_network(name)
         is_pretrained = hparams.get("pretrained", True)
@@ -149,7 +153,7 @@ class _PretrainedNetwork:
     std: tuple[float, ...]
 
 
-def _backbone_name(hparams: Hparams) -> str:
+def backbone_name(hparams: Hparams) -> str:
     """Return the name of the network that the backbone and DomainBed's flags select."""
     name = hparams.get("backbone", "resnet50")
     flags = {flag: hparams.get(flag, False) for flag in ("resnet18", "resnet50_augmix", "vit", "dinov2")}
@@ -181,6 +185,9 @@ def _find_network(name: str) -> _PretrainedNetwork:
     names = models.list_models(module=models)
     if name in names:
         return _from_torchvision(name)
+    if name in efficientnet_lite.NETWORKS:
+        create = partial(efficientnet_lite.create, name)
+        return _PretrainedNetwork(create, efficientnet_lite.MEAN, efficientnet_lite.STD)
     try:
         import timm
     except ImportError:

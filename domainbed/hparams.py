@@ -92,6 +92,7 @@ SHARED: Mapping[str, Hparam] = {
     "data_augmentation": Hparam(True),
     "backbone": Hparam("resnet50", small_images=ABSENT),
     "pretrained": Hparam(True, small_images=ABSENT),
+    "frozen": Hparam(False, small_images=ABSENT),
     "resnet18": Hparam(False),
     "resnet50_augmix": Hparam(False),
     "freeze_bn": Hparam(True),
@@ -117,6 +118,23 @@ SHARED: Mapping[str, Hparam] = {
 # The defaults of each protocol that differ from those above: the published tables', and those of DomainBed's code since
 # July 2024 (commit 3dfdc8e).
 PROTOCOLS: Mapping[str, Hparams] = {"2021": {}, "head": {"resnet50_augmix": True, "freeze_bn": False}}
+
+
+# The published MLP for vectors (DANN's discriminator, for example).
+MLP: Mapping[str, Hparam] = {
+    "mlp_width": Hparam(256, int_power(2, 6, 10), at_least=1, at_most=2**16),
+    "mlp_depth": Hparam(3, one_of(3, 4, 5), at_least=2, at_most=2**10),
+    "mlp_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5), at_least=0, at_most=1),
+}
+
+# Further hyperparameters of all algorithms if the backbone is frozen; the MLP is the published one for vectors.
+FROZEN: Mapping[str, Hparam] = {
+    # Augmented views of each training image; with 0, batches contain the features of the image itself.
+    "feature_views": Hparam(0, at_least=0, at_most=100),
+    "feature_dtype": Hparam("float32"),
+    "linear_probe": Hparam(False),  # whether the classifier follows the backbone directly, without an MLP
+    **MLP,
+}
 
 
 def parse_overrides(text: str | None) -> Hparams:

@@ -13,33 +13,36 @@ from numpy.random import RandomState
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, suggest
-from domainbed.hparams import ABSENT, PROTOCOLS, SHARED, Hparam, Hparams, Value, parse_overrides
+from domainbed.hparams import ABSENT, FROZEN, PROTOCOLS, SHARED, Hparam, Hparams, Value, parse_overrides
 from domainbed.options import Bounds
 from domainbed.seeding import seed_hash
 
 
-def hparams_of(algorithm: str, dataset: str) -> dict[str, Hparam]:
+def hparams_of(algorithm: str, dataset: str, frozen: bool = False) -> dict[str, Hparam]:
     """Return the declarations of all hyperparameters: the shared ones, then the algorithm's own (`HPARAMS`).
+
+    With a frozen backbone, those of the network on its features follow.
 
     An unregistered algorithm has no hyperparameters of its own. An unregistered dataset is treated as one of photos.
     """
     # DomainBed's interface does not require a subclass of Algorithm.
     own = getattr(ALGORITHMS[algorithm], "HPARAMS", {}) if algorithm in ALGORITHMS else {}
     small_images = dataset in DATASETS and DATASETS[dataset].SMALL_IMAGES
-    variants = {name: hparam.variant(dataset, small_images) for name, hparam in {**SHARED, **own}.items()}
+    declared = {**SHARED, **own, **({name: h for name, h in FROZEN.items() if name not in own} if frozen else {})}
+    variants = {name: hparam.variant(dataset, small_images) for name, hparam in declared.items()}
     return {name: hparam for name, hparam in variants.items() if hparam is not ABSENT}
 
 
-def default_hparams(algorithm: str, dataset: str) -> Hparams:
+def default_hparams(algorithm: str, dataset: str, frozen: bool = False) -> Hparams:
     """Return the default hyperparameters (hparams_seed 0)."""
-    return {name: hparam.default for name, hparam in hparams_of(algorithm, dataset).items()}
+    return {name: hparam.default for name, hparam in hparams_of(algorithm, dataset, frozen).items()}
 
 
-def random_hparams(algorithm: str, dataset: str, seed: int) -> Hparams:
+def random_hparams(algorithm: str, dataset: str, seed: int, frozen: bool = False) -> Hparams:
     """Return one random draw; `seed` is `seed_hash(hparams_seed, trial_seed)`."""
     return {
         name: hparam.default if hparam.draw is None else _to_python(hparam.draw(RandomState(seed_hash(seed, name))))
-        for name, hparam in hparams_of(algorithm, dataset).items()
+        for name, hparam in hparams_of(algorithm, dataset, frozen).items()
     }
 
 
@@ -66,13 +69,15 @@ def resolve_hparams(
         UsageError: the overrides are malformed JSON, or have an unknown name or a value of the wrong type or
             out of bounds.
     """
+    changes = parse_overrides(overrides)
+    frozen = changes.get("frozen") is True
     if hparams_seed == 0:
-        hparams = default_hparams(algorithm, dataset)
+        hparams = default_hparams(algorithm, dataset, frozen)
     else:
-        hparams = random_hparams(algorithm, dataset, seed_hash(hparams_seed, trial_seed))
+        hparams = random_hparams(algorithm, dataset, seed_hash(hparams_seed, trial_seed), frozen)
     hparams |= PROTOCOLS[protocol]
-    declared = hparams_of(algorithm, dataset)
-    for name, value in parse_overrides(overrides).items():
+    declared = hparams_of(algorithm, dataset, frozen)
+    for name, value in changes.items():
         if name not in hparams:
             raise UsageError(f"--hparams: {algorithm} has no hyperparameter {name!r}; {suggest(name, hparams)}")
         hparams[name] = _check_override(name, value, hparams[name], declared[name])

@@ -36,12 +36,18 @@ def register_featurizer(height: int, width: int) -> Callable[[Factory], Factory]
     return decorate
 
 
-def Featurizer(input_shape: tuple[int, int, int], hparams: Hparams) -> Any:
-    """Return a network from images [n, *input_shape] to features [n, n_outputs].
+def Featurizer(input_shape: tuple[int, ...], hparams: Hparams) -> Any:
+    """Return a network from images, or features of a frozen backbone, [n, *input_shape] to features [n, n_outputs].
+
+    For features, that is an MLP of width `mlp_width` or, with `linear_probe`, nothing.
 
     Raises:
         UsageError: no featurizer is registered for this image size, or its pretrained weights are not available.
     """
+    if len(input_shape) == 1:
+        if hparams["linear_probe"]:
+            return FrozenFeatures(input_shape[0])
+        return MLP(input_shape[0], hparams["mlp_width"], hparams)
     channels, height, width = input_shape
     if (height, width) not in _FEATURIZERS:
         sizes = ", ".join(f"{h}x{w}" for h, w in sorted(_FEATURIZERS))
@@ -94,6 +100,14 @@ def _backbone(channels: int, hparams: Hparams) -> FeaturizerBase:
     from domainbed.backbones import Backbone
 
     return Backbone(channels, hparams)
+
+
+class FrozenFeatures(nn.Identity):
+    """The featurizer of a linear probe, which returns the features of the frozen backbone: [n, n_outputs]."""
+
+    def __init__(self, n_outputs: int) -> None:
+        super().__init__()
+        self.n_outputs = n_outputs
 
 
 class MLP(nn.Module):

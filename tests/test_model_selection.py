@@ -60,7 +60,7 @@ def test_selections_and_cells_equal_the_reference(records: list[dict], shuffle):
         selected = SELECTION_METHODS[method](frame)
         best = best_hparams(selected)
         named = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets_of(sweep.runs)}
-        cells = make_cells(sweep.runs, selected, method, named, algorithms_of(sweep.runs))
+        cells = make_cells(sweep.runs, selected, method, named, algorithms_of(sweep.runs), dict.fromkeys(named, ""))
         by_name = {(cell.table, cell.algorithm, cell.column): cell for cell in cells}
         means: dict[str, list] = {}
         for dataset, algorithm in itertools.product(datasets, sorted({r["args"]["algorithm"] for r in records})):

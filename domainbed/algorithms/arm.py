@@ -22,6 +22,7 @@ class ARM(ERM):
         "train_context": Hparam(False),
     }
     EVAL_BATCH_SIZE = 64
+    REQUIRES_IMAGES = True
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         channels, height, width = input_shape

@@ -33,6 +33,7 @@ class Algorithm(nn.Module):
     MIN_BATCH_SIZE: ClassVar[int] = 1  # images per domain that an update requires
     MIN_DOMAINS: ClassVar[int] = 1  # training domains that an update requires
     REQUIRES_PHOTOS: ClassVar[bool] = False  # whether it does not support datasets with SMALL_IMAGES
+    REQUIRES_IMAGES: ClassVar[bool] = False  # whether it does not support features of a frozen backbone
     EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
     _constructed: state.Constructed | None = None
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from domainbed import networks
 from domainbed.algorithms.adversarial import AdversarialAlgorithm
 from domainbed.algorithms.base import Metrics, take_step
-from domainbed.hparams import LEARNING_RATE, MAX_RATE, WEIGHT_DECAY, Hparam, Hparams, int_power, one_of, power
+from domainbed.hparams import LEARNING_RATE, MAX_RATE, MLP, WEIGHT_DECAY, Hparam, Hparams, int_power, one_of, power
 
 
 class DANN(AdversarialAlgorithm):
@@ -29,9 +29,7 @@ class DANN(AdversarialAlgorithm):
         "d_steps_per_g_step": Hparam(1, int_power(2, 0, 3), at_least=0),
         "grad_penalty": Hparam(0.0, power(10, -2, 1), at_least=0),
         "beta1": Hparam(0.5, one_of(0.0, 0.5), at_least=0, below=1),
-        "mlp_width": Hparam(256, int_power(2, 6, 10), at_least=1, at_most=2**16),
-        "mlp_depth": Hparam(3, one_of(3, 4, 5), at_least=2, at_most=2**10),
-        "mlp_dropout": Hparam(0.0, one_of(0.0, 0.1, 0.5), at_least=0, at_most=1),
+        **MLP,
     }
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

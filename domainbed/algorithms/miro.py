@@ -25,6 +25,7 @@ class MIRO(ERM):
     published code, weight decay.
     """
 
+    REQUIRES_IMAGES = True
     REQUIRES_PHOTOS = True
     HPARAMS = {"ld": Hparam(0.1, at_least=0), "lr_mult": Hparam(10.0, above=0, at_most=MAX_RATE)}
 

@@ -4,6 +4,7 @@ from domainbed.datasets.base import (
     ArrayEnvironment,
     DatasetSpec,
     Environment,
+    FeatureEnvironment,
     FileEnvironment,
     MultipleDomainDataset,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "ArrayEnvironment",
     "DatasetSpec",
     "Environment",
+    "FeatureEnvironment",
     "FileEnvironment",
     "MultipleDomainDataset",
     "dataset_spec",

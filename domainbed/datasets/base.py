@@ -62,7 +62,28 @@ class FileEnvironment:
         return len(self.labels)
 
 
-Environment: TypeAlias = ArrayEnvironment | FileEnvironment
+@dataclass(frozen=True)
+class FeatureEnvironment:
+    """An environment of features that a frozen network extracted from images.
+
+    Attributes:
+        views: for each view of the images, [n, n_features]: the images themselves, then augmented views, if any.
+        labels: [n], integers in 0..num_classes - 1.
+    """
+
+    views: Sequence[np.ndarray]
+    labels: np.ndarray
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training and evaluation draw one of the augmented views of each image."""
+        return len(self.views) > 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+Environment: TypeAlias = ArrayEnvironment | FileEnvironment | FeatureEnvironment
 
 
 @dataclass(frozen=True)

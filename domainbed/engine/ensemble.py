@@ -10,9 +10,10 @@ from torch import nn
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.averaging.base import RunningMean
 from domainbed.engine.config import JobConfig
-from domainbed.engine.data import evaluation_requests, load_data, validation_requests
+from domainbed.engine.data import evaluation_requests, validation_requests
 from domainbed.engine.evaluate import split_means
 from domainbed.engine.feed import open_feed
+from domainbed.engine.frozen import load_inputs
 from domainbed.engine.model import load_model
 from domainbed.errors import UsageError
 
@@ -100,8 +101,8 @@ def evaluate_ensemble(
     Raises:
         UsageError: the data or a model cannot be used.
     """
-    dataset, splits = load_data(config, config.resolved_hparams())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset, splits = load_inputs(config, config.resolved_hparams(), device)
     feed = open_feed(config, dataset, splits, device)
 
     def validate(model: Algorithm) -> float:

@@ -1,4 +1,4 @@
-"""The feed of a job: brings images to the device from arrays, a cache of photographs, or image files."""
+"""The feed of a job: brings images to the device from arrays, features, a cache of photographs, or image files."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from domainbed.datasets import ArrayEnvironment, FileEnvironment, MultipleDomainDataset
+from domainbed.datasets import ArrayEnvironment, FeatureEnvironment, FileEnvironment, MultipleDomainDataset
 from domainbed.engine.config import JobConfig
+from domainbed.engine.frozen import FeatureDataset
 from domainbed.errors import UsageError
 from domainbed.loading.arrays import ArrayFeed
 from domainbed.loading.base import Feed
 from domainbed.loading.device_memory import move_to_device
+from domainbed.loading.features import FeatureFeed
 from domainbed.loading.image_cache import open_cached
 from domainbed.loading.pack import Pack
 from domainbed.loading.photo_feed import FileImages, ImageSource, PhotoEnvironment, PhotoFeed
@@ -40,6 +42,9 @@ def open_feed(
     Raises:
         UsageError: the images cannot be read.
     """
+    if isinstance(dataset, FeatureDataset):
+        features = [environment for environment in dataset if isinstance(environment, FeatureEnvironment)]
+        return FeatureFeed(features, device, config.resident_gb)
     arrays = [e for e in dataset if isinstance(e, ArrayEnvironment)]
     photographs = [e for e in dataset if isinstance(e, FileEnvironment)]
     if not photographs:

@@ -38,7 +38,9 @@ class MetricLog:
     def add(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
         """Add the metrics of the next update. Tensors are copied, because an algorithm may overwrite its own."""
         for name, value in metrics.items():
-            if not isinstance(value, SupportsFloat) or (isinstance(value, torch.Tensor) and value.numel() != 1):
+            # isinstance is slow for protocols such as SupportsFloat.
+            is_number = value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, SupportsFloat)
+            if not is_number:
                 raise TypeError(f"metric {name!r} returned by update must be a single number, not {value!r}")
             copy = value.detach().clone() if isinstance(value, torch.Tensor) else value
             self._history.setdefault(name, []).append((self._step, copy))

@@ -16,6 +16,7 @@ from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.config import JobConfig, file_digest, import_components
+from domainbed.engine.frozen import accept_images, frozen_backbone, is_frozen, weights_hash
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
 from domainbed.hparams import Hparams
@@ -45,6 +46,8 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
         raise UsageError(
             f"{config.algorithm} requires at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
         )
+    if algorithm_class.REQUIRES_IMAGES and len(dataset.input_shape) == 1:
+        raise UsageError(f"{config.algorithm} requires images, not the features of a frozen backbone")
     with use_weights_dir(config.weights_dir), locate_errors(algorithm_class, lambda: "constructor"):
         try:
             algorithm = algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, dict(hparams))
@@ -117,12 +120,16 @@ def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, al
         "model_hparams": dict(algorithm.hparams),
         "model_dict": algorithm.state_dict(),
     }
+    if is_frozen(algorithm.hparams):
+        saved["backbone_weights"] = weights_hash(frozen_backbone(algorithm.hparams, config.weights_dir))
     with atomic_write(path) as file:
         torch.save(saved, file)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False) -> Algorithm:
     """Load a saved model for prediction: `load_model("train_output/model.pkl").predict(images)`.
+
+    The model of a job with a frozen backbone accepts its features [n, n_features], too.
 
     No code in the file is run. An algorithm of your own must be registered first, by importing its module.
 
@@ -156,6 +163,8 @@ def load_model_and_args(
         if not isinstance(algorithm, nn.Module) or not callable(getattr(algorithm, "predict", None)):
             raise UsageError(f"cannot load a model from {path}: {args['algorithm']} is not an nn.Module with predict")
         algorithm.load_state_dict(saved["model_dict"])
+        if is_frozen(saved["model_hparams"]):
+            accept_images(algorithm, saved["model_hparams"], args.get("weights_dir"), saved["backbone_weights"])
         algorithm.to(device)
         algorithm.eval()
     except UsageError:

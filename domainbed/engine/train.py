@@ -21,9 +21,10 @@ from domainbed.engine.averaging.base import Averaging, Images, make_averaging
 from domainbed.engine.checkpoint import Checkpointer, Progress, remove_checkpoints, software_versions
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
-from domainbed.engine.data import Batches, evaluation_requests, load_data, validation_requests
+from domainbed.engine.data import Batches, evaluation_requests, validation_requests
 from domainbed.engine.evaluate import cross_entropy, split_means
 from domainbed.engine.feed import open_feed
+from domainbed.engine.frozen import is_frozen, load_inputs
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.memory import keep_freed_memory
@@ -167,9 +168,9 @@ def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
             raise Interrupted("stopped while preparing the data", updates=0)
 
     hparams = config.resolved_hparams()
-    dataset, splits = load_data(config, hparams)
-    check_stop()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with explain_out_of_memory():
+        dataset, splits = load_inputs(config, hparams, device, check_stop)
     is_captured = should_capture(config.engine, device)
     set_determinism(config.deterministic)
     if device.type == "cuda":
@@ -288,6 +289,8 @@ def print_header(config: JobConfig, setup: Setup) -> None:
     tqdm.write(f"args: {config.args()}\nhparams: {setup.algorithm.hparams}")
     if setup.algorithm.caveat:
         tqdm.write(f"note: {config.algorithm}: {setup.algorithm.caveat}")
+    if is_frozen(setup.algorithm.hparams) and not setup.algorithm.hparams["feature_views"]:
+        tqdm.write('note: features of images without augmentation; use {"feature_views": N} for augmented views')
     tqdm.write("accuracies in percent: in split/out split, [test environment]")
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from domainbed.engine.config import JobConfig, import_components
-from domainbed.engine.data import load_data
 from domainbed.engine.feed import open_feed
+from domainbed.engine.frozen import load_inputs
 from domainbed.engine.model import MODEL_FILE, load_model_and_args
 from domainbed.errors import UsageError
 from domainbed.landscape import DEFAULT_IMAGES, LAYERS
@@ -121,7 +121,7 @@ def measure_landscape(
     # Without the job's cache and processes: they are no part of the data, and the file may be someone else's.
     used = {f.name: args[f.name] for f in fields(JobConfig) if f.name in args and (f.compare or f.name == "data_dir")}
     config = JobConfig.from_recorded_args(used if data_dir is None else {**used, "data_dir": data_dir})
-    dataset, splits = load_data(config, config.resolved_hparams())
+    dataset, splits = load_inputs(config, config.resolved_hparams(), device)
     training = [env for env in range(len(dataset)) if env not in config.test_envs]
     order = [*training, *config.test_envs]
     names = [config.environment_names()[env] for env in order]

@@ -18,10 +18,12 @@ class ArrayFeed(Feed):
     uint8 images are stored as uint8 (a quarter of the memory) and converted to floats in [0, 1] batch by batch.
 
     Args:
-        images: for each environment, [n, channels, height, width], uint8 or floating point.
+        images: for each environment, images [n, channels, height, width] or features [n, n_features], uint8 or
+            floating point.
         labels: for each environment, [n], integers.
         device: the device of the batches.
         resident_gb: as `limit_gb` of `move_to_device`.
+        batch_size: the suggested batch size for evaluation; by default, what suits images.
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class ArrayFeed(Feed):
         labels: Sequence[np.ndarray],
         device: torch.device,
         resident_gb: float | None = None,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.device = device
-        self.batch_size = 64 if device.type == "cpu" else 2048  # a CPU is fastest if activations fit in its cache
+        # A CPU is fastest if activations fit in its cache.
+        self.batch_size = batch_size or (64 if device.type == "cpu" else 2048)
         host = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in zip(images, labels, strict=True)]
         n_bytes = sum(x.nbytes + y.nbytes for x, y in host)
 
@@ -57,7 +61,7 @@ class ArrayFeed(Feed):
                 yield [self._select(request.env, next(indices)) for request in group]
 
     def _select(self, env: int, indices: torch.Tensor) -> Batch:
-        images, labels = (self._to_device(values[indices]) for values in self._environments[env])
+        images, labels = (self._to_device(values.index_select(0, indices)) for values in self._environments[env])
         return images.div(255) if images.dtype == torch.uint8 else images.float(), labels
 
     def _to_device(self, x: torch.Tensor) -> torch.Tensor:

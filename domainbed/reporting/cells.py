@@ -40,6 +40,7 @@ class Cell:
         runs_of_no_use: number of finished runs that the method cannot select from.
         unfinished_chosen: number of selected runs that are not done.
         reference: the published result, if any.
+        backbone: "frozen" and its name if the runs' backbone is frozen (`frozen_backbone`).
         place: 1 for the best of the column as printed, 2 for the second best, otherwise 0.
     """
 
@@ -57,6 +58,7 @@ class Cell:
     runs_of_no_use: int
     unfinished_chosen: int
     reference: PublishedResult | None
+    backbone: str = ""
     place: int = 0
 
     @property
@@ -118,6 +120,15 @@ def environment_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
     return [f"env{i}" for i in range(jobs["n_environments"].max() if len(jobs) else 0)]
 
 
+def frozen_backbone(jobs: pd.DataFrame, dataset: str) -> str:
+    """Return "frozen" and the name of the backbone of a dataset's jobs, or "" if all of them fine-tune it.
+
+    If they differ, all kinds are named. `jobs` is `load.Sweep.jobs`.
+    """
+    kinds = sorted(jobs.loc[jobs["dataset"] == dataset, "backbone"].unique())
+    return " and ".join(kind or "fine-tuned" for kind in kinds) if any(kinds) else ""
+
+
 def known_first(names: pd.Series, known: Sequence[str]) -> list[str]:
     """Return the distinct `names`: known ones in the order of `known`, then the others alphabetically.
 
@@ -168,6 +179,7 @@ def make_cells(
     selection: str,
     environments: Mapping[str, Sequence[str]],
     algorithms: Sequence[str],
+    backbones: Mapping[str, str],
     bootstrap: bool = False,
 ) -> list[Cell]:
     """Return every cell of every dataset's table, including missing ones.
@@ -181,6 +193,8 @@ def make_cells(
         selection: the name of the selection method.
         environments: the names of each dataset's environments.
         algorithms: the rows.
+        backbones: the frozen backbone of each dataset's jobs, or "" (`frozen_backbone`). Cells of frozen backbones have
+            no published reference, because published results fine-tune the network.
         bootstrap: whether to compute 95% intervals.
     """
     requested: dict[tuple[str, str], Counter[tuple[tuple[int, ...], JobState]]] = defaultdict(Counter)
@@ -212,7 +226,8 @@ def make_cells(
                 runs=_count_runs(states, envs, max_test_envs=2 if selection in WITH_PAIRS else 1),
                 runs_of_no_use=sum(unusable[env] for env in envs),
                 unfinished_chosen=int(row.loc[row["test_env"].isin(envs), "is_unfinished"].sum()),
-                reference=find_published(selection, dataset, column, algorithm),
+                reference=None if backbones[dataset] else find_published(selection, dataset, column, algorithm),
+                backbone=backbones[dataset],
             )
             cells.append(cell)
     return cells
@@ -259,6 +274,7 @@ def average_cells(cells: Sequence[Cell]) -> list[Cell]:
     means = pd.DataFrame([[cell.mean for cell in row] for row in rows.values()], index=list(rows))
     ranks = means.dropna().rank(ascending=False).mean(axis=1)
     for algorithm, row in rows.items():
+        backbones = dict.fromkeys(cell.backbone for cell in row)
         average = Cell(
             *(row[0].selection, AVERAGES, algorithm, AVERAGE),
             mean=float(np.mean([cell.mean for cell in row])),
@@ -270,7 +286,10 @@ def average_cells(cells: Sequence[Cell]) -> list[Cell]:
             runs=sum((cell.runs for cell in row), Counter()),
             runs_of_no_use=sum(cell.runs_of_no_use for cell in row),
             unfinished_chosen=sum(cell.unfinished_chosen for cell in row),
-            reference=find_published_average(row[0].selection, [cell.column for cell in row], algorithm),
+            reference=None
+            if any(backbones)
+            else find_published_average(row[0].selection, [cell.column for cell in row], algorithm),
+            backbone=" and ".join(kind or "fine-tuned" for kind in backbones) if any(backbones) else "",
         )
         rank = replace(average, column=RANK, mean=ranks.get(algorithm, np.nan), reference=None)
         rows[algorithm] = [*row, average, rank]

@@ -40,6 +40,7 @@ JOB_SCHEMA = pa.schema(
         "environments": pa.string(),
         "steps": pa.float64(),  # requested number of updates; NaN if unknown
         "settings": pa.string(),  # other arguments that affect the result
+        "backbone": pa.string(),  # such as "frozen resnet50"; "" if the backbone is fine-tuned
         "hparams": pa.string(),
         "bad_images": pa.int64(),
         "n_records": pa.int64(),
@@ -218,10 +219,19 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "hparams_seed": _to_int64(args["hparams_seed"]),
         "steps": float(steps) if isinstance(steps := args.get("steps"), int) else np.nan,
         "settings": printable(settings),
+        "backbone": printable(_frozen_backbone(hparams if isinstance(hparams, dict) else {})),
         "environments": _to_json(list(map(str, environments)) if isinstance(environments, list) else []),
         "hparams": _to_json(hparams if isinstance(hparams, dict) else {}),
         "ended_early": record.get("ended_early") is True,
     }
+
+
+def _frozen_backbone(hparams: Mapping[str, Any]) -> str:
+    """Return "frozen" and the name of the backbone if it is frozen, otherwise ""."""
+    if hparams.get("frozen") is not True:
+        return ""
+    flags = [name for name in ("resnet18", "resnet50_augmix", "dinov2") if hparams.get(name) is True]
+    return f"frozen {flags[0] if flags else hparams.get('backbone')}"
 
 
 def _to_json(value: Any) -> str:

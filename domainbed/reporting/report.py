@@ -20,6 +20,7 @@ from domainbed.reporting.cells import (
     benchmark_scores,
     datasets_of,
     environment_names,
+    frozen_backbone,
     make_cells,
 )
 from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
@@ -167,7 +168,8 @@ def _make_section(
             needs = "the runs with each pair of test environments (sweep launch --leave_one_out)"
         return Section(selection, [], best, why_empty=f"No table: this method requires {needs}.")
     bootstrap = options.interval == "bootstrap"
-    cells = make_cells(sweep.runs, selected, selection, environments, algorithms, bootstrap)
+    backbones = {dataset: frozen_backbone(sweep.jobs, dataset) for dataset in environments}
+    cells = make_cells(sweep.runs, selected, selection, environments, algorithms, backbones, bootstrap)
     averages = average_cells(cells)
     if bootstrap:
         averages = [_with_interval(cell, best, environments) for cell in averages]
@@ -248,6 +250,10 @@ def _protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str]) -> li
         settings = {text.partition(", ")[2] for text in jobs["settings"]}  # without the number of steps
         differences |= dict.fromkeys(sorted(settings - PUBLISHED_SETTINGS))
     notes = []
+    if backbone := frozen_backbone(sweep.jobs, dataset):
+        notes.append(
+            f"{dataset}: published results are not shown, because they fine-tune the network ({backbone} here)."
+        )
     if differences:
         notes.append(f"{dataset} is not comparable with the published results: {'; '.join(differences)}.")
     if dataset in KNOWN_DIFFERENCES:

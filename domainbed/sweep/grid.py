@@ -13,6 +13,7 @@ from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, GROUPS, expand_
 from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec, num_environments
 from domainbed.engine.config import JobConfig, LoggedJobConfig
 from domainbed.errors import UsageError
+from domainbed.hparams import parse_overrides
 from domainbed.options import check_options, option
 from domainbed.seeding import seed_hash
 from domainbed.sweep.job import Job
@@ -129,6 +130,8 @@ class Grid:
         algorithm_class = ALGORITHMS[algorithm]
         if algorithm_class.REQUIRES_PHOTOS and DATASETS[dataset].SMALL_IMAGES:
             return "photographs"
+        if algorithm_class.REQUIRES_IMAGES and parse_overrides(self.job_args.get("hparams")).get("frozen") is True:
+            return "images, not features of a frozen backbone"
         n = num_environments(dataset, self.job_args.get("data_dir"))
         num_domains = n - max(map(len, all_test_envs(n, self.leave_one_out)), default=0)
         if num_domains < algorithm_class.MIN_DOMAINS:

@@ -123,12 +123,15 @@ def _create_algorithm(
     """
     import torch
 
-    from domainbed.backbones import Backbone, use_weights_dir, without_weights
+    from domainbed.backbones import SELECTORS, Backbone, use_weights_dir, without_weights
     from domainbed.engine.averaging.base import make_averaging
+    from domainbed.engine.frozen import is_frozen, without_extraction
     from domainbed.engine.model import load_initial_weights, make_algorithm
 
+    inputs = without_extraction(config, hparams, dataset) if is_frozen(hparams) else dataset
+
     def create() -> "Algorithm":
-        algorithm = make_algorithm(config, hparams, dataset)
+        algorithm = make_algorithm(config, hparams, inputs)
         load_initial_weights(algorithm, config)
         make_averaging(config, algorithm)
         return algorithm
@@ -139,8 +142,9 @@ def _create_algorithm(
     except Exception:  # a real error, or an operation that this device does not support
         create()
         return
-    backbone = str([config.weights_dir, *(hparams.get(name) for name in ("backbone", "resnet18", "pretrained"))])
-    if backbone not in checked_weights and any(isinstance(module, Backbone) for module in algorithm.modules()):
+    backbone = str([config.weights_dir, *(hparams.get(name) for name in SELECTORS)])
+    has_backbone = is_frozen(hparams) or any(isinstance(module, Backbone) for module in algorithm.modules())
+    if backbone not in checked_weights and has_backbone:
         checked_weights.add(backbone)
         with use_weights_dir(config.weights_dir):
             Backbone(dataset.input_shape[0], hparams)

@@ -9,7 +9,14 @@ from matplotlib.figure import Figure
 
 from domainbed.engine.tracking import TRACKERS
 from domainbed.model_selection import WITH_PAIRS, best_hparams, resolve_method
-from domainbed.reporting.cells import AVERAGE, algorithms_of, average_cells, environment_names, make_cells
+from domainbed.reporting.cells import (
+    AVERAGE,
+    algorithms_of,
+    average_cells,
+    environment_names,
+    frozen_backbone,
+    make_cells,
+)
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
@@ -73,6 +80,7 @@ class _SweepPlots:
         self.by_training_domain = self.select("training-domain")
         self.selected = self.select(selection)
         self.best = best_hparams(self.selected)
+        self.backbones = {dataset: frozen_backbone(sweep.jobs, dataset) for dataset in datasets}
         self.environment_names = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
         # Numbered over all algorithms of the sweep: an algorithm has the same style in all plots of the sweep.
         all_styles = {name: make_style(i) for i, name in enumerate(algorithms_of(sweep.runs))}
@@ -114,7 +122,14 @@ class _SweepPlots:
 
     def draw_bars(self) -> Plot:
         cells = average_cells(
-            make_cells(self.sweep.runs, self.selected, self.selection, self.environment_names, self.algorithms)
+            make_cells(
+                self.sweep.runs,
+                self.selected,
+                self.selection,
+                self.environment_names,
+                self.algorithms,
+                self.backbones,
+            )
         )
         accuracies = {(cell.algorithm, cell.column): (cell.mean, cell.standard_error) for cell in cells}
         groups = [*self.datasets, AVERAGE] if len(self.datasets) > 1 else self.datasets

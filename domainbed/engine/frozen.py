@@ -1,0 +1,231 @@
+"""Jobs with a frozen backbone (`{"frozen": true}`), which train on features that are extracted from each image once."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from domainbed.algorithms.base import Algorithm
+from domainbed.backbones import SELECTORS, Backbone, backbone_name, use_weights_dir, without_weights
+from domainbed.datasets import Environment, FeatureEnvironment, FileEnvironment, MultipleDomainDataset
+from domainbed.engine.config import JobConfig
+from domainbed.engine.data import load_data
+from domainbed.errors import UsageError
+from domainbed.hparams import Hparams, Value
+from domainbed.loading.base import Request
+from domainbed.loading.feature_store import Extract, FeatureFile, fill
+from domainbed.loading.image_cache import fingerprint
+from domainbed.loading.photo_feed import FileImages, PhotoEnvironment, PhotoFeed
+from domainbed.loading.splits import Split
+from domainbed.seeding import seed_hash
+
+DTYPES = ("float32", "float16")
+BATCH_SIZE = 256  # images per batch on a GPU; on a CPU single images are fastest, and their features most reproducible
+
+
+class FeatureDataset(MultipleDomainDataset):
+    """A dataset whose images are replaced with the features of a frozen backbone.
+
+    Args:
+        dataset: the dataset.
+        environments: its environments.
+        n_features: number of features of an image.
+    """
+
+    def __init__(self, dataset: MultipleDomainDataset, environments: Sequence[Environment], n_features: int) -> None:
+        self.environments = environments
+        self.num_classes = dataset.num_classes
+        self.input_shape = (n_features,)  # type: ignore[assignment]  # networks.Featurizer accepts both shapes
+
+
+def load_inputs(
+    config: JobConfig, hparams: Hparams, device: torch.device, check_stop: Callable[[], None] = lambda: None
+) -> tuple[MultipleDomainDataset, list[Split]]:
+    """Return what `data.load_data` returns, with the features of the images if the backbone is frozen.
+
+    Args:
+        config: the job.
+        hparams: its hyperparameters.
+        device: where the backbone computes features that the store does not have.
+        check_stop: called between images; an exception that it raises ends the extraction, which a later call
+            continues.
+
+    Raises:
+        UsageError: see `load_data`; the job cannot have a frozen backbone; or an image or the weights cannot be read.
+    """
+    dataset, splits = load_data(config, hparams)
+    check_stop()
+    if is_frozen(hparams):
+        dataset = extract_features(config, hparams, dataset, device, check_stop)
+    return dataset, splits
+
+
+def is_frozen(hparams: Hparams) -> bool:
+    """Return whether these hyperparameters freeze the backbone."""
+    return bool(hparams.get("frozen", False))
+
+
+def frozen_backbone(hparams: Hparams, weights_dir: str | None, channels: int = 3) -> Backbone:
+    """Return the pretrained backbone in evaluation mode. Calls with equal arguments share one network.
+
+    Raises:
+        UsageError: it is unknown, or its weights are not available.
+    """
+    return _backbone(tuple((name, hparams[name]) for name in SELECTORS), weights_dir, channels)
+
+
+@cache
+def _backbone(selectors: tuple[tuple[str, Value], ...], weights_dir: str | None, channels: int) -> Backbone:
+    with use_weights_dir(weights_dir), torch.random.fork_rng(devices=[]):
+        return Backbone(channels, dict(selectors)).eval().requires_grad_(False)
+
+
+@cache
+def weights_hash(backbone: Backbone) -> str:
+    """Return a hash of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_frozen(config: JobConfig, hparams: Hparams, dataset: MultipleDomainDataset) -> None:
+    """Raise UsageError if the job cannot have a frozen backbone."""
+    if not hparams["pretrained"]:
+        raise UsageError('a frozen backbone requires pretrained weights; remove "frozen": true or "pretrained": false')
+    if not all(isinstance(environment, FileEnvironment) for environment in dataset):
+        raise UsageError(f'"frozen": true requires photographs, which {config.dataset} does not have')
+    if config.on_bad_image != "error":
+        raise UsageError(
+            '"frozen": true cannot replace broken images (--on_bad_image skip); list them in leave_out.txt '
+            "(scripts.download --verify --write_leave_out)"
+        )
+    if hparams["feature_dtype"] not in DTYPES:
+        raise UsageError(f"feature_dtype must be one of {', '.join(DTYPES)}, not {hparams['feature_dtype']!r}")
+
+
+def without_extraction(config: JobConfig, hparams: Hparams, dataset: MultipleDomainDataset) -> FeatureDataset:
+    """Return the dataset of a job with a frozen backbone, with the shape of its features but without the features.
+
+    Raises:
+        UsageError: the job cannot have a frozen backbone.
+    """
+    check_frozen(config, hparams, dataset)
+    with without_weights(), torch.device("meta"):
+        backbone = Backbone(dataset.input_shape[0], hparams)
+    return FeatureDataset(dataset, dataset.environments, backbone.n_outputs)
+
+
+def accept_images(model: Algorithm, hparams: Hparams, weights_dir: str | None, weights: str) -> None:
+    """Make a model that was trained on features also predict from images, whose features it extracts first.
+
+    Args:
+        model: the model; `predict` then accepts features [n, n_features] or normalized images [n, channels, 224, 224].
+        hparams: the hyperparameters of its job.
+        weights_dir: the folder of the backbone's weights; ignored if it does not exist.
+        weights: the hash of the weights that extracted the features (`weights_hash`).
+    """
+    predict_from_features = model.predict
+    folder = weights_dir if weights_dir and Path(weights_dir).is_dir() else None
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 2:
+            return predict_from_features(x)
+        backbone = frozen_backbone(hparams, folder, x.shape[1])  # only now, because features do not require it
+        if weights_hash(backbone) != weights:
+            raise UsageError(
+                f"the weights of {backbone_name(hparams)} on this machine are not those that the model was trained with"
+            )
+        with torch.no_grad():
+            features = backbone.to(x.device)(x)
+        return predict_from_features(features)
+
+    model.predict = predict  # type: ignore[method-assign]
+
+
+def feature_folder(config: JobConfig) -> Path:
+    """Return the folder of the store: in `--cache` or, by default, in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "domainbed")
+    return Path(config.cache or default) / "features"
+
+
+def extract_features(
+    config: JobConfig,
+    hparams: Hparams,
+    dataset: MultipleDomainDataset,
+    device: torch.device,
+    check_stop: Callable[[], None] = lambda: None,
+) -> FeatureDataset:
+    """Return the dataset with the features of its images, which are extracted unless the store has them.
+
+    The features of augmented views are extracted only for training environments.
+
+    Raises:
+        UsageError: an image or the weights cannot be read, or the store is full.
+    """
+    check_frozen(config, hparams, dataset)
+    backbone = frozen_backbone(hparams, config.weights_dir, dataset.input_shape[0])
+    files: list[FeatureFile] = []
+    extractors: list[Extract] = []
+    n_views: list[int] = []
+    for environment, name in zip(dataset, config.environment_names(), strict=True):
+        assert isinstance(environment, FileEnvironment)
+        folder = os.path.realpath(environment.folder)  # so that the same files always have the same features
+        paths = [f"{folder}/{file}" for file in environment.files]
+        feed = PhotoFeed(
+            [PhotoEnvironment(FileImages(paths), paths, environment.labels, np.zeros(len(paths), np.int8))],
+            dataset.input_shape[1:],
+            device,
+            workers=0,
+        )
+        key = (fingerprint(paths), str(tuple(dataset.input_shape)), weights_hash(backbone))
+        views = 1 + (hparams["feature_views"] if environment.is_augmented else 0)
+        n_views.append(views)
+        for view in range(views):
+            stem = f"{config.dataset}-{name}-{backbone_name(hparams)}-view{view}"
+            files.append(
+                FeatureFile(
+                    feature_folder(config),
+                    stem.replace("/", "_"),
+                    (*key, str(view)),
+                    len(paths),
+                    backbone.n_outputs,
+                    hparams["feature_dtype"],
+                )
+            )
+            extractors.append(partial(_extract, backbone, feed, device, view, check_stop))
+    features = iter(fill(files, extractors, config.cache_gb, check_stop))
+    environments = [
+        FeatureEnvironment([next(features) for _ in range(views)], environment.labels)
+        for environment, views in zip(dataset, n_views, strict=True)
+    ]
+    return FeatureDataset(dataset, environments, backbone.n_outputs)
+
+
+@torch.no_grad()
+def _extract(
+    backbone: Backbone,
+    feed: PhotoFeed,
+    device: torch.device,
+    view: int,
+    check_stop: Callable[[], None],
+    start: int,
+    stop: int,
+) -> np.ndarray:
+    """Return the features of the images start, …, stop - 1; view 0 is the image, the others are augmented."""
+    size = 1 if device.type == "cpu" else BATCH_SIZE
+    key = seed_hash("feature_views", view) if view else None
+    requests = [
+        [Request(0, np.arange(first, min(first + size, stop)), key, first)] for first in range(start, stop, size)
+    ]
+    network = backbone.to(device)
+    rows = []
+    for [(x, _)] in feed.batches(requests):
+        check_stop()
+        rows.append(network(x).cpu())
+    return torch.cat(rows).numpy()

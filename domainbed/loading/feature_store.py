@@ -1,0 +1,207 @@
+"""The store of features that a frozen network extracts from images: one file per environment, network and view.
+
+A file is computed in chunks, by all jobs that need it, on one or several machines, and assembled when the last chunk is
+complete. A killed job loses the chunk that it was computing.
+"""
+
+import glob
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from domainbed.errors import UsageError
+from domainbed.files import atomic_write, open_regular, read_regular
+
+CHUNK_IMAGES = 128
+POLL = 0.5  # seconds between looks at chunks that other jobs are computing
+BLOCK = 1 << 24  # bytes per read of a checksum
+
+# (start, stop) -> features of the images start, …, stop - 1: float [stop - start, n_features]
+Extract = Callable[[int, int], np.ndarray]
+
+_verified: set[tuple[str, int, int]] = set()  # path, size and modification time of files with a correct checksum
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """The features of the images of one environment: raw numbers [n_images, n_features], and their CRC-32.
+
+    Attributes:
+        folder: the folder of the store.
+        stem: the readable part of the file's name.
+        key: everything that determines the features; its hash is part of the file's name.
+        n_images, n_features: the shape.
+        dtype: "float32" or "float16".
+    """
+
+    folder: Path
+    stem: str
+    key: tuple[str, ...]
+    n_images: int
+    n_features: int
+    dtype: str
+
+    @property
+    def path(self) -> Path:
+        words = (*self.key, str(self.n_images), str(self.n_features), self.dtype)
+        return self.folder / f"{self.stem}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:16]}.features"
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_images * self.n_features * np.dtype(self.dtype).itemsize
+
+    def open(self) -> np.ndarray | None:
+        """Return the features [n_images, n_features], memory-mapped; None if they are missing or damaged."""
+        try:
+            with open_regular(self.path) as file:
+                stat = os.fstat(file.fileno())
+                identity = (str(self.path), stat.st_size, stat.st_mtime_ns)
+                if stat.st_size != self.n_bytes + 4 or not (
+                    identity in _verified or _has_valid_checksum(file, self.n_bytes)
+                ):
+                    return None
+                _verified.add(identity)
+                # Mode "c" (copy on write), because torch requires writable memory.
+                return np.memmap(file, self.dtype, mode="c", shape=(self.n_images, self.n_features))
+        except OSError:
+            return None
+
+    def chunk_path(self, index: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{index}")
+
+    def n_chunks(self) -> int:
+        return -(-self.n_images // CHUNK_IMAGES)
+
+    def read_chunk(self, index: int) -> bytes | None:
+        """Return a chunk of the file, or None if it is missing or damaged."""
+        n = min(CHUNK_IMAGES, self.n_images - index * CHUNK_IMAGES)
+        size = n * self.n_features * np.dtype(self.dtype).itemsize
+        try:
+            content = read_regular(self.chunk_path(index), size + 4)
+        except OSError:
+            return None
+        is_valid = len(content) == size + 4 and _checksum(content[:size]) == content[size:]
+        return content[:size] if is_valid else None
+
+
+def fill(
+    files: Sequence[FeatureFile],
+    extractors: Sequence[Extract],
+    limit_gb: float,
+    check_stop: Callable[[], None] = lambda: None,
+) -> list[np.ndarray]:
+    """Return the features of each file, after computing those that are missing.
+
+    Args:
+        files: the files of one store.
+        extractors: for each file, the function that computes it.
+        limit_gb: the maximum size of the store in GiB, including other files.
+        check_stop: called before each image; an exception that it raises ends the computation, which a later call
+            continues.
+
+    Raises:
+        UsageError: the files do not fit.
+        OSError: a file cannot be written.
+    """
+    missing = [(file, extract) for file, extract in zip(files, extractors, strict=True) if file.open() is None]
+    if missing:
+        folder = files[0].folder
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, [file for file, _ in missing], limit_gb)
+        with tqdm(
+            total=sum(file.n_images for file, _ in missing), desc="extracting features", unit="image", disable=None
+        ) as bar:
+            for file, extract in missing:
+                _compute(file, extract, bar, check_stop)
+    opened = [file.open() for file in files]
+    for file, features in zip(files, opened, strict=True):
+        if features is None:
+            raise UsageError(f"{file.path} disappeared or was damaged while it was being used; run the job again")
+    return [features for features in opened if features is not None]
+
+
+def _compute(file: FeatureFile, extract: Extract, bar: tqdm, check_stop: Callable[[], None]) -> None:
+    """Compute the chunks of a file that no other job is computing, until all are complete, and assemble them."""
+    lock_path = file.path.with_name(f"{file.path.name}.lock")
+    with FileLock(lock_path):
+        if file.open() is None:
+            file.path.unlink(missing_ok=True)  # damaged
+    remaining = set(range(file.n_chunks()))
+    while remaining:
+        n_before = len(remaining)
+        for index in sorted(remaining):
+            check_stop()
+            if file.read_chunk(index) is not None or file.path.exists() or _compute_chunk(file, index, extract):
+                remaining.discard(index)
+                bar.update(min(CHUNK_IMAGES, file.n_images - index * CHUNK_IMAGES))
+        if len(remaining) == n_before:  # other jobs are computing all of them
+            time.sleep(POLL)
+    with FileLock(lock_path):
+        if file.open() is None:
+            _assemble(file)
+        for path in file.folder.glob(f"{glob.escape(file.path.name)}.*"):  # chunks, their locks, partial files
+            if path != lock_path:
+                path.unlink(missing_ok=True)
+
+
+def _compute_chunk(file: FeatureFile, index: int, extract: Extract) -> bool:
+    """Compute a chunk and return True, or return False if another job is computing it."""
+    path = file.chunk_path(index)
+    try:
+        with FileLock(path.with_name(f"{path.name}.lock"), timeout=0):
+            if file.read_chunk(index) is None:
+                start = index * CHUNK_IMAGES
+                features = extract(start, min(start + CHUNK_IMAGES, file.n_images))
+                content = np.ascontiguousarray(features, dtype=file.dtype).tobytes()
+                with atomic_write(path) as output:
+                    output.write(content + _checksum(content))
+    except Timeout:
+        return False
+    return True
+
+
+def _assemble(file: FeatureFile) -> None:
+    """Write the file from its chunks. The caller holds its lock."""
+    crc = 0
+    with atomic_write(file.path) as output:
+        for index in range(file.n_chunks()):
+            content = file.read_chunk(index)
+            if content is None:
+                raise UsageError(f"{file.chunk_path(index)} disappeared or was damaged; run the job again")
+            crc = zlib.crc32(content, crc)
+            output.write(content)
+        output.write(crc.to_bytes(4, "big"))
+
+
+def _check_room(folder: Path, missing: Sequence[FeatureFile], limit_gb: float) -> None:
+    with os.scandir(folder) as entries:
+        used = sum(entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False))
+    needed = sum(file.n_bytes for file in missing)
+    if used + needed > limit_gb * 2**30:
+        raise UsageError(
+            f"{needed / 2**30:.2f} GiB of features do not fit in {folder}, which contains {used / 2**30:.2f} GiB; "
+            f"increase --cache_gb (now {limit_gb:g}) or delete files there"
+        )
+
+
+def _has_valid_checksum(file: BinaryIO, n_bytes: int) -> bool:
+    """Return whether the first `n_bytes` of a file are followed by their checksum."""
+    crc = 0
+    while n_bytes:
+        if not (block := file.read(min(n_bytes, BLOCK))):
+            return False
+        crc, n_bytes = zlib.crc32(block, crc), n_bytes - len(block)
+    return file.read() == crc.to_bytes(4, "big")
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(4, "big")

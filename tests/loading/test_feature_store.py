@@ -1,0 +1,212 @@
+"""Tests of the store of features: contents, killed and simultaneous processes, damage, limits, full disks."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from domainbed.errors import UsageError
+from domainbed.loading import feature_store
+from domainbed.loading.feature_store import CHUNK_IMAGES, FeatureFile, fill
+from tests.processes import wait_until
+
+N_IMAGES, N_FEATURES = 5 * CHUNK_IMAGES // 2, 6  # the last chunk is half full
+GB = 1.0
+
+
+def expected(n: int = N_IMAGES) -> np.ndarray:
+    return np.random.RandomState(0).randn(n, N_FEATURES).astype(np.float32)
+
+
+def feature_file(folder: Path, *key: str, n: int = N_IMAGES, dtype: str = "float32") -> FeatureFile:
+    return FeatureFile(folder, "env [1]*", key or ("key",), n, N_FEATURES, dtype)
+
+
+class Extractor:
+    """Extracts rows of `expected`, and counts calls."""
+
+    def __init__(self, values: np.ndarray | None = None) -> None:
+        self.values = expected() if values is None else values
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        self.calls.append((start, stop))
+        return self.values[start:stop]
+
+
+def test_features_are_extracted_once(tmp_path: Path):
+    first, second = Extractor(), Extractor()
+    for extractor in (first, second):
+        [features] = fill([feature_file(tmp_path)], [extractor], GB)
+        assert features.tobytes() == expected().tobytes()
+        assert features.shape == (N_IMAGES, N_FEATURES)
+    assert first.calls == [(0, 128), (128, 256), (256, 320)]
+    assert second.calls == []
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [feature_file(tmp_path).path.name, f"{feature_file(tmp_path).path.name}.lock"]
+
+
+def test_features_are_memory_mapped_and_private(tmp_path: Path):
+    [features] = fill([feature_file(tmp_path)], [Extractor()], GB)
+    assert isinstance(features, np.memmap)
+    features[:] = 0
+    [again] = fill([feature_file(tmp_path)], [Extractor()], GB)
+    assert again.tobytes() == expected().tobytes()
+
+
+def test_half_precision_rounds(tmp_path: Path):
+    [features] = fill([feature_file(tmp_path, dtype="float16")], [Extractor()], GB)
+    assert features.tobytes() == expected().astype(np.float16).tobytes()
+
+
+def test_each_key_shape_and_type_has_a_file_of_its_own(tmp_path: Path):
+    files = [
+        feature_file(tmp_path, "resnet50"),
+        feature_file(tmp_path, "vit"),
+        feature_file(tmp_path, "resnet50", "1"),
+        feature_file(tmp_path, "resnet50", n=N_IMAGES - 1),
+        feature_file(tmp_path, "resnet50", dtype="float16"),
+    ]
+    assert len({file.path for file in files}) == len(files)
+    extractors = [Extractor(expected() + i) for i in range(len(files))]
+    for i, features in enumerate(fill(files, extractors, GB)):
+        assert np.array_equal(features, (expected() + i)[: files[i].n_images].astype(files[i].dtype))
+
+
+@pytest.mark.parametrize("position", [0, 1000, -5, -1], ids=str)
+def test_damaged_file_is_extracted_again(tmp_path: Path, position: int):
+    file = feature_file(tmp_path)
+    fill([file], [Extractor()], GB)
+    content = bytearray(file.path.read_bytes())
+    content[position] ^= 1
+    file.path.write_bytes(content)
+    extractor = Extractor()
+    [features] = fill([file], [extractor], GB)
+    assert features.tobytes() == expected().tobytes()
+    assert len(extractor.calls) == 3
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, N_IMAGES * N_FEATURES * 4, N_IMAGES * N_FEATURES * 4 + 5])
+def test_file_of_another_size_is_extracted_again(tmp_path: Path, size: int):
+    file = feature_file(tmp_path)
+    fill([file], [Extractor()], GB)
+    os.truncate(file.path, size)
+    assert fill([file], [Extractor()], GB)[0].tobytes() == expected().tobytes()
+
+
+def test_checksum_covers_files_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for n in range(1, 9):
+        for block in range(1, 8):
+            monkeypatch.setattr(feature_store, "BLOCK", block)
+            monkeypatch.setattr(feature_store, "_verified", set())
+            file = FeatureFile(tmp_path, "x", (str(block),), n, 1, "float16")
+            values = np.arange(n, dtype=np.float16)[:, None]
+            assert np.array_equal(fill([file], [lambda start, stop, v=values: v[start:stop]], GB)[0], values)
+            content = bytearray(file.path.read_bytes())
+            content[n % len(content)] ^= 128
+            file.path.write_bytes(content)
+            assert file.open() is None
+
+
+def test_damaged_chunk_is_extracted_again(tmp_path: Path):
+    file = feature_file(tmp_path)
+    with pytest.raises(RuntimeError):
+        fill([file], [fail_at(256)], GB)
+    content = bytearray(file.chunk_path(0).read_bytes())
+    content[7] ^= 1
+    file.chunk_path(0).write_bytes(content)
+    extractor = Extractor()
+    assert fill([file], [extractor], GB)[0].tobytes() == expected().tobytes()
+    assert extractor.calls == [(0, 128), (256, 320)]
+
+
+def fail_at(first: int, error: Exception | None = None):
+    def extract(start: int, stop: int) -> np.ndarray:
+        if start >= first:
+            raise error or RuntimeError("stop")
+        return expected()[start:stop]
+
+    return extract
+
+
+def test_stop_keeps_complete_chunks(tmp_path: Path):
+    file, n_checks = feature_file(tmp_path), 0
+
+    def check_stop() -> None:
+        nonlocal n_checks
+        n_checks += 1
+        if n_checks > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill([file], [Extractor()], GB, check_stop)
+    extractor = Extractor()
+    fill([file], [extractor], GB)
+    assert extractor.calls == [(256, 320)]
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from tests.loading.test_feature_store import GB, expected, feature_file, fill
+
+folder, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+
+def extract(start, stop):
+    with open(log, "a") as file:
+        file.write(f"{start}\\n")
+    time.sleep(seconds)
+    return expected()[start:stop]
+
+assert fill([feature_file(folder)], [extract], GB)[0].tobytes() == expected().tobytes()
+"""
+
+
+def start_process(folder: Path, log: Path, seconds: float) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(log), str(seconds)])
+
+
+def read_log(log: Path) -> list[int]:
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def test_killed_process_is_continued(tmp_path: Path):
+    log, folder = tmp_path / "log", tmp_path / "store"
+    process = start_process(folder, log, 0.2)
+    wait_until(lambda: len(read_log(log)) == 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    extractor = Extractor()
+    assert fill([feature_file(folder)], [extractor], GB)[0].tobytes() == expected().tobytes()
+    assert extractor.calls == [(128, 256), (256, 320)]
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_simultaneous_processes_share_the_chunks(tmp_path: Path):
+    log, folder = tmp_path / "log", tmp_path / "store"
+    processes = [start_process(folder, log, 0.5) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert sorted(read_log(log)) == [0, 128, 256]
+
+
+def test_full_disk_keeps_complete_chunks(tmp_path: Path):
+    file = feature_file(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        fill([file], [fail_at(128, OSError(errno.ENOSPC, "No space left on device"))], GB)
+    extractor = Extractor()
+    assert fill([file], [extractor], GB)[0].tobytes() == expected().tobytes()
+    assert extractor.calls == [(128, 256), (256, 320)]
+
+
+def test_store_is_bounded(tmp_path: Path):
+    file, other = feature_file(tmp_path, "a"), feature_file(tmp_path, "b")
+    limit = 1.5 * file.n_bytes / 2**30
+    fill([file], [Extractor()], limit)
+    with pytest.raises(UsageError, match=r"increase --cache_gb \(now .*\) or delete files there"):
+        fill([other], [Extractor()], limit)
+    assert not other.path.exists()
