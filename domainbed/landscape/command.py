@@ -120,7 +120,8 @@ def measure_run(options: LandscapeOptions) -> None:
     output_dir = make_output_dir(options, model.parent)
     landscape = measure(options, model, with_slices=options.slices)
     stem = "landscape" if model.name == MODEL_FILE else f"landscape-{model.stem}"
-    written = write(output_dir, stem, to_json(landscape), {"": [landscape]})
+    title = f"{landscape.config.algorithm} on {landscape.config.dataset}"
+    written = write(output_dir, stem, to_json(landscape), {"": [landscape]}, title)
     print(format_landscape(landscape))
     print(written)
 
@@ -197,7 +198,8 @@ def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: P
             "side_by_side": non_finite_to_none(comparison.to_dict("records")),
             "runs": {algorithm: [to_json(trial) for trial in trials] for algorithm, trials in landscapes.items()},
         }
-        written = write(output_dir, file_stem(["landscape", dataset, test_env]), content, landscapes)
+        stem = file_stem(["landscape", dataset, test_env])
+        written = write(output_dir, stem, content, landscapes, f"{dataset}, test {test_env}")
         lines += [
             format_comparison(comparison),
             "mean +/- standard error over trials; averaged over pairs of training domains unless noted; *: damped",
@@ -234,15 +236,15 @@ def measure(options: LandscapeOptions, model: Path, with_slices: bool) -> "Lands
 
 
 def write(
-    output_dir: Path, stem: str, content: Mapping[str, Any], landscapes: Mapping[str, Sequence["Landscape"]]
+    output_dir: Path, stem: str, content: Mapping[str, Any], landscapes: Mapping[str, Sequence["Landscape"]], title: str
 ) -> str:
-    """Write the JSON file and the plots. Return a message that says where they are."""
+    """Write the JSON file and the plots, whose titles end with `title`. Return a message that says where they are."""
     from domainbed.landscape.plots import landscape_figures
     from domainbed.reporting.plots import save_figure
 
     with atomic_write(output_dir / f"{stem}.json") as file:
         file.write(json.dumps(content, indent=1, allow_nan=False).encode())
-    for name, caption, figure in landscape_figures(landscapes):
+    for name, caption, figure in landscape_figures(landscapes, title):
         save_figure(figure, output_dir, f"{stem}-{name}", caption)
     return f"\nWrote {output_dir / stem}.json and plots (PNG, PDF) next to it.\n"
 

@@ -22,22 +22,29 @@ from domainbed.reporting.plots.style import (
     set_step_ticks,
 )
 
-if TYPE_CHECKING:  # imports torch
+if TYPE_CHECKING:
+    import torch
+
     from domainbed.landscape.measure import Landscape
 
 CONTOUR_RISES = (0.02, 0.1, 0.5, 2.0)  # increases of the risk at which a plane's contours are drawn
+LEVEL_FONT_SIZE = 6  # of the labels of contours
 DOMAINS_TITLE = "domain, [not trained on]"
 
 
-def landscape_figures(landscapes: "Mapping[str, Sequence[Landscape]]") -> Iterator[tuple[str, str, Figure]]:
+def landscape_figures(
+    landscapes: "Mapping[str, Sequence[Landscape]]", title: str = ""
+) -> Iterator[tuple[str, str, Figure]]:
     """Plot the landscape of one model, or compare those of several algorithms.
 
     Args:
         landscapes: the landscapes of each algorithm, one per trial; slices are drawn for the first trial only.
+        title: the runs that the figures show, which ends their titles.
 
     Yields:
         The stem of the file name, the caption, and the figure.
     """
+    end = f", {title}" if title else ""
     first_trials = {algorithm: trials[0] for algorithm, trials in landscapes.items()}
     labels = list(dict.fromkeys(label for landscape in first_trials.values() for label in landscape.labels))
     styles = {label: make_style(i) for i, label in enumerate(labels)}
@@ -45,15 +52,17 @@ def landscape_figures(landscapes: "Mapping[str, Sequence[Landscape]]") -> Iterat
         caption = (
             "Each domain's risk along lines through the trained weights (at 0): a filter-normalized random direction, "
             "shared by all domains, and the leading curvature directions of the training domains' risks, scaled to "
-            "the norm of the weights. [ ]: not trained on."
+            "the norm of the weights, with the sign for which the training domains' mean risk is higher on the right. "
+            "[ ]: not trained on."
         )
-        yield "lines", caption, plot_lines(first_trials, styles)
+        yield "lines", caption, plot_lines(first_trials, styles, f"Risk along lines through the weights{end}")
         rises = ", ".join(f"{rise:g}" for rise in CONTOUR_RISES)
         caption = (
             f"Each domain's risk in planes through the trained weights (cross). Contours mark increases of the risk by "
-            f"{rises}; thicker lines are higher."
+            f"{rises}; thicker lines are higher. Curvature directions have the signs for which the training domains' "
+            "mean risk is higher on the right, and at the top."
         )
-        yield "planes", caption, plot_planes(first_trials, styles)
+        yield "planes", caption, plot_planes(first_trials, styles, f"Risk in planes through the weights{end}")
     if len(landscapes) > 1:
         rows = [{"series": name, **landscape.summary()} for name, trials in landscapes.items() for landscape in trials]
         caption = (
@@ -70,51 +79,56 @@ def landscape_figures(landscapes: "Mapping[str, Sequence[Landscape]]") -> Iterat
         caption = "Squared distances between domains, one point per pair. [ ]: not trained on."
     frame = pd.DataFrame(rows)
     series = dict.fromkeys(frame["series"])
-    yield "distances", caption, plot_distances(frame, {name: make_style(i) for i, name in enumerate(series)})
+    series_styles = {name: make_style(i) for i, name in enumerate(series)}
+    yield "distances", caption, plot_distances(frame, series_styles, f"Distances between domains{end}")
 
 
 @print_style
-def plot_lines(landscapes: "Mapping[str, Landscape]", styles: Mapping[str, Style]) -> Figure:
-    """Plot the risk along lines: one panel per model and direction, one line per domain.
+def plot_lines(landscapes: "Mapping[str, Landscape]", styles: Mapping[str, Style], title: str = "") -> Figure:
+    """Plot the risk along lines: one panel per model and direction, one line per domain, on the same axes.
 
     Args:
         landscapes: the landscape of each model.
         styles: the style of each domain label.
     """
     lines = [
-        (model, direction, landscape.labels, landscape.slices.line_positions, risks.numpy())
+        (model, direction, landscape.labels, landscape.slices.line_positions, _oriented(landscape, direction, risks))
         for model, landscape in landscapes.items()
         if landscape.slices
         for direction, risks in landscape.slices.lines.items()
     ]
-    figure, axes = make_panels(len(lines), "", 1.5, "Along the direction")
+    n_directions = len({direction for _, direction, *_ in lines})
+    columns = n_directions if n_directions <= 3 else 0  # one row per model
+    figure, axes = make_panels(len(lines), title, 1.5, "Along the direction", share="y", columns=columns)
     for (model, direction, labels, positions, risks), ax in zip(lines, axes, strict=True):
         for label, risk in zip(labels, risks, strict=True):
             ax.plot(positions, risk, color=styles[label].color, linestyle=styles[label].line, linewidth=1.2)
         ax.axvline(0, color="0.6", linewidth=0.6, zorder=1)
         ax.set_title(_panel_title(model, direction))
-        if spans_decades(risks.ravel().tolist()):
-            set_log_scale(ax.yaxis, risks.ravel().tolist())
+    values = np.concatenate([risks.ravel() for *_, risks in lines])
+    values = values[np.isfinite(values)]
+    if spans_decades(values):
+        set_log_scale(axes[0].yaxis, values)
     figure.supylabel("Risk")
     add_legend(figure, [(label_text(label), legend_line(style)) for label, style in styles.items()], DOMAINS_TITLE)
     return figure
 
 
 @print_style
-def plot_planes(landscapes: "Mapping[str, Landscape]", styles: Mapping[str, Style]) -> Figure:
-    """Plot the contours of all domains' risks: one panel per model and plane.
+def plot_planes(landscapes: "Mapping[str, Landscape]", styles: Mapping[str, Style], title: str = "") -> Figure:
+    """Plot the contours of all domains' risks, labeled with the increase: one panel per model and plane.
 
     Args:
         landscapes: the landscape of each model.
         styles: the style of each domain label.
     """
     planes = [
-        (model, plane, landscape, landscape.slices.plane_positions.numpy(), risks.numpy())
+        (model, plane, landscape, landscape.slices.plane_positions.numpy(), _oriented(landscape, plane, risks))
         for model, landscape in landscapes.items()
         if landscape.slices
         for plane, risks in landscape.slices.planes.items()
     ]
-    figure, axes = make_panels(len(planes), "", 2.0, "First direction")
+    figure, axes = make_panels(len(planes), title, 2.0, "First direction", columns=2)
     for (model, plane, landscape, positions, risks), ax in zip(planes, axes, strict=True):
         for label, statistics, risk in zip(landscape.labels, landscape.statistics, risks, strict=True):
             style = styles[label]
@@ -122,10 +136,13 @@ def plot_planes(landscapes: "Mapping[str, Landscape]", styles: Mapping[str, Styl
                 level = statistics.risk + rise
                 if risk.min() < level < risk.max():
                     line: dict[str, Any] = {"colors": style.color, "linestyles": [style.line], "linewidths": 0.4 * i}
-                    ax.contour(positions, positions, risk.T, [level], **line)
+                    contour = ax.contour(positions, positions, risk.T, [level], **line)
+                    ax.clabel(contour, fmt={level: f"+{rise:g}"}, fontsize=LEVEL_FONT_SIZE)
         ax.plot([0], [0], marker="+", color="black", markersize=5)
         ax.set_title(_panel_title(model, plane))
         ax.set_aspect("equal")
+        ax.set_xticks((-1, 0, 1))
+        ax.set_yticks((-1, 0, 1))
         ax.set_xlim(positions[0], positions[-1])  # a panel without contours would have other limits
         ax.set_ylim(positions[0], positions[-1])
     figure.supylabel("Second direction")
@@ -133,8 +150,24 @@ def plot_planes(landscapes: "Mapping[str, Landscape]", styles: Mapping[str, Styl
     return figure
 
 
+def _oriented(landscape: "Landscape", direction: str, risks: "torch.Tensor") -> np.ndarray:
+    """Return the risks on a line [domains, points] or in a plane [domains, points, points] as they are drawn.
+
+    The sign of a curvature direction is arbitrary. It is drawn so that the training domains' mean risk is higher on the
+    positive side than on the negative one, on average. The signs of random directions are the same for all models.
+    """
+    oriented = risks.numpy()
+    if not direction.startswith("random"):
+        training = oriented[: landscape.n_training].mean(axis=0)
+        for axis in range(training.ndim):
+            negative, positive = np.split(np.moveaxis(training, axis, 0), [training.shape[axis] // 2])
+            if negative.mean() > positive[1:].mean():
+                oriented = np.flip(oriented, axis + 1)
+    return oriented
+
+
 @print_style
-def plot_distances(frame: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
+def plot_distances(frame: pd.DataFrame, styles: Mapping[str, Style], title: str = "") -> Figure:
     """Plot distances and inconsistency scores: one panel per quantity, one point per row.
 
     Args:
@@ -142,18 +175,18 @@ def plot_distances(frame: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
         styles: the style of each series, in order.
     """
     scores = [c for c in map(str, frame) if c.startswith("inconsistency") and frame[c].notna().any()]
-    titles = {name: title.capitalize() for name, title in QUANTITIES.items() if name in frame} | {
+    titles = {name: quantity.capitalize() for name, quantity in QUANTITIES.items() if name in frame} | {
         name: "Score, " + name.removeprefix("inconsistency, ").replace(" domains, ", "\n") for name in scores
     }
-    figure, axes = make_panels(len(titles), "", 1.35)
-    for (name, title), ax in zip(titles.items(), axes, strict=True):
+    figure, axes = make_panels(len(titles), title, 1.35)
+    for (name, panel_title), ax in zip(titles.items(), axes, strict=True):
         for x, (series, style) in enumerate(styles.items()):
             values = frame[name][frame["series"] == series].dropna()
             ax.plot([x] * len(values), values, color=style.color, marker=style.marker, linestyle="", markersize=4)
         values = frame[name].dropna()
         if spans_decades(values):
             set_log_scale(ax.yaxis, values)
-        ax.set_title(title)
+        ax.set_title(panel_title)
         ax.set_xticks([])
         ax.set_xlim(-0.6, len(styles) - 0.4)
     figure.supylabel("|a - b|², score")
@@ -180,6 +213,7 @@ def plot_distances_over_training(records: pd.DataFrame, styles: Mapping[str, Sty
     records = records[["algorithm", "folder", "step"]].join(positive).dropna(subset=[*titles], how="all")
     if not titles or records.empty:
         return None
+    title = f"Distances between domains over training, {title}" if title else ""
     figure, axes = make_panels(len(titles), title, 1.5, "Training step")
     algorithms = [algorithm for algorithm in styles if (records["algorithm"] == algorithm).any()]
     for (name, panel_title), ax in zip(titles.items(), axes, strict=True):

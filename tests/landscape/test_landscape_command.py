@@ -34,7 +34,7 @@ def finished_jobs(sweep_dir: Path) -> list[Path]:
 
 
 def run_without_plots(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("domainbed.landscape.plots.landscape_figures", lambda landscapes: ())
+    monkeypatch.setattr("domainbed.landscape.plots.landscape_figures", lambda landscapes, title: ())
     main([*args, "--no_slices"])
 
 

@@ -23,7 +23,7 @@ from domainbed.landscape import PREFIX, QUANTITIES, slices
 from domainbed.landscape.distances import pair_distances
 from domainbed.landscape.inconsistency import diagonal_ratios, inconsistency_score
 from domainbed.landscape.measure import Landscape, measure_landscape, to_json
-from domainbed.landscape.plots import landscape_figures, plot_distances, plot_distances_over_training
+from domainbed.landscape.plots import CONTOUR_RISES, landscape_figures, plot_distances, plot_distances_over_training
 from domainbed.landscape.slices import LINE_POINTS
 from domainbed.landscape.tables import compare_algorithms, format_comparison, format_landscape
 from domainbed.reporting.plots import write_figure
@@ -187,9 +187,16 @@ def test_plots_of_one_model_and_of_two(landscape: Landscape):
         assert list(figures) == ["lines", "planes", "distances"]
         panels = figures["lines"].axes
         assert len(panels) == 3 * n
-        for ax, risks in zip(panels, [*landscape.slices.lines.values()] * n, strict=True):
-            drawn = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) == LINE_POINTS]
-            np.testing.assert_allclose(drawn, risks.numpy())
+        assert len({ax.get_ylim() for ax in panels}) == 1
+        for ax, (direction, risks) in zip(panels, [*landscape.slices.lines.items()] * n, strict=True):
+            drawn = np.array([line.get_ydata() for line in ax.lines if len(line.get_xdata()) == LINE_POINTS])
+            training = drawn[: landscape.n_training].mean(axis=0)
+            half = LINE_POINTS // 2
+            if direction.startswith("random"):
+                np.testing.assert_allclose(drawn, risks.numpy())
+            else:
+                assert training[:half].mean() <= training[-half:].mean()
+                assert np.allclose(drawn, risks.numpy()) or np.allclose(drawn[:, ::-1], risks.numpy())
         assert len(figures["planes"].axes) == 2 * n
         assert len(figures["distances"].axes) == (4 if n == 1 else 8)
         for figure in figures.values():
@@ -203,6 +210,33 @@ def test_plots_of_one_model_and_of_two(landscape: Landscape):
     single = replace(without_slices, n_training=1, scores={k: v for k, v in landscape.scores.items() if k[0] == "all"})
     ((_, _, figure),) = landscape_figures({"ERM": [single], "Fishr": [single]})
     assert [ax.get_title() for ax in figure.axes] == ["Score, all\nexact", "Score, all\ndiagonal"]
+
+
+def test_sign_of_curvature_directions_does_not_change_the_plots(landscape: Landscape):
+    def flipped(risks: dict[str, torch.Tensor], axes: list[int]) -> dict[str, torch.Tensor]:
+        return {name: r if name.startswith("random") else r.flip(axes) for name, r in risks.items()}
+
+    slices = landscape.slices
+    lines, planes = flipped(slices.lines, [1]), flipped(slices.planes, [1, 2])
+    other = replace(landscape, slices=replace(slices, lines=lines, planes=planes))
+    drawn = []
+    for shown in (landscape, other):
+        figures = {stem: figure for stem, _, figure in landscape_figures({"ERM": [shown]}, "Digits, test -90%")}
+        ys = [line.get_ydata() for ax in figures["lines"].axes for line in ax.lines]
+        contours = [path.vertices for ax in figures["planes"].axes for c in ax.collections for path in c.get_paths()]
+        drawn.append([ys, contours])
+        labels = {text.get_text() for ax in figures["planes"].axes for text in ax.texts}
+        assert labels
+        assert labels <= {f"+{rise:g}" for rise in CONTOUR_RISES}
+        assert {stem: figure.get_suptitle() for stem, figure in figures.items()} == {
+            "lines": "Risk along lines through the weights, Digits, test -90%",
+            "planes": "Risk in planes through the weights, Digits, test -90%",
+            "distances": "Distances between domains, Digits, test -90%",
+        }
+    for first, second in zip(*drawn, strict=True):
+        assert len(first) == len(second) > 0
+        for a, b in zip(first, second, strict=True):
+            np.testing.assert_allclose(a, b)
 
 
 def test_plots_one_point_per_trial():

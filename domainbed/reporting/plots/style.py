@@ -1,6 +1,7 @@
 """Colors, markers, sizes, panels and legends of the plots, and the functions that write them."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ LineStyle: TypeAlias = tuple[float, tuple[float, ...]]  # offset; lengths of das
 
 FIGURE_WIDTH = 5.5  # inches: the text width of a one-column page; scaled down to a two-column page, text is 4.5 points
 FONT_SIZE = 9  # points
+TITLE_LENGTH = 66  # characters that fit the width of a figure
 DPI = 150  # of PNG files
 FORMATS = ("png", "pdf")
 
@@ -93,20 +95,28 @@ def label_text(name: object, max_length: int = 24) -> str:
     return name.replace("$", r"\$")
 
 
-def make_panels(n: int, title: str, height: float, xlabel: str = "", share: str = "") -> tuple[Figure, list[Axes]]:
-    """Return a figure with n panels, two or three per row, and its axes.
+def set_title(figure: Figure, title: str) -> None:
+    """Set the title of a figure, on up to two lines."""
+    figure.suptitle("\n".join(textwrap.wrap(label_text(title, 2 * TITLE_LENGTH - 10), TITLE_LENGTH)))
+
+
+def make_panels(
+    n: int, title: str, height: float, xlabel: str = "", share: str = "", columns: int = 0
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with n panels and its axes.
 
     Args:
         height: height of a row of three panels, in inches.
         xlabel: label below the lowest panel of each column.
         share: axes that all panels have in common: "x", "y" or "xy".
+        columns: the number of panels per row, at most 3; by default two or three.
     """
-    columns = 2 if n in (2, 4) else min(n, 3)
+    columns = columns or (2 if n in (2, 4) else min(n, 3))
     rows = math.ceil(n / columns)
     if columns < 3:
         height *= 1.25
     figure = Figure(figsize=(FIGURE_WIDTH, rows * height + 0.4))
-    figure.suptitle(label_text(title, 60))
+    set_title(figure, title)
     grid = figure.subplots(rows, columns, sharex="x" in share, sharey="y" in share, squeeze=False).ravel()
     for ax in grid[n:]:
         ax.remove()
