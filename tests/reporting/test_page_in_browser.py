@@ -6,11 +6,14 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from domainbed.reporting import plots
 from domainbed.reporting.cells import RANK
@@ -310,6 +313,37 @@ def test_text_contrast_in_light_and_dark_mode(opened: "Callable[[str], Chrome]")
             ink = luminance(driver.find_element(By.CSS_SELECTOR, element).value_of_css_property("color"))
             assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 4.5
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_plots_are_dark_in_dark_mode(opened: "Callable[[str], Chrome]"):
+    driver = opened("")
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        picture = driver.find_element(By.CSS_SELECTOR, ".gallery img")
+        driver.execute_script("arguments[0].scrollIntoView(); return arguments[0].decode()", picture)
+        with Image.open(BytesIO(picture.screenshot_as_png)) as image:
+            brightness = np.asarray(image.convert("L")).mean()
+        assert brightness > 240 if scheme == "light" else brightness < 40
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_shadow_shows_that_a_table_has_more_columns(opened: "Callable[[str], Chrome]"):
+    driver = opened("")
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        region = driver.find_element(By.CSS_SELECTOR, ".scroll")
+        darkest = []
+        for left in (0, 10_000):
+            driver.execute_script("arguments[0].scrollIntoView(); arguments[0].scrollLeft = arguments[1]", region, left)
+            with Image.open(BytesIO(region.screenshot_as_png)) as image:
+                pixels = np.asarray(image.convert("L"))
+            darkest.append(np.median(pixels[:, -2]))  # a column of pixels at the right edge; most contain no text
+        assert darkest[0] < 200
+        assert darkest[1] > 245
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def luminance(color: str) -> float:
