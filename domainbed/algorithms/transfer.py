@@ -1,4 +1,4 @@
-"""Transfer: quantifying and improving transferability (Zhang, Zhao, Wu and Poupart, NeurIPS 2021)."""
+"""Transfer: quantifying and improving transferability (Zhang, Zhao, Yu and Poupart, NeurIPS 2021)."""
 
 import copy
 
