@@ -18,6 +18,8 @@ from domainbed.sweep.status import JobState
 
 AVERAGES = "Averages"  # the table of averages over datasets
 RANK = "Rank"
+RELATIVE = "vs."  # the difference of AVERAGE from that of another algorithm; printed with the algorithm's name
+SUMMARIES = (AVERAGE, RELATIVE, RANK)  # columns that are no environments and no datasets
 PARTIAL_MARK = "*"
 UNFINISHED_MARK = "~"
 
@@ -30,8 +32,9 @@ class Cell:
         selection: the selection method.
         table: the dataset, or AVERAGES.
         algorithm: the row.
-        column: an environment (in AVERAGES, a dataset), AVERAGE, or RANK.
-        mean: mean test accuracy over trials, in percent (of RANK, the mean rank); NaN if missing.
+        column: an environment (in AVERAGES, a dataset), or one of SUMMARIES.
+        mean: mean test accuracy over trials, in percent (of RELATIVE, the difference; of RANK, the mean rank); NaN if
+            missing.
         standard_error: standard error over trials, in percent; NaN if undefined.
         low, high: bounds of the 95% interval, in percent; NaN if not computed.
         trials: number of trials behind `mean`.
@@ -109,14 +112,14 @@ def environment_numbers(names: Mapping[int, str]) -> dict[str, int]:
 def environment_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
     """Return the names of a dataset's environments: the dataset's own, those in the records, or env0, env1, ….
 
-    Names are unique, and none is AVERAGE. `jobs` is `load.Sweep.jobs`.
+    Names are unique, and none is in SUMMARIES. `jobs` is `load.Sweep.jobs`.
     """
     if dataset in DATASETS and DATASETS[dataset].ENVIRONMENTS:
         return DATASETS[dataset].ENVIRONMENTS
     jobs = jobs[jobs["dataset"] == dataset]
     if recorded := [names for names in jobs["environments"].unique() if names]:
         names = list(recorded[-1])
-        return [f"{name} ({i})" if names.count(name) > 1 or name == AVERAGE else name for i, name in enumerate(names)]
+        return [f"{name} ({i})" if names.count(name) > 1 or name in SUMMARIES else name for i, name in enumerate(names)]
     return [f"env{i}" for i in range(jobs["n_environments"].max() if len(jobs) else 0)]
 
 
@@ -294,3 +297,16 @@ def average_cells(cells: Sequence[Cell]) -> list[Cell]:
         rank = replace(average, column=RANK, mean=ranks.get(algorithm, np.nan), reference=None)
         rows[algorithm] = [*row, average, rank]
     return [cell for row in rows.values() for cell in row]
+
+
+def with_differences(cells: Sequence[Cell], reference: str) -> list[Cell]:
+    """Return the cells, with a cell RELATIVE after each AVERAGE: its mean minus that of the algorithm `reference`."""
+    averages = {cell.table: cell.mean for cell in cells if (cell.algorithm, cell.column) == (reference, AVERAGE)}
+    result = []
+    for cell in cells:
+        result.append(cell)
+        if cell.column == AVERAGE:
+            missing: dict[str, Any] = dict.fromkeys(("standard_error", "low", "high"), np.nan)
+            difference = cell.mean - averages[cell.table]
+            result.append(replace(cell, column=RELATIVE, mean=difference, reference=None, **missing))
+    return result

@@ -11,9 +11,20 @@ from domainbed.algorithms import GROUPS
 from domainbed.errors import UsageError
 from domainbed.model_selection import CLASS_NAMES, SELECTION_METHODS, WITH_PAIRS, resolve_method
 from domainbed.options import check_options, option
-from domainbed.reporting.cells import AVERAGE, AVERAGES, PARTIAL_MARK, RANK, UNFINISHED_MARK, Cell
+from domainbed.reporting.cells import (
+    AVERAGE,
+    AVERAGES,
+    PARTIAL_MARK,
+    RANK,
+    RELATIVE,
+    SUMMARIES,
+    UNFINISHED_MARK,
+    Cell,
+)
+from domainbed.reporting.titles import Titles
 
 MISSING_MARK = "X"
+SINGLE_TRIAL = "n = 1"
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,23 @@ class ReportOptions:
         help="two algorithms to compare: paired difference and probability of improvement, with 95% intervals",
         metavar="ALGORITHM",
     )
+    relative_to: str | None = option(
+        None,
+        help="show how much the averages of the other algorithms differ from those of this one, in a column next to "
+        "them",
+        metavar="ALGORITHM",
+    )
+    rename: tuple[str, ...] = option(
+        (),
+        help="other names to print for algorithms, datasets, environments (if several datasets have one of this name: "
+        "DATASET/ENVIRONMENT) and the columns Avg and Rank, such as 'Fishr=Fishr (ours)'; other options take the old "
+        "names",
+        metavar="OLD=NEW",
+    )
+    cite: bool = option(
+        False,
+        help="LaTeX: cite the papers of algorithms, datasets and model selection; --format bibtex prints their entries",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -72,7 +100,12 @@ class ReportOptions:
 class Table:
     """A table of one selection method: one row per algorithm, one column per environment of the dataset `name`.
 
-    The table called AVERAGES has one column per dataset.
+    The table called AVERAGES has one column per dataset. `name`, `columns` and the keys of `rows` are names in the
+    records; `title`, `headers` and `titles` give the printed ones.
+
+    Attributes:
+        titles: the printed names of algorithms.
+        protocol: the numbers of requested trials and hyperparameter draws, as text.
     """
 
     selection: str
@@ -80,11 +113,36 @@ class Table:
     columns: list[str]
     rows: dict[str, list[Cell]]
     options: ReportOptions
+    titles: Titles
+    protocol: str
+
+    @property
+    def title(self) -> str:
+        return self.titles(self.name)
+
+    @property
+    def headers(self) -> list[str]:
+        """The printed names of the columns."""
+        return [self.format_column(column) for column in self.columns]
+
+    def format_column(self, column: str) -> str:
+        """Return the printed name of a column."""
+        if column == RELATIVE:
+            return f"{RELATIVE} {self.titles(str(self.options.relative_to))}"
+        return self.titles(column) if self.name == AVERAGES else self.titles.environment(self.name, column)
 
     def format_result(self, cell: Cell, plus_minus: str = "+/-") -> str:
-        """Return a cell as text, without its mark: "70.5 +/- 0.4" or "70.5 [69.1, 71.9]"; "X" if missing."""
+        """Return a cell as text, without its mark: "70.5 +/- 0.4" or "70.5 [69.1, 71.9]"; "X" if missing.
+
+        A single trial has no error: "70.5 (n = 1)". A difference has a sign: "+1.3".
+        """
         if cell.is_missing:
             return MISSING_MARK
+        if cell.column == RELATIVE:
+            is_reference = cell.algorithm == self.options.relative_to
+            return "-" if is_reference else format_number(cell.mean, self.options.decimals, "+")
+        if _is_single_trial(cell):
+            return f"{self._rounded(cell.mean)} ({SINGLE_TRIAL})"
         if not np.isnan(cell.low):
             return f"{self._rounded(cell.mean)} [{self._rounded(cell.low)}, {self._rounded(cell.high)}]"
         return self._with_error(cell.mean, cell.standard_error, plus_minus)
@@ -118,24 +176,31 @@ class Table:
     def notes(self) -> list[str]:
         """The notes below the table, one per line: the meaning of marks and columns, and what is missing."""
         notes = []
-        own = [cell for cell in self.cells if cell.column not in (AVERAGE, RANK)]
+        own = [cell for cell in self.cells if cell.column not in SUMMARIES]
         if any(cell.is_missing for cell in self.cells):
             needs = "; this method requires every pair of test environments" if self.selection in WITH_PAIRS else ""
-            counts = _list_counts(cell for cell in own if cell.is_missing)
+            counts = self._list_counts(cell for cell in own if cell.is_missing)
             notes.append(
                 f"{MISSING_MARK}: no run to select from, or an average that includes such a cell{needs}{counts}"
             )
         if any(PARTIAL_MARK in cell.mark for cell in self.cells):
-            counts = _list_counts(cell for cell in own if PARTIAL_MARK in cell.mark)
+            counts = self._list_counts(cell for cell in own if PARTIAL_MARK in cell.mark)
             notes.append(f"{PARTIAL_MARK}: some of the requested runs are not done or not usable{counts}")
         if any(UNFINISHED_MARK in cell.mark for cell in self.cells):
             notes.append(f"{UNFINISHED_MARK}: includes unfinished runs, with their records so far")
-        if any(cell.trials == 1 and not np.isnan(cell.standard_error) for cell in self.cells):
-            notes.append("A standard error of 0 over a single trial carries no information.")
+        if any(map(_is_single_trial, self.cells)):
+            uncertainty = "interval" if self.options.interval == "bootstrap" else "standard error"
+            notes.append(f"{SINGLE_TRIAL}: a single trial, which has no {uncertainty}")
+        if RELATIVE in self.columns:
+            notes.append(
+                f"{self.format_column(RELATIVE)}: {self.format_column(AVERAGE)} minus that of "
+                f"{self.titles(str(self.options.relative_to))}, in percentage points, computed before rounding"
+            )
         if RANK in self.columns:
             ranked = sum(not row[-1].is_missing for row in self.rows.values())
             notes.append(
-                f"{RANK}: mean rank over datasets (1 is best) among the algorithms that have every dataset ({ranked})"
+                f"{self.titles(RANK)}: mean rank over datasets (1 is best) among the algorithms that have every "
+                f"dataset ({ranked})"
             )
         if self.options.interval == "bootstrap":
             column = "dataset" if self.name == AVERAGES else "environment"
@@ -148,8 +213,16 @@ class Table:
             notes.append(f"published: {'; '.join(sources) or 'no results for this table'}")
         return notes
 
+    def _list_counts(self, cells: Iterable[Cell]) -> str:
+        """Return the counts of these cells in parentheses, merging equal ones of an algorithm; "" for no cells."""
+        columns: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for cell in cells:
+            columns[self.titles(cell.algorithm), cell.counts].append(self.format_column(cell.column))
+        texts = [f"{algorithm} {', '.join(names)}: {counts}" for (algorithm, counts), names in columns.items()]
+        return f" ({'; '.join(texts)})" if texts else ""
 
-def make_table(cells: Sequence[Cell], options: ReportOptions) -> Table:
+
+def make_table(cells: Sequence[Cell], options: ReportOptions, titles: Titles, protocol: str) -> Table:
     """Return the table of these cells, which are all cells of one table, row by row."""
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -158,11 +231,17 @@ def make_table(cells: Sequence[Cell], options: ReportOptions) -> Table:
     for i, column in enumerate(columns):
         for cell, place in zip(column, _places(column, options.decimals), strict=True):
             rows[cell.algorithm][i] = replace(cell, place=place)
-    return Table(cells[0].selection, cells[0].table, [column[0].column for column in columns], rows, options)
+    names = [column[0].column for column in columns]
+    return Table(cells[0].selection, cells[0].table, names, rows, options, titles, protocol)
 
 
 def _places(column: Sequence[Cell], decimals: int) -> list[int]:
-    """Return 1 for a column's best cells, 2 for the second best, otherwise 0; cells that print the same are tied."""
+    """Return 1 for a column's best cells, 2 for the second best, otherwise 0; cells that print the same are tied.
+
+    Differences from another algorithm have no places: they would repeat those of the averages.
+    """
+    if column[0].column == RELATIVE:
+        return [0] * len(column)
     numbers = [None if cell.is_missing else float(format_number(cell.mean, decimals)) for cell in column]
     levels = sorted({n for n in numbers if n is not None}, reverse=column[0].column != RANK)
     if len(levels) < 2:
@@ -176,10 +255,6 @@ def format_number(number: float, decimals: int, sign: str = "") -> str:
     return text if float(text) else f"{0:{sign}.{decimals}f}"
 
 
-def _list_counts(cells: Iterable[Cell]) -> str:
-    """Return the counts of these cells in parentheses, merging equal ones of an algorithm; "" for no cells."""
-    columns: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for cell in cells:
-        columns[cell.algorithm, cell.counts].append(cell.column)
-    texts = [f"{algorithm} {', '.join(names)}: {counts}" for (algorithm, counts), names in columns.items()]
-    return f" ({'; '.join(texts)})" if texts else ""
+def _is_single_trial(cell: Cell) -> bool:
+    """Return whether a cell is the mean over a single trial, whose standard error of 0 says nothing."""
+    return cell.trials == 1 and not np.isnan(cell.standard_error)

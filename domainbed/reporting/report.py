@@ -22,11 +22,13 @@ from domainbed.reporting.cells import (
     environment_names,
     frozen_backbone,
     make_cells,
+    with_differences,
 )
 from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
+from domainbed.reporting.titles import Titles, make_titles
 from domainbed.sweep.status import JobState
 
 # In addition to each dataset's number of steps.
@@ -80,6 +82,7 @@ class Report:
 
     Attributes:
         environments: the names of each dataset's environments.
+        titles: the printed names of algorithms, datasets and environments.
         notes: notes on the whole report, one per line.
     """
 
@@ -87,6 +90,7 @@ class Report:
     options: ReportOptions
     environments: Mapping[str, Sequence[str]]
     algorithms: Sequence[str]
+    titles: Titles
     sections: list[Section]
     notes: list[str]
 
@@ -106,15 +110,18 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     """
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
-    if options.versus:
-        for name in select_names(options.versus, algorithms_of(sweep.runs), "--versus"):
+    compared = {"--versus": options.versus, "--relative_to": filter(None, [options.relative_to])}
+    for flag, names in compared.items():
+        for name in names:
+            select_names([name], algorithms_of(sweep.runs), flag)
             if name not in algorithms:
-                raise UsageError(f"--versus {name}: not among --algorithms; add it there")
+                raise UsageError(f"{flag} {name}: not among --algorithms; add it there")
+    titles = sweep_titles(sweep, options.rename)
     environments = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
     for dataset in (dataset for dataset in datasets if not environments[dataset]):  # it has no records yet
         test_envs = sweep.runs.loc[sweep.runs["dataset"] == dataset, "test_envs"]
         environments[dataset] = [f"env{i}" for i in range(1 + max(map(max, test_envs)))]
-    sections = [_make_section(sweep, options, name, environments, algorithms) for name in options.selections]
+    sections = [_make_section(sweep, options, name, environments, algorithms, titles) for name in options.selections]
     notes = []
     if not sweep.has_launch_log:
         notes.append(
@@ -122,8 +129,14 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
             "dataset, all trials and hyperparameter draws that any algorithm has."
         )
     if options.compare:
-        notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms)]
-    return Report(sweep, options, environments, algorithms, sections, notes)
+        notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms, titles(dataset))]
+    return Report(sweep, options, environments, algorithms, titles, sections, notes)
+
+
+def sweep_titles(sweep: Sweep, rename: Collection[str]) -> Titles:
+    """Return the printed names of a sweep's algorithms, datasets and environments (`titles.make_titles`)."""
+    environments = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets_of(sweep.runs)}
+    return make_titles(rename, algorithms_of(sweep.runs), environments)
 
 
 def select_names(requested: Collection[str] | None, available: list[str], option: str) -> list[str]:
@@ -158,6 +171,7 @@ def _make_section(
     selection: str,
     environments: Mapping[str, Sequence[str]],
     algorithms: Sequence[str],
+    titles: Titles,
 ) -> Section:
     selected = sweep.select(selection)
     selected = selected[selected["dataset"].isin(list(environments)) & selected["algorithm"].isin(algorithms)]
@@ -173,10 +187,30 @@ def _make_section(
     averages = average_cells(cells)
     if bootstrap:
         averages = [_with_interval(cell, best, environments) for cell in averages]
-    tables = [make_table([c for c in cells if c.table == dataset], options) for dataset in environments]
-    tables.append(make_table(averages, options))
+    if options.relative_to:
+        cells = with_differences(cells, options.relative_to)
+        averages = with_differences(averages, options.relative_to)
+    runs = sweep.runs[sweep.runs["dataset"].isin(list(environments)) & sweep.runs["algorithm"].isin(algorithms)]
+    tables = [
+        make_table(
+            [c for c in cells if c.table == dataset], options, titles, _protocol(runs[runs["dataset"] == dataset])
+        )
+        for dataset in environments
+    ]
+    tables.append(make_table(averages, options, titles, _protocol(runs)))
     versus = _compare(best, environments, *options.versus) if options.versus else []
     return Section(selection, tables, best, versus=versus)
+
+
+def _protocol(runs: pd.DataFrame) -> str:
+    """Return the numbers of trials and draws per algorithm as text: "3 trials with 20 hyperparameter draws each"."""
+    counts = runs.groupby(["dataset", "algorithm"])[["trial_seed", "hparams_seed"]].nunique()
+    trials, draws = (
+        f"{n.min()} to {n.max()}" if n.nunique() > 1 else f"{n.max() if len(n) else 0}"
+        for n in (counts["trial_seed"], counts["hparams_seed"])
+    )
+    each = " each" if trials != "1" else ""
+    return f"{trials} trial{'s' * (trials != '1')} with {draws} hyperparameter draw{'s' * (draws != '1')}{each}"
 
 
 def _with_interval(cell: Cell, best: pd.DataFrame, environments: Mapping[str, Sequence[str]]) -> Cell:
@@ -217,16 +251,17 @@ class ComparisonTable(NamedTuple):
     note: str
 
 
-def comparison_table(section: Section, options: ReportOptions) -> ComparisonTable:
-    """Return the comparisons of a section, which must have some, as text."""
-    first, second = options.versus
+def comparison_table(section: Section, report: Report) -> ComparisonTable:
+    """Return the comparisons of a section of a report, which must have some, as text."""
+    options, titles = report.options, report.titles
+    first, second = map(titles, options.versus)
     rows = []
     for c in section.versus:
         texts = [MISSING_MARK] * 4
         if c.trials:
             difference, low, high = (format_number(x, options.decimals, "+") for x in (c.difference, c.low, c.high))
             texts = [difference, f"[{low}, {high}]", f"{c.probability:.2f}", f"[{c.p_low:.2f}, {c.p_high:.2f}]"]
-        rows.append([c.dataset, *texts, str(c.trials)])
+        rows.append([titles(c.dataset), *texts, str(c.trials)])
     better = f"P({first} > {second})"
     note = (
         f"Difference: {first} minus {second} in percentage points, paired by trial. {better}: probability that a trial "
@@ -238,8 +273,8 @@ def comparison_table(section: Section, options: ReportOptions) -> ComparisonTabl
     return ComparisonTable(f"{first} vs. {second}", headers, rows, note)
 
 
-def _protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str]) -> list[str]:
-    """Return notes on the differences between the sweep's protocol on a dataset and the published one."""
+def _protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str], title: str) -> list[str]:
+    """Return notes on how the sweep's protocol on a dataset, printed as `title`, differs from the published one."""
     differences: dict[str, None] = {}
     for algorithm in algorithms:
         runs, jobs = (f[(f["dataset"] == dataset) & (f["algorithm"] == algorithm)] for f in (sweep.runs, sweep.jobs))
@@ -255,7 +290,7 @@ def _protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str]) -> li
             f"{dataset}: published results are not shown, because they fine-tune the network ({backbone} here)."
         )
     if differences:
-        notes.append(f"{dataset} is not comparable with the published results: {'; '.join(differences)}.")
+        notes.append(f"{title} is not comparable with the published results: {'; '.join(differences)}.")
     if dataset in KNOWN_DIFFERENCES:
-        notes.append(f"{dataset}: {KNOWN_DIFFERENCES[dataset]}.")
+        notes.append(f"{title}: {KNOWN_DIFFERENCES[dataset]}.")
     return notes

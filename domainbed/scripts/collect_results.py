@@ -10,7 +10,7 @@ from domainbed.files import atomic_write
 from domainbed.options import add_options, from_args
 from domainbed.registry import import_modules
 from domainbed.reporting.formats.data import as_csv, as_json
-from domainbed.reporting.formats.latex import as_latex, as_latex_fragment
+from domainbed.reporting.formats.latex import as_bibtex, as_latex, as_latex_fragment
 from domainbed.reporting.formats.page import as_html
 from domainbed.reporting.formats.text import as_markdown, as_text
 from domainbed.reporting.layout import ReportOptions
@@ -22,6 +22,7 @@ FORMATS: dict[str, Callable[[Report], str]] = {
     "markdown": as_markdown,
     "latex": as_latex,
     "latex-fragment": as_latex_fragment,
+    "bibtex": as_bibtex,
     "csv": as_csv,
     "json": as_json,
 }
@@ -42,8 +43,8 @@ def parser() -> cli.Parser:
         default="text",
         metavar="FORMAT",
         help=f"{', '.join(FORMATS)}, or html. latex is a complete document; latex-fragment is only the tables, for "
-        "\\input (requires booktabs and graphicx); csv and json contain every cell, unrounded, with its counts; html "
-        "is a page with plots and the runs behind each cell",
+        "\\input (requires booktabs and graphicx); bibtex contains the entries that --cite cites; csv and json contain "
+        "every cell, unrounded, with its counts; html is a page with plots and the runs behind each cell",
     )
     add_options(p, ReportOptions)
     cli.add_import_option(p)
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"unknown format {args.format!r}; {suggest(args.format, [*FORMATS, 'html'])}")
     if args.versus and args.format == "csv":
         raise UsageError("--format csv does not support --versus; use --format json")
+    if args.cite and args.format not in ("latex", "latex-fragment"):
+        raise UsageError(f"--format {args.format} does not support --cite; use --format latex or latex-fragment")
     cli.check_output(args.output)
     import_modules(args.imports)
     options = from_args(ReportOptions, args)

@@ -14,7 +14,7 @@ from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, datasets_of
 from domainbed.reporting.folders import PLOTS_FOLDER
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.report import select_algorithms, select_names
+from domainbed.reporting.report import select_algorithms, select_names, sweep_titles
 
 
 def parser() -> cli.Parser:
@@ -31,6 +31,13 @@ def parser() -> cli.Parser:
     )
     p.add_argument("--datasets", nargs="+", metavar="NAME", help="datasets to plot (default: all)")
     p.add_argument("--algorithms", nargs="+", metavar="NAME", help="algorithms to plot, or groups (default: all)")
+    p.add_argument(
+        "--rename",
+        nargs="+",
+        default=[],
+        metavar="OLD=NEW",
+        help="other names to print for algorithms, datasets and environments, as in collect_results",
+    )
     p.add_argument("--dpi", type=int, default=150, metavar="N", help="resolution of PNG files, in dots per inch")
     cli.add_import_option(p)
     return p
@@ -47,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"warning: {problem}", file=sys.stderr)
     datasets = select_names(args.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(args.algorithms, algorithms_of(sweep.runs))
+    titles = sweep_titles(sweep, args.rename)
     output_dir = Path(args.output_dir or Path(args.input_dir, PLOTS_FOLDER))
     from domainbed.reporting.plots import all_figures, save_figure  # imports matplotlib: a usage error comes first
 
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     max_plots = 1 + len(datasets) * (3 + 2 * len(algorithms))
     with tqdm(total=max_plots, desc="plotting", unit="plot", disable=None, leave=False) as bar:
         warn = partial(tqdm.write, file=sys.stderr)
-        for stem, caption, figure in all_figures(sweep, selection, datasets, algorithms, warn):
+        for stem, caption, figure in all_figures(sweep, selection, datasets, algorithms, warn, titles):
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:

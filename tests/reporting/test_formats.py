@@ -16,7 +16,7 @@ import pytest
 
 from domainbed.errors import UsageError
 from domainbed.model_selection import SELECTION_METHODS
-from domainbed.reporting.cells import AVERAGES
+from domainbed.reporting.cells import AVERAGE, AVERAGES, RELATIVE
 from domainbed.reporting.formats.latex import DOCUMENT, escape
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
@@ -52,7 +52,8 @@ def test_formats_equal_golden_files(tmp_path: Path):
     report = golden_report(write_golden_sweep(tmp_path / "a_sweep"), ("training-domain", "leave-one-domain-out"))
     for name, file in FILES.items():
         assert formatted(report, name) == (GOLDEN / file).read_text(), name
-    assert FORMATS["latex"](report) == DOCUMENT.format(tables=FORMATS["latex-fragment"](report))
+    tables = FORMATS["latex-fragment"](report)
+    assert FORMATS["latex"](report) == DOCUMENT.format(tables=tables, bibliography="", print_bibliography="")
 
 
 def test_json_equals_csv_and_report(report: Report):
@@ -246,15 +247,90 @@ def test_counts_of_requested_runs(report: Report):
     assert len(report.sweep.problems) == 4
 
 
+def relative_report(folder: Path, rename: tuple[str, ...] = (), cite: bool = False) -> Report:
+    write_golden_sweep(folder)
+    options = ReportOptions(("training-domain",), relative_to="ERM", rename=rename, cite=cite)
+    return make_report(load_sweep(str(folder)), options)
+
+
+def test_relative_column_is_the_difference_of_the_averages(tmp_path: Path, report: Report):
+    relative = relative_report(tmp_path / "relative")
+    for table, plain in zip(relative.sections[0].tables, report.sections[0].tables, strict=True):
+        at = table.columns.index(RELATIVE)
+        assert table.columns[at - 1] == AVERAGE
+        assert table.headers[at] == "vs. ERM"
+        reference = table.rows["ERM"][at - 1].mean
+        for algorithm, cells in table.rows.items():
+            difference = cells[at].mean
+            np.testing.assert_equal(difference, cells[at - 1].mean - reference)
+            texts = [table.format_result(cell) for cell in cells]
+            if algorithm == "ERM" or np.isnan(difference):
+                assert texts[at] == ("-" if algorithm == "ERM" else "X")
+            else:
+                assert texts[at] == f"{difference:+.1f}"
+            assert cells[at].place == 0
+            # All else is as without the option.
+            del texts[at]
+            assert texts == [plain.format_result(cell) for cell in plain.rows[algorithm]]
+            places = [cell.place for cell in cells if cell.column != RELATIVE]
+            assert places == [cell.place for cell in plain.rows[algorithm]]
+        (note,) = [note for note in table.notes if note.startswith("vs. ERM")]
+        assert note == "vs. ERM: Avg minus that of ERM, in percentage points, computed before rounding"
+
+
+def test_single_trial_has_no_error(tmp_path: Path):
+    """Its standard error in CSV and JSON stays 0."""
+    records = [make_record(test_envs=(e,), trial_seed=t) for e, t in ((0, 0), (0, 1), (1, 0), (2, 0))]
+    sweep = load_sweep(str(write_sweep(tmp_path, records)))
+    for interval, two in (("standard-error", "50.0 +/- 0.0"), ("bootstrap", "50.0 [50.0, 50.0]")):
+        report = make_report(sweep, ReportOptions(("training-domain",), interval=interval))
+        table = report.sections[0].tables[0]
+        assert [table.format_result(cell) for cell in table.rows["ERM"]] == [two, *["50.0 (n = 1)"] * 3]
+        assert len([note for note in table.notes if note.startswith("n = 1: a single trial, which has no ")]) == 1
+        assert {cell["standard_error"] for cell in json.loads(FORMATS["json"](report))["cells"]} == {0.0, None}
+        assert r"50.0 ($n = 1$)$^{*}$" in FORMATS["latex"](report)
+
+
+# --- Printed names
+
+
+RENAME = ("Fishr=Fishr (ours)", "ColoredMNIST=CMNIST", "PACS/A=Art", "-90%=anti", "50%_off & more=a=b", "Avg=Mean")
+
+
+def test_renamed_tables_have_the_same_numbers(tmp_path: Path, report: Report):
+    renamed = relative_report(tmp_path / "renamed", RENAME)
+    text = FORMATS["text"](renamed)
+    assert re.search(r"^CMNIST\nAlgorithm +\+90% +\+80% +anti +Mean +vs\. ERM\n", text, re.MULTILINE)
+    assert re.search(r"^PACS\nAlgorithm +Art +C +P +S +Mean +vs\. ERM\n", text, re.MULTILINE)
+    assert re.search(r"^Algorithm +CMNIST +PACS +Mean +vs\. ERM +Rank\n", text, re.MULTILINE)
+    assert "(Fishr (ours) +80%, anti: 2 of 2 trials" in text
+    assert not re.search(r"Fishr(?! \(ours)|ColoredMNIST|50%|-90%", text[: text.index("Warnings")])
+    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](renamed))))
+    plain = [r for r in csv.DictReader(io.StringIO(FORMATS["csv"](report))) if r["selection"] == "training-domain"]
+    numbers = [[v for k, v in r.items() if k in ("mean", "standard_error", "trials", "runs_done")] for r in rows]
+    assert [n for n, r in zip(numbers, rows, strict=True) if r["column"] != "vs. ERM"] == [
+        [v for k, v in r.items() if k in ("mean", "standard_error", "trials", "runs_done")] for r in plain
+    ]
+    assert {row["algorithm"] for row in rows} == {"ERM", "Fishr (ours)", "a=b"}
+    assert {row["table"] for row in rows} == {"CMNIST", "PACS", AVERAGES}
+    best = json.loads(FORMATS["json"](renamed))["best"]
+    assert {(run["dataset"], run["algorithm"]) for run in best} == {
+        *itertools.product(("CMNIST", "PACS"), ("ERM", "Fishr (ours)")),
+        ("CMNIST", "a=b"),
+    }
+
+
 # --- LaTeX
 
 
-@pytest.mark.parametrize("name", ["latex", "latex-fragment"])
+@pytest.mark.parametrize("name", ["latex", "latex-fragment", "cite"])
 def test_tex_compiles_tables(report: Report, tmp_path: Path, name: str):
     if shutil.which("pdflatex") is None:
         assert not os.environ.get("DOMAINBED_TEST_TEX"), "DOMAINBED_TEST_TEX is set, but pdflatex is not installed"
         pytest.skip("pdflatex is not installed")
-    document = FORMATS[name](report)
+    if name == "cite":
+        report = relative_report(tmp_path / "relative", RENAME, cite=True)
+    document = FORMATS["latex" if name == "cite" else name](report)
     if name == "latex-fragment":
         (tmp_path / "tables.tex").write_text(document)
         document = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{tables}\end{document}"
@@ -280,6 +356,53 @@ def test_best_is_bold_and_second_best_underlined(report: Report):
             is_best = round(table.rows[algorithm][i].mean, 1) == means[0]
             command = r"\textbf{" if is_best else r"\underline{"
             assert rows[algorithm][i].startswith(command), (column, algorithm)
+
+
+def test_caption_says_what_the_numbers_are(tmp_path: Path):
+    write_golden_sweep(tmp_path)
+    options = {"standard-error": r"Mean $\pm$ standard error", "bootstrap": r"Mean and 95\% bootstrap interval"}
+    for interval, spread in options.items():
+        report = make_report(load_sweep(str(tmp_path)), ReportOptions(("training-domain",), interval=interval))
+        assert (
+            rf"\caption{{PACS: test accuracy in percent, training-domain selection. {spread} over 2 trials with 2 "
+            r"hyperparameter draws each. \textbf{Bold}: best of each column; \underline{underlined}: second best.}"
+        ) in FORMATS["latex-fragment"](report)
+
+
+def test_caption_counts_trials_and_draws_of_each_algorithm(tmp_path: Path):
+    records = [make_record(algorithm="ERM", test_envs=(e,)) for e in range(3)]
+    sweep = load_sweep(str(write_sweep(tmp_path, records)))
+    tex = FORMATS["latex-fragment"](make_report(sweep, ReportOptions()))
+    assert "standard error over 1 trial with 1 hyperparameter draw.}" in tex
+    assert "Bold" not in tex, "a single algorithm is neither best nor second best"
+    words = ["launch", "--datasets", "ColoredMNIST", "--algorithms", "CORAL", "--n_trials", "3", "--n_hparams", "2"]
+    words += ["--output_dir", str(tmp_path), "--data_dir", str(tmp_path)]
+    log_launch(tmp_path, sweep_script.grid_of(sweep_script.parser().parse_args(words)))
+    sweep = load_sweep(str(write_sweep(tmp_path, [make_record("ColoredMNIST", test_envs=(e,)) for e in range(3)])))
+    tex = FORMATS["latex-fragment"](make_report(sweep, ReportOptions()))
+    assert "standard error over 1 to 3 trials with 1 to 2 hyperparameter draws each." in tex
+
+
+def test_citations(tmp_path: Path):
+    report = relative_report(tmp_path, ("Fishr=Fishr (ours)",), cite=True)
+    tex = FORMATS["latex-fragment"](report)
+    assert r"Fishr (ours)~\cite{rame2022fishr} & " in tex
+    assert r"50\%\_off \& more & " in tex
+    assert "% No known reference: 50%_off & more" in tex
+    assert r"\caption{PACS~\cite{li2017deeper}: test accuracy in percent, training-domain selection~\cite{gulra" in tex
+    cited = {key for keys in re.findall(r"\\cite\{([^}]*)\}", tex) for key in keys.split(",")}
+    entries = FORMATS["bibtex"](report)
+    assert set(re.findall(r"^@\w+\{(\w+),$", entries, re.MULTILINE)) == cited
+    document = FORMATS["latex"](report)
+    assert entries.strip() in document
+    assert r"\bibliography{domainbed}" in document
+
+
+def test_minus_signs():
+    assert escape("-90%, [-19.5, -1.3] +2") == r"$-$90\%, [$-$19.5, $-$1.3] +2"
+    assert escape("2015-2016 ERM-2 a-b - training-domain \N{MINUS SIGN}3") == (
+        "2015-2016 ERM-2 a-b - training-domain $-$3"
+    )
 
 
 def test_latex_escapes_names():
@@ -350,6 +473,11 @@ def test_output_to_pipes_and_links(tmp_path: Path):
         (["--datasets", "PCAS"], "--datasets PCAS: this sweep has no such runs; did you mean PACS?"),
         (["--algorithms", "Fisher"], "--algorithms Fisher: this sweep has no such runs; did you mean Fishr?"),
         (["--selection", "all", "bogus"], "unknown selection method 'bogus'"),
+        (["--relative_to", "VREx"], "--relative_to VREx: this sweep has no such runs"),
+        (["--relative_to", "Fishr", "--algorithms", "ERM"], "--relative_to Fishr: not among --algorithms"),
+        (["--cite"], "--format text does not support --cite; use --format latex or latex-fragment"),
+        (["--rename", "Fishr"], "--rename 'Fishr': expected OLD=NEW, such as"),
+        (["--rename", "Fisher=F"], "--rename Fisher: no such algorithm, dataset or environment; did you mean Fishr"),
     ],
 )
 def test_invalid_options_are_reported(tmp_path: Path, words: list[str], message: str):

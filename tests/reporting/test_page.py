@@ -23,6 +23,7 @@ from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import Report, make_report
 from tests.conftest import make_record, write_sweep
 
+RENAME = ("Fishr=Fishr (ours)", "ColoredMNIST=C-MNIST", "-90%=anti", "Avg=Mean")
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -32,7 +33,7 @@ def few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     if "slow" in request.keywords:
         return
 
-    def all_figures(sweep, selection, datasets, algorithms, warn) -> Iterator[tuple[str, str, Figure]]:
+    def all_figures(sweep, selection, datasets, algorithms, warn, titles) -> Iterator[tuple[str, str, Figure]]:
         for stem, caption in ((f"bars-{selection}", f"Bars of <{selection}>"), ("all", "Of all runs")):
             yield stem, caption, Figure(figsize=(1, 1))
         warn("no other plots")
@@ -127,7 +128,13 @@ def sweep_with_gaps(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"interval": "bootstrap", "decimals": 3}, {"compare": "published", "versus": ("Fishr", "ERM")}]
+    "options",
+    [
+        {},
+        {"interval": "bootstrap", "decimals": 3},
+        {"compare": "published", "versus": ("Fishr", "ERM")},
+        {"compare": "published", "relative_to": "ERM", "rename": RENAME},
+    ],
 )
 def test_every_cell_equals_the_report(tmp_path: Path, options: dict):
     report = report_of(sweep_with_gaps(tmp_path), **options)
@@ -138,11 +145,11 @@ def test_every_cell_equals_the_report(tmp_path: Path, options: dict):
             printed = by_id(root, section.selection, table.name).find(".//table")
             assert printed is not None
             headers = [text_of(th) for th in printed.findall("thead/tr/th")]
-            assert headers == ["Algorithm", *table.columns]
+            assert headers == ["Algorithm", *table.headers]
             rows = printed.findall("tbody/tr")
             for row, (algorithm, cells) in zip(rows, table.rows.items(), strict=True):
                 header, *printed_cells = row
-                assert (header.text or "").strip() == algorithm
+                assert (header.text or "").strip() == table.titles(algorithm)
                 for td, cell in zip(printed_cells, cells, strict=True):
                     (result,) = elements_of_class(td, "result")
                     assert text_of(result) == table.format_result(cell, "±") + cell.mark
@@ -156,11 +163,17 @@ def test_every_cell_equals_the_report(tmp_path: Path, options: dict):
                         ]
                         compared += cell.reference is not None
             shown = text_of(by_id(root, section.selection, table.name))
+            assert table.protocol in shown
             for note in table.notes:
                 for part in note.split(" ("):
                     assert part.removesuffix(")") in shown
     assert marked > 10
     assert (compared > 10) == ("compare" in options)
+    if "rename" in options:
+        assert "Fishr (ours) on C-MNIST" in text_of(root)
+        assert "Fishr (ours), anti" in text_of(root)
+        named = [text_of(e) for e in root.iter() if e.tag in ("th", "h3", "h4", "caption", "label")]
+        assert not re.search(r"Fishr(?! \(ours)|ColoredMNIST|-90%", "; ".join(named))
     assert ("Paired comparison" in text_of(root)) == ("versus" in options)
     empty = by_id(root, "leave-one-domain-out")
     assert "No table: this method requires the runs with each pair" in text_of(empty)

@@ -26,8 +26,9 @@ from domainbed.reporting.load import Sweep, load_sweep
 from domainbed.reporting.plots import all_figures, write_figure
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
-from domainbed.reporting.plots.scatter import plot_hparams, plot_in_and_out, sample_hparams
+from domainbed.reporting.plots.scatter import plot_hparams, plot_in_and_out, sample_hparams, without_ignored
 from domainbed.reporting.plots.style import label_text, make_style
+from domainbed.reporting.titles import Titles
 from tests.conftest import make_record, write_sweep
 
 ENVIRONMENTS = dict(enumerate(["+90%", "+80%", "-90%"]))
@@ -234,6 +235,33 @@ def test_test_environments_are_side_by_side_within_category():
         assert sorted(round(x) for x in column) == [0, 1, 2]
 
 
+def test_points_are_nearest_to_their_own_category_and_lines_separate_categories():
+    runs = selected_runs(6, (0, 1, 2))
+    values = [0.0, 0.1, 0.5] * 6
+    hparams = pd.DataFrame({"resnet_dropout": values}, index=runs["folder"])
+    (ax,) = plot_hparams(runs, hparams, ENVIRONMENTS, sample_hparams("ERM", "PACS")).axes
+    for i, found in enumerate(points(ax)):
+        env_runs = runs[runs["test_env"] == i]
+        expected = [[0.0, 0.1, 0.5].index(hparams.at[folder, "resnet_dropout"]) for folder in env_runs["folder"]]
+        assert (abs(found[:, 0] - expected) <= 0.21).all()
+    assert [line.get_xdata()[0] for line in ax.lines] == [0.5, 1.5]
+
+
+def test_hyperparameters_that_the_network_ignores():
+    values = {"vit": [True, False], "resnet_dropout": [0.1, 0.5], "vit_dropout": [0.5, 0.0], "lr": [0.1, 0.2]}
+    hparams = pd.DataFrame(values, index=["vit", "resnet"])
+    for dataset in ("ColoredDigits", "RotatedMNIST"):
+        assert list(without_ignored(hparams, dataset)) == ["lr"]
+    kept = without_ignored(hparams, "PACS")
+    assert kept["resnet_dropout"].dropna().to_dict() == {"resnet": 0.5}
+    assert kept["vit_dropout"].dropna().to_dict() == {"vit": 0.5}
+    assert kept["lr"].to_dict() == {"vit": 0.1, "resnet": 0.2}
+    no_flag = without_ignored(hparams.drop(columns="vit"), "PACS")
+    assert no_flag["vit_dropout"].isna().all()
+    assert no_flag["resnet_dropout"].tolist() == [0.1, 0.5]
+    assert without_ignored(hparams, "MyDataset").equals(hparams)  # its network may use any of them
+
+
 def test_missing_hyperparameter_is_omitted_only_from_its_panel():
     runs = selected_runs(4)
     hparams = pd.DataFrame({"lr": [1e-3, np.nan, 1e-4, np.inf], "width": [1.0, 2.0, 3.0, 4.0]}, index=runs["folder"])
@@ -401,6 +429,20 @@ def test_names_are_not_parsed_as_formulas(name: str):
     assert len(label_text(name).replace(r"\$", "$")) <= 24
 
 
+def test_long_titles_have_two_lines_within_the_figure():
+    records, best = two_trials()
+    title = "Accuracy over training, CausIRL_CORAL+DiWA-restricted on TerraIncognita (frozen efficientnet_lite0)"
+    figure = plot_training_curves(records, best, ENVIRONMENTS, title)
+    png(figure, dpi=100)
+    assert figure.get_suptitle().split("\n") == [
+        "Accuracy over training, CausIRL_CORAL+DiWA-restricted on",
+        "TerraIncognita (frozen efficientnet_lite0)",
+    ]
+    box = figure._suptitle.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert all(ax.get_tightbbox().y1 < box.y0 for ax in figure.axes)
+
+
 def test_long_and_colliding_names_have_separate_legend_entries():
     names = ["a long prefix that all have in common, A", "a long prefix that all have in common, B", "selected step"]
     records, best = two_trials()
@@ -498,6 +540,37 @@ def test_all_figures_of_a_sweep(tmp_path: Path):
     assert [ax.get_title() for ax in curves.axes] == ["test: +90%", "test: +80%", "test: -90%"]
     by_class_name = plot_sweep(load_sweep(str(tmp_path)), "IIDAccuracySelectionMethod")
     assert [stem for stem, _, _ in by_class_name] == [stem for stem, _, _ in found]
+
+
+def test_titles_name_what_is_shown_with_printed_names(tmp_path: Path):
+    """Renaming changes no data and no file name."""
+    sweep = load_sweep(str(small_sweep(tmp_path)))
+    titles = Titles({"IRM": "IRMv1", "ColoredDigits": "Digits", "-90%": "anti"})
+    args = (sweep, "training-domain", ["ColoredDigits"], ["ERM", "IRM"], [].append)
+    renamed, plain = list(all_figures(*args, titles)), list(all_figures(*args))
+    assert [figure.get_suptitle() for _, _, figure in renamed] == [
+        "Test accuracy, training-domain selection",
+        "Out-of-domain against in-domain accuracy, Digits",
+        "Metrics over training, Digits",
+        "Accuracy over training, ERM on Digits",
+        "Test accuracy by hyperparameter, ERM on Digits",
+        "Accuracy over training, IRMv1 on Digits",
+        "Test accuracy by hyperparameter, IRMv1 on Digits",
+    ]
+    for (stem, caption, figure), (plain_stem, plain_caption, plain_figure) in zip(renamed, plain, strict=True):
+        assert stem == plain_stem
+        assert caption == plain_caption.replace("IRM", "IRMv1").replace("ColoredDigits", "Digits")
+        expected = {"IRM": "IRMv1", "-90%": "anti"}
+        assert legend_labels(figure) == [expected.get(label, label) for label in legend_labels(plain_figure)]
+        for ax, plain_ax in zip(figure.axes, plain_figure.axes, strict=True):
+            data, plain_data = ([*points(a), *(line.get_xydata() for line in a.lines)] for a in (ax, plain_ax))
+            for a, b in zip(data, plain_data, strict=True):
+                np.testing.assert_array_equal(a, b)
+            assert [bar.get_height() for bar in ax.patches] == [bar.get_height() for bar in plain_ax.patches]
+    figures = {stem: figure for stem, _, figure in renamed}
+    ticks = figures["bars-training-domain"].axes[0].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == ["Digits"]
+    assert "IRMv1: loss" in [ax.get_title() for ax in figures["figures-ColoredDigits-training-domain"].axes]
 
 
 def test_curves_show_runs_selected_by_method(tmp_path: Path):

@@ -46,7 +46,7 @@ def test_cell_from_unfinished_run_is_marked(tmp_path: Path):
 def test_average_excludes_incomplete_trials(tmp_path: Path):
     records = [make_record(test_envs=(e,), trial_seed=t, in_acc=accuracy(e, t)) for e, t in RUNS if (e, t) != (2, 1)]
     row = next(line for line in tables_of(tmp_path, records).splitlines() if line.startswith("ERM"))
-    assert row.split("  ")[-1] == "46.7 +/- 0.0*"
+    assert row.split("  ")[-1] == "46.7 (n = 1)*"
 
 
 def test_averages_list_missing_runs(tmp_path: Path):
@@ -54,7 +54,7 @@ def test_averages_list_missing_runs(tmp_path: Path):
     records += [make_record("Other", test_envs=(e,), trial_seed=t) for e in range(3) for t in range(3)]
     text = tables_of(tmp_path, records)
     averages = text[text.index("Averages") :].splitlines()
-    assert averages[3].split() == ["ERM", "50.0", "+/-", "0.0*", "50.0", "+/-", "0.0", "50.0*", "1.0*"]
+    assert averages[3].split() == ["ERM", "50.0", "(n", "=", "1)*", "50.0", "+/-", "0.0", "50.0*", "1.0*"]
     assert averages[4] == (
         "*: some of the requested runs are not done or not usable "
         "(ERM ColoredDigits: 1 of 2 trials, 5 of 6 runs done (1 not launched))"

@@ -93,6 +93,7 @@ def test_plots_that_cannot_be_drawn_are_reported(sweep_dir: Path, capsys: pytest
         (["--datasets", "ColoredDigit"], "--datasets ColoredDigit: this sweep has no such runs; did you mean ColoredD"),
         (["--algorithms", "ERM", "Fishy"], "--algorithms Fishy: this sweep has no such runs; did you mean Fishr"),
         (["--selection", "test_domain"], "unknown selection method 'test_domain'; did you mean test-domain"),
+        (["--rename", "Fisher=F"], "--rename Fisher: no such algorithm, dataset or environment; did you mean Fishr"),
         (["--dpi", "0"], "--dpi must be at least 10 and at most 2,400, not 0"),
     ],
 )

@@ -8,6 +8,7 @@ import pandas as pd
 
 from domainbed.reporting.cells import Cell
 from domainbed.reporting.frames import to_csv
+from domainbed.reporting.layout import Table
 from domainbed.reporting.published import PublishedResult
 from domainbed.reporting.report import Report
 from domainbed.sweep.status import JobState
@@ -22,7 +23,8 @@ COLUMNS = [
 def as_csv(report: Report) -> str:
     """Return one row per cell: accuracies in percent, empty if missing. The columns are the keys of JSON's `cells`.
 
-    A name that spreadsheets would run as a formula begins with a single quote (`frames.to_csv`); JSON has it as it is.
+    Names are the printed ones. A name that spreadsheets would run as a formula begins with a single quote
+    (`frames.to_csv`); JSON has it as it is.
     """
     return to_csv(_cells(report))
 
@@ -34,8 +36,11 @@ def as_json(report: Report) -> str:
     cell and trial, with accuracies from 0 to 1. `versus`: the comparison of two algorithms. `no_table`: why selection
     methods have no tables. `notes` and `problems`: lines of text.
     """
-    best = [section.best.assign(selection=section.selection) for section in report.sections]
-    versus = [pd.DataFrame(section.versus).assign(selection=section.selection) for section in report.sections]
+    best = [_renamed(section.best, report).assign(selection=section.selection) for section in report.sections]
+    versus = [
+        _renamed(pd.DataFrame(section.versus), report).assign(selection=section.selection)
+        for section in report.sections
+    ]
     content = {
         "input_dir": str(report.sweep.folder),
         "progress": report.progress,
@@ -51,18 +56,27 @@ def as_json(report: Report) -> str:
 
 def _cells(report: Report) -> pd.DataFrame:
     tables = [table for section in report.sections for table in section.tables]
-    return pd.DataFrame([_row(cell) for table in tables for cell in table.cells], columns=COLUMNS)
+    return pd.DataFrame([_row(table, cell) for table in tables for cell in table.cells], columns=COLUMNS)
 
 
-def _row(cell: Cell) -> dict[str, Any]:
+def _row(table: Table, cell: Cell) -> dict[str, Any]:
     reference = cell.reference or PublishedResult(np.nan, np.nan, "")
     derived = {
+        "table": table.title,
+        "algorithm": table.titles(cell.algorithm),
+        "column": table.format_column(cell.column),
         **{f"runs_{state.name.lower()}": cell.runs[state] for state in JobState},
         "published": reference.accuracy,
         "published_error": reference.standard_error,
         "source": reference.source or None,
     }
     return {name: derived[name] if name in derived else getattr(cell, name) for name in COLUMNS}
+
+
+def _renamed(frame: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """Return the rows with the printed names of datasets and algorithms."""
+    names = [name for name in ("dataset", "algorithm") if name in frame]
+    return frame.assign(**{name: frame[name].map(report.titles) for name in names})
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainbed import __version__
-from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, Cell
+from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, RELATIVE, SUMMARIES, Cell
 from domainbed.reporting.layout import Table, format_number
 from domainbed.reporting.report import Report, Section, comparison_table
 from domainbed.sweep.status import JobState
@@ -59,7 +59,7 @@ class SelectedRuns:
     """The runs behind a row of a dataset's table.
 
     Attributes:
-        cells: the row.
+        cells: the row's cells of environments, and that of their average.
         varying: the names of the hyperparameters that differ between the runs.
         shared: the other hyperparameters.
         by_environment: the runs by test environment, one per trial.
@@ -113,9 +113,12 @@ def as_html(report: Report, folder: Path) -> str:
         pictures=pictures,
         common_pictures=common_pictures,
         not_drawn=not_drawn,
+        title=report.titles,
         comparison_table=comparison_table,
         AVERAGES=AVERAGES,
         AVERAGE=AVERAGE,
+        SUMMARIES=SUMMARIES,
+        RELATIVE=RELATIVE,
         RANK=RANK,
     )
     # The page is UTF-8, but the name of a folder may not be; its links are percent-encoded and stay correct.
@@ -168,7 +171,8 @@ def _row_runs(
         )
         runs[environments[row["test_env"]]].append(run)
     shared = {name: hparams[0][name] for name in names if name not in varying}
-    return SelectedRuns(table.rows[algorithm], varying, shared, runs)
+    cells = [cell for cell in table.rows[algorithm] if cell.column != RELATIVE]
+    return SelectedRuns(cells, varying, shared, runs)
 
 
 def _format_hparam(value: Any) -> str:
@@ -186,7 +190,7 @@ def _missing_cells(report: Report) -> list[Cell]:
     for table in (table for section in report.sections for table in section.tables if table.name != AVERAGES):
         for cell in table.cells:
             key = (cell.table, cell.algorithm, cell.column)
-            if cell.column != AVERAGE and (key not in cells or cell.runs_asked > cells[key].runs_asked):
+            if cell.column not in SUMMARIES and (key not in cells or cell.runs_asked > cells[key].runs_asked):
                 cells[key] = cell
     return [cell for cell in cells.values() if cell.runs_done < cell.runs_asked]
 
@@ -208,7 +212,7 @@ def _draw(report: Report) -> tuple[dict[str, list[Picture]], list[Picture], list
     not_drawn: list[str] = []
     for selection in (section.selection for section in report.sections if not section.why_empty):
         figures = plots.all_figures(
-            report.sweep, selection, list(report.environments), report.algorithms, warn=not_drawn.append
+            report.sweep, selection, list(report.environments), report.algorithms, not_drawn.append, report.titles
         )
         for stem, caption, figure in tqdm(figures, f"plots, {selection}", unit=" plots", disable=None):
             keys[selection].append((stem, caption))

@@ -17,9 +17,9 @@ def as_text(report: Report) -> str:
         blocks += [section.why_empty] if section.why_empty else []
         for table in section.tables:
             rows = _rows(table, "+/-", indent="  ")
-            blocks.append("\n".join([table.name, _tabulate(["Algorithm", *table.columns], rows), *table.notes]))
+            blocks.append("\n".join([table.title, _tabulate(["Algorithm", *table.headers], rows), *table.notes]))
         if section.versus:
-            title, headers, rows, note = comparison_table(section, report.options)
+            title, headers, rows, note = comparison_table(section, report)
             blocks.append("\n".join([title, _tabulate(headers, rows), note]))
     blocks += ["\n".join(report.notes)] if report.notes else []
     blocks += ["\n".join(["Warnings:", *report.sweep.problems])] if report.sweep.problems else []
@@ -34,11 +34,11 @@ def as_markdown(report: Report) -> str:
         blocks += [section.why_empty] if section.why_empty else []
         for table in section.tables:
             rows = [[_escape(text) for text in row] for row in _rows(table, "±", indent="")]
-            headers = ["Algorithm", *map(_escape, table.columns)]
-            blocks += [f"### {_escape(table.name)}", _tabulate(headers, rows, "github")]
+            headers = ["Algorithm", *map(_escape, table.headers)]
+            blocks += [f"### {_escape(table.title)}", _tabulate(headers, rows, "github")]
             blocks += [_bullets(table.notes)] if table.notes else []
         if section.versus:
-            title, headers, rows, note = comparison_table(section, report.options)
+            title, headers, rows, note = comparison_table(section, report)
             rows = [[_escape(text) for text in row] for row in rows]
             blocks += [f"### {_escape(title)}", _tabulate([*map(_escape, headers)], rows, "github"), _escape(note)]
     blocks += [_bullets(report.notes)] if report.notes else []
@@ -54,7 +54,7 @@ def _rows(table: Table, plus_minus: str, indent: str) -> list[list[str]]:
 
     rows = []
     for algorithm, cells in table.rows.items():
-        rows.append([algorithm, *map(result, cells)])
+        rows.append([table.titles(algorithm), *map(result, cells)])
         if table.is_compared(cells):
             rows.append([f"{indent}published", *(table.format_published(cell, plus_minus) for cell in cells)])
             rows.append([f"{indent}difference", *map(table.format_difference, cells)])

@@ -9,7 +9,15 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from domainbed.reporting.plots.style import FIGURE_WIDTH, FONT_SIZE, Style, add_legend, label_text, print_style
+from domainbed.reporting.plots.style import (
+    FIGURE_WIDTH,
+    FONT_SIZE,
+    Style,
+    add_legend,
+    label_text,
+    print_style,
+    set_title,
+)
 
 MAX_GROUPS = 4  # per row of the figure
 
@@ -33,7 +41,7 @@ def plot_bars(
     rows = math.ceil(len(groups) / MAX_GROUPS)
     columns = math.ceil(len(groups) / rows)
     figure = Figure(figsize=(FIGURE_WIDTH, 1.8 * rows + 0.4))
-    figure.suptitle(label_text(title, 60))
+    set_title(figure, title)
     missing = (np.nan, np.nan)
     grid = np.array([[accuracies.get((algorithm, group), missing) for group in groups] for algorithm in algorithms])
     means, errors = grid[..., 0], grid[..., 1]  # [algorithms, groups]

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.random import RandomState
 
+from domainbed.datasets import DATASETS
 from domainbed.hparams_registry import hparams_of
 from domainbed.reporting.plots.scales import MAX_MAGNITUDE, set_log_scale, spans_decades
 from domainbed.reporting.plots.style import (
@@ -28,6 +29,13 @@ from domainbed.reporting.plots.style import (
 RHO = "\N{GREEK SMALL LETTER RHO}"
 MAX_CATEGORIES = 8  # a hyperparameter with at most this many values is categorical
 SAMPLES = 200  # enough to recognize the distribution of a hyperparameter
+CATEGORY_WIDTH = 0.6  # part of the distance between two categories that their points take up
+
+# Hyperparameters of the networks for photos. Those for the package's datasets of small images ignore them.
+PHOTO_NETWORK_HPARAMS = {
+    *("backbone", "pretrained", "resnet18", "resnet50_augmix", "freeze_bn", "resnet_dropout"),
+    *("vit", "dinov2", "vit_attn_tune", "vit_dropout"),
+}
 
 
 @print_style
@@ -62,7 +70,7 @@ def plot_hparams(
         for i, test_env in enumerate(test_envs):
             runs = selected[(selected["test_env"] == test_env) & selected["folder"].isin(x.index)]
             # Within a category, each test environment has its own column of points.
-            offset = 0.7 * ((i + 0.5) / len(test_envs) - 0.5) if is_categorical else 0.0
+            offset = CATEGORY_WIDTH * ((i + 0.5) / len(test_envs) - 0.5) if is_categorical else 0.0
             _plot_points(ax, x.loc[runs["folder"]] + offset, 100 * runs["test_acc"], make_style(test_env))
         ax.set_xlabel(label_text(name))
     figure.supylabel("Test accuracy (%)")
@@ -117,6 +125,22 @@ def sample_hparams(algorithm: str, dataset: str) -> dict[str, list[Any]]:
     }
 
 
+def without_ignored(hparams: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return the hyperparameters without those that the runs' networks ignore.
+
+    Args:
+        hparams: the runs' hyperparameters (`load.Sweep.load_hparams`).
+        dataset: the runs' dataset. The networks of datasets that are not part of the package are unknown.
+    """
+    if dataset not in DATASETS or not DATASETS[dataset].__module__.startswith("domainbed."):
+        return hparams
+    if DATASETS[dataset].SMALL_IMAGES:
+        return hparams.drop(columns=list(PHOTO_NETWORK_HPARAMS), errors="ignore")
+    is_vit = hparams["vit"].eq(True) if "vit" in hparams else pd.Series(False, hparams.index)
+    ignored = {"resnet_dropout": is_vit, "vit_dropout": ~is_vit}
+    return hparams.assign(**{name: hparams[name].mask(runs) for name, runs in ignored.items() if name in hparams})
+
+
 def _plot_points(ax: Axes, x: pd.Series, y: pd.Series, style: Style) -> None:
     ax.scatter(
         x,
@@ -161,6 +185,9 @@ def _set_up_axis(ax: Axes, values: pd.Series, samples: Sequence[Any]) -> pd.Seri
         ax.set_xticks(range(len(levels)), labels, rotation=90 if is_crowded else 0)
         ax.set_xlim(-0.5, len(levels) - 0.5)
         ax.grid(False, axis="x")
+        ax.tick_params(axis="x", length=0)
+        for i in range(1, len(levels)):  # between two categories
+            ax.axvline(i - 0.5, color="0.75", linewidth=0.6, zorder=0)
         return values.map({level: i for i, level in enumerate(levels)})
     if _is_logarithmic(levels, samples):
         set_log_scale(ax.xaxis, values)
