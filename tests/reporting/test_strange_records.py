@@ -52,7 +52,7 @@ def report(sweep: Sweep) -> Report:
     return make_report(sweep, ReportOptions())
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "bibtex"])  # which has no names of records
 def test_text_formats(report: Report, name: str):
     text = FORMATS[name](report)
     assert printable(text) == text
