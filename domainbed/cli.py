@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from domainbed import __version__
 from domainbed.errors import AlgorithmError, UsageError, one_line, printable, suggest
 
 PATHS = ("ARCHIVE", "DIR", "FILE")  # the placeholders of options that take a path
@@ -31,22 +32,35 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors as UsageError, suggests similar names, and rejects abbreviated flags."""
+    """An argument parser that reports errors as UsageError, suggests similar names, and rejects abbreviated flags.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Attributes:
+        examples: arguments of the command that --help shows.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, "allow_abbrev": False, **kwargs})
+        self.examples = examples
+        if self.add_help:
+            version = f"domainbed {__version__}"
+            self.add_argument("--version", action="version", version=version, help="print the version and exit")
         # An argument such as -90% (an environment) is a value, not a flag.
         self._negative_number_matcher = re.compile(r"-\d")
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
+    def format_help(self) -> str:
+        examples = "".join(f"  {self.prog} {example}\n" for example in self.examples)
+        return super().format_help() + (f"\nexamples:\n{examples}" if examples else "")
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
-        for word in unknown:
-            hint = f"; {suggest(word.split('=')[0], self.flags(parsed))}" if word.startswith("-") else ""
+        if unknown:
+            flags = [word for word in unknown if word.startswith("-")]  # the other words may be their values
+            message = unknown_names("argument", flags or unknown, self.flags(parsed) if flags else [])
             prog = " ".join([self.prog, *([parsed.command] if "command" in parsed else [])])
-            raise UsageError(f"unknown argument {word}{hint} (see {prog} --help)")
+            raise UsageError(f"{message} (see {prog} --help)")
         return parsed
 
     def set_defaults(self, **defaults: Any) -> None:
@@ -78,6 +92,18 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {suggest(value, action.choices)}")
+
+
+def unknown_names(
+    kind: str, names: Sequence[str], known: Sequence[str], show: Callable[[str], str] = lambda name: name
+) -> str:
+    """Return a message that lists all unknown names of a kind ("argument"), as shown by `show`, with similar ones."""
+    hints = {name: suggest(name.partition("=")[0], known) if known else "" for name in dict.fromkeys(names)}
+    if len(hints) == 1:
+        ((name, hint),) = hints.items()
+        return f"unknown {kind} {show(name)}" + (f"; {hint}" if hint else "")
+    listed = [show(name) + (f" ({hint})" if hint.startswith("did you mean") else "") for name, hint in hints.items()]
+    return f"unknown {kind}s {', '.join(listed)}"
 
 
 def add_import_option(p: argparse.ArgumentParser) -> None:

@@ -7,17 +7,21 @@ hparams_seed), the selected record's `step` and `folder`, the `val_acc` by which
 row.
 """
 
+from __future__ import annotations  # pandas is imported when it is needed, so that --help is fast
+
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-import pandas as pd
 
 from domainbed.errors import UsageError
 from domainbed.registry import Registry
 
-SelectionFunction: TypeAlias = Callable[[pd.DataFrame], pd.DataFrame]
+if TYPE_CHECKING:
+    import pandas as pd
+
+SelectionFunction: TypeAlias = "Callable[[pd.DataFrame], pd.DataFrame]"
 
 SELECTION_METHODS: Registry[SelectionFunction] = Registry("selection method", builtin={})
 
@@ -63,6 +67,8 @@ def leave_one_domain_out(records: pd.DataFrame) -> pd.DataFrame:
     at the same step (SWAD: at the last); all n - 1 such runs are required. The reported accuracy is that of the run
     with test_envs {test_env}, which was trained on all other environments.
     """
+    import pandas as pd
+
     keys = ["algorithm", "trial_seed", "hparams_seed", "evaluation"]
     pairs = records[_n_test_envs(records) == 2]
     pairs = pairs.assign(first=_test_env(pairs, 0), second=_test_env(pairs, 1), evaluation=_evaluation(pairs))
@@ -89,6 +95,7 @@ def leave_one_domain_out(records: pd.DataFrame) -> pd.DataFrame:
 @SELECTION_METHODS.register("test-domain")
 def test_domain(records: pd.DataFrame) -> pd.DataFrame:
     """Select the last record (the oracle), with `val_acc` the accuracy on the test environment's *out* split."""
+    import pandas as pd
 
     def validate(runs: _DatasetRuns) -> np.ndarray:
         step = pd.Series(records["step"].to_numpy()[runs.rows])
@@ -197,6 +204,8 @@ class OracleSelectionMethod(SelectionMethod):
 
 def _to_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return records as the DataFrame that selection methods read, with one folder per run."""
+    import pandas as pd
+
     rows = []
     for record in records:
         args = record["args"]
@@ -263,6 +272,8 @@ class _DatasetRuns:
 
 def _best_of_each_run(records: pd.DataFrame, validate: Callable[[_DatasetRuns], np.ndarray]) -> pd.DataFrame:
     """Return each run's record with the best accuracy by `validate`, ignoring NaN; ties go to the earliest."""
+    import pandas as pd
+
     is_single = _n_test_envs(records) == 1
     folder = pd.Categorical(records["folder"]).codes
     selected = [pd.DataFrame(columns=SELECTED_COLUMNS)]

@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1] / "domainbed"
 BOTTOM_UP = [
     "errors",
     "files",
+    "terminal",
     "seeding",
     "registry",
     "cli",

@@ -57,6 +57,7 @@ def parser() -> cli.Parser:
         prog=cli.command_name("colored_mnist"),
         description="Train restarts of IRM's Colored MNIST experiment and print their accuracies next to the published "
         "ones. Restarts that are already in --output_dir are not trained again.",
+        examples=("--data_dir data", "--data_dir data --algorithm ERM Fishr --restarts 3 --workers 1"),
     )
     add_options(p, ProofOptions)
     return p

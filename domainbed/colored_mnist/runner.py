@@ -24,6 +24,7 @@ from domainbed.files import read_regular
 from domainbed.landscape import PREFIX
 from domainbed.records import MAX_RESULTS_SIZE
 from domainbed.sweep.worker import ignore_sigint
+from domainbed.terminal import ProgressBar
 
 SETTINGS = ("algorithm", "label_flip", "grayscale", "steps", "seed")
 ACCURACIES = ("train_acc", "test_acc", "gray_acc")  # in [0, 1], of finished restarts
@@ -90,7 +91,7 @@ def train_restarts(
     try:
         with ignore_sigint():  # starts the workers, which must leave Ctrl-C to this process
             finished = Parallel(workers, return_as="generator_unordered", batch_size=1)(tasks)
-        for settings, restart, error in tqdm(finished, total=len(tasks), unit="restart", disable=None):
+        for settings, restart, error in ProgressBar(finished, total=len(tasks), unit="restart"):
             name = f"{settings['algorithm']}, seed {settings['seed']}"
             if restart is None:
                 n_failed += 1

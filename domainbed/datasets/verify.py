@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out, read_tree
@@ -17,6 +16,7 @@ from domainbed.datasets.photos import PhotoDataset, PublishedDataset
 from domainbed.errors import UsageError, printable, suggest
 from domainbed.files import atomic_write
 from domainbed.loading.decode import BadImageError, decode, read_file
+from domainbed.terminal import ProgressBar
 
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -133,7 +133,7 @@ def decode_all(result: Verification, root: Path, files: Sequence[str]) -> None:
     """Decode every image, with one process per CPU core (threads took more than twice as long)."""
     checks = Parallel(n_jobs=-1, return_as="generator")(delayed(check_image)(root, file) for file in files)
     n_bad, checksums = 0, []
-    for file, check in zip(files, tqdm(checks, total=len(files), unit=" images", disable=None), strict=True):
+    for file, check in zip(files, ProgressBar(checks, "verifying", len(files), unit=" images"), strict=True):
         checksums.append(check.sha256)
         if check.error is not None:
             n_bad += 1

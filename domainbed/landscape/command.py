@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from domainbed import cli
 from domainbed.errors import UsageError, suggest
 from domainbed.files import atomic_write
@@ -18,11 +16,13 @@ from domainbed.model_selection import best_hparams, resolve_method
 from domainbed.options import add_options, check_options, from_args, option
 from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, environment_names, environment_numbers
-from domainbed.reporting.load import Sweep, load_sweep
-from domainbed.reporting.report import select_algorithms, select_names
+from domainbed.terminal import ProgressBar
 
-if TYPE_CHECKING:  # imports torch
+if TYPE_CHECKING:  # imports torch and pandas
+    import pandas as pd
+
     from domainbed.landscape.measure import Landscape
+    from domainbed.reporting.load import Sweep
 
 LANDSCAPE_FOLDER = "landscape"  # the name of the tracker, which the tables do not take for a job
 DEFAULT_SELECTION = "training-domain"
@@ -85,6 +85,7 @@ def parser() -> cli.Parser:
         prog=cli.command_name("landscape"),
         description="Measure the loss landscape around trained weights: each domain's risk, gradient and Hessian, the "
         "distances between domains, and the inconsistency score.",
+        examples=("--run train_output", "--sweep runs/first --dataset ColoredDigits --algorithms ERM Fishr"),
     )
     add_options(p, LandscapeOptions)
     cli.add_import_option(p)
@@ -128,6 +129,8 @@ def measure_run(options: LandscapeOptions) -> None:
 
 def measure_sweep(options: LandscapeOptions) -> None:
     """Compare the landscapes of a sweep's selected runs, for each test environment."""
+    from domainbed.reporting.load import load_sweep
+
     selection = resolve_method(options.select or DEFAULT_SELECTION)
     sweep = load_sweep(str(options.sweep))
     for problem in sweep.problems:
@@ -143,12 +146,14 @@ def measure_sweep(options: LandscapeOptions) -> None:
         )
 
 
-def select_runs(sweep: Sweep, selection: str, options: LandscapeOptions) -> pd.DataFrame:
+def select_runs(sweep: "Sweep", selection: str, options: LandscapeOptions) -> "pd.DataFrame":
     """Return the selected runs, restricted to the requested dataset, algorithms and environment.
 
     Raises:
         UsageError: there are none.
     """
+    from domainbed.reporting.report import select_algorithms, select_names
+
     runs = best_hparams(sweep.select(selection))
     datasets = list(dict.fromkeys(runs["dataset"]))
     if not datasets:
@@ -167,7 +172,9 @@ def select_runs(sweep: Sweep, selection: str, options: LandscapeOptions) -> pd.D
     return runs[runs["algorithm"].isin(algorithms)]
 
 
-def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: Path, options: LandscapeOptions) -> int:
+def compare_runs(
+    sweep: "Sweep", selection: str, runs: "pd.DataFrame", output_dir: Path, options: LandscapeOptions
+) -> int:
     """Measure, write and print the landscapes of the selected runs of one dataset and test environment.
 
     Returns:
@@ -176,6 +183,7 @@ def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: P
     from domainbed.landscape.measure import find_models, non_finite_to_none, to_json
     from domainbed.landscape.tables import compare_algorithms, format_comparison
     from domainbed.reporting.plots.gallery import file_stem
+    from domainbed.reporting.report import select_algorithms
 
     dataset = runs["dataset"].iloc[0]
     test_env = environment_names(sweep.jobs, dataset)[runs["test_env"].iloc[0]]
@@ -185,9 +193,8 @@ def compare_runs(sweep: Sweep, selection: str, runs: pd.DataFrame, output_dir: P
         models = find_models(
             Path(str(options.sweep)), sweep.records, runs[runs["algorithm"] == algorithm], warnings.append
         )
-        trials = [
-            measure(options, model, with_slices=options.slices and trial == 0) for trial, model in enumerate(models)
-        ]
+        bar = ProgressBar(list(models), f"{algorithm}, {test_env}", unit="model", leave=False)
+        trials = [measure(options, model, with_slices=options.slices and trial == 0) for trial, model in enumerate(bar)]
         if trials:
             landscapes[algorithm] = trials
     lines = [f"{dataset}, test {test_env}, runs selected by {selection}; {options.split} splits\n"]

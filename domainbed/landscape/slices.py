@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from domainbed.landscape.domain import CHUNK_SIZE, Domain
 from domainbed.landscape.hessian import FlatNetwork, leading_directions
+from domainbed.terminal import ProgressBar
 
 LINE_POINTS, PLANE_POINTS = 41, 17  # odd numbers, to include the weights themselves
 
@@ -66,7 +66,7 @@ def compute_slices(
     plane_positions = torch.linspace(-1, 1, PLANE_POINTS, dtype=torch.float64)
 
     n_risks = len(domains) * (len(directions) * LINE_POINTS + 2 * PLANE_POINTS**2)
-    bar = tqdm(total=n_risks, desc="slices", unit="risk", disable=None, leave=False)
+    bar = ProgressBar(total=n_risks, desc="slices", unit="risk", leave=False)
 
     @torch.no_grad()
     def risk(weights: torch.Tensor, domain: Domain) -> float:

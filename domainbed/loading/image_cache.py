@@ -16,6 +16,7 @@ from tqdm import tqdm
 from domainbed.errors import UsageError
 from domainbed.files import file_lock, open_regular
 from domainbed.loading.pack import Pack, write_pack
+from domainbed.terminal import ProgressBar
 
 CACHE_LOCK_FILE = ".lock"
 FILES_PER_TASK = 500
@@ -104,7 +105,7 @@ def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry], che
     if is_decoded is None:
         return
     total = sum(len(entry.files) for entry in missing)
-    with tqdm(total=total, desc=f"filling {directory}", unit="image", disable=None) as bar:
+    with ProgressBar(total=total, desc=f"filling {directory}", unit="image") as bar:
 
         def after_image() -> None:
             bar.update()

@@ -1,13 +1,14 @@
 """Cells of the tables: accuracies in percent, and the runs behind them."""
 
+from __future__ import annotations  # pandas is imported when it is needed, so that --help is fast
+
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
@@ -15,6 +16,9 @@ from domainbed.model_selection import WITH_PAIRS, best_hparams
 from domainbed.reporting.published import AVERAGE, PublishedResult, find_published, find_published_average
 from domainbed.reporting.statistics import bootstrap_interval, standard_error
 from domainbed.sweep.status import JobState
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AVERAGES = "Averages"  # the table of averages over datasets
 RANK = "Rank"
@@ -164,6 +168,8 @@ def benchmark_scores(
         scores: `[trials, environments of all datasets]`, in percent, of the trials that have all of them.
         weights: `[environments of all datasets]`; the weighted mean is the mean of the datasets' means.
     """
+    import pandas as pd
+
     accuracies = [_test_accuracies(best, dataset, algorithm, len(names)) for dataset, names in environments.items()]
     weights = np.concatenate([np.full(len(names), 1 / len(names)) for names in environments.values()])
     return 100 * pd.concat(accuracies, axis="columns").dropna(), weights / len(environments)
@@ -270,6 +276,8 @@ def average_cells(cells: Sequence[Cell]) -> list[Cell]:
     is the mean over datasets of an algorithm's rank (1 is best; ties share their mean rank) among the algorithms that
     have every dataset, as in the Fishr paper; other algorithms have none.
     """
+    import pandas as pd
+
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.column == AVERAGE:

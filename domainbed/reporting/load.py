@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 from joblib import Parallel, cpu_count, delayed
-from tqdm import tqdm
 
 from domainbed.errors import UsageError, printable
 from domainbed.model_selection import CLASS_NAMES, OBJECT_COLUMNS, select_records
@@ -29,6 +28,7 @@ from domainbed.reporting.record_cache import (
     write_part,
 )
 from domainbed.reporting.requested import requested_runs
+from domainbed.terminal import ProgressBar
 
 BATCH = 1000  # folders that are parsed, and cached, together
 
@@ -166,7 +166,7 @@ def _parse_jobs(folder: Path, names: Sequence[str]) -> list[SweepPart]:
         delayed(_parse_batch)(folder, batch, len(names) >= MIN_JOBS) for batch in batches
     )
     parts = []
-    with tqdm(total=len(names), desc="reading", unit="job", disable=None, leave=False) as bar:
+    with ProgressBar(total=len(names), desc="reading", unit="job", leave=False) as bar:
         for batch, part_or_path in zip(batches, parts_or_paths, strict=True):
             part = load_part(part_or_path) if isinstance(part_or_path, Path) else part_or_path
             parts.append(part or read_part(folder, batch))

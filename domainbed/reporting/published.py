@@ -6,7 +6,6 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from domainbed.datasets import BENCHMARK
 
@@ -48,6 +47,8 @@ def find_published_average(selection: str, datasets: Collection[str], algorithm:
 
 @cache
 def _results() -> dict[tuple[str, str, str, str], PublishedResult]:
+    import pandas as pd  # takes half a second; --help does not need it
+
     with (resources.files("domainbed.reporting") / "published.csv").open(encoding="utf-8") as file:
         # An environment's name may look like a number ("0" of RotatedMNIST).
         rows = pd.read_csv(file, dtype={"environment": str, "stderr": np.float64})

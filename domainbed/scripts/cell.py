@@ -1,11 +1,15 @@
 """The options that name one cell of a sweep's tables."""
 
+from typing import TYPE_CHECKING
+
 from domainbed import cli
 from domainbed.errors import UsageError, suggest
 from domainbed.model_selection import SELECTION_METHODS
 from domainbed.reporting.cells import environment_names, environment_numbers
-from domainbed.reporting.load import Sweep
-from domainbed.reporting.top_hparams import CellRuns, decode_hparams, ranked_runs
+
+if TYPE_CHECKING:
+    from domainbed.reporting.load import Sweep
+    from domainbed.reporting.top_hparams import CellRuns
 
 
 def add_cell_options(p: cli.Parser) -> None:
@@ -26,7 +30,7 @@ def add_cell_options(p: cli.Parser) -> None:
     )
 
 
-def find_cell(sweep: Sweep, dataset: str, algorithm: str, test_env: str, selection: str) -> CellRuns:
+def find_cell(sweep: "Sweep", dataset: str, algorithm: str, test_env: str, selection: str) -> "CellRuns":
     """Return the runs behind a cell.
 
     Args:
@@ -39,6 +43,8 @@ def find_cell(sweep: Sweep, dataset: str, algorithm: str, test_env: str, selecti
     Raises:
         UsageError: the sweep has no records for this cell.
     """
+    from domainbed.reporting.top_hparams import CellRuns, decode_hparams, ranked_runs  # imports pandas
+
     runs = sweep.runs[sweep.runs["folder"].notna()]
     for column, name in (("dataset", dataset), ("algorithm", algorithm)):
         if name not in set(runs[column]):

@@ -2,29 +2,35 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domainbed import cli
 from domainbed.errors import UsageError, suggest
 from domainbed.files import atomic_write
 from domainbed.options import add_options, from_args
 from domainbed.registry import import_modules
-from domainbed.reporting.formats.data import as_csv, as_json
-from domainbed.reporting.formats.latex import as_bibtex, as_latex, as_latex_fragment
-from domainbed.reporting.formats.page import as_html
-from domainbed.reporting.formats.text import as_markdown, as_text
 from domainbed.reporting.layout import ReportOptions
-from domainbed.reporting.load import load_sweep
-from domainbed.reporting.report import Report, make_report
 
-FORMATS: dict[str, Callable[[Report], str]] = {
-    "text": as_text,
-    "markdown": as_markdown,
-    "latex": as_latex,
-    "latex-fragment": as_latex_fragment,
-    "bibtex": as_bibtex,
-    "csv": as_csv,
-    "json": as_json,
+if TYPE_CHECKING:
+    from domainbed.reporting.report import Report
+
+
+def format_report(module: str, function: str, report: "Report") -> str:
+    """Return a report as formatted by a function of a module, which is imported only now: it imports pandas."""
+    return getattr(import_module(f"domainbed.reporting.formats.{module}"), function)(report)
+
+
+FORMATS: dict[str, Callable[["Report"], str]] = {
+    "text": partial(format_report, "text", "as_text"),
+    "markdown": partial(format_report, "text", "as_markdown"),
+    "latex": partial(format_report, "latex", "as_latex"),
+    "latex-fragment": partial(format_report, "latex", "as_latex_fragment"),
+    "bibtex": partial(format_report, "latex", "as_bibtex"),
+    "csv": partial(format_report, "data", "as_csv"),
+    "json": partial(format_report, "data", "as_json"),
 }
 
 
@@ -33,6 +39,10 @@ def parser() -> cli.Parser:
         prog=cli.command_name("collect_results"),
         description="Print the tables of a finished or running sweep: test accuracies in percent, mean +/- standard "
         "error over trials.",
+        examples=(
+            "--input_dir runs/first",
+            "--input_dir runs/first --format html --output report.html",
+        ),
     )
     p.add_argument(
         "--input_dir", required=True, metavar="DIR", help="the sweep's folder, written by this package or by DomainBed"
@@ -62,9 +72,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_output(args.output)
     import_modules(args.imports)
     options = from_args(ReportOptions, args)
+
+    from domainbed.reporting.load import load_sweep  # imports pandas: --help and usage errors are fast
+    from domainbed.reporting.report import make_report
+
     report = make_report(load_sweep(args.input_dir), options)
     output = Path(args.output) if args.output else None
     if args.format == "html":
+        from domainbed.reporting.formats.page import as_html
+
         content = as_html(report, output.parent if output else Path())
     else:
         content = FORMATS[args.format](report)

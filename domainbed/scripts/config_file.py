@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed.errors import UsageError, one_line, suggest
+from domainbed.cli import unknown_names
+from domainbed.errors import UsageError, one_line
 from domainbed.files import read_regular
 from domainbed.options import BooleanAction
 
 MAX_SIZE = 2**16  # bytes
+NOT_IN_FILE = ("help", "version", "launcher_config")
 
 
 def load(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -24,12 +26,14 @@ def load(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, or contains an unknown option or an invalid value.
     """
-    actions = {flag.removeprefix("--"): action for action in parser._actions for flag in action.option_strings}
+    flags = {flag.removeprefix("--"): action for action in parser._actions for flag in action.option_strings}
+    options = {name: action for name, action in flags.items() if name not in NOT_IN_FILE}
     defaults: dict[str, Any] = {}
-    for name, value in read(file).items():
-        action = actions.get(name)
-        if action is None or name in ("help", "launcher_config"):
-            raise UsageError(f"{file}: unknown option {name!r}; {suggest(name, actions)}")
+    content = read(file)
+    if unknown := [name for name in content if name not in options]:
+        raise UsageError(f"{file}: {unknown_names('option', unknown, list(options), show=repr)}")
+    for name, value in content.items():
+        action = options[name]
         if action.dest in defaults:
             raise UsageError(f"{file}: {name!r} sets an option that another line also sets; delete one of them")
         if action.nargs == 0:

@@ -15,6 +15,10 @@ def parser() -> cli.Parser:
         "download is resumed by running the command again. With --verify, nothing is downloaded: environments, classes "
         "and image counts are compared with the known ones, and every image is decoded; the exit status is 1 if "
         "anything differs.",
+        examples=(
+            "--data_dir data --dataset PACS VLCS",
+            "--data_dir data --dataset PACS --verify",
+        ),
     )
     p.add_argument(
         "--data_dir",

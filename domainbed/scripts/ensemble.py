@@ -37,6 +37,10 @@ def parser() -> cli.Parser:
         "environment, and write the results as runs that collect_results shows as rows such as ERM+DiWA-uniform. "
         "Ensembles that exist are skipped. The runs must have been launched with --save_best_model, and those whose "
         "weights are averaged also with --init_from.",
+        examples=(
+            "--input_dir runs/diwa --method diwa_uniform",
+            "--input_dir runs/sma --method eoa --data_dir data",
+        ),
     )
     add_options(p, EnsembleOptions)
     cli.add_import_option(p)

@@ -10,11 +10,9 @@ from domainbed import cli
 from domainbed.errors import UsageError
 from domainbed.model_selection import resolve_method
 from domainbed.registry import import_modules
-from domainbed.reporting.load import load_sweep
-from domainbed.reporting.top_hparams import format_csv, format_json, format_text, unranked_notes
 from domainbed.scripts.cell import add_cell_options, find_cell
 
-FORMATS = {"text": format_text, "csv": format_csv, "json": format_json}
+FORMATS = ("text", "csv", "json")
 
 
 def parser() -> cli.Parser:
@@ -22,6 +20,10 @@ def parser() -> cli.Parser:
         prog=cli.command_name("list_top_hparams"),
         description="Rank the hyperparameter draws behind one cell of the tables. Each trial has its own draws; the "
         "cell is the mean, over trials, of the test accuracy of each trial's best draw.",
+        examples=(
+            "--input_dir runs/first --dataset ColoredDigits --algorithm ERM --test_env 2",
+            "--input_dir runs/first --dataset ColoredDigits --algorithm ERM --test_env 2 --n 0 --format csv",
+        ),
     )
     add_cell_options(p)
     p.add_argument("--n", type=int, default=10, metavar="N", help="runs to list per trial; 0 lists all")
@@ -42,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--n must be at least 0, not {args.n}")
     import_modules(args.imports)
     selection = resolve_method(args.selection)
+
+    from domainbed.reporting.load import load_sweep  # imports pandas: --help and usage errors are fast
+    from domainbed.reporting.top_hparams import format_csv, format_json, format_text, unranked_notes
+
     sweep = load_sweep(args.input_dir)
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
@@ -49,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.format != "text":  # the other formats have no room for notes
         for note in unranked_notes(cell):
             print(f"warning: {note}", file=sys.stderr)
-    print(FORMATS[args.format](cell, args.n or len(cell.runs)), end="\n" if args.format == "text" else "")
+    format_cell = {"text": format_text, "csv": format_csv, "json": format_json}[args.format]
+    print(format_cell(cell, args.n or len(cell.runs)), end="\n" if args.format == "text" else "")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,18 @@ from domainbed.model_selection import resolve_method
 from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, datasets_of
 from domainbed.reporting.folders import PLOTS_FOLDER
-from domainbed.reporting.load import load_sweep
-from domainbed.reporting.report import select_algorithms, select_names, sweep_titles
+from domainbed.terminal import ProgressBar
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog=cli.command_name("plot"), description="Draw the results of a sweep as PNG and PDF files.")
+    p = cli.Parser(
+        prog=cli.command_name("plot"),
+        description="Draw the results of a sweep as PNG and PDF files.",
+        examples=(
+            "--input_dir runs/first",
+            "--input_dir runs/first --algorithms ERM Fishr --dpi 300",
+        ),
+    )
     p.add_argument(
         "--input_dir", required=True, metavar="DIR", help="the sweep's folder, written by this package or by DomainBed"
     )
@@ -49,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--dpi must be at least 10 and at most 2,400, not {args.dpi}")
     import_modules(args.imports)
     selection = resolve_method(args.selection)
+
+    from domainbed.reporting.load import load_sweep  # imports pandas: --help and usage errors are fast
+    from domainbed.reporting.report import select_algorithms, select_names, sweep_titles
+
     sweep = load_sweep(args.input_dir)
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
@@ -60,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     n = 0
     max_plots = 1 + len(datasets) * (3 + 2 * len(algorithms))
-    with tqdm(total=max_plots, desc="plotting", unit="plot", disable=None, leave=False) as bar:
+    with ProgressBar(total=max_plots, desc="plotting", unit="plot", leave=False) as bar:
         warn = partial(tqdm.write, file=sys.stderr)
         for stem, caption, figure in all_figures(sweep, selection, datasets, algorithms, warn, titles):
             try:

@@ -15,6 +15,10 @@ def parser() -> cli.Parser:
     p = cli.Parser(
         prog=cli.command_name("train"),
         description="Train one job, or resume it, and write its records and model to a folder.",
+        examples=(
+            "--dataset ColoredDigits --algorithm ERM --test_envs 2",
+            "--dataset PACS --algorithm Fishr --test_envs 0 --data_dir data --output_dir runs/fishr",
+        ),
     )
     add_options(p, JobConfig)
     p.set_defaults(dataset="RotatedMNIST", algorithm="ERM", test_envs=[0])

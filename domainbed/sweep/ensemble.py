@@ -25,6 +25,7 @@ from domainbed.records import (
     read_job,
     validation_accuracy,
 )
+from domainbed.terminal import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: boo
 def _finished_runs(sweep_dir: Path) -> Iterator[Member]:
     if not sweep_dir.is_dir():
         raise UsageError(f"--input_dir {str(sweep_dir)!r} is not a folder")
-    for folder in tqdm(sorted(sweep_dir.iterdir()), desc="reading", unit="job", disable=None, leave=False):
+    for folder in ProgressBar(sorted(sweep_dir.iterdir()), "reading", unit="job", leave=False):
         if is_done(folder) and (folder / RESULTS_FILE).exists():
             records = [record for record in read_job(folder)[0] if isinstance(record.get("args"), dict)]
             if records and "ensemble" not in records[-1]["args"]:
@@ -166,7 +167,7 @@ def run_ensembles(groups: Sequence[Group], name: str, data_dir: str | None) -> i
 
     method = METHODS[name]
     n_evaluated = 0
-    for group in tqdm(groups, unit="ensemble", disable=None):
+    for group in ProgressBar(groups, unit="ensemble"):
         if _exists(group):
             continue
         members = group.members

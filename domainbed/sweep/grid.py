@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, GROUPS, expand_groups
 from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec, num_environments
 from domainbed.engine.config import JobConfig, LoggedJobConfig
@@ -17,6 +15,7 @@ from domainbed.hparams import parse_overrides
 from domainbed.options import check_options, option
 from domainbed.seeding import seed_hash
 from domainbed.sweep.job import Job
+from domainbed.terminal import ProgressBar
 
 MAX_JOBS = 10**6  # of a launch; all algorithms, benchmarks and pairs of test environments make 200,000
 
@@ -200,7 +199,7 @@ class Grid:
 
     def jobs(self, sweep_dir: Path) -> list[Job]:
         """Return the jobs of all runs. Raises UsageError if an argument is invalid."""
-        runs = tqdm(list(self.runs()), "creating jobs", unit="job", delay=2, disable=None, leave=False)
+        runs = ProgressBar(list(self.runs()), "creating jobs", unit="job", delay=2, leave=False)
         return [self.job(run, sweep_dir) for run in runs]
 
 

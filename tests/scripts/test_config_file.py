@@ -180,6 +180,12 @@ MISTAKES = [
     ("a.toml", 'slurm_partitoin = "gpu"', "unknown option 'slurm_partitoin'; did you mean slurm_partition"),
     ("a.toml", "[slurm]\npartition = 'gpu'", "unknown option 'slurm'"),
     ("a.yaml", "help: true", "unknown option 'help'"),
+    ("a.yaml", "version: true", "unknown option 'version'"),
+    (
+        "a.yaml",
+        "foo: 1\nslurm_partitoin: gpu",
+        "unknown options 'foo', 'slurm_partitoin' (did you mean slurm_partition",
+    ),
     ("a.yaml", "launcher_config: b.yaml", "unknown option 'launcher_config'"),
     (
         "a.yaml",

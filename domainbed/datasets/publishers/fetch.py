@@ -12,10 +12,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
 from domainbed.errors import UsageError
 from domainbed.files import atomic_write
+from domainbed.terminal import ProgressBar
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT = 30  # seconds without data
@@ -124,7 +123,7 @@ def resume_download(url: str, part: Path) -> None:
             raise UsageError(f"{url} needs {size - start:,} more bytes in {part.parent}, which has {free:,} free")
         with (
             open(part, "ab") as file,
-            tqdm(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None) as bar,
+            ProgressBar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True) as bar,
         ):
             while data := read_chunk(response):
                 file.write(data)
@@ -206,7 +205,7 @@ def checksums_of(path: Path) -> tuple[str, str]:
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with (
         open(path, "rb") as file,
-        tqdm(total=size_of(path), desc=f"verifying {path.name}", unit="B", unit_scale=True, disable=None) as bar,
+        ProgressBar(total=size_of(path), desc=f"verifying {path.name}", unit="B", unit_scale=True) as bar,
     ):
         while data := file.read(CHUNK_BYTES):
             sha256.update(data)

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from tqdm import tqdm
-
 from domainbed.datasets.publishers.fetch import FetchError
+from domainbed.terminal import ProgressBar
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -44,7 +43,7 @@ def explain_damage(archive: Path) -> Iterator[None]:
 
 def unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as z:
-        for member in tqdm(z.infolist(), desc=archive.name, unit=" files", disable=None):
+        for member in ProgressBar(z.infolist(), archive.name, unit=" files"):
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if packed on a system without Unix file types
             path = check_member(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
             if not member.is_dir():
@@ -57,7 +56,7 @@ def unpack_zip(archive: Path, folder: Path) -> None:
 def unpack_tar(archive: Path, folder: Path) -> None:
     with gzip.open(archive) as unzipped:
         with tarfile.open(fileobj=unzipped, mode="r|") as tar:
-            for member in tqdm(tar, desc=archive.name, unit=" files", disable=None):
+            for member in ProgressBar(tar, archive.name, unit=" files"):
                 check_member(archive, member.name, member.isreg() or member.isdir())
                 tar.extract(member, folder, filter="data")
         while unzipped.read(1 << 20):  # gzip verifies its checksum only at the end of the stream

@@ -18,13 +18,13 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
-from tqdm import tqdm
 
 from domainbed import __version__
 from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, RELATIVE, SUMMARIES, Cell
 from domainbed.reporting.layout import Table, format_number
 from domainbed.reporting.report import Report, Section, comparison_table
 from domainbed.sweep.status import JobState
+from domainbed.terminal import ProgressBar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -214,7 +214,7 @@ def _draw(report: Report) -> tuple[dict[str, list[Picture]], list[Picture], list
         figures = plots.all_figures(
             report.sweep, selection, list(report.environments), report.algorithms, not_drawn.append, report.titles
         )
-        for stem, caption, figure in tqdm(figures, f"plots, {selection}", unit=" plots", disable=None):
+        for stem, caption, figure in ProgressBar(figures, f"plots, {selection}", unit=" plots"):
             keys[selection].append((stem, caption))
             if (stem, caption) not in drawn:
                 drawn[stem, caption] = picture(caption, figure)
