@@ -5,6 +5,7 @@ Because clocks differ between machines, its lock is broken only after this proce
 """
 
 import json
+import math
 import multiprocessing
 import os
 import socket
@@ -70,7 +71,8 @@ class LockOwner:
 
     def rate(self) -> float:
         """Return the number of updates per second by this process, including loading and evaluations."""
-        return (self.step - self.first_step) / self.seconds if self.seconds else 0.0
+        rate = (self.step - self.first_step) / self.seconds if self.seconds > 0 else 0.0
+        return rate if 0 < rate < math.inf else 0.0
 
     def is_alive(self) -> bool | None:
         """Return whether the process is alive, or None if it is on another machine or hidden by the system."""
@@ -275,7 +277,11 @@ def lock_owner(folder: Path) -> LockOwner | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     types: dict[str, Any] = {f.name: (int, float) if f.type is float else f.type for f in fields(LockOwner)}
-    return owner if all(isinstance(value, types[name]) for name, value in vars(owner).items()) else None
+    are_valid = all(
+        isinstance(value, types[name]) and (isinstance(value, str) or abs(value) < 2**63)  # not NaN either
+        for name, value in vars(owner).items()
+    )
+    return owner if are_valid else None
 
 
 def is_locked(folder: Path, now: float | None = None) -> bool:

@@ -14,9 +14,6 @@ from domainbed.files import make_folder
 from domainbed.model_selection import resolve_method
 from domainbed.options import add_options, from_args
 from domainbed.registry import import_modules
-from domainbed.reporting.load import load_sweep
-from domainbed.reporting.recomputed import find_difference, format_comparison, jobs_of_cell, restrict_cell
-from domainbed.reporting.top_hparams import unranked_notes
 from domainbed.scripts.cell import add_cell_options, find_cell
 from domainbed.sweep.launch import run_launch
 from domainbed.sweep.launchers.local import LocalLauncher
@@ -32,6 +29,10 @@ def parser() -> cli.Parser:
         "and number of threads, and runs of this package, because DomainBed draws other batches.",
         epilog="Exit status: 0 if all records are the same, 1 if some differ or a run failed, 2 if the command is "
         "invalid, 3 if some runs are not done yet, 128 + n if signal n stopped the command.",
+        examples=(
+            "--input_dir runs/first --dataset ColoredDigits --algorithm ERM --test_env 2 --output_dir runs/again",
+            "--input_dir runs/first --dataset ColoredDigits --algorithm ERM --test_env 2 --output_dir new --threads 2",
+        ),
     )
     add_cell_options(p)
     p.add_argument(
@@ -59,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_modules(args.imports)
     names = (args.dataset, args.algorithm, args.test_env, resolve_method(args.selection))
     launcher = LocalLauncher(from_args(LocalLauncher.Options, args))
+
+    from domainbed.reporting.load import load_sweep  # imports pandas: --help and usage errors are fast
+    from domainbed.reporting.recomputed import find_difference, format_comparison, jobs_of_cell, restrict_cell
+    from domainbed.reporting.top_hparams import unranked_notes
+
     output_dir = Path(args.output_dir)
     original = load_sweep(args.input_dir)
     if original.folder.resolve() in (output_dir.resolve(), *output_dir.resolve().parents):
@@ -94,7 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         repeated = restrict_cell(find_cell(load_sweep(args.output_dir), *names), [j.folder.name for j in done.values()])
         print(printable(format_comparison(restrict_cell(cell, done), repeated, differences, len(done))))
     if len(done) < len(jobs):
-        print(f"Not all runs are done ({count_states(statuses)}); run the same command to resume", file=sys.stderr)
+        print(
+            f"Not all runs are done ({count_states(statuses, sys.stderr)}); run the same command to resume",
+            file=sys.stderr,
+        )
     return 1 if differences or n_failed else 3 if len(done) < len(jobs) else 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import IO
 
 from domainbed import cli
 from domainbed.engine.config import JobConfig, file_digest
@@ -16,13 +17,13 @@ from domainbed.files import make_folder
 from domainbed.options import add_options, from_args, option
 from domainbed.registry import import_modules
 from domainbed.scripts import config_file
-from domainbed.sweep import progress
+from domainbed.sweep import json_output, price, progress
 from domainbed.sweep.archive import export_jobs, has_known_hparams, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
 from domainbed.sweep.grid import NOT_SHARED, Grid
 from domainbed.sweep.job import Job, absolute_paths
 from domainbed.sweep.launch import launch_order, run_launch
-from domainbed.sweep.launchers import LAUNCHERS
+from domainbed.sweep.launchers import LAUNCHERS, Launcher
 from domainbed.sweep.log import log_launch, requested_jobs
 from domainbed.sweep.preflight import check_jobs
 from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
@@ -55,21 +56,50 @@ class LaunchOptions:
     )
     retry_failed: bool = option(False, help="retry failed jobs")
     dry_run: bool = option(False, help="print what would be run or submitted, without running it")
+    estimate: bool = option(
+        False,
+        help="check and estimate the price of the launch, and exit. Updates of built-in algorithms without records are "
+        "timed even if that takes a while",
+    )
+    json: bool = option(
+        False, help="print events as JSON lines on stdout, and everything else on stderr; requires --skip_confirmation"
+    )
     skip_confirmation: bool = option(False, help="do not ask for confirmation")
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog=cli.command_name("sweep"), description="Run the jobs of a benchmark.", epilog=EXIT_STATUS)
+    p = cli.Parser(
+        prog=cli.command_name("sweep"),
+        description="Run the jobs of a benchmark.",
+        epilog=EXIT_STATUS,
+        examples=(
+            "launch --datasets ColoredDigits --algorithms ERM Fishr --output_dir runs/first",
+            "status --output_dir runs/first --watch",
+        ),
+    )
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> cli.Parser:
-        description = f"{text[0].upper()}{text[1:]}."
-        c = commands.add_parser(name, help=text, prog=f"{p.prog} {name}", description=description, epilog=EXIT_STATUS)
+    def command(name: str, text: str, *options: str) -> cli.Parser:
+        """Add a command with examples: its arguments in addition to --output_dir."""
+        c = commands.add_parser(
+            name,
+            help=text,
+            prog=f"{p.prog} {name}",
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=EXIT_STATUS,
+            examples=[" ".join(filter(None, ["--output_dir runs/first", words])) for words in options],
+        )
         c.add_argument("--output_dir", required=True, metavar="DIR", help="the sweep's folder, with one folder per job")
         return c
 
-    add_launch_options(command("launch", "run all jobs that are not done, and resume incomplete ones"))
-    status = command("status", "print the progress of the jobs")
+    launch = command(
+        "launch",
+        "run all jobs that are not done, and resume incomplete ones",
+        "--datasets ColoredDigits --algorithms ERM Fishr --n_hparams 2 --n_trials 1 --steps 101",
+        "--datasets PACS VLCS --data_dir data --launcher_config slurm.yaml --estimate",
+    )
+    add_launch_options(launch)
+    status = command("status", "print the progress of the jobs", "--watch", "--failed --json")
     status.add_argument(
         "--watch",
         nargs="?",
@@ -79,10 +109,24 @@ def parser() -> cli.Parser:
         help="refresh at this interval (default: 10) until no job is running or queued",
     )
     status.add_argument("--failed", action="store_true", help="also print why jobs failed, and where their logs are")
-    cancel = command("cancel", "stop running and queued jobs; running jobs save their state first")
-    delete = command("delete_incomplete", "delete the folders of incomplete jobs, but not of running or queued ones")
+    status.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object, with the arguments, progress and failure of every job; with --watch, one per line",
+    )
+    cancel = command(
+        "cancel", "stop running and queued jobs; running jobs save their state first", "", "--skip_confirmation"
+    )
+    delete = command(
+        "delete_incomplete", "delete the folders of incomplete jobs, but not of running or queued ones", "", "--failed"
+    )
     delete.add_argument("--failed", action="store_true", help="also delete the folders of failed jobs")
-    export = command("export", "write the records of all finished jobs to an archive")
+    export = command(
+        "export",
+        "write the records of all finished jobs to an archive",
+        "--archive first.tar.xz",
+        "--archive first.tar.xz --import my_algorithms",
+    )
     export.add_argument("--archive", required=True, metavar="FILE", help="the .tar.xz file to write")
     for c in (status, cancel, delete, export):
         cli.add_import_option(c)
@@ -158,6 +202,18 @@ def grid_of(args: argparse.Namespace) -> Grid:
 
 
 def launch(args: argparse.Namespace) -> int:
+    if not args.json:
+        return check_and_run(args, None)
+    if args.dry_run or args.command_launcher == "dummy":
+        raise UsageError("--json cannot be combined with --dry_run, which prints commands")
+    if not (args.skip_confirmation or args.estimate):
+        raise UsageError("--json does not ask for confirmation; pass --skip_confirmation")
+    with json_output.reserved_stdout() as stdout:
+        return check_and_run(args, stdout)
+
+
+def check_and_run(args: argparse.Namespace, events: IO[str] | None) -> int:
+    """Launch, and print the events as JSON lines to the stream `events` if there is one. Return the exit status."""
     is_dry_run = args.dry_run or args.command_launcher == "dummy"
     if is_dry_run and args.import_results:
         raise UsageError("--import_results cannot be combined with --dry_run")
@@ -168,34 +224,62 @@ def launch(args: argparse.Namespace) -> int:
     if args.import_results:
         import_results(Path(args.import_results), sweep_dir, grid, statuses)
     info = sys.stderr if is_dry_run else sys.stdout  # stdout of a dry run is a script
-    print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses)}", file=info, flush=True)
+    print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses, info)}", file=info, flush=True)
     states = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE}
     if args.retry_failed:
         states.add(JobState.FAILED)
     elif any(status.state == JobState.FAILED for status in statuses.values()):
         print("Skipping failed jobs (see `status --failed`; `--retry_failed` retries them)", file=info)
     jobs = launch_order([job for job, status in statuses.items() if status.state in states], statuses)
-    if not is_dry_run:
+    if events:
+        json_output.print_launched(events, args.output_dir, statuses, jobs)
+    if not (is_dry_run or args.estimate):
         remove_leftovers(statuses)
     if not jobs:
-        if not is_dry_run and sweep_dir.is_dir():
+        if not (is_dry_run or args.estimate) and sweep_dir.is_dir():
             log_launch(sweep_dir, grid)
-        return exit_status(statuses)
-    check_jobs(jobs)
+        status = exit_status(statuses)
+        if events:
+            json_output.print_ended(events, statuses, status)
+        return 0 if args.estimate else status
     if is_dry_run:
+        check_jobs(jobs)
         launcher.print_commands(jobs)
+        return 0
+    estimated = check_and_estimate(args, launcher, jobs, statuses)
+    print(*estimated.lines(), sep="\n", flush=True)
+    if events:
+        json_output.print_event(events, "estimate", **estimated.to_json())
+    if args.estimate:
         return 0
     launcher.check()
     if not args.skip_confirmation:
         confirm(f"Launch {len(jobs)} jobs with launcher {args.command_launcher}?", "nothing was launched")
     make_folder(sweep_dir)
     log_launch(sweep_dir, grid)
-    result = run_launch(launcher, jobs, statuses)
+    result = run_launch(launcher, jobs, statuses, json_output.JsonDisplay(jobs, events) if events else None)
     if result.stop_signal:
-        return 128 + result.stop_signal
-    if not launcher.WAITS:
-        print(f"Watch the progress with `{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch`")
-    return 1 if result.n_failed else exit_status(result.statuses)
+        status = 128 + result.stop_signal
+    else:
+        status = 1 if result.n_failed else exit_status(result.statuses)
+        if not launcher.WAITS:
+            command = f"{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch"
+            print(f"Watch the progress with `{command}`")
+    if events:
+        json_output.print_ended(events, result.statuses, status)
+    return status
+
+
+def check_and_estimate(
+    args: argparse.Namespace, launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, Status]
+) -> price.Price:
+    """Check jobs, and return the estimated price of running them."""
+    kinds = {job.kind for job in jobs}
+    recorded = price.recorded_step_times(statuses, kinds, Path(args.import_results) if args.import_results else None)
+    limit = price.LONG_LIMIT if args.estimate else price.QUICK_LIMIT
+    timing = price.Timing(kinds - recorded.keys(), limit, only_quick=not args.estimate)
+    measurements = check_jobs(jobs, timing)
+    return price.estimate(jobs, statuses, recorded, measurements, launcher.capacity(len(jobs)))
 
 
 def import_results(archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status]) -> None:
@@ -218,16 +302,14 @@ def status(args: argparse.Namespace) -> int:
     is_active = False
     while True:
         statuses = survey(jobs, queue := read_queue_or_warn(sweep_dir))
-        if args.watch and sys.stdout.isatty():
-            print("\033[H\033[2J", end="")  # clear the screen
-        print(progress.status_table(statuses))
-        print(progress.summary_line(statuses))
-        lines = [*progress.blocked_lines(statuses), *progress.running_lines(statuses)]
-        if args.failed:
+        outcomes = {}
+        if args.failed and queue:
             incomplete = [job.folder.name for job, s in statuses.items() if s.state == JobState.INCOMPLETE]
-            lines += progress.failure_lines(statuses, task_outcomes(sweep_dir, incomplete) if queue else {})
-        for line in lines:
-            print(line)
+            outcomes = task_outcomes(sweep_dir, incomplete)
+        if args.json:
+            print(json_output.to_line(json_output.status_object(sweep_dir, statuses, outcomes)))
+        else:
+            print_status(statuses, outcomes if args.failed else None, is_screen=bool(args.watch))
         was_active = is_active
         is_active = any(s.state in (JobState.RUNNING, JobState.QUEUED) for s in statuses.values())
         # A launch that is between two jobs is inactive for a moment.
@@ -235,6 +317,25 @@ def status(args: argparse.Namespace) -> int:
             return exit_status(statuses)
         sys.stdout.flush()
         time.sleep(args.watch)
+
+
+def print_status(statuses: Mapping[Job, Status], task_outcomes: Mapping[str, str] | None, is_screen: bool) -> None:
+    """Print the status of a sweep for people.
+
+    Args:
+        statuses: the status of each job.
+        task_outcomes: as in `progress.failure_lines`, or None to leave out why jobs failed.
+        is_screen: whether to clear the terminal first.
+    """
+    if is_screen and sys.stdout.isatty():
+        print("\033[H\033[2J", end="")  # clear the screen
+    print(progress.status_table(statuses))
+    print(progress.summary_line(statuses))
+    lines = [*progress.blocked_lines(statuses), *progress.running_lines(statuses)]
+    if task_outcomes is not None:
+        lines += progress.failure_lines(statuses, task_outcomes)
+    for line in lines:
+        print(line)
 
 
 def cancel(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
@@ -110,6 +110,14 @@ def import_jobs(archive: Path, statuses: Mapping[Job, Status]) -> ImportResult:
     return ImportResult(imported, len(found) - n_requested, n_requested - len(imported))
 
 
+def last_records(archive: Path) -> Iterator[dict[str, Any]]:
+    """Yield the last record of each job in an archive that `import_jobs` has checked."""
+    with open_regular(archive) as file:
+        for _, name, data in _read_members(file, archive, None):
+            if name == RESULTS_FILE and data and (records := parse_records(data)[0]):
+                yield records[-1]
+
+
 def _check_archive(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> set[str]:
     """Return the folder names of all jobs in an archive, and check the records of the selected ones."""
     found: dict[str, set[str]] = defaultdict(set)
@@ -200,8 +208,10 @@ def _move(source: Path, target: Path) -> bool:
     return True
 
 
-def _read_members(file: BinaryIO, archive: Path, selected: Container[str]) -> Iterator[tuple[str, str, bytes | None]]:
-    """Yield the folder and file name of each of the ARCHIVED_FILES, with the content for selected folders.
+def _read_members(
+    file: BinaryIO, archive: Path, selected: Container[str] | None
+) -> Iterator[tuple[str, str, bytes | None]]:
+    """Yield the folder and file name of each of the ARCHIVED_FILES, with the content for selected folders (None: all).
 
     Raises:
         UsageError: the archive is damaged, has an unsafe member, or is much larger than its compressed file.
@@ -214,7 +224,7 @@ def _read_members(file: BinaryIO, archive: Path, selected: Container[str]) -> It
                 for member in tar:
                     parts = _safe_parts(member, archive)
                     if member.isreg() and len(parts) == 2 and parts[0] != SWEEP_FOLDER and parts[1] in ARCHIVED_FILES:
-                        content = tar.extractfile(member) if parts[0] in selected else None
+                        content = tar.extractfile(member) if selected is None or parts[0] in selected else None
                         yield parts[0], parts[1], content.read() if content else None
             while decompressed.read(1 << 20):  # up to the end, where xz verifies its checksum
                 pass

@@ -1,21 +1,19 @@
 """The steps of a launch after its checks: order jobs, run them, print their progress, and summarize."""
 
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from domainbed.engine.interrupts import stop_on_signals
-from domainbed.records import last_record
+from domainbed.sweep.display import BarDisplay, Display
 from domainbed.sweep.failures import clear_failure
-from domainbed.sweep.job import Job, Kind
+from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import Launcher
+from domainbed.sweep.price import done_step_times
 from domainbed.sweep.queue import read_queue
 from domainbed.sweep.status import JobState, Status, count_states, survey
+from domainbed.terminal import is_terminal
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,17 @@ def launch_order(jobs: Sequence[Job], statuses: Mapping[Job, Status]) -> list[Jo
         jobs: the jobs to order.
         statuses: the statuses of all jobs of the launch.
     """
-    step_times: dict[Kind, float] = {}  # seconds
-    kinds = {job.kind for job in jobs}
-    for job, status in statuses.items():
-        if status.state == JobState.DONE and job.kind in kinds and job.kind not in step_times:
-            step_time = (last_record(job.folder) or {}).get("step_time")
-            if isinstance(step_time, float):
-                step_times[job.kind] = step_time
-    return sorted(
-        jobs, key=lambda job: (job.config.trial_seed, -step_times.get(job.kind, float("inf")) * job.config.steps)
-    )
+    step_times = done_step_times(statuses, {job.kind for job in jobs})
+
+    def expected_seconds(job: Job) -> float:
+        return step_times[job.kind].seconds * job.config.steps if job.kind in step_times else float("inf")
+
+    return sorted(jobs, key=lambda job: (job.config.trial_seed, -expected_seconds(job)))
 
 
-def run_launch(launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, Status]) -> LaunchResult:
+def run_launch(
+    launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, Status], display: Display | None = None
+) -> LaunchResult:
     """Run checked jobs until they end or a signal stops them, and print their progress and a summary.
 
     Failed jobs among them are retried. A second Ctrl-C kills jobs on this machine at once.
@@ -64,6 +60,7 @@ def run_launch(launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, S
         launcher: runs the jobs.
         jobs: the jobs to run, in the order in which to start them.
         statuses: the statuses of all jobs of the launch, including those that are not run.
+        display: prints the events of the jobs; by default, bars on a terminal and lines elsewhere.
     """
     sweep_dir = jobs[0].folder.parent
     statuses = dict(statuses)
@@ -72,53 +69,17 @@ def run_launch(launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, S
             clear_failure(job.folder)
             statuses[job] = Status(JobState.INCOMPLETE)
     start = time.monotonic()
-    n_failed = 0
+    if display is None:
+        display = BarDisplay(jobs) if launcher.WAITS and is_terminal(sys.stderr) else Display(jobs)
     with stop_on_signals() as stop_request:
         try:
-            n_failed = follow(launcher, jobs, statuses, stop_request)
+            with display:
+                for event in launcher.launch(jobs, statuses, stop_request):
+                    display.show(event)
         except KeyboardInterrupt:
             launcher.stop()
     statuses = survey(statuses, read_queue(sweep_dir))
     print(f"{count_states(statuses)} after {time.monotonic() - start:.0f} s")
     if stop_request():
         print("Stopped. Run the same command to resume.", file=sys.stderr)
-    return LaunchResult(statuses, n_failed, stop_request.signals[0] if stop_request() else None)
-
-
-def follow(
-    launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, Status], should_stop: Callable[[], bool]
-) -> int:
-    """Launch jobs and print their events until the last one. Return the number of jobs that failed."""
-    start = time.monotonic()
-    steps = dict.fromkeys(jobs, 0)
-    n_ended = n_failed = 0
-    printed: set[tuple[Kind, str]] = set()
-    is_bar_off = None if launcher.WAITS else True  # None: off unless stderr is a terminal
-    with tqdm(total=sum(job.config.steps for job in jobs), unit="step", disable=is_bar_off, smoothing=0.05) as bar:
-        for event in launcher.launch(jobs, statuses, should_stop):
-            if event.state in (JobState.RUNNING, JobState.DONE):
-                bar.update(event.steps - steps[event.job])
-                steps[event.job] = event.steps
-            if event.state == JobState.FAILED:
-                n_failed += 1
-                tqdm.write(f"FAILED {event.job}: {event.reason}", file=sys.stderr)
-            elif event.reason and (event.job.kind, event.reason) not in printed:
-                printed.add((event.job.kind, event.reason))  # once for all jobs of a blocked kind
-                tqdm.write(f"{event.job}: {event.reason}", file=sys.stderr)
-            if event.state not in (JobState.DONE, JobState.FAILED, JobState.INCOMPLETE):
-                continue
-            n_ended += 1
-            bar.set_postfix_str(f"{n_ended}/{len(jobs)} jobs, {n_failed} failed")
-            if bar.disable:
-                seconds = time.monotonic() - start
-                _print_or_stop(f"[{n_ended}/{len(jobs)}] {seconds:.0f} s: {event.state.value}: {event.job}")
-    return n_failed
-
-
-def _print_or_stop(line: str) -> None:
-    """Print a line; stop the launch if the reader of stdout has exited (`| head`), so that running jobs are saved."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        signal.raise_signal(signal.SIGTERM)
+    return LaunchResult(statuses, display.n_failed, stop_request.signals[0] if stop_request() else None)

@@ -1,6 +1,7 @@
 """The checks of a launch: everything that would make its jobs fail at once is reported before any of them starts."""
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from domainbed.errors import AlgorithmError, UsageError, one_line
 from domainbed.hparams import SHARED, Hparams, parse_overrides
 from domainbed.registry import import_modules
 from domainbed.sweep.job import Job, Kind
+from domainbed.sweep.price import Measurement, Timing, measure
 from domainbed.sweep.torch_process import call_with_torch
 
 if TYPE_CHECKING:
@@ -23,21 +25,32 @@ WEIGHTS_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-0676
 MAX_NAMED = 3  # kinds of jobs that a problem names
 
 
-def check_jobs(jobs: Sequence[Job]) -> None:
+def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> dict[Kind, Measurement]:
     """Check that each dataset can be read and split, and that each algorithm can be created for it.
 
     Missing files are reported first, within a second or two. What remains is checked only if there are none, because
     that imports torch (in another process) and reads the datasets.
 
+    Args:
+        jobs: the jobs.
+        timing: which kinds of jobs to time, and how.
+
+    Returns:
+        What was measured of each kind of jobs.
+
     Raises:
         UsageError: there are problems; the message lists all of them, one line each.
     """
     configs = one_per_kind(jobs)
-    problems = find_missing(configs) or call_with_torch(find_errors, configs)
+    measurements: dict[Kind, Measurement] = {}
+    problems = find_missing(configs)
+    if not problems:
+        problems, measurements = call_with_torch(find_errors, configs, timing or Timing())
     if len(problems) == 1:
         raise UsageError(problems[0])
     if problems:
         raise UsageError("\n  ".join([f"{len(problems)} problems:", *problems]))
+    return measurements
 
 
 def one_per_kind(jobs: Iterable[Job]) -> list[JobConfig]:
@@ -81,16 +94,22 @@ def _missing_weights(config: JobConfig) -> str:
     return f"the pretrained weights {file} are not in {' or '.join(map(str, folders))}"
 
 
-def find_errors(configs: Iterable[JobConfig]) -> list[str]:
+def find_errors(configs: Iterable[JobConfig], timing: Timing) -> tuple[list[str], dict[Kind, Measurement]]:
     """Return the errors of reading and splitting each dataset, and of creating each algorithm for it, one line each.
 
     Args:
         configs: jobs, dataset by dataset, so that only one dataset is in memory at a time.
+        timing: which kinds of jobs to time, and how.
+
+    Returns:
+        The errors, and what was measured of each kind of jobs without an error.
     """
     from domainbed.engine.data import load_data  # imports torch
 
     kinds_of: dict[str, list[str]] = defaultdict(list)  # the datasets, or kinds of jobs, that raise an error
     checked_weights: set[str] = set()
+    measurements: dict[Kind, Measurement] = {}
+    seconds = 0.0  # of the timings
     key: tuple[str, str | None] | None = None
     dataset: MultipleDomainDataset | None = None
     for config in configs:
@@ -104,15 +123,19 @@ def find_errors(configs: Iterable[JobConfig]) -> list[str]:
                 except (UsageError, OSError) as error:
                     kinds_of[one_line(error)].append(config.dataset)
             if dataset is not None:
-                _create_algorithm(config, hparams, dataset, checked_weights)
+                algorithm = _create_algorithm(config, hparams, dataset, checked_weights)
+                kind, start = Job(config).kind, time.monotonic()
+                is_timed = kind in timing.kinds and seconds < timing.limit
+                measurements[kind] = measure(config, hparams, dataset, algorithm, timing if is_timed else None)
+                seconds += time.monotonic() - start
         except (AlgorithmError, UsageError, OSError) as error:
             kinds_of[one_line(error)].append(f"{config.algorithm} on {config.dataset}")
-    return [f"{_join(kinds)}: {error}" for error, kinds in kinds_of.items()]
+    return [f"{_join(kinds)}: {error}" for error, kinds in kinds_of.items()], measurements
 
 
 def _create_algorithm(
     config: JobConfig, hparams: Hparams, dataset: MultipleDomainDataset, checked_weights: set[str]
-) -> None:
+) -> "Algorithm":
     """Create a job's algorithm to see whether that succeeds, on the "meta" device if possible, which takes no memory.
 
     Args:
@@ -140,14 +163,14 @@ def _create_algorithm(
         with torch.device("meta"), without_weights():
             algorithm = create()
     except Exception:  # a real error, or an operation that this device does not support
-        create()
-        return
+        return create()
     backbone = str([config.weights_dir, *(hparams.get(name) for name in SELECTORS)])
     has_backbone = is_frozen(hparams) or any(isinstance(module, Backbone) for module in algorithm.modules())
     if backbone not in checked_weights and has_backbone:
         checked_weights.add(backbone)
         with use_weights_dir(config.weights_dir):
             Backbone(dataset.input_shape[0], hparams)
+    return algorithm
 
 
 def _join(names: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ import tabulate
 
 from domainbed.records import last_record
 from domainbed.sweep.job import LOG_FILE, Job, Kind
-from domainbed.sweep.status import MAX_ALIKE, JobState, Status, blocked_kinds
+from domainbed.sweep.status import MAX_ALIKE, JobState, Status, blocked_kinds, colored_state
+from domainbed.terminal import duration
 
 
 def status_table(statuses: Mapping[Job, Status]) -> str:
@@ -32,7 +33,7 @@ def status_table(statuses: Mapping[Job, Status]) -> str:
                 duration((total - done) / rate) if rate else "",
             ]
         )
-    headers = ["Dataset", "Algorithm", *(state.value for state in shown), "updates", "updates/s", "time left"]
+    headers = ["Dataset", "Algorithm", *map(colored_state, shown), "updates", "updates/s", "time left"]
     return tabulate.tabulate(
         rows, headers, disable_numparse=True, colalign=("left", "left", *["right"] * (len(shown) + 3))
     )
@@ -44,15 +45,19 @@ def count_updates(statuses: Mapping[Job, Status]) -> tuple[int, int, float]:
     rate = 0.0
     for job, status in statuses.items():
         total += job.config.steps
-        if status.state == JobState.DONE:
-            done += job.config.steps
-        elif status.owner:
-            done += status.owner.step
-            rate += status.owner.rate()
-        elif status.state != JobState.NOT_LAUNCHED:
-            record = last_record(job.folder)
-            done += record["step"] + 1 if record else 0
+        done += updates_done(job, status)
+        rate += status.owner.rate() if status.owner else 0.0
     return total, done, rate
+
+
+def updates_done(job: Job, status: Status) -> int:
+    """Return the number of updates that a job has done: all if it is done, else up to its heartbeat or last record."""
+    if status.state == JobState.DONE:
+        return job.config.steps
+    if status.owner:
+        return status.owner.step
+    record = last_record(job.folder) if status.state != JobState.NOT_LAUNCHED else None
+    return record["step"] + 1 if record else 0
 
 
 def summary_line(statuses: Mapping[Job, Status]) -> str:
@@ -104,19 +109,3 @@ def failure_lines(statuses: Mapping[Job, Status], task_outcomes: Mapping[str, st
             outcome = task_outcomes[job.folder.name]
             lines.append(f"{job}\n  interrupted, can be resumed; SLURM task {outcome}; log: {log}")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Return a readable duration.
-
-    >>> duration(45), duration(125), duration(7500), duration(200_000)
-    ('45 s', '2 min', '2 h 05 min', '2 d 07 h')
-    """
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60:02d} h"

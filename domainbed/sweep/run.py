@@ -41,6 +41,11 @@ class JobEvent:
         """True while the launch is running the job. (A running job with a reason belongs to another process.)"""
         return self.state == JobState.RUNNING and not self.reason
 
+    @property
+    def has_ended(self) -> bool:
+        """True if the job has ended, at least for this launch."""
+        return self.state in (JobState.DONE, JobState.FAILED, JobState.INCOMPLETE)
+
 
 def run_job(job: Job, on_event: Callable[[JobEvent], object], should_stop: Callable[[], bool]) -> JobEvent:
     """Train a job, or resume it, and return how it ended. Exceptions of the job are recorded as failures, not raised.

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import IO
 
 from domainbed.engine.lock import LOCK_FILE, LockOwner, file_system_time, is_locked, lock_owner
 from domainbed.records import CHECKPOINT_FILE, DONE_FILE
 from domainbed.sweep.failures import FAILURE_FILE, Failure, read_failure
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.queue import Queue
+from domainbed.terminal import colored
 
 MAX_ALIKE = 3  # jobs of a kind that fail for the same reason before the kind is blocked
 
@@ -29,6 +31,15 @@ class JobState(Enum):
     INCOMPLETE = "incomplete"
     FAILED = "failed"
     DONE = "done"
+
+
+COLORS = {
+    JobState.QUEUED: "blue",
+    JobState.RUNNING: "cyan",
+    JobState.INCOMPLETE: "yellow",
+    JobState.FAILED: "red",
+    JobState.DONE: "green",
+}
 
 
 @dataclass(frozen=True)
@@ -77,10 +88,15 @@ def survey(jobs: Iterable[Job], queue: Queue | None = None) -> dict[Job, Status]
     }
 
 
-def count_states(statuses: Mapping[Job, Status]) -> str:
-    """Return how many jobs are in each state, such as "30 done, 6 incomplete"."""
+def count_states(statuses: Mapping[Job, Status], stream: IO[str] | None = None) -> str:
+    """Return how many jobs are in each state, such as "30 done, 6 incomplete", in color if `stream` shows colors."""
     counts = Counter(status.state for status in statuses.values())
-    return ", ".join(f"{counts[state]} {state.value}" for state in JobState if counts[state])
+    return ", ".join(f"{counts[state]} {colored_state(state, stream=stream)}" for state in JobState if counts[state])
+
+
+def colored_state(state: JobState, text: str | None = None, stream: IO[str] | None = None) -> str:
+    """Return the name of a state, or another text about it, in its color if a stream (default: stdout) shows colors."""
+    return colored(text or state.value, COLORS.get(state), stream)
 
 
 def blocked_kinds(statuses: Mapping[Job, Status]) -> dict[Kind, str]:

@@ -1,6 +1,7 @@
 """Calls that need torch, in a short-lived process: a launch would hold the 0.6 GB of torch until its last job ends."""
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -62,4 +63,5 @@ def _count_gpus() -> int:
 
 def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     end_with_parent()
+    os.dup2(2, 1)  # stdout is for the results of the command
     sender.send((function(*args), _count_gpus()))

@@ -1,15 +1,16 @@
 """The course of a launch: the order of its jobs, and what it prints for a launcher's events."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from domainbed.records import append_record, mark_done
-from domainbed.sweep.launch import follow, launch_order, run_launch
+from domainbed.sweep.launch import launch_order, run_launch
 from domainbed.sweep.launchers import JobEvent, Launcher, NoOptions
 from domainbed.sweep.status import JobState, survey
-from tests.sweep.helpers import LauncherHere, fail, make_job, never, states
+from tests.sweep.helpers import LauncherHere, fail, make_job, states
 
 # --- events
 
@@ -30,7 +31,7 @@ def test_events_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture):
             yield JobEvent(jobs[4], JobState.INCOMPLETE, reason="killed")
             yield JobEvent(jobs[5], JobState.FAILED, reason="why\n  the log")
 
-    assert follow(ScriptedLauncher(NoOptions()), jobs, {}, never) == 2, "number of failed jobs"
+    assert run_launch(ScriptedLauncher(NoOptions()), jobs, survey(jobs)).n_failed == 2
     output = capsys.readouterr()
     assert output.err == (
         f"FAILED {jobs[1]}: why\n  the log\n{jobs[2]}: blocked: why\n{other_kind}: blocked: why\n"
@@ -39,7 +40,7 @@ def test_events_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture):
     )
     ended = [(jobs[0], "done"), (jobs[1], "failed"), (jobs[4], "incomplete"), (jobs[5], "failed")]
     expected = [f"[{i}/7] # s: {state}: {job}" for i, (job, state) in enumerate(ended, start=1)]
-    assert re.sub(r"\] \d+ s", "] # s", output.out).splitlines() == expected
+    assert re.sub(r"\b\d+ s", "# s", output.out).splitlines() == [*expected, "7 not launched after # s"]
 
 
 def test_stop_request_reaches_the_launcher(tmp_path: Path):
@@ -48,10 +49,13 @@ def test_stop_request_reaches_the_launcher(tmp_path: Path):
     class AskingLauncher(Launcher):
         def launch(self, jobs, statuses, should_stop):
             answers.append(should_stop())
+            signal.raise_signal(signal.SIGTERM)
+            answers.append(should_stop())
             return iter(())
 
-    follow(AskingLauncher(NoOptions()), [make_job(tmp_path)], {}, lambda: True)
-    assert answers == [True]
+    jobs = [make_job(tmp_path)]
+    assert run_launch(AskingLauncher(NoOptions()), jobs, survey(jobs)).stop_signal == signal.SIGTERM
+    assert answers == [False, True]
 
 
 def test_failed_jobs_to_run_are_retried(tmp_path: Path):

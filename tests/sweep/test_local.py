@@ -101,7 +101,7 @@ def test_jobs_of_another_launch_are_skipped(tmp_path: Path, quick_workers: None)
         JobEvent(running, JobState.RUNNING, reason=TAKEN),
         JobEvent(failed, JobState.FAILED, reason="failed in another launch"),
     ]
-    assert [(event.job, event.steps) for event in events[3:]] == [(well, steps) for steps in (1, 2, 3, 3)]
+    assert [(event.job, event.steps) for event in events[3:]] == [(well, steps) for steps in (0, 1, 2, 3, 3)]
     assert {p.name for p in done.folder.iterdir()} == {"done"}
     assert {p.name for p in failed.folder.iterdir()} == {"failed.json"}
     assert read_status(well.folder).state == JobState.DONE

@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from domainbed.engine.lock import LockOwner
 from domainbed.sweep.failures import Failure
 from domainbed.sweep.job import Job
-from domainbed.sweep.progress import duration, failure_lines, running_lines, status_table, summary_line
+from domainbed.sweep.progress import failure_lines, running_lines, status_table, summary_line
 from domainbed.sweep.status import JobState, Status
 from tests.sweep.helpers import make_job
 
@@ -84,25 +82,6 @@ def test_failure_lines(tmp_path: Path):
         "  failed once",
     ]
     assert failure_lines({jobs[4]: statuses[jobs[4]]}, {}) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0, "0 s"),
-        (89.4, "89 s"),
-        (89.9, "90 s"),
-        (90, "2 min"),
-        (59 * 60 + 29, "59 min"),
-        (59 * 60 + 31, "1 h 00 min"),
-        (7500, "2 h 05 min"),
-        (47 * 3600 + 59 * 60, "47 h 59 min"),
-        (48 * 3600, "2 d 00 h"),
-        (1e7, "115 d 17 h"),
-    ],
-)
-def test_durations(seconds: float, expected: str):
-    assert duration(seconds) == expected
 
 
 def test_progress_is_read_from_the_last_complete_record(tmp_path: Path):

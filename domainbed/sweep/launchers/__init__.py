@@ -1,7 +1,7 @@
 """The launchers, by name."""
 
 from domainbed.registry import Registry
-from domainbed.sweep.launchers.base import Launcher, NoOptions
+from domainbed.sweep.launchers.base import Capacity, Launcher, NoOptions
 from domainbed.sweep.run import JobEvent
 
 LAUNCHERS: Registry[type[Launcher]] = Registry(
@@ -13,4 +13,4 @@ LAUNCHERS: Registry[type[Launcher]] = Registry(
     },
 )
 
-__all__ = ["LAUNCHERS", "JobEvent", "Launcher", "NoOptions"]
+__all__ = ["LAUNCHERS", "Capacity", "JobEvent", "Launcher", "NoOptions"]

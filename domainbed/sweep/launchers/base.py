@@ -11,6 +11,21 @@ from domainbed.sweep.status import MAX_ALIKE, JobState, Status
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What a launcher runs jobs on.
+
+    Attributes:
+        jobs: number of jobs that run at once.
+        cores: number of CPU cores per job.
+        gpus: number of GPUs per job; a fraction if several jobs share one.
+    """
+
+    jobs: int
+    cores: int
+    gpus: float
+
+
+@dataclass(frozen=True)
 class NoOptions:
     """The options of a launcher that has none."""
 
@@ -39,6 +54,10 @@ class Launcher:
 
     def check(self) -> None:
         """Check that jobs can be run from this machine. Raises UsageError."""
+
+    def capacity(self, n_jobs: int) -> Capacity | None:
+        """Return what `n_jobs` jobs would run on, to estimate their price, or None if it is unknown."""
+        return None
 
     def launch(
         self, jobs: Sequence[Job], statuses: Mapping[Job, Status], should_stop: Callable[[], bool]

@@ -15,7 +15,7 @@ from domainbed.options import check_options, option
 from domainbed.records import is_done
 from domainbed.sweep.failures import Failure, record_failure
 from domainbed.sweep.job import LOG_FILE, Job, Kind
-from domainbed.sweep.launchers.base import Launcher, skip_event
+from domainbed.sweep.launchers.base import Capacity, Launcher, skip_event
 from domainbed.sweep.run import JobEvent
 from domainbed.sweep.status import JobState, Status, blocked_reason, read_status
 from domainbed.sweep.torch_process import count_gpus
@@ -62,6 +62,12 @@ class LocalLauncher(Launcher):
     def __init__(self, options: LocalOptions) -> None:
         super().__init__(options)
         self._workers: list[_Worker] = []
+
+    def capacity(self, n_jobs: int) -> Capacity:
+        environments = worker_environments(self.options, n_jobs)
+        n_gpus = len({environ["CUDA_VISIBLE_DEVICES"] for environ in environments if "CUDA_VISIBLE_DEVICES" in environ})
+        n = len(environments)
+        return Capacity(n, int(environments[0]["OMP_NUM_THREADS"]), n_gpus / n)
 
     def launch(
         self, jobs: Sequence[Job], statuses: Mapping[Job, Status], should_stop: Callable[[], bool]
@@ -111,6 +117,7 @@ class LocalLauncher(Launcher):
             self._workers.append(worker)
         if job is not None:
             worker.submit(job)
+            yield JobEvent(job, JobState.RUNNING)
 
     def stop(self) -> None:
         for worker in self._workers:

@@ -1,6 +1,7 @@
 """A launcher that submits job arrays to SLURM, through submitit."""
 
 import io
+import math
 import re
 import shlex
 import sys
@@ -14,7 +15,7 @@ from domainbed.errors import UsageError
 from domainbed.files import file_lock, other_writers
 from domainbed.options import check_options, option
 from domainbed.sweep.job import Job, Kind
-from domainbed.sweep.launchers.base import Launcher, skip_event
+from domainbed.sweep.launchers.base import Capacity, Launcher, skip_event
 from domainbed.sweep.queue import job_name, read_queue, slurm_folder, slurm_output, write_tasks
 from domainbed.sweep.run import JobEvent
 from domainbed.sweep.status import JobState, Status, blocked_kinds, survey
@@ -88,6 +89,11 @@ class SlurmLauncher(Launcher):
 
     def check(self) -> None:
         max_array_size()  # fails without SLURM
+
+    def capacity(self, n_jobs: int) -> Capacity:
+        o = self.options
+        n_tasks = math.ceil(n_jobs / o.jobs_per_task)
+        return Capacity(min(n_tasks, o.slurm_array_parallelism), o.slurm_cpus or 1, o.slurm_gpus)
 
     def launch(
         self, jobs: Sequence[Job], statuses: Mapping[Job, Status], should_stop: Callable[[], bool]
