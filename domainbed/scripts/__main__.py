@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import domainbed
 from domainbed import cli
 
 COMMANDS = {
@@ -19,13 +18,20 @@ COMMANDS = {
     "download": "download and verify datasets",
     "landscape": "measure the loss landscapes of trained models",
     "colored_mnist": "reproduce the Colored MNIST proof of concept",
+    "completion": "print the completion script of a shell",
 }
 ALIASES = {"collect": "collect_results"}
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog="domainbed", description="A benchmark for domain generalization.")
-    p.add_argument("--version", action="version", version=f"domainbed {domainbed.__version__}")
+    p = cli.Parser(
+        prog="domainbed",
+        description="A benchmark for domain generalization.",
+        examples=(
+            "train --dataset ColoredDigits --algorithm ERM --test_envs 2",
+            "sweep launch --datasets ColoredDigits --algorithms ERM Fishr --output_dir runs/first",
+        ),
+    )
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, text in COMMANDS.items():
         aliases = [alias for alias, command in ALIASES.items() if command == name]

@@ -105,6 +105,7 @@ def find_errors(configs: Iterable[JobConfig], timing: Timing) -> tuple[list[str]
         The errors, and what was measured of each kind of jobs without an error.
     """
     from domainbed.engine.data import load_data  # imports torch
+    from domainbed.engine.frozen import is_frozen, without_extraction
 
     kinds_of: dict[str, list[str]] = defaultdict(list)  # the datasets, or kinds of jobs, that raise an error
     checked_weights: set[str] = set()
@@ -123,10 +124,11 @@ def find_errors(configs: Iterable[JobConfig], timing: Timing) -> tuple[list[str]
                 except (UsageError, OSError) as error:
                     kinds_of[one_line(error)].append(config.dataset)
             if dataset is not None:
-                algorithm = _create_algorithm(config, hparams, dataset, checked_weights)
+                inputs = without_extraction(config, hparams, dataset) if is_frozen(hparams) else dataset
+                algorithm = _create_algorithm(config, hparams, inputs, checked_weights)
                 kind, start = Job(config).kind, time.monotonic()
                 is_timed = kind in timing.kinds and seconds < timing.limit
-                measurements[kind] = measure(config, hparams, dataset, algorithm, timing if is_timed else None)
+                measurements[kind] = measure(config, hparams, inputs, algorithm, timing if is_timed else None)
                 seconds += time.monotonic() - start
         except (AlgorithmError, UsageError, OSError) as error:
             kinds_of[one_line(error)].append(f"{config.algorithm} on {config.dataset}")
@@ -148,13 +150,11 @@ def _create_algorithm(
 
     from domainbed.backbones import SELECTORS, Backbone, use_weights_dir, without_weights
     from domainbed.engine.averaging.base import make_averaging
-    from domainbed.engine.frozen import is_frozen, without_extraction
+    from domainbed.engine.frozen import frozen_backbone, is_frozen
     from domainbed.engine.model import load_initial_weights, make_algorithm
 
-    inputs = without_extraction(config, hparams, dataset) if is_frozen(hparams) else dataset
-
     def create() -> "Algorithm":
-        algorithm = make_algorithm(config, hparams, inputs)
+        algorithm = make_algorithm(config, hparams, dataset)
         load_initial_weights(algorithm, config)
         make_averaging(config, algorithm)
         return algorithm
@@ -165,11 +165,14 @@ def _create_algorithm(
     except Exception:  # a real error, or an operation that this device does not support
         return create()
     backbone = str([config.weights_dir, *(hparams.get(name) for name in SELECTORS)])
-    has_backbone = is_frozen(hparams) or any(isinstance(module, Backbone) for module in algorithm.modules())
-    if backbone not in checked_weights and has_backbone:
-        checked_weights.add(backbone)
-        with use_weights_dir(config.weights_dir):
-            Backbone(dataset.input_shape[0], hparams)
+    if backbone not in checked_weights:
+        if is_frozen(hparams):
+            checked_weights.add(backbone)
+            frozen_backbone(hparams, config.weights_dir)
+        elif any(isinstance(module, Backbone) for module in algorithm.modules()):
+            checked_weights.add(backbone)
+            with use_weights_dir(config.weights_dir):
+                Backbone(dataset.input_shape[0], hparams)
     return algorithm
 
 

@@ -1,6 +1,7 @@
 """The console script `domainbed`, in a checkout and installed from a wheel."""
 
 import os
+import shlex
 import subprocess
 import sys
 import venv
@@ -35,11 +36,54 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture):
     } - {"__main__"}
 
 
-def test_version(capsys: pytest.CaptureFixture):
+SWEEP_COMMANDS = ["launch", "status", "cancel", "delete_incomplete", "export"]
+EVERY_COMMAND = [[], *([name] for name in main.COMMANDS), *(["sweep", name] for name in SWEEP_COMMANDS)]
+
+
+@pytest.mark.parametrize("words", EVERY_COMMAND, ids=" ".join)
+def test_version(words: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as end:
-        main.main(["--version"])
+        main.main([*words, "--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out == f"domainbed {domainbed.__version__}\n"
+
+
+@pytest.mark.parametrize("words", EVERY_COMMAND, ids=" ".join)
+def test_help_ends_with_two_examples(words: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """They are valid, and can be pasted."""
+    monkeypatch.setattr(sys, "argv", ["/bin/domainbed"])
+    with pytest.raises(SystemExit):
+        main.main([*words, "--help"])
+    _, examples = capsys.readouterr().out.split("\nexamples:\n")
+    lines = examples.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith(f"  {' '.join(['domainbed', *words])} ")
+        name, *args = shlex.split(line.partition(">")[0])[1:]
+        import_module(f"domainbed.scripts.{name}").parser().parse_args(args)
+
+
+def test_parsers_do_not_import_heavy_packages():
+    """So that --help of every command takes less than a second."""
+    program = "import sys\nfrom importlib import import_module\nfrom domainbed.scripts.__main__ import COMMANDS\n"
+    program += "for name in COMMANDS: import_module(f'domainbed.scripts.{name}').parser()\nprint(*sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"torch", "pandas", "matplotlib", "scipy", "jinja2", "PIL", "mlflow"} & set(finished.stdout.split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_options_and_names(shell: str, capsys: pytest.CaptureFixture):
+    pytest.importorskip("shtab")
+    main.main(["completion", shell])
+    script = capsys.readouterr().out
+    for name in (*main.COMMANDS, *SWEEP_COMMANDS, "--n_hparams", "--estimate", "Fishr", "RotatedMNIST", "bf16"):
+        assert name in script, name
+
+
+def test_completion_without_shtab(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(UsageError, match=r"shtab is not installed; run `pip install shtab`"):
+        main.main(["completion", "bash"])
 
 
 @pytest.mark.parametrize(
@@ -64,6 +108,11 @@ def test_command_shows_how_it_was_called(
         (["swep"], "invalid choice: 'swep'; did you mean sweep?"),
         (["--versoin"], "the following arguments are required: COMMAND"),
         (["train", "--algorithm", "EMR"], "unknown algorithm 'EMR'; did you mean ERM?"),
+        (
+            ["train", "--foo", "3", "--algoritm=ERM", "--foo"],
+            "unknown arguments --foo, --algoritm=ERM (did you mean --algorithm?) (see ",
+        ),
+        (["plot", "--input_dir", "s", "a", "b"], "unknown arguments a, b (see "),
     ],
 )
 def test_invalid_command_is_one_line(words: list[str], message: str):
