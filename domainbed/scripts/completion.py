@@ -2,7 +2,7 @@
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from domainbed import cli
 from domainbed.algorithms import ALGORITHMS, GROUPS
@@ -10,7 +10,12 @@ from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError
 
 SHELLS = ("bash", "zsh")
-NAMES = {"dataset": DATASETS, "datasets": DATASETS, "algorithm": ALGORITHMS, "algorithms": [*ALGORITHMS, *GROUPS]}
+NAMES: dict[str, Iterable[str]] = {
+    "dataset": DATASETS,
+    "datasets": DATASETS,
+    "algorithm": ALGORITHMS,
+    "algorithms": [*ALGORITHMS, *GROUPS],
+}
 
 
 def parser() -> cli.Parser:

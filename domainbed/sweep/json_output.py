@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import IO, Any
 
-from domainbed.engine.lock import LockOwner, lock_owner
+from domainbed.engine.lock import LockOwner
 from domainbed.sweep.display import Display, print_or_stop
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.progress import count_updates, updates_done
@@ -100,6 +100,7 @@ class JsonDisplay(Display):
         super().__init__(jobs)
         self._stream = stream
         self._started: set[Job] = set()
+        self._first: dict[Job, tuple[float, int]] = {}  # the time of a job's first record here, and its steps by then
 
     def show(self, event: JobEvent) -> None:
         self.n_failed += event.state == JobState.FAILED
@@ -107,9 +108,8 @@ class JsonDisplay(Display):
         name, details = EVENTS[event.state], {}
         if event.is_progress:
             name = "progress" if job in self._started else "started"
-            owner = lock_owner(job.folder) if job in self._started else None
             self._started.add(job)
-            details = _progress(event.steps, job.config.steps, owner.rate() if owner else 0.0)
+            details = _progress(event.steps, job.config.steps, self._rate(event) if name == "progress" else 0.0)
         elif event.state == JobState.DONE:
             details = {"step": job.config.steps, "steps": job.config.steps}
         elif event.reason:
@@ -117,6 +117,12 @@ class JsonDisplay(Display):
         run = {key: getattr(job.config, key) for key in ("test_envs", "trial_seed", "hparams_seed")}
         described = {"job": job.folder.name, "dataset": job.kind[0], "algorithm": job.kind[1], **run}
         print_event(self._stream, name, **described, **details)
+
+    def _rate(self, event: JobEvent) -> float:
+        """Return the number of updates per second of a job since its first record."""
+        now = time.monotonic()
+        start, steps = self._first.setdefault(event.job, (now, event.steps))
+        return (event.steps - steps) / (now - start) if now > start else 0.0
 
 
 def print_launched(stream: IO[str], output_dir: str, statuses: Mapping[Job, Status], jobs: Sequence[Job]) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_RECORDS = 8  # jobs of a kind whose records are read
 MAX_FOLDERS = 500  # folders of other launches that are searched for records
+MAX_STEP_TIME = 86_400.0  # seconds; a record with more is not taken seriously
 MAX_NAMED = 2  # kinds of jobs that are named
 TIMED_UPDATES = 2  # after one that is not timed
 QUICK_LIMIT = 1.0  # seconds after which a launch starts no more timings
@@ -141,7 +142,7 @@ def _mean_step_time(records: Iterable[Mapping[str, Any] | None]) -> StepTime | N
     times, on_gpu = [], False
     for record in records:
         seconds = record.get("step_time") if record else None
-        if record and isinstance(seconds, float) and 0 < seconds < math.inf:
+        if record and isinstance(seconds, float) and 0 < seconds < MAX_STEP_TIME:
             times.append(seconds)
             on_gpu |= bool(record.get("mem_gb"))
     return StepTime(sum(times) / len(times), len(times), on_gpu) if times else None
@@ -260,9 +261,9 @@ class Price:
         if wall is not None and self.capacity:
             parts.append(f"{duration(wall)} with {self.capacity.jobs} at once")
         if self.basis and self.capacity:
-            parts.append(f"{hours * self.capacity.cores:.2g} core-hours")
+            parts.append(f"{_rounded(hours * self.capacity.cores)} core-hours")
             if self.capacity.gpus:
-                parts.append(f"{hours * self.capacity.gpus:.2g} GPU-hours")
+                parts.append(f"{_rounded(hours * self.capacity.gpus)} GPU-hours")
         elif self.basis:
             parts.append(f"{duration(self.seconds)} one after another")
         lines = [f"Estimate: {', '.join(parts)}"]
@@ -363,6 +364,10 @@ def _describe_basis(step_times: Sequence[StepTime]) -> list[str]:
         kinds = "kind" if n_timed == 1 else "kinds"
         basis.append(f"{TIMED_UPDATES} updates of each of {n_timed} {kinds} of jobs on this machine")
     return basis
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _gib(n_bytes: int) -> str:

@@ -84,11 +84,15 @@ def test_locks_are_read_while_a_launch_runs(
     assert capsys.readouterr().out.startswith("3 running after "), "this process holds the locks"
 
 
-def test_events_are_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_events_are_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    now = [100.0]
+    monkeypatch.setattr("domainbed.sweep.json_output.time.monotonic", lambda: now[0])
     jobs = [make_job(tmp_path, seed=seed, steps=100, test_envs=(seed % 3,)) for seed in range(6)]
     stream = io.StringIO()
     with JsonDisplay(jobs, stream) as display:
-        display.show(run_with_lock(jobs[0], step=30, first_step=10, seconds=10.0))
+        display.show(JobEvent(jobs[0], JobState.RUNNING))
+        display.show(JobEvent(jobs[0], JobState.RUNNING, steps=20))
+        now[0] += 10
         display.show(JobEvent(jobs[0], JobState.RUNNING, steps=40))
         display.show(JobEvent(jobs[0], JobState.DONE, steps=100))
         display.show(JobEvent(jobs[1], JobState.FAILED, reason="why \ud800\x1b[2J\n  the log"))
@@ -103,6 +107,7 @@ def test_events_are_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert [(event["event"], event["job"]) for event in events] == [
         ("started", jobs[0].folder.name),
         ("progress", jobs[0].folder.name),
+        ("progress", jobs[0].folder.name),
         ("done", jobs[0].folder.name),
         ("failed", jobs[1].folder.name),
         ("skipped", jobs[2].folder.name),
@@ -110,13 +115,14 @@ def test_events_are_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture):
         ("interrupted", jobs[4].folder.name),
         ("queued", jobs[5].folder.name),
     ]
-    assert {name: events[1][name] for name in ("step", "steps", "rate", "seconds_left")} == {
+    assert events[0]["rate"] is events[1]["rate"] is None
+    assert {name: events[2][name] for name in ("step", "steps", "rate", "seconds_left")} == {
         "step": 40,
         "steps": 100,
         "rate": 2.0,
         "seconds_left": 30.0,
     }
-    assert events[3]["reason"] == "why \ud800\x1b[2J\n  the log"
+    assert events[4]["reason"] == "why \ud800\x1b[2J\n  the log"
     assert {name: events[1][name] for name in ("dataset", "algorithm", "test_envs", "trial_seed")} == {
         "dataset": "ColoredDigits",
         "algorithm": "Misbehaving",

@@ -42,12 +42,14 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_records_of_finished_jobs_come_first(tmp_path: Path):
     """Then those of other jobs in the sweep's folder. Unusable records do not count."""
-    done = [finish(make(tmp_path, "ERM", seed=seed), seconds) for seed, seconds in enumerate((1.0, 3.0, "long", 0.0))]
+    done = [
+        finish(make(tmp_path, "ERM", seed=seed), seconds) for seed, seconds in enumerate((1.0, 3.0, "long", 0.0, 1e300))
+    ]
     finish(make(tmp_path, "ERM", seed=9, steps=50), 100.0)  # of another launch
     finish(make(tmp_path, "Fishr", seed=9, steps=50), 7.0, mem_gb=1.0)
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "results.jsonl").write_text('{"step": 1, "step_time": 5.0, "args": [1]}\n')
-    new = [make(tmp_path, algorithm, seed=5) for algorithm in ("ERM", "Fishr", "CORAL")]
+    new = [make(tmp_path, algorithm, seed=8) for algorithm in ("ERM", "Fishr", "CORAL")]
     found = recorded_step_times(survey([*done, *new]), {job.kind for job in new})
     assert found == {ERM: StepTime(2.0, 2, False), FISHR: StepTime(7.0, 1, True)}
 
@@ -103,6 +105,8 @@ def test_price_without_any_knowledge(tmp_path: Path):
     ]
     assert result.to_json()["seconds"] is result.to_json()["core_hours"] is None
     known = estimate(jobs[:1], survey(jobs), {ERM: StepTime(20.0, 1, False)}, {}, None)
+    large = estimate(jobs[:1], survey(jobs), {ERM: StepTime(8e4, 1, False)}, {}, Capacity(1, 64, 1.0))
+    assert large.lines()[0] == "Estimate: 1 jobs, 3 updates, 2 d 18 h with 1 at once, 4,267 core-hours, 67 GPU-hours"
     assert known.lines()[0] == "Estimate: 1 jobs, 3 updates, 60 s one after another"
 
 
