@@ -102,8 +102,10 @@ def test_launch_stops_when_its_reader_exits(tmp_path: Path):
         tmp_path / "sweep", "--workers", 2, "--steps", 9, launcher="local", how="slow", cause=str(slow), at=0
     )
     jobs = jobs_of(words)
-    finished = in_shell(f"PYTHON.sweep {shlex.join(words)} | head -1")
-    assert finished.stdout.endswith("3 not launched\n")
+    finished = in_shell(f"PYTHON.sweep {shlex.join(words)} | head -4")
+    first, *estimate = finished.stdout.splitlines()
+    assert first.endswith("3 not launched")
+    assert [line.split()[0] for line in estimate] == ["Estimate:", "time", "disk:"]
     assert finished.returncode == 143, finished.stderr
     assert finished.stderr == "Stopped. Run the same command to resume.\n"
     final = [state.value for state in states(jobs)]
