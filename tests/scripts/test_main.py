@@ -1,16 +1,12 @@
-"""The console script `domainbed`, in a checkout and installed from a wheel."""
+"""The console script `domainbed` in a checkout."""
 
-import os
 import shlex
 import subprocess
 import sys
-import venv
 from importlib import import_module
-from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-import torch
 
 import domainbed
 from domainbed import cli
@@ -20,8 +16,6 @@ from domainbed.options import options_table
 from domainbed.scripts import __main__ as main
 
 ROOT = Path(__file__).parents[2]
-# Not find_spec("pip"): setuptools reacts to it by disabling its distutils, which torch.compile needs in this process.
-INSTALLED = {distribution.name for distribution in distributions()}
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture):
@@ -144,41 +138,3 @@ def test_readme_has_the_table_of_options():
     readme = (ROOT / "domainbed" / "scripts" / "README.md").read_text()
     _, table, _ = readme.split("<!-- options_table(JobConfig) -->\n")
     assert table == options_table(JobConfig)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not {"setuptools", "pip"} <= INSTALLED, reason="builds a wheel")
-def test_wheel_works_outside_a_checkout(tmp_path: Path):
-    def run(*command: object) -> str:
-        environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        finished = subprocess.run(
-            [str(word) for word in command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=240
-        )
-        assert finished.returncode == 0, finished.stdout + finished.stderr
-        return finished.stdout
-
-    source = tmp_path / "source"
-    copied = ("domainbed", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
-    source.mkdir()
-    run("cp", "-r", *(ROOT / name for name in copied), source)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation"]
-    run(*pip, "--wheel-dir", tmp_path / "wheel", source)
-    (wheel,) = (tmp_path / "wheel").iterdir()
-
-    venv.create(tmp_path / "venv", with_pip=False)
-    python, tool = (tmp_path / "venv" / "bin" / name for name in ("python", "domainbed"))
-    (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    # The dependencies come from this environment; its .pth file, which names the checkout, is not read.
-    dependencies = Path(torch.__file__).parents[1]
-    (site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--force-reinstall", wheel)
-
-    location = run(python, "-c", "import domainbed; print(domainbed.__file__)").strip()
-    assert Path(location).is_relative_to(site_packages)
-    assert run(tool, "--version") == f"domainbed {domainbed.__version__}\n"
-    grid = ["--datasets", "ColoredDigits", "--algorithms", "ERM", "--n_hparams", 1, "--n_trials", 1, "--steps", 2]
-    run(tool, "sweep", "launch", *grid, "--workers", 1, "--output_dir", "sweep", "--skip_confirmation")
-    assert "ColoredDigits" in run(tool, "collect", "--input_dir", "sweep", "--compare", "published")
-    run(tool, "collect", "--input_dir", "sweep", "--format", "html", "--output", "report.html")
-    assert "<style>" in (tmp_path / "report.html").read_text()
-    run(tool, "colored_mnist", "--help")
