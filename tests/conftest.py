@@ -1,11 +1,15 @@
-"""Shared fixtures and helpers: small sweeps, MNIST, PACS, and commands run as real processes."""
+"""Shared fixtures and helpers: small sweeps, MNIST, PACS, and commands run in this process or as real ones."""
 
+import importlib
+import io
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +18,15 @@ import pytest
 import torch
 from joblib import cpu_count
 
+from domainbed import cli
 from domainbed.datasets.mnist import FILES, missing_files
 from domainbed.reporting.load import load_sweep
+from tests.processes import start_quickly
 
-# Parallel test processes that each use all cores slow each other down.
+# Parallel test processes that each use all cores slow each other down, as do the processes that they start.
 torch.set_num_threads(max(1, cpu_count() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 # A shell starts background commands with SIGINT ignored; processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -62,11 +70,43 @@ def small_mnist_dir(tmp_path: Path) -> str:
 def run_module(tmp_path: Path):
     """Return a function that runs `python -m domainbed.scripts.MODULE …` as a process in an empty folder."""
     cwd = tmp_path / "cwd"
-    cwd.mkdir()
+    cwd.mkdir(exist_ok=True)
 
     def run(module: str, *args: object, **kwargs: object) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", f"domainbed.scripts.{module}", *map(str, args)]
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, **kwargs)
+
+    return run
+
+
+@pytest.fixture
+def quick_workers() -> Iterator[None]:
+    """The local launcher's workers start at once."""
+    with start_quickly():
+        yield
+
+
+@pytest.fixture
+def run_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_workers: None):
+    """Return a function like that of `run_module` that runs the command in this process, which takes no time to start.
+
+    Workers of the local launcher are real processes, forked from one that has imported torch already.
+    """
+    cwd = tmp_path / "cwd"
+    cwd.mkdir(exist_ok=True)
+
+    def run(module: str, *args: object, input: str = "") -> subprocess.CompletedProcess:
+        words = [module, *map(str, args)]
+        stdout, stderr = io.StringIO(), io.StringIO()
+        threads = torch.get_num_threads()
+        with monkeypatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", words)
+            patch.setattr(sys, "stdin", io.StringIO(input))
+            with pytest.raises(SystemExit) as end:
+                cli.run(importlib.import_module(f"domainbed.scripts.{module}").main)
+        torch.set_num_threads(threads)
+        return subprocess.CompletedProcess(words, end.value.code or 0, stdout.getvalue(), stderr.getvalue())
 
     return run
 

@@ -133,14 +133,14 @@ class HalfERM(Algorithm):
 def test_installed_package_provides_algorithms(installed: Path, run_module):
     env = {**os.environ, "PYTHONPATH": str(installed)}
     args = ["--output_dir", "s", "--datasets", "ColoredDigits", "--algorithms", "HalfERM", "--steps", 3]
-    launched = run_module("sweep", "launch", *args, "--n_hparams", 2, "--n_trials", 1, "--skip_confirmation", env=env)
+    args += ["--n_hparams", 1, "--n_trials", 1, "--skip_confirmation", "--workers", 1]
+    launched = run_module("sweep", "launch", *args, env=env)
     assert launched.returncode == 0, launched.stderr
-    assert "6 done" in launched.stdout
+    assert "3 done" in launched.stdout
     records, _ = read_sweep(installed / "cwd" / "s")
     assert set(records["algorithm"]) == {"HalfERM"}
-    trained = run_module("train", "--dataset", "ColoredDigits", "--algorithm", "HalfERM", "--steps", 2, env=env)
-    assert trained.returncode == 0, trained.stderr
-    assert "'half': 0.5" in trained.stdout + trained.stderr
+    for log in (installed / "cwd" / "s").glob("*/log.txt"):
+        assert "'half': 0.5" in log.read_text()
 
     broken = run_module("train", "--dataset", "ColoredDigits", "--algorithm", "Broken", "--output_dir", "t", env=env)
     assert broken.returncode == 2

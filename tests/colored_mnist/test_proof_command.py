@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed.colored_mnist import runner
+from domainbed.colored_mnist import experiment, runner
 from domainbed.datasets.mnist import FILES
 from tests.processes import children_of
 
@@ -38,15 +38,25 @@ def complete_random_mnist(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process train and test on a part of the images."""
+    monkeypatch.setattr(experiment, "N_TRAIN", 1000)
+    monkeypatch.setattr(experiment, "N_TEST", 200)
+
+
 def read_records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
-def test_trains_missing_restarts_and_prints_the_table(complete_random_mnist: str, run_module, tmp_path: Path):
+def test_trains_missing_restarts_and_prints_the_table(
+    complete_random_mnist: str, few_images: None, run_module, run_command, tmp_path: Path
+):
+    """At first in worker processes."""
     out = tmp_path / "out"
-    args = ["--data_dir", complete_random_mnist, "--output_dir", out, "--steps", 2, "--workers", 2]
-    first = run_module("colored_mnist", *args, "--algorithm", "ERM", "Fishr", "--restarts", 1)
+    args = ["--data_dir", complete_random_mnist, "--output_dir", out, "--steps", 2]
+    first = run_module("colored_mnist", *args, "--algorithm", "ERM", "Fishr", "--restarts", 1, "--workers", 2)
     assert first.returncode == 0, first.stderr
     before = read_records(out)
     assert {(r["algorithm"], r["seed"]) for r in before} == {("ERM", 0), ("Fishr", 0)}
@@ -54,7 +64,8 @@ def test_trains_missing_restarts_and_prints_the_table(complete_random_mnist: str
     with open(out / "records.jsonl", "a") as file:
         file.write('{"accuracy": 1}\n')
         file.write('{"algorithm": "ERM", "cut o')  # truncated, e.g. by a full disk
-    second = run_module("colored_mnist", *args, "--algorithm", "Fishr", "Fishr_covariance", "--restarts", 2)
+    args += ["--workers", 1]
+    second = run_command("colored_mnist", *args, "--algorithm", "Fishr", "Fishr_covariance", "--restarts", 2)
     assert second.returncode == 0, second.stderr
     warnings = [line for line in second.stderr.splitlines() if "not a finished restart" in line]
     assert warnings[:2] == [
@@ -77,20 +88,20 @@ def test_trains_missing_restarts_and_prints_the_table(complete_random_mnist: str
     assert f" {mean:.1f} ± " in table[2]
     assert [cell.strip() for cell in table[2].split("|")[3:5]] == ["-", "-"]  # the published experiment has more steps
 
-    third = run_module("colored_mnist", *args, "--algorithm", "Fishr", "Fishr_covariance", "--restarts", 2)
+    third = run_command("colored_mnist", *args, "--algorithm", "Fishr", "Fishr_covariance", "--restarts", 2)
     assert third.stdout.splitlines()[-4:] == second.stdout.splitlines()[-4:]
     assert read_records(out) == restarts
 
 
 @pytest.mark.slow
 def test_untracked_restarts_are_trained_again_to_track_the_landscape(
-    complete_random_mnist: str, run_module, tmp_path: Path
+    complete_random_mnist: str, few_images: None, run_command, tmp_path: Path
 ):
     out = tmp_path / "out"
     args = ["--data_dir", complete_random_mnist, "--output_dir", out, "--steps", 1, "--algorithm", "ERM"]
-    untracked = run_module("colored_mnist", *args, "--restarts", 1)
+    untracked = run_command("colored_mnist", *args, "--restarts", 1)
     assert untracked.returncode == 0, untracked.stderr
-    tracked = run_module("colored_mnist", *args, "--restarts", 1, "--track", "landscape")
+    tracked = run_command("colored_mnist", *args, "--restarts", 1, "--track", "landscape")
     assert tracked.returncode == 0, tracked.stderr
     first, second = read_records(out)
     assert second["course"] == [{"step": 0} | {k: v for k, v in second.items() if k.startswith("landscape_")}]
@@ -100,7 +111,7 @@ def test_untracked_restarts_are_trained_again_to_track_the_landscape(
     assert "| risks, squared distance" in tracked.stdout
     assert (out / "landscape.png").exists()
     assert (out / "landscape.pdf").exists()
-    again = run_module("colored_mnist", *args, "--restarts", 1, "--track", "landscape")
+    again = run_command("colored_mnist", *args, "--restarts", 1, "--track", "landscape")
     assert again.stdout.endswith(tracked.stdout[tracked.stdout.index("| Algorithm") :])
     assert len(read_records(out)) == 2
 

@@ -515,14 +515,14 @@ def start_process(config: JobConfig, log: Path) -> int:
 
 
 def kill_and_resume(root: str) -> None:
-    """Run thirty jobs, each killed at five random moments of its duration."""
+    """Run two jobs of each variant, each killed at five random moments of its duration."""
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # forked processes share tqdm's own, which a killed one would never release
     train(make(Path(root) / "first", **digits("ERM")))  # forked processes inherit all imports
     rng = np.random.RandomState(0)
     variants = list(VARIANTS)
     killed, resumed = 0, 0
-    for i in range(30):
+    for i in range(2 * len(variants)):
         more = {**digits(variants[i % len(variants)]), "seed": i, "steps": 10, "checkpoint_freq": 4}
         folder, log = Path(root) / f"job {i}", Path(root) / f"log {i}"
         started_at = time.monotonic()
@@ -543,8 +543,8 @@ def kill_and_resume(root: str) -> None:
         assert result(folder) == result(Path(root) / f"undisturbed {i}"), f"job {i}"
         resumed += log.read_text().count("Resuming from checkpoint at step ")
     print(f"{killed} kills, {resumed} resumed from a checkpoint")
-    assert killed > 100
-    assert resumed > 50
+    assert killed > 60
+    assert resumed > 30
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from domainbed.errors import UsageError
 from domainbed.reporting.load import load_sweep
 from domainbed.scripts import sweep
 from domainbed.scripts.landscape import main, parser
+from tests.processes import start_quickly
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "sweep"
     args = ["launch", "--datasets", "ColoredDigits", "--algorithms", "ERM", "Fishr", "--n_hparams", "1"]
     args += ["--n_trials", "2", "--steps", "3", "--output_dir", str(folder), "--skip_confirmation"]
-    assert sweep.main([*args, "--track", "landscape", "--save_model_every_checkpoint", "--workers", "2"]) == 0
+    with start_quickly():
+        assert sweep.main([*args, "--track", "landscape", "--save_model_every_checkpoint", "--workers", "2"]) == 0
     return folder
 
 

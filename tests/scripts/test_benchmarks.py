@@ -18,6 +18,7 @@ from domainbed.datasets import get_dataset_class
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import default_hparams
 from domainbed.records import append_record
+from domainbed.scripts import train
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DIGITS = ["--dataset", "ColoredDigits"]
@@ -31,11 +32,6 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Modul
     torch.set_num_threads(1)
     yield importlib.import_module
     torch.set_num_threads(threads)
-
-
-def run(name: str, *words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPTS / f"benchmark_{name}.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
 
 
 def assert_complete(file: Path, whats: Sequence[str], sides: Sequence[str], repeats: int, n_checks: int) -> None:
@@ -73,12 +69,16 @@ def test_step(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
 
 
 @pytest.mark.slow
-def test_step_of_all_algorithms(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_step_of_all_algorithms(
+    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     file = tmp_path / "step.json"
     words = [*DIGITS, "--algorithms", "all", "--steps", "1", "--repeats", "1", "--sides", "eager"]
+    words += ["--hparams", '{"batch_size": 8}']
     names = [name for name in ALGORITHMS.builtin_names if name != "MIRO"]
     builtin = {name: ALGORITHMS[name] for name in ALGORITHMS.builtin_names}
     step = benchmark("benchmark_step")
+    monkeypatch.setattr(step, "WARM_UP", 1)  # nothing is captured
     assert step.main([*words, "--output", str(file)]) == 0
     out = capsys.readouterr().out
     assert "Skipping MIRO on ColoredDigits: it requires photographs" in out
@@ -155,25 +155,40 @@ def test_eval_detects_different_weights(benchmark, tmp_path: Path, monkeypatch: 
 )
 def test_all_sides(benchmark, name: str, words: list[str], whats: list[str], tmp_path: Path):
     file = tmp_path / "result.json"
-    finished = run(name, *DIGITS, *words, "--repeats", "1", "--output", file)
-    assert finished.returncode == 0, finished.stderr
-    sides = list(benchmark(f"benchmark_{name}").SIDES)
+    script = benchmark(f"benchmark_{name}")
+    assert script.main([*DIGITS, *words, "--repeats", "1", "--output", str(file)]) == 0
+    sides = list(script.SIDES)
     assert_complete(file, whats, sides, repeats=1, n_checks=len(sides) - 1)
 
 
 @pytest.mark.slow
-def test_job(benchmark, tmp_path: Path):
+def test_job(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """The plain loop and the default job run as processes; the command lines of the other sides, in this one."""
+    job = benchmark("benchmark_job")
+    run_process = job.run
+
+    def run(command: Sequence[str]) -> None:
+        if "warm" in command:
+            job.run_side(command[command.index("warm") :])
+        elif command[1:3] == ["-m", "domainbed.scripts.train"] and len(processes) > 1:
+            assert train.main(command[3:]) == 0
+        else:
+            processes.append(command)
+            run_process(command)
+
+    processes: list[Sequence[str]] = []
+    monkeypatch.setattr(job, "run", run)
     file = tmp_path / "job.json"
-    words = [*DIGITS, "--steps", "5", "--checkpoint_freq", "3", "--workers", "1", "--output", file]
-    finished = run("job", *words)
-    assert finished.returncode == 0, finished.stderr
-    sides = list(benchmark("benchmark_job").SIDES)
+    words = [*DIGITS, "--steps", "5", "--checkpoint_freq", "3", "--workers", "1", "--output", str(file)]
+    assert job.main(words) == 0
+    assert len(processes) == 2
+    sides = list(job.SIDES)
     assert_complete(file, ["job"], sides, repeats=1, n_checks=len(sides) - 1)
     for result in json.loads(file.read_text())["results"]:
         (trial,) = result["accuracies"]
         omitted = {"env0_in_acc", "env1_in_acc"} if result["side"] == "splits" else set()
         assert trial.keys() == {f"env{i}_{part}_acc" for i in range(3) for part in ("in", "out")} - omitted
-    assert "[-90%]" in finished.stdout
+    assert "[-90%]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("wrong", "status"), [([], 0), (["bf16"], 1)])
@@ -214,10 +229,10 @@ def test_plain_network_equals_the_network_of_jobs(name: str, benchmark):
 
 
 @pytest.mark.slow
-def test_sweep(tmp_path: Path):
+def test_sweep(benchmark, tmp_path: Path):
     file = tmp_path / "sweep.json"
-    finished = run("sweep", "--jobs", "63", "--records", "3", "--repeats", "2", "--output", file)
-    assert finished.returncode == 0, finished.stderr
+    words = ["--jobs", "63", "--records", "3", "--repeats", "2", "--output", str(file)]
+    assert benchmark("benchmark_sweep").main(words) == 0
     commands = ["launch, all done", "status, all done", "collect_results", "status, half incomplete"]
     results = json.loads(file.read_text())["results"]
     assert [result["side"] for result in results] == commands
@@ -226,7 +241,8 @@ def test_sweep(tmp_path: Path):
 
 @pytest.mark.slow
 def test_collect():
-    finished = run("collect", "--jobs", "189", "--records", "3")
+    command = [sys.executable, SCRIPTS / "benchmark_collect.py", "--jobs", "189", "--records", "3"]
+    finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     summary, *rows = finished.stdout.splitlines()
     assert summary.startswith("189 jobs of 3 records, ")

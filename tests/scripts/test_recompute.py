@@ -13,7 +13,9 @@ from domainbed.records import read_job
 from domainbed.reporting.recomputed import EXPLANATION
 from domainbed.scripts import recompute, sweep
 from domainbed.sweep.launchers import LAUNCHERS
-from tests.sweep.helpers import LauncherHere, launch_words, start_quickly
+from tests.sweep.helpers import LauncherHere, launch_words
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
 CELL = ["--dataset", "ColoredDigits", "--algorithm", "Misbehaving", "--test_env", "-90%"]
 
@@ -44,13 +46,6 @@ def repeated(original: Path, tmp_path: Path) -> Path:
         if read_job(path.parent)[0][0]["args"]["test_envs"] == [2]:
             shutil.copytree(path.parent, folder / path.parent.name)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick_workers() -> Iterator[None]:
-    undo = start_quickly()
-    yield
-    undo()
 
 
 def recompute_cell(original: Path, folder: Path, *words: str) -> int:

@@ -62,7 +62,7 @@ def test_setup_runs_first(run, words: tuple[str, ...]):
 FAKE_PYTHON = """#!/bin/sh
 case "$1 $2" in
 "-m venv") mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
-"-m pip") shift 2; echo "$*" >>pip.txt; ! [ -e "fail $3" ] ;;
+"-m pip") shift 2; echo "$*" >>pip.txt; ! [ -e "fail $4" ] ;;
 esac
 """
 
@@ -85,9 +85,9 @@ def set_up(tmp_path: Path):
     return set_up
 
 
-INSTALL = "install --disable-pip-version-check -c scripts/constraints.txt -e .[test]"
-INSTALL_HASHED = "install --disable-pip-version-check --require-hashes -r scripts/requirements.txt"
-INSTALL_PROJECT = "install --disable-pip-version-check --no-deps --no-build-isolation -e ."
+INSTALL = "install --disable-pip-version-check --no-compile -c scripts/constraints.txt -e .[test]"
+INSTALL_HASHED = "install --disable-pip-version-check --no-compile --require-hashes -r scripts/requirements.txt"
+INSTALL_PROJECT = "install --disable-pip-version-check --no-compile --no-deps --no-build-isolation -e ."
 
 
 def test_setup_installs_once(set_up):

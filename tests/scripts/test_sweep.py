@@ -26,6 +26,7 @@ from tests.conftest import read_sweep
 from tests.processes import children_of, is_alive, wait_until
 from tests.sweep.helpers import (
     LauncherHere,
+    fill_folder,
     jobs_of,
     launch_words,
     main,
@@ -54,7 +55,7 @@ def jobs_in(folder: Path, *args: str) -> list[Job]:
 
 
 @pytest.mark.slow
-def test_launch_and_collect(run_module, tmp_path: Path):
+def test_launch_and_collect(run_module, run_command, tmp_path: Path):
     folder = tmp_path / "sweep"
     command = ["sweep", "launch", *SMALL, "--steps", 3, "--leave_one_out", "--output_dir", folder, "--workers", 2]
     finished = run_module(*command, input="y\n")
@@ -74,12 +75,12 @@ def test_launch_and_collect(run_module, tmp_path: Path):
         assert records[0]["hparams"]["batch_size"] == 8
 
     written = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    again = run_module(*command)
+    again = run_command(*command)
     assert again.returncode == 0
     assert again.stdout == f"12 jobs in {folder}: 12 done\n"
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == written
 
-    tables = run_module("collect_results", "--input_dir", folder)
+    tables = run_command("collect_results", "--input_dir", folder)
     assert tables.returncode == 0, tables.stderr
     assert tables.stdout.startswith("12 runs requested: 12 done\n\n==== Model selection: training-domain")
     rows = [line for line in tables.stdout.splitlines() if line.startswith("ERM ")]
@@ -88,23 +89,22 @@ def test_launch_and_collect(run_module, tmp_path: Path):
     assert "X" not in tables.stdout
 
 
-@pytest.mark.slow
-def test_launch_with_the_archive_of_another_sweep(run_module, tmp_path: Path):
+def test_launch_with_the_archive_of_another_sweep(run_command, tmp_path: Path):
     first, second = tmp_path / "first", tmp_path / "second"
     archive = tmp_path / "records.tar.xz"
     launch = ["sweep", "launch", *SMALL, "--steps", 3, "--skip_confirmation", "--workers", 2]
-    assert run_module(*launch, "--output_dir", first).returncode == 0
-    exported = run_module("sweep", "export", "--output_dir", first, "--archive", archive)
+    assert run_command(*launch, "--output_dir", first).returncode == 0
+    exported = run_command("sweep", "export", "--output_dir", first, "--archive", archive)
     assert exported.returncode == 0, exported.stderr
     assert exported.stdout.startswith(f"6 jobs written to {archive} (")
     more = ["--n_trials", 2]
-    finished = run_module(*launch, *more, "--output_dir", second, "--import_results", archive)
+    finished = run_command(*launch, *more, "--output_dir", second, "--import_results", archive)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
     assert lines[0].startswith(f"6 jobs imported from {archive}; ")
     assert lines[1] == f"12 jobs in {second}: 6 not launched, 6 done"
-    assert run_module(*launch, *more, "--output_dir", first).returncode == 0
-    tables = [run_module("collect_results", "--input_dir", folder) for folder in (first, second)]
+    assert run_command(*launch, *more, "--output_dir", first).returncode == 0
+    tables = [run_command("collect_results", "--input_dir", folder) for folder in (first, second)]
     assert tables[0].stdout == tables[1].stdout
     assert tables[0].stdout.startswith("12 runs requested: 12 done")
 
@@ -363,18 +363,25 @@ def test_options_table_in_readme():
 
 
 @pytest.mark.slow
-def test_example_launcher_in_readme(run_module, tmp_path: Path):
+def test_example_launcher_in_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its option works on the command line and in a configuration file, which also imports it."""
     (example,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "cwd").mkdir(exist_ok=True)
-    (tmp_path / "cwd" / "my_launchers.py").write_text(example)
-    launch = ["sweep", "launch", *SMALL, "--steps", 3, "--n_hparams", 1, "--skip_confirmation"]
+    (tmp_path / "my_launchers.py").write_text(example)
+    (tmp_path / "prefix.yaml").write_text("import: my_launchers\ncommand_launcher: prefix\nprefix: 'false'\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["launch", *SMALL, "--steps", "3", "--n_hparams", "1", "--skip_confirmation", "--output_dir", "sweep"]
+    for job in jobs_of(words)[1:]:
+        fill_folder(job, JobState.DONE)
+
+    def launch(*options: str) -> tuple[int | None, str]:
+        process = start_launch([*words, *options], log := tmp_path / "log")
+        process.join(200)
+        return process.exitcode, log.read_text()
+
+    status, output = launch("--launcher_config", "prefix.yaml")
+    assert status == 3, output
+    assert "1 not launched, 2 done after" in output
     options = ["--import", "my_launchers", "--command_launcher", "prefix", "--prefix", "env PYTHONPATH=."]
-    finished = run_module(*launch, *options, "--output_dir", tmp_path / "sweep")
-    assert finished.returncode == 0, finished.stderr
-    assert "3 done after" in finished.stdout
-    config = tmp_path / "prefix.yaml"
-    config.write_text("import: my_launchers\ncommand_launcher: prefix\nprefix: 'false'\n")
-    finished = run_module(*launch, "--launcher_config", config, "--output_dir", tmp_path / "other")
-    assert finished.returncode == 3, finished.stderr
-    assert "3 not launched after" in finished.stdout
+    status, output = launch(*options)
+    assert status == 0, output
+    assert "3 done after" in output

@@ -1,4 +1,4 @@
-"""Fixtures for tests of sweeps: a launcher in this process, quick workers, a disk that fills up, a fake SLURM."""
+"""Fixtures for tests of sweeps: a launcher in this process, a disk that fills up, a fake SLURM."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from domainbed.sweep.launchers import LAUNCHERS
-from tests.sweep.helpers import LauncherHere, start_quickly
+from tests.sweep.helpers import LauncherHere
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +26,6 @@ def launcher_here() -> Iterator[None]:
     """`--command_launcher here` runs jobs in this process."""
     with LAUNCHERS.temporarily("here", LauncherHere):
         yield
-
-
-@pytest.fixture
-def quick_workers() -> Iterator[None]:
-    """The local launcher's workers start at once."""
-    undo = start_quickly()
-    yield
-    undo()
 
 
 @pytest.fixture

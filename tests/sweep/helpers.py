@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,14 +24,11 @@ from domainbed.sweep.launchers.base import skip_event
 from domainbed.sweep.log import log_launch
 from domainbed.sweep.run import run_job
 from domainbed.sweep.status import JobState, Status, blocked_reason, read_status, survey
+from tests.processes import start_quickly
 
 # Parts of a record that may differ between two runs of a job.
 INCIDENTAL = re.compile(rb'"(step_time|mem_gb|output_dir)": [^,}]+')
 FOREIGN = LockOwner("elsewhere", "another machine", 4711, "1", 0, "")
-
-
-# Processes forked from the fork server have imported these already.
-multiprocessing.set_forkserver_preload(["domainbed.engine.train", "tests.sweep.misbehaving"])
 
 
 def never() -> bool:
@@ -152,24 +150,8 @@ def _launch(words: list[str], log: Path, quick_workers: bool) -> None:
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    if quick_workers:
-        start_quickly()
-    sys.exit(main(words))
-
-
-def start_quickly() -> Callable[[], None]:
-    """Make the local launcher of this process fork its workers from a process that has imported torch already.
-
-    Returns:
-        A function that undoes it.
-    """
-    get_context = multiprocessing.get_context
-    multiprocessing.get_context = lambda method=None: get_context("forkserver" if method == "spawn" else method)
-
-    def undo() -> None:
-        multiprocessing.get_context = get_context
-
-    return undo
+    with start_quickly() if quick_workers else nullcontext():
+        sys.exit(main(words))
 
 
 def hold_lock(folder: Path) -> subprocess.Popen:
