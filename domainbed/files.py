@@ -68,8 +68,8 @@ def read_json(path: str | Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def make_folder(folder: Path) -> None:
-    """Create the folder given as --output_dir if it does not exist.
+def make_folder(folder: Path, flag: str = "--output_dir") -> None:
+    """Create the folder given with a flag if it does not exist.
 
     Raises:
         UsageError: it cannot be created or is not writable.
@@ -79,7 +79,7 @@ def make_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"--output_dir {folder}: {error.strerror}") from error
+        raise UsageError(f"{flag} {folder}: {error.strerror}") from error
 
 
 def open_to_append(path: str | Path) -> BinaryIO:

@@ -78,10 +78,21 @@ def resolve_hparams(
     hparams |= PROTOCOLS[protocol]
     declared = hparams_of(algorithm, dataset, frozen)
     for name, value in changes.items():
+        if name not in hparams and isinstance(value, bool | int | float | str) and not _declares_hparams(algorithm):
+            hparams[name] = _check_override(name, value, value, Bounds())
+            continue
         if name not in hparams:
             raise UsageError(f"--hparams: {algorithm} has no hyperparameter {name!r}; {suggest(name, hparams)}")
         hparams[name] = _check_override(name, value, hparams[name], declared[name])
     return hparams
+
+
+def _declares_hparams(algorithm: str) -> bool:
+    """Return whether an algorithm declares hyperparameters or is built in. DomainBed's classes declare none."""
+    if algorithm not in ALGORITHMS:
+        return True
+    cls = ALGORITHMS[algorithm]
+    return cls.__module__.startswith("domainbed.") or bool(getattr(cls, "HPARAMS", {}))
 
 
 def _check_override(name: str, value: Value, like: Value, bounds: Bounds) -> Value:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 SelectionFunction: TypeAlias = "Callable[[pd.DataFrame], pd.DataFrame]"
 
-SELECTION_METHODS: Registry[SelectionFunction] = Registry("selection method", builtin={})
+SELECTION_METHODS: Registry[SelectionFunction] = Registry(
+    "selection method", builtin={}, path="domainbed.model_selection.SELECTION_METHODS"
+)
 
 # Methods that require the runs with each pair of test environments.
 WITH_PAIRS = {"leave-one-domain-out"}

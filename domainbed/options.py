@@ -84,7 +84,8 @@ def option(default: Any = MISSING, *, compare: bool = True, **declaration: Any) 
 def add_options(parser: argparse._ActionsContainer, cls: type, skip: Container[str] = ()) -> None:
     """Add the options of a dataclass to a parser or an argument group.
 
-    A bool has two flags, `--x` and `--no_x`. A tuple takes one or more values. The fields in `skip` are left out.
+    A bool has two flags, `--x` and `--no_x`. A tuple takes one or more values; a tuple of tuples does so each time that
+    its flag is given. The fields in `skip` are left out.
     """
     for f, declared, value_type in _options(cls):
         if f.name in skip:
@@ -98,6 +99,9 @@ def add_options(parser: argparse._ActionsContainer, cls: type, skip: Container[s
                 value_type = typing.get_args(value_type)[0]
                 kwargs["nargs"] = "+"
                 kwargs["default"] = None if kwargs["default"] is None else list(kwargs["default"])
+            if typing.get_origin(value_type) is tuple:
+                value_type = typing.get_args(value_type)[0]
+                kwargs["action"] = ListAction
             kwargs["type"] = value_type
             kwargs["metavar"] = _metavar(declared)
         parser.add_argument(*_flags(f, declared), **kwargs)
@@ -106,7 +110,12 @@ def add_options(parser: argparse._ActionsContainer, cls: type, skip: Container[s
 def from_args(cls: type, args: argparse.Namespace) -> Any:
     """Return an instance of a dataclass with the parsed values of its options."""
     values = {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return cls(**{name: as_tuple(value) for name, value in values.items()})
+
+
+def as_tuple(value: Any) -> Any:
+    """Return a list, and lists in it, as tuples; any other value unchanged."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def to_args(instance: Any) -> list[str]:
@@ -118,6 +127,9 @@ def to_args(instance: Any) -> list[str]:
             continue
         if isinstance(value, bool):
             args.append(flag if value else _negation(flag))
+        elif isinstance(value, tuple) and isinstance(value[0], tuple):
+            for items in value:
+                args += [flag, *map(str, items)]
         else:
             args += [flag, *map(str, value if isinstance(value, tuple) else [value])]
     return args
@@ -139,8 +151,9 @@ def check_options(instance: Any, any_value: Container[str] = ()) -> None:
         allowed = () if f.name in any_value else declared.allowed_values()
         for item in value if isinstance(value, tuple) else (value,):
             if allowed and item not in allowed:
-                kind = f"unknown {allowed.kind}" if isinstance(allowed, Registry) else f"invalid {flag}"
-                raise UsageError(f"{kind} {item!r}; {suggest(item, allowed)}")
+                if isinstance(allowed, Registry):
+                    raise allowed.unknown(item)
+                raise UsageError(f"invalid {flag} {item!r}; {suggest(item, allowed)}")
         if value_type in (int, float):
             allowed_type, kind = (numbers.Integral, "an integer") if value_type is int else (numbers.Real, "a number")
             if isinstance(value, bool) or not isinstance(value, allowed_type):  # from Python, or a file
@@ -163,6 +176,16 @@ def options_table(*classes: type) -> str:
                 default = f"`{' '.join(f.default) if isinstance(f.default, tuple) else f.default}`"
             rows.append(f"| `{flag}` | {default} | {declared.help} |")
     return "\n".join(rows) + "\n"
+
+
+class ListAction(argparse.Action):
+    """An action that collects the values of each occurrence of its flag, which replace the default."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(() if before is self.default else before), values])
 
 
 class BooleanAction(argparse.Action):

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from domainbed.errors import UsageError, suggest
 
 T = TypeVar("T")
+
+_imported: dict[str, None] = {}  # the user's own modules, for messages
 
 
 class Registry(Generic[T]):
@@ -21,12 +23,24 @@ class Registry(Generic[T]):
         kind: the kind of item, used in messages ("algorithm").
         builtin: name -> "module:attribute" of the items that the package provides. Listing names imports nothing.
         group: the entry point group in which other installed packages provide more items.
+        path: the module and name of the registry, for messages.
+        accept: called with the name and the object that a user or a plugin registers; returns the item, or raises
+            UsageError.
     """
 
-    def __init__(self, kind: str, builtin: dict[str, str], group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        builtin: dict[str, str],
+        group: str | None = None,
+        path: str = "REGISTRY",
+        accept: Callable[[str, Any], T] | None = None,
+    ) -> None:
         self.kind = kind
         self._builtin = builtin
         self._group = group
+        self._path = path
+        self._accept = accept
         self._registered: dict[str, T] = {}
 
     @property
@@ -53,11 +67,19 @@ class Registry(Generic[T]):
 
         def decorate(item: T) -> T:
             if name in self._builtin or name in self._registered:
-                raise UsageError(f"{self.kind} {name!r} is already registered; choose another name")
-            self._registered[name] = item
+                example = f", such as 'My{name}'" if name in self._builtin else ""
+                raise UsageError(f"{self.kind} {name!r} is already registered; choose another name{example}")
+            self._registered[name] = self._checked(name, item)
             return item
 
         return decorate
+
+    def _checked(self, name: str, item: Any) -> T:
+        return self._accept(name, item) if self._accept else item
+
+    def __setitem__(self, name: str, item: T) -> None:
+        """Register an object, as `register` does: `REGISTRY["mine"] = item`."""
+        self.register(name)(item)
 
     @contextmanager
     def temporarily(self, name: str, item: T) -> Iterator[None]:
@@ -83,11 +105,48 @@ class Registry(Generic[T]):
                 module, attribute = self._builtin[name].split(":")
                 self._registered[name] = getattr(importlib.import_module(module), attribute)
             elif name in self._plugins:
-                item = self._load(self._plugins[name])
+                item = self._checked(name, self._load(self._plugins[name]))
                 self._registered.setdefault(name, item)  # the plugin's module may have registered it itself
             else:
-                raise UsageError(f"unknown {self.kind} {name!r}; {suggest(name, self)}")
+                raise self.unknown(name)
         return self._registered[name]
+
+    def unknown(self, name: str, others: Iterable[str] = ()) -> UsageError:
+        """Return the error of a name that is not registered: it lists similar names, all names, and how to add one.
+
+        Args:
+            name: the unknown name.
+            others: what may be named instead of an item, such as groups of items.
+        """
+        if module := self._defined_in(name):
+            how = f"module {module} defines it, but does not register it: add {self._registration(name)}"
+            return UsageError(f"unknown {self.kind} {name!r}; {how}")
+        names = [*self, *others]
+        hint = suggest(name, names)
+        listed = "" if hint.startswith("choose") else f" Available: {', '.join(names)}"
+        return UsageError(f"unknown {self.kind} {name!r}; {hint}{listed} (--import MODULE adds your own)")
+
+    def homonym_warning(self, name: str) -> str:
+        """Return a warning if one of the user's modules defines an item called like a built-in one; otherwise ""."""
+        module = self._defined_in(name) if name in self._builtin else ""
+        if not module:
+            return ""
+        return (
+            f"{self.kind} {name!r} is the built-in one, not that of module {module}; to use yours, add "
+            f"{self._registration(name, f'My{name}')} there"
+        )
+
+    def _defined_in(self, name: str) -> str:
+        """Return the user's module that defines something called `name` and does not register it, or ""."""
+        for module in _imported:
+            item = getattr(sys.modules.get(module), name, None)
+            if getattr(item, "__module__", None) == module and item not in self._registered.values():
+                return module
+        return ""
+
+    def _registration(self, name: str, registered_name: str | None = None) -> str:
+        """Return the line of code that registers the object called `name`."""
+        return f'{self._path}.register("{registered_name or name}")({name})'
 
     def _load(self, plugin: EntryPoint) -> T:
         try:
@@ -131,6 +190,7 @@ def import_modules(names: Iterable[str]) -> None:
             raise UsageError(f"cannot import module {name!r}: module names must be strings")
         try:
             importlib.import_module(name)
+            _imported[name] = None
         except UsageError:
             raise
         except (Exception, SystemExit) as error:

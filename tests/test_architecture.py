@@ -25,6 +25,7 @@ BOTTOM_UP = [
     "model_selection",
     "engine",
     "sweep",
+    "command_launchers",
     "reporting",
     "landscape",
     "colored_mnist",

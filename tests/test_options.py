@@ -163,3 +163,23 @@ def test_every_option_that_takes_a_path_refuses_an_empty_one(command):
                 parsers += action.choices.values()
             elif action.dest.endswith(("_dir", "output", "archive", "import_results", "launcher_config", "cache")):
                 assert action.metavar in cli.PATHS, action.dest
+
+
+@dataclass(frozen=True)
+class Sets:
+    sets: tuple[tuple[int, ...], ...] = option((), help="sets of numbers", metavar="N", if_unset="none")
+
+
+def test_an_option_that_is_repeated_collects_tuples():
+    parser = cli.Parser()
+    add_options(parser, Sets)
+    words = ["--sets", "1", "2", "--sets", "3"]
+    assert from_args(Sets, parser.parse_args(words)) == Sets(((1, 2), (3,)))
+    assert to_args(Sets(((1, 2), (3,)))) == words
+    assert from_args(Sets, parser.parse_args([])) == Sets()
+    assert to_args(Sets()) == []
+    parser.set_defaults(sets=[[7]])
+    assert from_args(Sets, parser.parse_args([])) == Sets(((7,),))
+    assert from_args(Sets, parser.parse_args(words)) == Sets(((1, 2), (3,)))
+    assert from_args(Sets, parser.parse_args([])) == Sets(((7,),))
+    assert options_table(Sets).endswith("| `--sets N` | none | sets of numbers |\n")

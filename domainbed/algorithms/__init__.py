@@ -6,11 +6,25 @@ To add one, subclass `Algorithm` (or ERM) and decorate the class with `@ALGORITH
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from domainbed.errors import UsageError, suggest
+from domainbed.errors import UsageError
 from domainbed.registry import Registry
 
 if TYPE_CHECKING:  # listing the names must not import torch
     from domainbed.algorithms.base import Algorithm
+
+
+def _accept(name: str, item: Any) -> "type[Algorithm]":
+    """Return an algorithm to register. Raises UsageError if it is not a subclass of Algorithm."""
+    from domainbed.algorithms.base import Algorithm  # imports torch, as the module with the class has done
+
+    if not (isinstance(item, type) and issubclass(item, Algorithm)):
+        what = f"class {item.__name__} of module {item.__module__}" if isinstance(item, type) else repr(item)
+        raise UsageError(
+            f"algorithm {name!r}: {what} is not derived from this package's Algorithm; replace its own base class with "
+            "`from domainbed.algorithms import Algorithm`"
+        )
+    return item
+
 
 ALGORITHMS: "Registry[type[Algorithm]]" = Registry(
     "algorithm",
@@ -55,6 +69,8 @@ ALGORITHMS: "Registry[type[Algorithm]]" = Registry(
         "MIRO": "domainbed.algorithms.miro:MIRO",
     },
     group="domainbed.algorithms",
+    path="domainbed.algorithms.ALGORITHMS",
+    accept=_accept,
 )
 
 # The default of a launch.
@@ -90,7 +106,7 @@ def expand_groups(names: Iterable[str]) -> tuple[str, ...]:
     expanded: list[str] = []
     for name in names:
         if name not in ALGORITHMS and name not in groups:
-            raise UsageError(f"unknown algorithm {name!r}; {suggest(name, [*ALGORITHMS, *groups])}")
+            raise ALGORITHMS.unknown(name, others=groups)
         expanded += [name] if name in ALGORITHMS else groups[name]
     return tuple(dict.fromkeys(expanded))
 

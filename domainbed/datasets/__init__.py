@@ -25,6 +25,7 @@ DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
         "SVIRO": "domainbed.datasets.photos:SVIRO",
         "Folder": "domainbed.datasets.photos:Folder",
     },
+    path="domainbed.datasets.DATASETS",
 )
 
 # The datasets of the published tables.

@@ -7,11 +7,16 @@ sweep are fast.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 
 from domainbed.hparams import Hparams
+
+if TYPE_CHECKING:
+    import torch
+
+SIZE = (224, 224)  # height and width of photos as networks receive them
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,13 @@ class ArrayEnvironment:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, i: int) -> "tuple[torch.Tensor, int]":
+        """Return an image as the network receives it, float [channels, height, width], and its label."""
+        import torch
+
+        image = torch.from_numpy(self.images[i])
+        return image.div(255) if image.dtype == torch.uint8 else image.float(), int(self.labels[i])
+
 
 @dataclass(frozen=True)
 class FileEnvironment:
@@ -60,6 +72,19 @@ class FileEnvironment:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, i: int) -> "tuple[torch.Tensor, int]":
+        """Return an image as the network receives it, but not augmented, float [3, *SIZE], and its label.
+
+        Raises:
+            UsageError: the image cannot be read.
+        """
+        from domainbed.loading.augmentation import normalize, resized_crop  # imports torch
+        from domainbed.loading.photo_feed import FileImages
+
+        image = FileImages([str(self.folder / self.files[i])])[0]
+        resized = resized_crop(image, (0, 0, *image.shape[:2]), SIZE)
+        return normalize(resized[None])[0], int(self.labels[i])
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,7 @@ class MultipleDomainDataset:
         ENVIRONMENTS: the environments' names.
         N_STEPS: the default number of training steps.
         CHECKPOINT_FREQ: the default number of steps between evaluations.
+        N_WORKERS: the number of processes per environment that loaders of DomainBed's scripts use; not used here.
         SMALL_IMAGES: selects the hyperparameters for small networks trained from scratch.
         input_shape: (channels, height, width) of the images as the network receives them.
         num_classes: the number of classes.
@@ -129,12 +155,13 @@ class MultipleDomainDataset:
     ENVIRONMENTS: ClassVar[list[str]]
     N_STEPS: ClassVar[int] = 5001
     CHECKPOINT_FREQ: ClassVar[int] = 100
+    N_WORKERS: ClassVar[int] = 8
     SMALL_IMAGES: ClassVar[bool] = False
     input_shape: tuple[int, int, int]
     num_classes: int
     environments: Sequence[Environment]
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
         raise NotImplementedError(f"{type(self).__name__} must implement __init__")
 
     @classmethod

@@ -47,7 +47,7 @@ class MNIST(Digits):
         if root and missing_files(root):
             download(root)
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
         super().__init__(root, test_envs, hparams, trial_seed)
         warn_if_incomplete(root, sum(map(len, self.environments)))
 

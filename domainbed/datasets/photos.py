@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from domainbed.datasets.base import MultipleDomainDataset
+from domainbed.datasets.base import SIZE, MultipleDomainDataset
 from domainbed.datasets.image_folders import has_images, no_images_message, normalize_name, read_tree, subfolders
 from domainbed.errors import UsageError, suggest
 from domainbed.hparams import Hparams
@@ -18,10 +18,10 @@ class PhotoDataset(MultipleDomainDataset):
     """
 
     CHECKPOINT_FREQ = 300
-    input_shape = (3, 224, 224)
+    input_shape = (3, *SIZE)
     classes: list[str]
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
         folders = self.environment_folders(root)
         augmented = [hparams["data_augmentation"] and env not in test_envs for env in range(len(folders))]
         self.environments, self.classes = read_tree(self.dataset_folder(root), folders, augmented)
@@ -71,7 +71,7 @@ class Folder(PhotoDataset):
     def environment_names(cls, root: str | None) -> list[str]:
         return cls.environment_folders(root)
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
         super().__init__(root, test_envs, hparams, trial_seed)
         if self.num_classes < 2:
             raise UsageError(
@@ -120,7 +120,7 @@ class PublishedDataset(PhotoDataset):
             raise UsageError(f"{folder} has {'; it has '.join(problems)}")
         return [by_name[normalize_name(name)] for name in cls.ENVIRONMENT_FOLDERS]
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
         super().__init__(root, test_envs, hparams, trial_seed)
         if self.num_classes != self.NUM_CLASSES:
             warnings.warn(

@@ -27,7 +27,7 @@ class Digits(MultipleDomainDataset):
 
     SMALL_IMAGES = True
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int) -> None:
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
         self.environments = list(self._environments_of_trial(root, self.version(root), trial_seed))
 
     @classmethod

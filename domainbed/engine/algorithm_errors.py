@@ -1,6 +1,8 @@
 """Errors in users' algorithms, reported with the lines of the user's own code."""
 
+import json
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -43,7 +45,8 @@ def locate_errors(algorithm_class: type[Algorithm], place: Callable[[], str]) ->
         report = traceback.TracebackException.from_exception(error)
         _omit_libraries(report, algorithm_class)
         message = f"{place()}: {type(error).__name__}: {one_line(error)}".removesuffix(": ")
-        raise AlgorithmError(message + location(error, algorithm_class), "".join(report.format())) from error
+        message += location(error, algorithm_class) + _undeclared_hparam(error, algorithm_class)
+        raise AlgorithmError(message, "".join(report.format())) from error
 
 
 def step_place(algorithm: Algorithm, step: int) -> str:
@@ -60,6 +63,20 @@ def location(error: BaseException, algorithm_class: type[Algorithm]) -> str:
     """Return ", in FILE line N" for the last line of the user's own code that an error passed through, if any."""
     own = _own_frames(traceback.extract_tb(error.__traceback__), algorithm_class)
     return f", in {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
+
+
+def _undeclared_hparam(error: BaseException, algorithm_class: type[Algorithm]) -> str:
+    """Return how to declare a hyperparameter if the error is that of reading one that the class does not have."""
+    own = _own_frames(traceback.extract_tb(error.__traceback__), algorithm_class)
+    if not (isinstance(error, KeyError) and error.args and isinstance(name := error.args[0], str) and own):
+        return ""
+    if not re.search(rf"""hparams\[\s*['"]{re.escape(name)}['"]\s*\]""", own[-1].line or ""):
+        return ""
+    return (
+        f"; {algorithm_class.__name__} has no hyperparameter {name!r}: declare it in the class, "
+        f"HPARAMS = {{{json.dumps(name)}: Hparam(DEFAULT)}} (from domainbed.hparams import Hparam), or, if it declares "
+        f"none, pass --hparams '{{{json.dumps(name)}: VALUE}}'"
+    )
 
 
 def _omit_libraries(report: traceback.TracebackException, algorithm_class: type[Algorithm]) -> None:

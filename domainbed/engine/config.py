@@ -219,7 +219,7 @@ class JobConfig:
         check_options(self, self.NOT_CHECKED)
         spec = self.dataset_spec()
         self._set(
-            test_envs=_checked_test_envs(self.test_envs, self.dataset, spec.environments),
+            test_envs=check_test_envs(self.test_envs, self.dataset, spec.environments),
             steps=spec.n_steps if self.steps is None else self.steps,
             checkpoint_freq=self._default_checkpoint_freq() if self.checkpoint_freq is None else self.checkpoint_freq,
         )
@@ -380,7 +380,8 @@ def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[st
 _ALWAYS_HASHED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
 
 
-def _checked_test_envs(test_envs: tuple[int, ...], dataset: str, environments: Sequence[str]) -> tuple[int, ...]:
+def check_test_envs(test_envs: tuple[int, ...], dataset: str, environments: Sequence[str]) -> tuple[int, ...]:
+    """Return test environments in order. Raises UsageError if the dataset cannot be divided like this."""
     known = ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
     if not test_envs:
         raise UsageError(f"--test_envs is empty; choose from {known}")

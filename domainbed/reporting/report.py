@@ -128,6 +128,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
             "The launch log of this sweep is missing or unreadable: the requested runs are assumed to be, for each "
             "dataset, all trials and hyperparameter draws that any algorithm has."
         )
+    notes += _unused_notes(sweep, sections)
     if options.compare:
         notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms, titles(dataset))]
     return Report(sweep, options, environments, algorithms, titles, sections, notes)
@@ -271,6 +272,18 @@ def comparison_table(section: Section, report: Report) -> ComparisonTable:
     )
     headers = ["Dataset", "Difference", "Difference, 95%", better, f"{better}, 95%", "Trials"]
     return ComparisonTable(f"{first} vs. {second}", headers, rows, note)
+
+
+def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:
+    """Return a note on the runs with several test environments that no selection method uses, if there are any."""
+    lacks_pairs = any(section.selection in WITH_PAIRS and not section.tables for section in sections)
+    n = sum(len(test_envs) > (1 if lacks_pairs else 2) for test_envs in sweep.runs["test_envs"])
+    if not n:
+        return []
+    return [
+        f"Runs with several test environments are in no table ({n:,} of {len(sweep.runs):,}): selection methods "
+        "require a single one. Their records have the accuracy on each environment."
+    ]
 
 
 def _protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str], title: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Command lines: each parses its arguments, calls the package, and prints."""
 
+import os
 import sys
 from types import TracebackType
 
@@ -17,3 +18,25 @@ def _report_interrupt(kind: type[BaseException], error: BaseException, traceback
 
 
 sys.excepthook = _report_interrupt
+
+
+def _reject_unknown_module() -> None:
+    """Report a misspelled `python -m domainbed.scripts.NAME`, which Python would report without the known names."""
+    if sys.argv[:1] != ["-m"]:  # Python has not yet found the module to run
+        return
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
+    package, _, name = module.rpartition(".")
+    if package == __name__ and not os.path.exists(os.path.join(__path__[0], f"{name}.py")):
+        from domainbed.errors import suggest
+        from domainbed.scripts.__main__ import COMMANDS
+
+        names = ", ".join(COMMANDS)
+        hint = suggest(name, COMMANDS)
+        listed = "" if hint.startswith("choose") else f" Available: {names}"
+        print(
+            f"error: unknown command {name!r}; {hint}{listed} (see python -m domainbed.scripts --help)", file=sys.stderr
+        )
+        sys.exit(2)
+
+
+_reject_unknown_module()

@@ -1,5 +1,6 @@
 """Print the tables of a sweep: `python -m domainbed.scripts.collect_results --input_dir my_sweep`."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -55,6 +56,14 @@ def parser() -> cli.Parser:
         help=f"{', '.join(FORMATS)}, or html. latex is a complete document; latex-fragment is only the tables, for "
         "\\input (requires booktabs and graphicx); bibtex contains the entries that --cite cites; csv and json contain "
         "every cell, unrounded, with its counts; html is a page with plots and the runs behind each cell",
+    )
+    p.add_argument(
+        "--latex",
+        dest="format",
+        action="store_const",
+        const="latex",
+        default=argparse.SUPPRESS,
+        help="the same as --format latex",
     )
     add_options(p, ReportOptions)
     cli.add_import_option(p)

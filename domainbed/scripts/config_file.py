@@ -10,7 +10,7 @@ from typing import Any
 from domainbed.cli import unknown_names
 from domainbed.errors import UsageError, one_line
 from domainbed.files import read_regular
-from domainbed.options import BooleanAction
+from domainbed.options import BooleanAction, ListAction
 
 MAX_SIZE = 2**16  # bytes
 NOT_IN_FILE = ("help", "version", "launcher_config")
@@ -38,7 +38,12 @@ def load(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
             raise UsageError(f"{file}: {name!r} sets an option that another line also sets; delete one of them")
         if action.nargs == 0:
             defaults |= _flag_default(file, name, value, action)
-        elif value not in ("", [], [""]):  # a line without a value leaves the option unset
+        elif value in ("", [], [""]):  # a line without a value leaves the option unset
+            continue
+        elif isinstance(action, ListAction):
+            several = value if isinstance(value, list) and isinstance(value[0], list) else [value]
+            defaults[action.dest] = [_typed_value(file, name, values, action, parser) for values in several]
+        else:
             defaults[action.dest] = _typed_value(file, name, value, action, parser)
     return defaults
 

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from domainbed import cli
 from domainbed.datasets import DATASETS, MultipleDomainDataset, get_dataset_class
 from domainbed.errors import UsageError, printable
+from domainbed.files import make_folder
+from domainbed.registry import import_modules
 
 
 def parser() -> cli.Parser:
@@ -24,9 +27,16 @@ def parser() -> cli.Parser:
         "--data_dir",
         required=True,
         metavar="DIR",
-        help="folder to download into; for the dataset Folder, the dataset itself",
+        help="folder to download into, created if necessary; for the dataset Folder, the dataset itself",
     )
-    p.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help=f"one or more of {', '.join(DATASETS)}")
+    p.add_argument(
+        "--dataset",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"one or more of {', '.join(DATASETS)}; without it, list them with their sizes",
+    )
+    cli.add_import_option(p)
     p.add_argument(
         "--verify", action="store_true", help="check existing files, on all CPU cores, instead of downloading"
     )
@@ -40,15 +50,50 @@ def parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    import_modules(args.imports)
     datasets = {name: get_dataset_class(name) for name in args.dataset}
     if args.write_leave_out and not args.verify:
         raise UsageError("--write_leave_out requires --verify, which finds the broken images")
+    if args.verify and not args.dataset:
+        raise UsageError("--verify requires --dataset")
     if not os.path.isdir(args.data_dir):
-        raise UsageError(f"--data_dir {args.data_dir!r} is not a folder; create it first")
+        if args.verify or "Folder" in args.dataset:
+            raise UsageError(f"--data_dir {args.data_dir!r} is not a folder")
+        make_folder(Path(args.data_dir), "--data_dir")
+    if not args.dataset:
+        print("Nothing was downloaded. Choose one or more datasets with --dataset:")
+        print("\n".join(list_datasets(args.data_dir)))
+        return 0
     if args.verify:
         return verify_all(datasets, args.data_dir, args.write_leave_out)
     download_all(datasets, args.data_dir)
     return 0
+
+
+def list_datasets(data_dir: str) -> list[str]:
+    """Return a line for each dataset: its name, its number of images, and what is known about its download."""
+    from domainbed.datasets.digits import ScannedDigits
+    from domainbed.datasets.mnist import MNIST, NUM_IMAGES
+    from domainbed.datasets.photos import Folder, PublishedDataset
+    from domainbed.datasets.publishers.sources import SOURCES
+
+    lines = []
+    for name, dataset in ((name, DATASETS[name]) for name in DATASETS):
+        n, note = 0, ""
+        if issubclass(dataset, PublishedDataset) and name in SOURCES:
+            n = sum(dataset.IMAGES[0]) if dataset.IMAGES else 0
+            note = SOURCES[name].size if SOURCES[name].archives else "must be downloaded manually"
+            if not dataset.find_problems(data_dir):
+                note = f"exists: {dataset.dataset_folder(data_dir)}"
+        elif issubclass(dataset, MNIST):
+            n, note = NUM_IMAGES, "12 MB to download"
+        elif issubclass(dataset, ScannedDigits):
+            n, note = 1797, "included in scikit-learn"
+        elif issubclass(dataset, Folder):
+            note = "your own images"
+        images = f"{n:,} images" if n else ""
+        lines.append(f"  {name:<16}{images:>15}  {note}".rstrip())
+    return lines
 
 
 def download_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: str) -> None:

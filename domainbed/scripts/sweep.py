@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from domainbed import cli
+from domainbed.algorithms import ALGORITHMS
 from domainbed.engine.config import JobConfig, file_digest
 from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
@@ -30,6 +31,8 @@ from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
 from domainbed.sweep.status import JobState, Status, count_states, survey
 
 MAX_WATCH = 86_400  # seconds
+# Destinations of the options that `delete_incomplete` shares with `launch` and that do not describe the launch.
+NOT_OF_LAUNCH = {"help", "output_dir", "failed", "imports", "skip_confirmation"}
 EXIT_STATUS = (
     "Exit status: 0 if every job is done, 1 if some failed (or could not be stopped), 2 if the command is invalid, 3 "
     "if some jobs are not done yet, 128 + n if signal n stopped the command."
@@ -42,7 +45,8 @@ class LaunchOptions:
 
     command_launcher: str = option(
         "local",
-        help=f"how to run the jobs: {', '.join(LAUNCHERS)}, or your own launcher (dummy: the same as --dry_run)",
+        help=f"how to run the jobs: {', '.join(LAUNCHERS)}, or your own launcher; dummy: print the commands "
+        "without checking anything",
         metavar="NAME",
     )
     launcher_config: str | None = option(
@@ -118,9 +122,14 @@ def parser() -> cli.Parser:
         "cancel", "stop running and queued jobs; running jobs save their state first", "", "--skip_confirmation"
     )
     delete = command(
-        "delete_incomplete", "delete the folders of incomplete jobs, but not of running or queued ones", "", "--failed"
+        "delete_incomplete",
+        "delete the folders of incomplete jobs, but not of running or queued ones; with options of launch, only those "
+        "of the jobs of that launch",
+        "",
+        "--failed",
     )
     delete.add_argument("--failed", action="store_true", help="also delete the folders of failed jobs")
+    add_launch_options(delete, is_hidden=True)
     export = command(
         "export",
         "write the records of all finished jobs to an archive",
@@ -128,25 +137,27 @@ def parser() -> cli.Parser:
         "--archive first.tar.xz --import my_algorithms",
     )
     export.add_argument("--archive", required=True, metavar="FILE", help="the .tar.xz file to write")
-    for c in (status, cancel, delete, export):
+    for c in (status, cancel, export):
         cli.add_import_option(c)
-    for c in (cancel, delete):
-        c.add_argument("--skip_confirmation", action="store_true", help="do not ask for confirmation")
+    cancel.add_argument("--skip_confirmation", action="store_true", help="do not ask for confirmation")
     return p
 
 
-def add_launch_options(launch: cli.Parser) -> None:
+def add_launch_options(launch: cli.Parser, is_hidden: bool = False) -> None:
+    """Add the options of `launch`; if they are hidden, --help lists only those that do not describe the launch."""
+    before = len(launch._actions)
     grid = launch.add_argument_group("grid of jobs")
     add_options(grid, Grid, skip={"leave_one_out"})
-    test_envs = grid.add_mutually_exclusive_group()
-    test_envs.add_argument(
+    pairs = grid if is_hidden else grid.add_mutually_exclusive_group()  # argparse fails to print a hidden group
+    pairs.add_argument(
         "--single_test_envs",
+        "--single_test_env",
         dest="leave_one_out",
         action="store_false",
         default=False,
         help="leave out one environment at a time (the default)",
     )
-    add_options(test_envs, Grid, skip={f.name for f in fields(Grid)} - {"leave_one_out"})
+    add_options(pairs, Grid, skip={f.name for f in fields(Grid)} - {"leave_one_out"})
     add_options(launch.add_argument_group("options of each job"), JobConfig, skip=NOT_SHARED)
     add_options(launch, LaunchOptions)
     declared: set[str] = set()
@@ -154,14 +165,21 @@ def add_launch_options(launch: cli.Parser) -> None:
         names = [name for name in LAUNCHERS if LAUNCHERS[name].Options is options]
         add_options(launch.add_argument_group(f"launcher {', '.join(names)}"), options, skip=declared)
         declared |= {f.name for f in fields(options)}
+    for action in launch._actions[before:] if is_hidden else ():
+        if action.dest not in NOT_OF_LAUNCH:
+            action.help = argparse.SUPPRESS
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line. The modules of `launch --import` are imported first, as they may register launchers."""
+    """Parse a command line. The modules of `launch --import` are imported first, as they may register launchers.
+
+    `delete_incomplete` has `names_launch` in addition: whether options of `launch` are given.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     file = None
-    if argv[:1] == ["launch"]:
-        early = cli.Parser(prog=f"{cli.command_name('sweep')} launch", add_help=False)
+    takes_launch = argv[:1] in (["launch"], ["delete_incomplete"])
+    if takes_launch:
+        early = cli.Parser(prog=f"{cli.command_name('sweep')} {argv[0]}", add_help=False)
         early.add_argument("--import", dest="imports", nargs="+", default=[])
         early.add_argument("--launcher_config", type=Path)
         known, _ = early.parse_known_args(argv)
@@ -170,9 +188,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         import_modules(known.imports or (in_file if isinstance(in_file, list) else [in_file]))
     p = parser()
     if file:
-        launch_parser = p.command("launch")
+        launch_parser = p.command(argv[0])
         launch_parser.set_defaults(**config_file.load(file, launch_parser))
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if takes_launch:
+        options = [action for action in p.command(argv[0])._actions if action.dest not in NOT_OF_LAUNCH]
+        flags = {flag for action in options for flag in action.option_strings}
+        args.names_launch = not flags.isdisjoint(str(word).partition("=")[0] for word in argv)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,13 +213,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def grid_of(args: argparse.Namespace) -> Grid:
     """Return the grid of a launch, with groups of algorithms expanded. Its paths are absolute."""
-    left_out = {"job_args", "specs", "left_out", *NOT_SHARED}
-    names = [f.name for f in (*fields(Grid), *fields(JobConfig)) if f.name not in left_out]
+    names = [f.name for f in fields(Grid) if f.name not in ("job_args", "specs", "left_out")]
+    names += [f.name for f in fields(JobConfig) if f.name not in NOT_SHARED]
     values = {name: getattr(args, name) for name in names}
     if args.init_from:  # so that the launch is known by its content once the file is gone
         values["init_digest"] = file_digest(args.init_from)
     grid, skipped = Grid.from_args(values | absolute_paths(values)).expand_groups()
-    for line in skipped:
+    warnings = [f"warning: {text}" for name in args.algorithms if (text := ALGORITHMS.homonym_warning(name))]
+    for line in (*warnings, *skipped):
         print(line, file=sys.stderr)
     return grid
 
@@ -214,10 +238,11 @@ def launch(args: argparse.Namespace) -> int:
 
 def check_and_run(args: argparse.Namespace, events: IO[str] | None) -> int:
     """Launch, and print the events as JSON lines to the stream `events` if there is one. Return the exit status."""
-    is_dry_run = args.dry_run or args.command_launcher == "dummy"
+    is_dummy = args.command_launcher == "dummy"
+    is_dry_run = args.dry_run or is_dummy
     if is_dry_run and args.import_results:
         raise UsageError("--import_results cannot be combined with --dry_run")
-    launcher_class = LAUNCHERS["local" if args.command_launcher == "dummy" else args.command_launcher]
+    launcher_class = LAUNCHERS["local" if is_dummy else args.command_launcher]
     launcher = launcher_class(from_args(launcher_class.Options, args))
     sweep_dir, grid = Path(args.output_dir), grid_of(args)
     statuses = survey(grid.jobs(sweep_dir), read_queue(sweep_dir))
@@ -243,7 +268,8 @@ def check_and_run(args: argparse.Namespace, events: IO[str] | None) -> int:
             json_output.print_ended(events, statuses, status)
         return 0 if args.estimate else status
     if is_dry_run:
-        check_jobs(jobs)
+        if not is_dummy:  # the checks read the datasets, and download what is missing
+            check_jobs(jobs)
         launcher.print_commands(jobs)
         return 0
     estimated = check_and_estimate(args, launcher, jobs, statuses)
@@ -262,7 +288,8 @@ def check_and_run(args: argparse.Namespace, events: IO[str] | None) -> int:
         status = 128 + result.stop_signal
     else:
         status = 1 if result.n_failed else exit_status(result.statuses)
-        if not launcher.WAITS:
+        is_waiting = any(s.state not in (JobState.DONE, JobState.FAILED) for s in result.statuses.values())
+        if is_waiting and not launcher.WAITS:
             command = f"{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch"
             print(f"Watch the progress with `{command}`")
     if events:
@@ -355,7 +382,14 @@ def cancel(args: argparse.Namespace) -> int:
 
 def delete_incomplete(args: argparse.Namespace) -> int:
     sweep_dir = Path(args.output_dir)
-    statuses = survey(requested_jobs(sweep_dir), read_queue(sweep_dir))
+    jobs = requested_jobs(sweep_dir)
+    if args.names_launch:
+        n, of_launch = len(jobs), set(grid_of(args).jobs(sweep_dir))
+        jobs = [job for job in jobs if job in of_launch]
+        print(f"The options select {len(jobs)} of the {n} jobs in {args.output_dir}")
+        if not jobs:
+            raise UsageError("nothing was deleted; repeat the options of the launch, or omit them to select all jobs")
+    statuses = survey(jobs, read_queue(sweep_dir))
     print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses)}")
     states = {JobState.INCOMPLETE} | ({JobState.FAILED} if args.failed else set())
     to_delete = [job for job, s in statuses.items() if s.state in states]

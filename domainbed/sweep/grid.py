@@ -2,17 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, GROUPS, expand_groups
-from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec, num_environments
-from domainbed.engine.config import JobConfig, LoggedJobConfig
+from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec
+from domainbed.engine.config import JobConfig, LoggedJobConfig, check_test_envs
 from domainbed.errors import UsageError
 from domainbed.hparams import parse_overrides
-from domainbed.options import check_options, option
+from domainbed.options import as_tuple, check_options, option
 from domainbed.seeding import seed_hash
 from domainbed.sweep.job import Job
 from domainbed.terminal import ProgressBar
@@ -34,7 +34,7 @@ class RunKey(NamedTuple):
 
 
 # Fields of JobConfig that differ from job to job, or that jobs of a sweep leave at their defaults.
-NOT_SHARED = {*RunKey._fields, "seed", "init_digest", "output_dir", "task", "checkpoint_freq", "uda_holdout_fraction"}
+NOT_SHARED = {*RunKey._fields, "seed", "init_digest", "output_dir", "checkpoint_freq"}
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,31 @@ class Grid:
     leave_one_out: bool = option(
         False, help="also leave out each pair of environments (required by leave-one-domain-out selection)"
     )
+    test_envs: tuple[tuple[int, ...], ...] = option(
+        (),
+        help="test on these environments together, and train on all others; repeat the option for other sets, such as "
+        "--test_envs 0 --test_envs 1 2. Tables show sets of one environment only",
+        metavar="N",
+        if_unset="each environment alone",
+    )
+    seed: int = option(
+        0,
+        help="another value trains every job with other initial weights and batches, on the same splits",
+        metavar="N",
+        at_least=0,
+        below=2**32,
+    )
     job_args: Mapping[str, Any] = field(default_factory=dict)
     specs: Mapping[str, DatasetSpec] = field(default_factory=dict)
     left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         check_options(self)
+        # A set that is given twice, in any order, counts once.
+        test_envs = tuple(dict.fromkeys(tuple(sorted(envs)) for envs in self.test_envs))
+        object.__setattr__(self, "test_envs", test_envs)
+        if self.test_envs and self.leave_one_out:
+            raise UsageError("--leave_one_out cannot be combined with --test_envs")
         if self.n_hparams <= self.n_hparams_from:
             raise UsageError(f"--n_hparams {self.n_hparams} must be above --n_hparams_from {self.n_hparams_from}")
         self._check_size(len(set(self.datasets)))  # before datasets are known to exist
@@ -88,7 +107,7 @@ class Grid:
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> "Grid":
         """Return the grid with the arguments of a launch; all that are not options of the grid are `job_args`."""
-        args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
+        args = {name: as_tuple(value) for name, value in args.items()}
         args["left_out"] = tuple((dataset, algorithm) for dataset, algorithm in args.get("left_out", ()))
         own = {f.name for f in fields(cls)} & args.keys()
         return cls(
@@ -131,8 +150,8 @@ class Grid:
             return "photographs"
         if algorithm_class.REQUIRES_IMAGES and parse_overrides(self.job_args.get("hparams")).get("frozen") is True:
             return "images, not features of a frozen backbone"
-        n = num_environments(dataset, self.job_args.get("data_dir"))
-        num_domains = n - max(map(len, all_test_envs(n, self.leave_one_out)), default=0)
+        names = DATASETS[dataset].environment_names(self.job_args.get("data_dir"))
+        num_domains = len(names) - max(map(len, self._test_envs_on(dataset, names)), default=0)
         if num_domains < algorithm_class.MIN_DOMAINS:
             return f"at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
         return ""
@@ -155,6 +174,8 @@ class Grid:
             for name, spec in logged.get("specs", {}).items()
         }
         grid = replace(cls.from_args(args), specs=specs)._with_specs()
+        if not all(type(env) is int for envs in grid.test_envs for env in envs):
+            raise ValueError("a test environment is not an integer")
         for name in (*grid.datasets, *grid.algorithms, *(env for spec in specs.values() for env in spec.environments)):
             if not (isinstance(name, str) and name.isprintable()):
                 raise ValueError(f"{name!r} is not a valid name")
@@ -176,23 +197,31 @@ class Grid:
         """Yield the runs trial by trial. A dataset or algorithm that is named twice counts once.
 
         Raises:
-            UsageError: a dataset is unknown, or there are more than MAX_JOBS runs.
+            UsageError: a dataset is unknown or does not have the given test environments, or there are more than
+                MAX_JOBS runs.
         """
         specs = self._with_specs().specs
         counts = [len(spec.environments) for spec in specs.values()]
-        self._check_size(sum(n + (math.comb(n, 2) if self.leave_one_out else 0) for n in counts))
+        self._check_size(sum(len(self.test_envs) or n + (math.comb(n, 2) if self.leave_one_out else 0) for n in counts))
+        sets = {name: self._test_envs_on(name, spec.environments) for name, spec in specs.items()}
         for trial_seed, dataset, algorithm in itertools.product(
             range(self.n_trials), specs, dict.fromkeys(self.algorithms)
         ):
             if (dataset, algorithm) in self.left_out:
                 continue
-            for test_envs in all_test_envs(len(specs[dataset].environments), self.leave_one_out):
+            for test_envs in sets[dataset]:
                 for hparams_seed in range(self.n_hparams_from, self.n_hparams):
                     yield RunKey(dataset, algorithm, test_envs, trial_seed, hparams_seed)
 
+    def _test_envs_on(self, dataset: str, environments: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the sets of test environments on a dataset. Raises UsageError if it does not have a given one."""
+        given = [check_test_envs(test_envs, dataset, environments) for test_envs in self.test_envs]
+        return given or all_test_envs(len(environments), self.leave_one_out)
+
     def job(self, run: RunKey, sweep_dir: Path) -> Job:
         """Return the job of a run. Raises UsageError if one of its arguments is invalid."""
-        seed = seed_hash(run.dataset, run.algorithm, list(run.test_envs), run.hparams_seed, run.trial_seed)
+        coordinates = (run.dataset, run.algorithm, list(run.test_envs), run.hparams_seed, run.trial_seed)
+        seed = seed_hash(*coordinates, *([self.seed] if self.seed else []))  # 0: DomainBed's seed
         args = {**run._asdict(), "seed": seed, **self.job_args}
         config = LoggedJobConfig(spec=self.specs[run.dataset], **args) if self.specs else JobConfig(**args)
         return Job.in_sweep(config, sweep_dir)

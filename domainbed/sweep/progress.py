@@ -104,7 +104,7 @@ def failure_lines(statuses: Mapping[Job, Status], task_outcomes: Mapping[str, st
             lines.append(f"{job}\n  {failure.reason or 'unknown reason'}")
             last = f", last on {failure.host}, {failure.at}" if failure.at else ""
             # A task that ended before it started the job left no folder; the reason names SLURM's log.
-            lines.append(f"  failed {times}{last}" + (f"; log: {log}" if job.folder.is_dir() else ""))
+            lines.append(f"  failed {times}{last}" + (f"; log: {log}" if log.exists() else ""))
         elif status.state == JobState.INCOMPLETE and job.folder.name in task_outcomes:
             outcome = task_outcomes[job.folder.name]
             lines.append(f"{job}\n  interrupted, can be resumed; SLURM task {outcome}; log: {log}")

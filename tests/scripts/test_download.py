@@ -15,10 +15,9 @@ from tests.datasets.test_verify import draw
 from tests.web_server import running
 
 ERRORS = [
-    (["--data_dir", "."], "the following arguments are required: --dataset"),
     (["--dataset", "PACS"], "the following arguments are required: --data_dir"),
     (["--data_dir", ".", "--dataset", "PACS", "OficeHome"], "unknown dataset 'OficeHome'; did you mean OfficeHome"),
-    (["--data_dir", "no/such", "--dataset", "PACS"], "--data_dir 'no/such' is not a folder; create it first"),
+    (["--data_dir", "no/such", "--dataset", "PACS", "--verify"], "--data_dir 'no/such' is not a folder"),
     (["--data_dir", "", "--dataset", "PACS"], "--data_dir is empty; specify a path"),
     (["--data_dir", ".", "--dataset", "PACS", "--write_leave_out"], "--write_leave_out requires --verify"),
     (["--data_dir", ".", "--dataset", "PACS", "--verify"], "PACS not found: PACS is not a folder; to get it, run"),

@@ -126,6 +126,8 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
         "engine": "eager",
         "compile": "off",
         "track": "landscape",
+        "task": "domain_adaptation",
+        "uda_holdout_fraction": 0.25,
         "save_model_every_checkpoint": True,
         "save_best_model": True,
         "averaging": "swad",

@@ -156,3 +156,34 @@ def test_launch_of_a_finished_sweep_is_logged(tmp_path: Path):
     shutil.rmtree(tmp_path / "sweep" / ".sweep")
     assert main(words) == 0
     assert main(["status", "--output_dir", tmp_path / "sweep"]) == 0
+
+
+@pytest.mark.parametrize(
+    "test_envs",
+    [
+        [[0, 1], [99]],
+        [[0], [-1]],
+        [[0], []],
+        [[0, 0]],
+        [[0, 1, 2]],
+        [["0"]],
+        [[0, "1"]],
+        [[0.0]],
+        [[True]],
+        [0],
+        3,
+        "01",
+    ],
+    ids=str,
+)
+def test_launch_with_forged_test_environments_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture, test_envs: object
+):
+    """Even if only one of its sets is invalid."""
+    log_launch(tmp_path, grid())
+    (path,) = launch_files(tmp_path)
+    logged = json.loads(path.read_text())
+    assert logged["test_envs"] == []
+    path.with_name("forged.json").write_text(json.dumps({**logged, "test_envs": test_envs}))
+    assert len(requested_jobs(tmp_path)) == 3
+    assert "warning: skipping the launch recorded in" in capsys.readouterr().err

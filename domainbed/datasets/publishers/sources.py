@@ -41,12 +41,14 @@ class Source:
         archives: the files to download automatically, in order (small ones and unreliable links first).
         arrange: rearranges the unpacked files as environment/class/image, somewhere under the given folder.
         note: printed before the download.
+        size: how much to download, for a list of all datasets; "" if unknown.
     """
 
     manual: str
     archives: tuple[Archive, ...] = ()
     arrange: Callable[[Path], None] | None = None
     note: str = ""
+    size: str = ""
 
 
 MIRRORS = "https://github.com/facebookresearch/DomainBed/issues/165 (copies shared by users)"
@@ -126,6 +128,7 @@ SOURCES = {
             visda_archive("sketch.zip", "23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc"),
         ),
         note="18.4 GB to download, plus the same again while unpacking",
+        size="18.4 GB to download",
     ),
     "SVIRO": Source(
         manual="sviro_grayscale_rectangle_classification.zip (the folder SVIRO_DOMAINBED in it): "
