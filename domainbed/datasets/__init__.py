@@ -1,5 +1,8 @@
 """Datasets by name: `get_dataset_class("ColoredMNIST")`, `num_environments("ColoredMNIST")`."""
 
+import inspect
+from typing import Any
+
 from domainbed.datasets.base import (
     ArrayEnvironment,
     DatasetSpec,
@@ -8,7 +11,23 @@ from domainbed.datasets.base import (
     FileEnvironment,
     MultipleDomainDataset,
 )
+from domainbed.errors import UsageError
 from domainbed.registry import Registry
+
+
+def _accept(name: str, item: Any) -> type[MultipleDomainDataset]:
+    """Return a dataset to register. Raises UsageError if it does not have this package's interface."""
+    if not (isinstance(item, type) and issubclass(item, MultipleDomainDataset)):
+        raise UsageError(f"dataset {name!r}: {item!r} is not derived from domainbed.datasets.MultipleDomainDataset")
+    try:
+        inspect.signature(item).bind(None, (), {}, 0)
+    except TypeError:
+        raise UsageError(
+            f"dataset {name!r}: {item.__name__}.__init__ must take (root, test_envs, hparams, trial_seed) and set "
+            "self.environments, a list of ArrayEnvironment or FileEnvironment"
+        ) from None
+    return item
+
 
 DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
     "dataset",
@@ -26,6 +45,7 @@ DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
         "Folder": "domainbed.datasets.photos:Folder",
     },
     path="domainbed.datasets.DATASETS",
+    accept=_accept,
 )
 
 # The datasets of the published tables.

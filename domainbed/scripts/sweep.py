@@ -191,7 +191,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         launch_parser = p.command(argv[0])
         launch_parser.set_defaults(**config_file.load(file, launch_parser))
     args = p.parse_args(argv)
-    if takes_launch:
+    if args.command == "delete_incomplete":
         options = [action for action in p.command(argv[0])._actions if action.dest not in NOT_OF_LAUNCH]
         flags = {flag for action in options for flag in action.option_strings}
         args.names_launch = not flags.isdisjoint(str(word).partition("=")[0] for word in argv)

@@ -403,3 +403,18 @@ def test_dataset_as_in_domainbed(tmp_path: Path):
     assert (x.dtype, x.shape, first, second) == (torch.float32, (3, 224, 224), 0, 1)
     images, labels = next(iter(torch.utils.data.DataLoader(photos[0], batch_size=2)))
     assert (images.shape, labels.tolist()) == ((2, 3, 224, 224), [0, 1])
+
+
+def test_datasets_with_domainbeds_constructor_are_rejected_on_registration():
+    class Theirs(datasets.MultipleDomainDataset):
+        ENVIRONMENTS = ["a", "b"]
+
+        def __init__(self, root, test_envs, hparams):
+            self.datasets = []
+
+    message = r"Theirs.__init__ must take \(root, test_envs, hparams, trial_seed\) and set self.environments"
+    with pytest.raises(registry.UsageError, match=message):
+        datasets.DATASETS.register("Theirs")(Theirs)
+    with pytest.raises(registry.UsageError, match="is not derived from domainbed"):
+        datasets.DATASETS.register("Theirs")(object)
+    assert "Theirs" not in datasets.DATASETS

@@ -71,6 +71,7 @@ def test_failure_lines(tmp_path: Path):
     statuses[jobs[7]] = Status(JobState.FAILED, failure=Failure("SLURM task 7_7 ended before the job started", 1))
     for job in jobs[5:7]:
         job.folder.mkdir(exist_ok=True)
+        (job.folder / "log.txt").touch()
     words = "ERM on ColoredDigits, test +90%, hparams 0, trial 0"
     assert failure_lines(statuses, {jobs[4].folder.name: "7_4 TIMEOUT", jobs[0].folder.name: "7_5 FAILED"}) == [
         f"{words}\n  interrupted, can be resumed; SLURM task 7_4 TIMEOUT; log: {jobs[4].folder}/log.txt",
