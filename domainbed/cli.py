@@ -138,6 +138,20 @@ def check_output(file: str | None, flag: str = "--output") -> None:
         raise UsageError(f"{flag} {file}: folder {folder} is not writable")
 
 
+def write_output(content: str, file: str | None) -> None:
+    """Write text to the file given with --output, atomically, or to standard output if there is none."""
+    from domainbed.files import atomic_write
+
+    data = content.encode(errors="backslashreplace")  # the name of a file may not be valid text
+    if file is None:
+        sys.stdout.write(data.decode())
+    elif os.path.exists(file) and not os.path.isfile(file):  # a pipe, or /dev/null
+        Path(file).write_bytes(data)
+    else:
+        with atomic_write(Path(file).resolve()) as temporary:
+            temporary.write(data)
+
+
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run a command and exit with its status.
 

@@ -143,6 +143,7 @@ class MultipleDomainDataset:
         SMALL_IMAGES: selects the hyperparameters for small networks trained from scratch.
         input_shape: (channels, height, width) of the images as the network receives them.
         num_classes: the number of classes.
+        class_names: the names of the classes, in the order of their labels; None if they have none.
         environments: one per name in ENVIRONMENTS.
 
     Args:
@@ -159,6 +160,7 @@ class MultipleDomainDataset:
     SMALL_IMAGES: ClassVar[bool] = False
     input_shape: tuple[int, int, int]
     num_classes: int
+    class_names: Sequence[str] | None = None
     environments: Sequence[Environment]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:

@@ -19,13 +19,13 @@ class PhotoDataset(MultipleDomainDataset):
 
     CHECKPOINT_FREQ = 300
     input_shape = (3, *SIZE)
-    classes: list[str]
+    class_names: list[str]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
         folders = self.environment_folders(root)
         augmented = [hparams["data_augmentation"] and env not in test_envs for env in range(len(folders))]
-        self.environments, self.classes = read_tree(self.dataset_folder(root), folders, augmented)
-        self.num_classes = len(self.classes)
+        self.environments, self.class_names = read_tree(self.dataset_folder(root), folders, augmented)
+        self.num_classes = len(self.class_names)
 
     @classmethod
     def find_problems(cls, root: str | None) -> list[str]:
@@ -75,7 +75,7 @@ class Folder(PhotoDataset):
         super().__init__(root, test_envs, hparams, trial_seed)
         if self.num_classes < 2:
             raise UsageError(
-                f"--data_dir {root} has only one class, {self.classes[0]}; expected environment/class/image"
+                f"--data_dir {root} has only one class, {self.class_names[0]}; expected environment/class/image"
             )
 
 

@@ -61,6 +61,7 @@ class Colored(Digits):
     ENVIRONMENTS = ["+90%", "+80%", "-90%"]
     DISAGREEMENT = (0.1, 0.2, 0.9)
     num_classes = 2
+    class_names = ("5 to 9", "0 to 4")
 
     @classmethod
     def make_environments(cls, parts: Sequence[LabeledImages], rng: RandomState) -> list[ArrayEnvironment]:
@@ -72,6 +73,7 @@ class Rotated(Digits):
 
     ENVIRONMENTS = ["0", "15", "30", "45", "60", "75"]
     num_classes = 10
+    class_names = tuple("0123456789")
 
     @classmethod
     def make_environments(cls, parts: Sequence[LabeledImages], rng: RandomState) -> list[ArrayEnvironment]:

@@ -64,7 +64,7 @@ def average_weights(
     Raises:
         UsageError: a model cannot be loaded, or is of another network than the first.
     """
-    average = load_model(paths[0], device)
+    average = load_model(paths[0], device).algorithm
     parameters: list[torch.Tensor] = list(average.parameters())
     mean = RunningMean(parameters, 1)
     best = validate(average) if validate else 0.0
@@ -112,7 +112,7 @@ def evaluate_ensemble(
     if averages_weights:
         model, members = average_weights(paths, device, validate if is_restricted else None)
     else:
-        model, members = MeanLogits([load_model(path, device) for path in paths]), list(range(len(paths)))
+        model, members = MeanLogits([load_model(path, device).algorithm for path in paths]), list(range(len(paths)))
     batch_size = model.EVAL_BATCH_SIZE or feed.batch_size
     requests = list(evaluation_requests(config, dataset, splits, config.steps - 1, batch_size))
     accuracies = split_means(model, feed, requests)

@@ -34,11 +34,16 @@ class FeatureDataset(MultipleDomainDataset):
         dataset: the dataset.
         environments: its environments.
         n_features: number of features of an image.
+
+    Attributes:
+        image_shape: (channels, height, width) of the images.
     """
 
     def __init__(self, dataset: MultipleDomainDataset, environments: Sequence[Environment], n_features: int) -> None:
         self.environments = environments
         self.num_classes = dataset.num_classes
+        self.class_names = dataset.class_names
+        self.image_shape = dataset.input_shape
         self.input_shape = (n_features,)  # type: ignore[assignment]  # networks.Featurizer accepts both shapes
 
 

@@ -1,6 +1,8 @@
 """Creating, saving and loading the model of a job."""
 
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.config import JobConfig, file_digest, import_components
-from domainbed.engine.frozen import accept_images, frozen_backbone, is_frozen, weights_hash
+from domainbed.engine.frozen import FeatureDataset, accept_images, frozen_backbone, is_frozen, weights_hash
+from domainbed.engine.preprocessing import Preprocessing
+from domainbed.engine.trained_model import TrainedModel
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
 from domainbed.hparams import Hparams
@@ -32,7 +36,7 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
 
     Raises:
         UsageError: the algorithm rejects its hyperparameters or the size of the images, or keeps state that checkpoints
-            cannot contain.
+            cannot contain; or the dataset does not name each of its classes.
         AlgorithmError: the constructor of a user's algorithm fails.
     """
     algorithm_class = get_algorithm_class(config.algorithm)
@@ -48,6 +52,10 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
         )
     if algorithm_class.REQUIRES_IMAGES and len(dataset.input_shape) == 1:
         raise UsageError(f"{config.algorithm} requires images, not the features of a frozen backbone")
+    if dataset.class_names is not None and len(dataset.class_names) != dataset.num_classes:
+        raise UsageError(
+            f"{config.dataset} has {dataset.num_classes} classes, but {len(dataset.class_names)} class_names"
+        )
     with use_weights_dir(config.weights_dir), locate_errors(algorithm_class, lambda: "constructor"):
         try:
             algorithm = algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, dict(hparams))
@@ -110,24 +118,35 @@ def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> 
     return algorithm.to(device)
 
 
-def save_model(path: Path, config: JobConfig, dataset: MultipleDomainDataset, algorithm: Algorithm) -> None:
-    """Save the model atomically."""
+def save_model(
+    path: Path,
+    config: JobConfig,
+    dataset: MultipleDomainDataset,
+    environments: Sequence[str],
+    algorithm: Algorithm,
+) -> None:
+    """Save the model, and what its users need to know of the dataset, atomically."""
+    preprocessing = Preprocessing.of_dataset(dataset)
     saved = {
         "args": config.args(),
         "model_input_shape": tuple(dataset.input_shape),
         "model_num_classes": dataset.num_classes,
         "model_num_domains": len(dataset) - len(config.test_envs),
         "model_hparams": dict(algorithm.hparams),
+        "class_names": None if dataset.class_names is None else list(dataset.class_names),
+        "environments": list(environments),
+        "preprocessing": preprocessing and preprocessing.as_dict(),
         "model_dict": algorithm.state_dict(),
     }
-    if is_frozen(algorithm.hparams):
+    if isinstance(dataset, FeatureDataset):
+        saved["image_shape"] = tuple(dataset.image_shape)
         saved["backbone_weights"] = weights_hash(frozen_backbone(algorithm.hparams, config.weights_dir))
     with atomic_write(path) as file:
         torch.save(saved, file)
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False) -> Algorithm:
-    """Load a saved model for prediction: `load_model("train_output/model.pkl").predict(images)`.
+def load_model(path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False) -> TrainedModel:
+    """Load a saved model for prediction: `load_model("train_output/model.pkl").predict_images(["cat.jpg"])`.
 
     The model of a job with a frozen backbone accepts its features [n, n_features], too.
 
@@ -142,36 +161,67 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", trust_impor
         UsageError: the file does not exist, is not a model saved by train, or requires an algorithm that is not
             registered.
     """
-    return load_model_and_args(path, device, trust_imports)[1]
+    saved, algorithm = _load(path, device, trust_imports)
+    metadata = {name: value for name, value in saved.items() if name != "model_dict"}
+    with _explain_errors(path):
+        return TrainedModel(algorithm, metadata)
 
 
 def load_model_and_args(
     path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False
 ) -> tuple[dict[str, Any], Algorithm]:
     """Return the arguments of the job that saved a model, as in its records, and the model; see `load_model`."""
-    saved = _read(path)
-    args = saved["args"]
-    try:
-        import_components(args, trust_imports, ["algorithm"], path)
+    saved, algorithm = _load(path, device, trust_imports)
+    return saved["args"], algorithm
+
+
+def new_algorithm(metadata: Mapping[str, Any], source: object, trust_imports: bool = False) -> Algorithm:
+    """Return a saved algorithm without its weights.
+
+    Args:
+        metadata: the content of a model's file.
+        source: the file, for messages.
+        trust_imports: as in `load_model`.
+
+    Raises:
+        UsageError: the algorithm is not registered, or cannot be created.
+    """
+    with _explain_errors(source):
+        args = metadata["args"]
+        import_components(args, trust_imports, ["algorithm"], source)
         with without_weights():
             algorithm = get_algorithm_class(args["algorithm"])(
-                saved["model_input_shape"],
-                saved["model_num_classes"],
-                saved["model_num_domains"],
-                saved["model_hparams"],
+                tuple(metadata["model_input_shape"]),
+                metadata["model_num_classes"],
+                metadata["model_num_domains"],
+                metadata["model_hparams"],
             )
         if not isinstance(algorithm, nn.Module) or not callable(getattr(algorithm, "predict", None)):
-            raise UsageError(f"cannot load a model from {path}: {args['algorithm']} is not an nn.Module with predict")
+            raise UsageError(f"cannot load a model from {source}: {args['algorithm']} is not an nn.Module with predict")
+        return algorithm
+
+
+def _load(path: str | Path, device: str | torch.device, trust_imports: bool) -> tuple[dict[str, Any], Algorithm]:
+    """Return the content of a model's file, and the model."""
+    saved = _read(path)
+    algorithm = new_algorithm(saved, path, trust_imports)
+    with _explain_errors(path):
         algorithm.load_state_dict(saved["model_dict"])
         if is_frozen(saved["model_hparams"]):
-            accept_images(algorithm, saved["model_hparams"], args.get("weights_dir"), saved["backbone_weights"])
+            weights_dir = saved["args"].get("weights_dir")
+            accept_images(algorithm, saved["model_hparams"], weights_dir, saved["backbone_weights"])
         algorithm.to(device)
-        algorithm.eval()
+    return saved, algorithm.eval()
+
+
+@contextmanager
+def _explain_errors(source: object) -> Iterator[None]:
+    try:
+        yield
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"cannot load a model from {path}: {type(error).__name__}: {one_line(error)}") from error
-    return args, algorithm
+        raise UsageError(f"cannot load a model from {source}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 lock.check()
                 for name in models_to_save(config, averaging, record):  # before the checkpoint, so that none is missing
                     with averaging.applied(final_images(config, setup, progress)):
-                        save_model(folder / name, config, setup.dataset, algorithm)
+                        save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
                 append_record(folder, record)
                 progress.finish_evaluation()
                 checkpointer.save(progress)
@@ -115,7 +115,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         lock.check()
         if not config.skip_model_save:
             with averaging.applied(final_images(config, setup, progress)):
-                save_model(folder / MODEL_FILE, config, setup.dataset, algorithm)
+                save_model(folder / MODEL_FILE, config, setup.dataset, setup.environments, algorithm)
         mark_done(folder)
         remove_checkpoints(folder)
 

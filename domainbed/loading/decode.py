@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -36,21 +37,21 @@ def read_file(path: Path) -> bytes:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
-def decode(data: bytes, name: object) -> np.ndarray:
+def decode(data: bytes | Image.Image, name: object) -> np.ndarray:
     """Return the pixels of an image of any mode, uint8 [height, width, 3].
 
     As in the published pipeline, transparency is dropped and the EXIF orientation is ignored. A truncated image is an
     error; DomainBed fills the missing part with gray.
 
     Args:
-        data: the bytes of the file.
+        data: the bytes of the file, or an image that Pillow has opened.
         name: the file's name for messages.
 
     Raises:
         BadImageError: the data is not a complete image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with nullcontext(data) if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as image:
             if (pixels := image.width * image.height) > MANY_PIXELS:
                 warnings.warn(f"{name} has {pixels:,} pixels; scale it down to save time and memory", stacklevel=2)
             if image.mode.startswith(("I", "F")):

@@ -14,6 +14,8 @@ COMMANDS = {
     "list_top_hparams": "list the runs behind one cell of the tables, best first",
     "recompute": "retrain the runs behind one cell, and compare",
     "ensemble": "combine the trained models of a sweep: DiWA, EoA",
+    "predict": "classify images with a trained model",
+    "export_model": "write a trained model as safetensors, TorchScript, torch.export, ONNX, or for Hugging Face",
     "plot": "draw the results of a sweep",
     "download": "download and verify datasets",
     "landscape": "measure the loss landscapes of trained models",

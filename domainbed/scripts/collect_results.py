@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from domainbed import cli
 from domainbed.errors import UsageError, suggest
-from domainbed.files import atomic_write
 from domainbed.options import add_options, from_args
 from domainbed.registry import import_modules
 from domainbed.reporting.layout import ReportOptions
@@ -97,16 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         reasons = [f"{section.selection}: {section.why_empty}" for section in report.sections if section.why_empty]
         for line in (*reasons, *report.notes, *report.sweep.problems):
             print(f"warning: {line}", file=sys.stderr)
-    data = content.encode(errors="backslashreplace")  # the name of a folder may not be valid text
-    if output is None:
-        sys.stdout.write(data.decode())
-        return
-    if output.exists() and not output.is_file():  # a pipe, or /dev/null
-        output.write_bytes(data)
-    else:
-        with atomic_write(output.resolve()) as file:
-            file.write(data)
-    print(f"{report.progress}; written to {output}", file=sys.stderr)
+    cli.write_output(content, args.output)
+    if output:
+        print(f"{report.progress}; written to {output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_folder_reads_environments_and_classes_from_the_tree(tmp_path: Path):
     root = write_tree(tmp_path / "mine", {"day": {"car": 2, "tram": 1}, "night": {"car": 1}, "dusk": {"tram": 3}})
     dataset = Folder(str(root), [0], AUGMENTED, 0)
     assert Folder.environment_names(str(root)) == ["day", "dusk", "night"]
-    assert (len(dataset), dataset.num_classes, dataset.classes) == (3, 2, ["car", "tram"])
+    assert (len(dataset), dataset.num_classes, dataset.class_names) == (3, 2, ["car", "tram"])
     assert [len(e) for e in dataset] == [3, 3, 1]
     job = JobConfig("Folder", "ERM", (2,), data_dir=str(root))
     assert job.environment_names() == ["day", "dusk", "night"]
@@ -148,7 +148,7 @@ def test_real_pacs_images(pacs_dir: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset = get_dataset_class("PACS")(pacs_dir, [0], AUGMENTED, 0)
-    assert dataset.classes == list(get_dataset_class("PACS").CLASSES)
+    assert dataset.class_names == list(get_dataset_class("PACS").CLASSES)
     for environment in dataset:
         assert np.bincount(environment.labels).tolist() == [len(environment) // 7] * 7
         for file in environment.files[::20]:

@@ -61,7 +61,7 @@ def images(trial_seed: int, env: int, part: str) -> tuple[torch.Tensor, np.ndarr
 
 def mean_model(folders: list[Path]) -> torch.nn.Module:
     dicts = [torch.load(folder / "model_best.pkl")["model_dict"] for folder in folders]
-    model = load_model(folders[0] / "model_best.pkl")
+    model = load_model(folders[0] / "model_best.pkl").algorithm
     model.load_state_dict({name: torch.stack([d[name] for d in dicts]).mean(0) for name in dicts[0]})
     return model
 
