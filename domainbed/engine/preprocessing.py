@@ -15,7 +15,7 @@ from domainbed.datasets import DATASETS, ArrayEnvironment, FileEnvironment, Mult
 from domainbed.datasets.photos import PhotoDataset
 from domainbed.datasets.shifts import Digits
 from domainbed.engine.frozen import FeatureDataset
-from domainbed.errors import UsageError, one_line
+from domainbed.errors import UsageError
 from domainbed.loading.augmentation import normalize, resized_crop, to_bytes, to_gray
 from domainbed.loading.decode import decode, read_file
 
@@ -161,4 +161,4 @@ def _range(preprocessing: Preprocessing | None) -> str:
     if not preprocessing.is_normalized:
         return " with values in [0, 1]"
     mean, std = (", ".join(map(str, values)) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return one_line(f" of colors in [0, 1] that are normalized with mean ({mean}) and std ({std})")
+    return f" of colors in [0, 1] that are normalized with mean ({mean}) and std ({std})"

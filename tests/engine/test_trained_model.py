@@ -174,7 +174,11 @@ def test_tensors_of_a_wrong_shape_or_range_are_refused(photos: Path, tmp_path: P
         r"got \[1, 1, 224, 224\]": torch.randn(1, 1, 224, 224),
         r"got \[3, 224, 224\]; add the dimension of the batch": valid[0],
         r"got \[1, 224, 224, 3\]; move the channels": valid.permute(0, 2, 3, 1),
-        r"values from 0\.\d+ to": torch.rand(1, 3, 224, 224),
+        r"tensor of colors in \[0, 1\] that are normalized .* values from 0.25 to 0.7": torch.full(
+            (1, 3, 224, 224), 0.25
+        )
+        .clamp_(0, 1)
+        .index_fill_(1, torch.tensor([0]), 0.7),
         "values from 0 to 255": torch.randint(0, 256, (1, 3, 224, 224)).float(),
         "floating-point tensor .*, got torch.uint8": torch.zeros(1, 3, 224, 224, dtype=torch.uint8),
         "not finite": valid.clone().fill_(torch.nan),
