@@ -211,7 +211,8 @@ def _load(path: str | Path, device: str | torch.device, trust_imports: bool) -> 
             weights_dir = saved["args"].get("weights_dir")
             accept_images(algorithm, saved["model_hparams"], weights_dir, saved["backbone_weights"])
         algorithm.to(device)
-    return saved, algorithm.eval()
+        algorithm.eval()
+    return saved, algorithm
 
 
 @contextmanager

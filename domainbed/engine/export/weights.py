@@ -27,7 +27,8 @@ class Safetensors(ExportFormat):
             metadata = json.loads(file.metadata()[METADATA])
         algorithm = new_algorithm(metadata, path)
         load_weights(algorithm, path)
-        return algorithm.eval().predict
+        algorithm.eval()
+        return algorithm.predict
 
 
 class HuggingFace(ExportFormat):
