@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS, DatasetSpec, dataset_spec
 from domainbed.engine.averaging import AVERAGINGS, CHECKPOINT_FREQS, NO_AVERAGING
+from domainbed.engine.loggers import LOGGERS
 from domainbed.engine.tracking import NO_TRACKER, TRACKERS
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, printable
 from domainbed.files import open_regular
 from domainbed.hparams import PROTOCOLS, Hparams, parse_overrides
 from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import check_options, option
+from domainbed.records import algorithm_name
 from domainbed.registry import Registry, import_modules
 
 TASKS = ("domain_generalization", "domain_adaptation")
@@ -212,6 +214,14 @@ class JobConfig:
         choices=lambda: (NO_TRACKER, *TRACKERS),
         compare=False,
     )
+    log_to: tuple[str, ...] = option(
+        (),
+        help="where to copy the records to. wandb: offline unless WANDB_MODE says otherwise; mlflow: mlflow.db next to "
+        "the job's folder unless MLFLOW_TRACKING_URI says otherwise; csv: records.csv in the job's folder",
+        metavar="NAME",
+        choices=LOGGERS,
+        compare=False,
+    )
 
     NOT_CHECKED: ClassVar[Collection[str]] = ()  # fields that may have values that are not registered here
 
@@ -255,6 +265,15 @@ class JobConfig:
         """Return whether data_dir determines the environments, as for the dataset Folder."""
         return self.dataset_spec().has_custom_environments
 
+    def title(self) -> str:
+        """Return a description such as "Fishr on ColoredDigits, test +90%, hparams 0, trial 0"."""
+        environments = self.environment_names()
+        names = " and ".join(environments[i] for i in self.test_envs)
+        algorithm = algorithm_name(vars(self))
+        return printable(
+            f"{algorithm} on {self.dataset}, test {names}, hparams {self.hparams_seed}, trial {self.trial_seed}"
+        )
+
     def environment_names(self) -> list[str]:
         """Return the names of the dataset's environments."""
         return list(self.dataset_spec().environments)
@@ -297,7 +316,7 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class LoggedJobConfig(JobConfig):
-    """The configuration of a job that was launched. Its dataset, algorithm and tracker need not be registered here.
+    """The configuration of a job that was launched. What it names need not be registered here.
 
     It determines the job's folder and describes the job. Only a JobConfig can be trained.
 
@@ -307,7 +326,7 @@ class LoggedJobConfig(JobConfig):
 
     spec: DatasetSpec = field(kw_only=True, compare=False)
 
-    NOT_CHECKED: ClassVar[Collection[str]] = ("dataset", "algorithm", "averaging", "track")
+    NOT_CHECKED: ClassVar[Collection[str]] = ("dataset", "algorithm", "averaging", "track", "log_to")
 
     def dataset_spec(self) -> DatasetSpec:
         return self.spec

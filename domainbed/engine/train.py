@@ -27,6 +27,7 @@ from domainbed.engine.feed import open_feed
 from domainbed.engine.frozen import is_frozen, load_inputs
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
+from domainbed.engine.loggers.base import JobLoggers
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.metrics import NonFiniteError, check_weights
 from domainbed.engine.model import MODEL_FILE, load_initial_weights, make_algorithm, save_model, to_device
@@ -72,12 +73,14 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     import_modules(config.imports)
     folder = Path(config.output_dir)
     check_available(folder, control.lock)
+    loggers = JobLoggers(config)
     setup = set_up(config, control.should_stop)
     algorithm, averaging = setup.algorithm, setup.averaging
-    with hold_folder(folder, control.lock) as lock, tqdm(total=config.steps, unit="step", disable=None) as bar:
+    with hold_folder(folder, control.lock) as lock, loggers, tqdm(total=config.steps, unit="step", disable=None) as bar:
         checkpointer = Checkpointer(config, algorithm, averaging, setup.feed, lock, control.should_stop)
         progress = checkpointer.resume()
         print_header(config, setup)
+        loggers.start(read_job(folder)[0] if records_length(folder) else [])
         steps = make_steps(algorithm, setup.device, setup.is_captured)
         batches = setup.batches.steps(progress.step, config.steps)
         bar.update(progress.step)
@@ -107,6 +110,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                     with averaging.applied(final_images(config, setup, progress)):
                         save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
                 append_record(folder, record)
+                loggers.log(record)
                 progress.finish_evaluation()
                 checkpointer.save(progress)
                 tqdm.write(format_progress(record, config.test_envs))

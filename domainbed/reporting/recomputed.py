@@ -77,7 +77,8 @@ def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequenc
     import_components(args, trust_imports, ["dataset", "algorithm", "averaging", "track"], results)
     if trust_imports:
         imports = tuple(dict.fromkeys((*args.get("imports", ()), *imports)))
-    config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "cache": None})
+    unused = {"cache": None, "log_to": ()}
+    config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), **unused})
     config = replace(
         config,
         skip_model_save=True,

@@ -173,7 +173,13 @@ def run_ensembles(groups: Sequence[Group], name: str, data_dir: str | None) -> i
         members = group.members
         if method.is_restricted:
             members = sorted(members, key=lambda member: -member.score)  # of equals, the first
-        args = {**group.members[0].args, "output_dir": str(group.folder), "hparams_seed": 0, "cache": None}
+        args = {
+            **group.members[0].args,
+            "output_dir": str(group.folder),
+            "hparams_seed": 0,
+            "cache": None,
+            "log_to": (),
+        }
         config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "eval": "splits"})
         paths = [member.folder / BEST_MODEL_FILE for member in members]
         evaluation = evaluate_ensemble(config, paths, method.averages_weights, method.is_restricted)

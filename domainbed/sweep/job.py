@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from domainbed.engine.config import JobConfig
-from domainbed.errors import printable
 from domainbed.options import to_args
 from domainbed.records import algorithm_name
 
@@ -60,8 +59,4 @@ class Job:
         return [sys.executable, "-m", "domainbed.scripts.train", *to_args(self.config)]
 
     def __str__(self) -> str:
-        c = self.config
-        environments = c.environment_names()
-        names = " and ".join(environments[i] for i in c.test_envs)
-        text = f"{self.kind[1]} on {c.dataset}, test {names}, hparams {c.hparams_seed}, trial {c.trial_seed}"
-        return printable(text)
+        return self.config.title()

@@ -106,6 +106,7 @@ def find_errors(configs: Iterable[JobConfig], timing: Timing) -> tuple[list[str]
     """
     from domainbed.engine.data import load_data  # imports torch
     from domainbed.engine.frozen import is_frozen, without_extraction
+    from domainbed.engine.loggers.base import JobLoggers
 
     kinds_of: dict[str, list[str]] = defaultdict(list)  # the datasets, or kinds of jobs, that raise an error
     checked_weights: set[str] = set()
@@ -117,6 +118,7 @@ def find_errors(configs: Iterable[JobConfig], timing: Timing) -> tuple[list[str]
         import_modules(config.imports)
         try:
             hparams = config.resolved_hparams()
+            JobLoggers(config)
             if key != (config.dataset, config.data_dir):
                 key, dataset = (config.dataset, config.data_dir), None
                 try:

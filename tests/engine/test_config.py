@@ -40,6 +40,7 @@ def test_name_hashes_exactly_what_determines_the_records():
         "engine": "eager",
         "compile": "off",
         "track": "landscape",
+        "log_to": ("csv",),
     }
     assert make(**not_hashed).name() in names
     assert make(hparams="{}").name() in names
