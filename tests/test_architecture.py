@@ -30,6 +30,7 @@ BOTTOM_UP = [
     "landscape",
     "colored_mnist",
     "scripts",
+    "api",
     "lib",
 ]
 OPTIONAL = {"landscape", "colored_mnist"}

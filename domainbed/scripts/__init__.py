@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from types import TracebackType
 
 _excepthook = sys.excepthook
@@ -17,7 +18,9 @@ def _report_interrupt(kind: type[BaseException], error: BaseException, traceback
     sys.exit(130)
 
 
-sys.excepthook = _report_interrupt
+# `python -m` imports this package before it sets the first argument. A program that only imports it keeps its hook.
+if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).stem == "domainbed":
+    sys.excepthook = _report_interrupt
 
 
 def _reject_unknown_module() -> None:

@@ -2,36 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from domainbed import cli
-from domainbed.errors import UsageError, suggest
+from domainbed.errors import UsageError
 from domainbed.options import add_options, from_args
 from domainbed.registry import import_modules
+from domainbed.reporting.formats.render import FORMATS, check_format, render
 from domainbed.reporting.layout import ReportOptions
-
-if TYPE_CHECKING:
-    from domainbed.reporting.report import Report
-
-
-def format_report(module: str, function: str, report: "Report") -> str:
-    """Return a report as formatted by a function of a module, which is imported only now: it imports pandas."""
-    return getattr(import_module(f"domainbed.reporting.formats.{module}"), function)(report)
-
-
-FORMATS: dict[str, Callable[["Report"], str]] = {
-    "text": partial(format_report, "text", "as_text"),
-    "markdown": partial(format_report, "text", "as_markdown"),
-    "latex": partial(format_report, "latex", "as_latex"),
-    "latex-fragment": partial(format_report, "latex", "as_latex_fragment"),
-    "bibtex": partial(format_report, "latex", "as_bibtex"),
-    "csv": partial(format_report, "data", "as_csv"),
-    "json": partial(format_report, "data", "as_json"),
-}
 
 
 def parser() -> cli.Parser:
@@ -52,7 +31,7 @@ def parser() -> cli.Parser:
         "--format",
         default="text",
         metavar="FORMAT",
-        help=f"{', '.join(FORMATS)}, or html. latex is a complete document; latex-fragment is only the tables, for "
+        help=f"{', '.join(FORMATS[:-1])}, or {FORMATS[-1]}. latex is a complete document; latex-fragment is only the tables, for "
         "\\input (requires booktabs and graphicx); bibtex contains the entries that --cite cites; csv and json contain "
         "every cell, unrounded, with its counts; html is a page with plots and the runs behind each cell",
     )
@@ -71,8 +50,7 @@ def parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    if args.format not in (*FORMATS, "html"):
-        raise UsageError(f"unknown format {args.format!r}; {suggest(args.format, [*FORMATS, 'html'])}")
+    check_format(args.format)
     if args.versus and args.format == "csv":
         raise UsageError("--format csv does not support --versus; use --format json")
     if args.cite and args.format not in ("latex", "latex-fragment"):
@@ -86,12 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     report = make_report(load_sweep(args.input_dir), options)
     output = Path(args.output) if args.output else None
-    if args.format == "html":
-        from domainbed.reporting.formats.page import as_html
-
-        content = as_html(report, output.parent if output else Path())
-    else:
-        content = FORMATS[args.format](report)
+    content = render(report, args.format, output.parent if output else Path())
     if args.format == "csv":  # it has no place for these
         reasons = [f"{section.selection}: {section.why_empty}" for section in report.sections if section.why_empty]
         for line in (*reasons, *report.notes, *report.sweep.problems):

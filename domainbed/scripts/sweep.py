@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO
@@ -23,7 +23,7 @@ from domainbed.sweep.archive import export_jobs, has_known_hparams, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
 from domainbed.sweep.grid import NOT_SHARED, Grid
 from domainbed.sweep.job import Job, absolute_paths
-from domainbed.sweep.launch import launch_order, run_launch
+from domainbed.sweep.launch import LaunchResult, launch_order, run_launch
 from domainbed.sweep.launchers import LAUNCHERS, Launcher
 from domainbed.sweep.log import log_launch, requested_jobs
 from domainbed.sweep.preflight import check_jobs
@@ -226,18 +226,30 @@ def grid_of(args: argparse.Namespace) -> Grid:
 
 
 def launch(args: argparse.Namespace) -> int:
-    if not args.json:
-        return check_and_run(args, None)
-    if args.dry_run or args.command_launcher == "dummy":
+    if args.json and (args.dry_run or args.command_launcher == "dummy"):
         raise UsageError("--json cannot be combined with --dry_run, which prints commands")
-    if not (args.skip_confirmation or args.estimate):
+    if args.json and not (args.skip_confirmation or args.estimate):
         raise UsageError("--json does not ask for confirmation; pass --skip_confirmation")
-    with json_output.reserved_stdout() as stdout:
-        return check_and_run(args, stdout)
+    with json_output.reserved_stdout() if args.json else nullcontext() as events:
+        result = launch_jobs(args, events)
+        if result is None:
+            return 0
+        if result.stop_signal:
+            status = 128 + result.stop_signal
+        else:
+            status = 1 if result.n_failed else exit_status(result.statuses)
+        if events:
+            json_output.print_ended(events, result.statuses, status)
+    return 0 if args.estimate else status
 
 
-def check_and_run(args: argparse.Namespace, events: IO[str] | None) -> int:
-    """Launch, and print the events as JSON lines to the stream `events` if there is one. Return the exit status."""
+def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> LaunchResult | None:
+    """Run or submit the jobs of a launch that are not done. Return None if it only printed commands or an estimate.
+
+    Args:
+        args: the arguments of `launch`.
+        events: the stream to which to print the events as JSON lines, if any.
+    """
     is_dummy = args.command_launcher == "dummy"
     is_dry_run = args.dry_run or is_dummy
     if is_dry_run and args.import_results:
@@ -263,38 +275,28 @@ def check_and_run(args: argparse.Namespace, events: IO[str] | None) -> int:
     if not jobs:
         if not (is_dry_run or args.estimate) and sweep_dir.is_dir():
             log_launch(sweep_dir, grid)
-        status = exit_status(statuses)
-        if events:
-            json_output.print_ended(events, statuses, status)
-        return 0 if args.estimate else status
+        return LaunchResult(statuses)
     if is_dry_run:
         if not is_dummy:  # the checks read the datasets, and download what is missing
             check_jobs(jobs)
         launcher.print_commands(jobs)
-        return 0
+        return None
     estimated = check_and_estimate(args, launcher, jobs, statuses)
     print(*estimated.lines(), sep="\n", flush=True)
     if events:
         json_output.print_event(events, "estimate", **estimated.to_json())
     if args.estimate:
-        return 0
+        return None
     launcher.check()
     if not args.skip_confirmation:
         confirm(f"Launch {len(jobs)} jobs with launcher {args.command_launcher}?", "nothing was launched")
     make_folder(sweep_dir)
     log_launch(sweep_dir, grid)
     result = run_launch(launcher, jobs, statuses, json_output.JsonDisplay(jobs, events) if events else None)
-    if result.stop_signal:
-        status = 128 + result.stop_signal
-    else:
-        status = 1 if result.n_failed else exit_status(result.statuses)
-        is_waiting = any(s.state not in (JobState.DONE, JobState.FAILED) for s in result.statuses.values())
-        if is_waiting and not launcher.WAITS:
-            command = f"{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch"
-            print(f"Watch the progress with `{command}`")
-    if events:
-        json_output.print_ended(events, result.statuses, status)
-    return status
+    is_waiting = any(s.state not in (JobState.DONE, JobState.FAILED) for s in result.statuses.values())
+    if is_waiting and not (launcher.WAITS or result.stop_signal):
+        print(f"Watch the progress with `{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch`")
+    return result
 
 
 def check_and_estimate(

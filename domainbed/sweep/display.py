@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import IO
 
@@ -15,7 +16,7 @@ from domainbed.engine.lock import lock_owner
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.run import JobEvent
 from domainbed.sweep.status import JobState, colored_state
-from domainbed.terminal import duration
+from domainbed.terminal import duration, is_terminal
 
 REFRESH_INTERVAL = 1.0  # seconds between reads of the running jobs' locks, which hold their progress
 FORMAT = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}  {desc}"  # a narrow terminal cuts off the end
@@ -135,6 +136,48 @@ class BarDisplay(Display):
             self._total.update(new)
             if job in self._bars:
                 self._bars[job].update(new)
+
+
+class WidgetDisplay(Display):
+    """A bar of the updates of all jobs in a notebook; lines, as in `Display`, without ipywidgets."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        super().__init__(jobs)
+        self._bar = widget_bar(jobs)
+        self._steps = dict.fromkeys(jobs, 0)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def show_state(self, event: JobEvent) -> None:
+        if self._bar.disable:
+            super().show_state(event)
+            return
+        if event.is_progress or event.state == JobState.DONE:
+            self._bar.update(event.steps - self._steps[event.job])
+            self._steps[event.job] = event.steps
+        if event.has_ended:
+            self._bar.set_postfix_str(f"{self.n_ended}/{self.n_jobs} jobs, {self.n_failed} failed")
+
+
+def make_display(jobs: Sequence[Job]) -> Display:
+    """Return the display for jobs that run while it is shown: bars on a terminal and in notebooks, lines elsewhere."""
+    if is_terminal(sys.stderr):
+        return BarDisplay(jobs)
+    return WidgetDisplay(jobs) if "ipykernel" in sys.modules else Display(jobs)
+
+
+def widget_bar(jobs: Iterable[Job]) -> tqdm:
+    """Return a bar of the updates of some jobs: a widget in a notebook that has ipywidgets.
+
+    Elsewhere, it is shown only if stderr is a terminal.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a notebook without ipywidgets
+        from tqdm.auto import tqdm as tqdm_auto  # imports asyncio
+    return tqdm_auto(total=sum(job.config.steps for job in jobs), unit="step", disable=None, smoothing=0.05)
 
 
 def print_or_stop(line: str, stream: IO[str] | None = None) -> None:

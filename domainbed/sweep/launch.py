@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from domainbed.engine.interrupts import stop_on_signals
-from domainbed.sweep.display import BarDisplay, Display
+from domainbed.sweep.display import Display, make_display
 from domainbed.sweep.failures import clear_failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import Launcher
 from domainbed.sweep.price import done_step_times
 from domainbed.sweep.queue import read_queue
 from domainbed.sweep.status import JobState, Status, count_states, survey
-from domainbed.terminal import is_terminal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LaunchResult:
     """The outcome of a launch.
 
@@ -27,8 +26,11 @@ class LaunchResult:
     """
 
     statuses: dict[Job, Status]
-    n_failed: int
-    stop_signal: int | None
+    n_failed: int = 0
+    stop_signal: int | None = None
+
+    def __repr__(self) -> str:
+        return f"{len(self.statuses)} jobs: {count_states(self.statuses)}"
 
 
 def launch_order(jobs: Sequence[Job], statuses: Mapping[Job, Status]) -> list[Job]:
@@ -70,7 +72,7 @@ def run_launch(
             statuses[job] = Status(JobState.INCOMPLETE)
     start = time.monotonic()
     if display is None:
-        display = BarDisplay(jobs) if launcher.WAITS and is_terminal(sys.stderr) else Display(jobs)
+        display = make_display(jobs) if launcher.WAITS else Display(jobs)
     with stop_on_signals() as stop_request:
         try:
             with display:

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from domainbed.errors import UsageError
-from domainbed.sweep.worker import describe_exit, end_with_parent, ignore_sigint
+from domainbed.sweep.worker import describe_exit, end_with_parent, start_process
 
 T = TypeVar("T")
 
@@ -33,8 +33,7 @@ def call_with_torch(function: Callable[..., T], *args: Any) -> T:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(sender, function, args))
-    with ignore_sigint():
-        process.start()
+    start_process(process)
     sender.close()
     try:
         value, _n_gpus = receiver.recv()

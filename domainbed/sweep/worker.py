@@ -2,12 +2,15 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
 from tqdm import tqdm
 
@@ -47,6 +50,21 @@ def serve(connection: Connection, environ: Mapping[str, str]) -> None:
             send(event)
             if event.state == JobState.FAILED:
                 return
+
+
+def start_process(process: BaseProcess) -> None:
+    """Start a process that ignores SIGINT and does not import the program's main module. Requires the main thread.
+
+    A spawned process would run a script that has no `if __name__ == "__main__"` from its start, and launch again.
+    """
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    main.__spec__ = ModuleSpec("__main__", None)  # multiprocessing does not import a main module of this name
+    try:
+        with ignore_sigint():
+            process.start()
+    finally:
+        main.__spec__ = spec
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def as_csv(report: Report) -> str:
     Names are the printed ones. A name that spreadsheets would run as a formula begins with a single quote
     (`frames.to_csv`); JSON has it as it is.
     """
-    return to_csv(_cells(report))
+    return to_csv(cells_frame(report))
 
 
 def as_json(report: Report) -> str:
@@ -44,7 +44,7 @@ def as_json(report: Report) -> str:
     content = {
         "input_dir": str(report.sweep.folder),
         "progress": report.progress,
-        "cells": _records(_cells(report)),
+        "cells": _records(cells_frame(report)),
         "best": _records(pd.concat(best)),
         "versus": _records(pd.concat(versus)),
         "no_table": {section.selection: section.why_empty for section in report.sections if section.why_empty},
@@ -54,7 +54,7 @@ def as_json(report: Report) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def _cells(report: Report) -> pd.DataFrame:
+def cells_frame(report: Report) -> pd.DataFrame:
     tables = [table for section in report.sections for table in section.tables]
     return pd.DataFrame([_row(table, cell) for table in tables for cell in table.cells], columns=COLUMNS)
 

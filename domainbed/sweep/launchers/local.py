@@ -19,7 +19,7 @@ from domainbed.sweep.launchers.base import Capacity, Launcher, skip_event
 from domainbed.sweep.run import JobEvent
 from domainbed.sweep.status import JobState, Status, blocked_reason, read_status
 from domainbed.sweep.torch_process import count_gpus
-from domainbed.sweep.worker import describe_exit, ignore_sigint, serve
+from domainbed.sweep.worker import describe_exit, serve, start_process
 
 LOG_LINES = 8  # of a failed job's log that are printed
 LOG_SIZE = 16 * 1024  # bytes at its end that are read for them
@@ -152,8 +152,7 @@ class _Worker:
         self.connection: Connection
         self.connection, other_end = context.Pipe()
         self.process = context.Process(target=serve, args=(other_end, environ))
-        with ignore_sigint():
-            self.process.start()
+        start_process(self.process)
         other_end.close()
 
     def submit(self, job: Job) -> None:
