@@ -82,7 +82,11 @@ def test_selections_and_cells_equal_the_reference(records: list[dict], shuffle):
                 rows = best[(best[TRIAL_COLUMNS] == [dataset, algorithm, env, trial]).all(axis=1)]
                 found = [(row.test_acc, row.hparams_seed) for row in rows.itertuples()]
                 assert found == ([] if expected_run is None else [expected_run])
-        overall = {cell.algorithm: cell.mean for cell in average_cells(cells) if cell.column == AVERAGE}
+        overall = {
+            cell.algorithm: cell.mean
+            for cell in average_cells(cells, dict.fromkeys(named, ""))
+            if cell.column == AVERAGE
+        }
         for algorithm, averages in means.items():
             if None in averages:
                 assert np.isnan(overall[algorithm])

@@ -107,9 +107,10 @@ class Preprocessing:
         return normalize(pixels) if self.is_normalized else pixels.div(255)
 
 
-def image_shape(saved: dict[str, Any]) -> tuple[int, ...]:
+def image_shape(saved: dict[str, Any]) -> tuple[int, int, int]:
     """Return (channels, height, width) of the images of a saved model, also if it was trained on their features."""
-    return tuple(saved.get("image_shape") or saved["model_input_shape"])
+    channels, height, width = saved.get("image_shape") or saved["model_input_shape"]
+    return channels, height, width
 
 
 def check_input(x: torch.Tensor, shapes: Sequence[tuple[int, ...]], preprocessing: Preprocessing | None) -> None:

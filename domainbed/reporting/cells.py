@@ -47,7 +47,6 @@ class Cell:
         runs_of_no_use: number of finished runs that the method cannot select from.
         unfinished_chosen: number of selected runs that are not done.
         reference: the published result, if any.
-        backbone: "frozen" and its name if the runs' backbone is frozen (`frozen_backbone`).
         place: 1 for the best of the column as printed, 2 for the second best, otherwise 0.
     """
 
@@ -65,7 +64,6 @@ class Cell:
     runs_of_no_use: int
     unfinished_chosen: int
     reference: PublishedResult | None
-    backbone: str = ""
     place: int = 0
 
     @property
@@ -236,7 +234,6 @@ def make_cells(
                 runs_of_no_use=sum(unusable[env] for env in envs),
                 unfinished_chosen=int(row.loc[row["test_env"].isin(envs), "is_unfinished"].sum()),
                 reference=None if backbones[dataset] else find_published(selection, dataset, column, algorithm),
-                backbone=backbones[dataset],
             )
             cells.append(cell)
     return cells
@@ -269,12 +266,12 @@ def _count_runs(
     return counts
 
 
-def average_cells(cells: Sequence[Cell]) -> list[Cell]:
+def average_cells(cells: Sequence[Cell], backbones: Mapping[str, str]) -> list[Cell]:
     """Return the cells of the table AVERAGES: each dataset's average, their mean (AVERAGE), and the mean rank (RANK).
 
     The mean over datasets requires all of them; it has no standard error, and its counts are sums over datasets. RANK
     is the mean over datasets of an algorithm's rank (1 is best; ties share their mean rank) among the algorithms that
-    have every dataset, as in the Fishr paper; other algorithms have none.
+    have every dataset, as in the Fishr paper; other algorithms have none. `backbones` is that of `make_cells`.
     """
     import pandas as pd
 
@@ -285,7 +282,6 @@ def average_cells(cells: Sequence[Cell]) -> list[Cell]:
     means = pd.DataFrame([[cell.mean for cell in row] for row in rows.values()], index=list(rows))
     ranks = means.dropna().rank(ascending=False).mean(axis=1)
     for algorithm, row in rows.items():
-        backbones = dict.fromkeys(cell.backbone for cell in row)
         average = Cell(
             *(row[0].selection, AVERAGES, algorithm, AVERAGE),
             mean=float(np.mean([cell.mean for cell in row])),
@@ -298,9 +294,8 @@ def average_cells(cells: Sequence[Cell]) -> list[Cell]:
             runs_of_no_use=sum(cell.runs_of_no_use for cell in row),
             unfinished_chosen=sum(cell.unfinished_chosen for cell in row),
             reference=None
-            if any(backbones)
+            if any(backbones.values())
             else find_published_average(row[0].selection, [cell.column for cell in row], algorithm),
-            backbone=" and ".join(kind or "fine-tuned" for kind in backbones) if any(backbones) else "",
         )
         rank = replace(average, column=RANK, mean=ranks.get(algorithm, np.nan), reference=None)
         rows[algorithm] = [*row, average, rank]

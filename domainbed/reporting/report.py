@@ -14,6 +14,7 @@ from domainbed.errors import UsageError, suggest
 from domainbed.model_selection import WITH_PAIRS, best_hparams
 from domainbed.reporting.cells import (
     AVERAGE,
+    AVERAGES,
     Cell,
     algorithms_of,
     average_cells,
@@ -135,9 +136,17 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
 
 
 def sweep_titles(sweep: Sweep, rename: Collection[str]) -> Titles:
-    """Return the printed names of a sweep's algorithms, datasets and environments (`titles.make_titles`)."""
+    """Return the printed names of a sweep's algorithms, datasets and environments (`titles.make_titles`).
+
+    A dataset with a frozen backbone is printed as `PACS (frozen resnet50)`.
+    """
     environments = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets_of(sweep.runs)}
-    return make_titles(rename, algorithms_of(sweep.runs), environments)
+    titles = make_titles(rename, algorithms_of(sweep.runs), environments)
+    backbones = {dataset: frozen_backbone(sweep.jobs, dataset) for dataset in environments}
+    if len(set(backbones.values())) == 1:
+        backbones[AVERAGES] = next(iter(backbones.values()))
+    labeled = {name: f"{titles(name)} ({backbone})" for name, backbone in backbones.items() if backbone}
+    return Titles({**titles.by_name, **labeled})
 
 
 def select_names(requested: Collection[str] | None, available: list[str], option: str) -> list[str]:
@@ -185,7 +194,7 @@ def _make_section(
     bootstrap = options.interval == "bootstrap"
     backbones = {dataset: frozen_backbone(sweep.jobs, dataset) for dataset in environments}
     cells = make_cells(sweep.runs, selected, selection, environments, algorithms, backbones, bootstrap)
-    averages = average_cells(cells)
+    averages = average_cells(cells, backbones)
     if bootstrap:
         averages = [_with_interval(cell, best, environments) for cell in averages]
     if options.relative_to:
@@ -298,10 +307,8 @@ def _protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str], title
         settings = {text.partition(", ")[2] for text in jobs["settings"]}  # without the number of steps
         differences |= dict.fromkeys(sorted(settings - PUBLISHED_SETTINGS))
     notes = []
-    if backbone := frozen_backbone(sweep.jobs, dataset):
-        notes.append(
-            f"{dataset}: published results are not shown, because they fine-tune the network ({backbone} here)."
-        )
+    if frozen_backbone(sweep.jobs, dataset):
+        notes.append(f"{title}: published results are not shown, because they fine-tune the network.")
     if differences:
         notes.append(f"{title} is not comparable with the published results: {'; '.join(differences)}.")
     if dataset in KNOWN_DIFFERENCES:

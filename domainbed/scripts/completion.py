@@ -2,7 +2,8 @@
 
 import argparse
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from domainbed import cli
 from domainbed.algorithms import ALGORITHMS, GROUPS
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(shtab.complete(complete_parser(shtab.FILE, shtab.DIRECTORY), args.shell))
 
 
-def complete_parser(file: dict[str, str], folder: dict[str, str]) -> cli.Parser:
+def complete_parser(file: Mapping[str, Any], folder: Mapping[str, Any]) -> cli.Parser:
     """Return a parser of all commands, whose options suggest their values.
 
     Args:
@@ -58,7 +59,7 @@ def complete_parser(file: dict[str, str], folder: dict[str, str]) -> cli.Parser:
     return p
 
 
-def _add_suggestions(p: argparse.ArgumentParser, file: dict[str, str], folder: dict[str, str]) -> None:
+def _add_suggestions(p: argparse.ArgumentParser, file: Mapping[str, Any], folder: Mapping[str, Any]) -> None:
     for action in p._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():

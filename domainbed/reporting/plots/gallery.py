@@ -136,7 +136,8 @@ class _SweepPlots:
                 self.environment_names,
                 self.algorithms,
                 self.backbones,
-            )
+            ),
+            self.backbones,
         )
         accuracies = {
             (self.titles(cell.algorithm), self.titles(cell.column)): (
