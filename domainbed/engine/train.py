@@ -31,7 +31,7 @@ from domainbed.engine.loggers.base import JobLoggers
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.metrics import NonFiniteError, check_weights
 from domainbed.engine.model import MODEL_FILE, load_initial_weights, make_algorithm, save_model, to_device
-from domainbed.engine.steps import make_steps, should_capture
+from domainbed.engine.steps import fuse_adam, make_steps, should_capture
 from domainbed.engine.tracking import Tracker, make_tracker
 from domainbed.errors import printable
 from domainbed.files import make_folder
@@ -188,6 +188,7 @@ def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
         algorithm = make_algorithm(config, hparams, dataset)
         load_initial_weights(algorithm, config)
         algorithm = to_device(algorithm, config, device)
+        fuse_adam(algorithm, device)
         algorithm.train()
         averaging = make_averaging(config, algorithm)
         feed = open_feed(config, dataset, splits, device, check_stop)

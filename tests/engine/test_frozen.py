@@ -30,6 +30,7 @@ from domainbed.records import read_job
 from domainbed.seeding import seed_hash
 from domainbed.sweep import preflight
 from domainbed.sweep.grid import Grid
+from domainbed.sweep.price import Timing
 from tests.images import write_dataset, write_image
 
 CPU = torch.device("cpu")
@@ -267,7 +268,7 @@ def test_launch_checks_jobs_without_extracting_features(data_dir: Path, monkeypa
     monkeypatch.setattr(frozen, "extract_features", None)
     monkeypatch.setattr(preflight, "call_with_torch", lambda function, *args: function(*args))
     configs = [make_config(data_dir, algorithm=name) for name in ("ERM", "ARM", "Fishr")]
-    [error] = preflight.find_errors(configs)
+    [error], _ = preflight.find_errors(configs, Timing(set(), 0.0, only_quick=True))
     assert error == "ARM on PACS: ARM requires images, not the features of a frozen backbone"
     assert not (data_dir.parent / "cache").exists()
 

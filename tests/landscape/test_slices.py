@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from domainbed.landscape import hessian, slices
 from domainbed.landscape.domain import Domain
 from domainbed.landscape.hessian import FlatNetwork, full_hessian, leading_directions
 from domainbed.landscape.slices import LINE_POINTS, PLANE_POINTS, filter_normalized_direction
 from domainbed.networks import MNIST_CNN, Classifier
+from domainbed.terminal import ProgressBar
 
 
 def make_domains(n: int = 30, features: int = 5, classes: int = 3) -> list[Domain]:
@@ -73,7 +73,7 @@ def test_slices_hold_the_risks_at_their_positions(monkeypatch: pytest.MonkeyPatc
     domains = make_domains()
     head = Classifier(5, 3).double()
     bars = []
-    monkeypatch.setattr(slices, "tqdm", lambda **kwargs: bars.append(tqdm(**kwargs | {"disable": False})) or bars[0])
+    monkeypatch.setattr(slices, "ProgressBar", lambda **kwargs: bars.append(ProgressBar(**kwargs)) or bars[0])
     found = slices.compute_slices(head, domains, ["a", "b", "test"], 2, seed=5)
     assert bars[0].n == bars[0].total > 0
     assert list(found.lines) == ["random direction", "leading curvature of a", "leading curvature of b"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from domainbed.reporting.formats.render import render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import Report, make_report
-from domainbed.scripts.collect_results import FORMATS
 from tests.conftest import make_record, write_sweep
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -71,7 +71,7 @@ def golden_report(folder: Path, selection: tuple[str, ...] = ()) -> Report:
 
 def formatted(report: Report, name: str) -> str:
     """Return a report in a format, with its folder's path replaced by SWEEP."""
-    content, folder = FORMATS[name](report), str(report.sweep.folder)
+    content, folder = render(report, name, Path()), str(report.sweep.folder)
     return content.replace(folder, "SWEEP").replace(folder.replace("_", r"\_"), "SWEEP")
 
 

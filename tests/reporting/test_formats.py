@@ -17,14 +17,16 @@ import pytest
 from domainbed.errors import UsageError
 from domainbed.model_selection import SELECTION_METHODS
 from domainbed.reporting.cells import AVERAGE, AVERAGES, RELATIVE
+from domainbed.reporting.formats import text
 from domainbed.reporting.formats.latex import DOCUMENT, escape
+from domainbed.reporting.formats.render import render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.published import find_published
 from domainbed.reporting.report import Report, make_report
 from domainbed.reporting.statistics import bootstrap_interval
 from domainbed.scripts import sweep as sweep_script
-from domainbed.scripts.collect_results import FORMATS, main
+from domainbed.scripts.collect_results import main
 from domainbed.sweep.log import log_launch
 from domainbed.sweep.status import JobState
 from tests.conftest import make_record, write_sweep
@@ -52,19 +54,19 @@ def test_formats_equal_golden_files(tmp_path: Path):
     report = golden_report(write_golden_sweep(tmp_path / "a_sweep"), ("training-domain", "leave-one-domain-out"))
     for name, file in FILES.items():
         assert formatted(report, name) == (GOLDEN / file).read_text(), name
-    tables = FORMATS["latex-fragment"](report)
-    assert FORMATS["latex"](report) == DOCUMENT.format(tables=tables, bibliography="", print_bibliography="")
+    tables = render(report, "latex-fragment", Path())
+    assert render(report, "latex", Path()) == DOCUMENT.format(tables=tables, bibliography="", print_bibliography="")
 
 
 def test_json_equals_csv_and_report(report: Report):
-    content = json.loads(FORMATS["json"](report))
+    content = json.loads(render(report, "json", Path()))
     assert list(content) == [
         *("input_dir", "progress", "cells", "best", "versus", "no_table", "notes", "problems"),
     ]
     assert (content["input_dir"], content["progress"]) == (str(report.sweep.folder), report.progress)
     assert (content["notes"], content["problems"]) == (report.notes, report.sweep.problems)
     assert content["no_table"] == {}
-    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](report))))
+    rows = list(csv.DictReader(io.StringIO(render(report, "csv", Path()))))
     assert rows == [{k: "" if v is None else str(v) for k, v in cell.items()} for cell in content["cells"]]
     best = pd.concat([section.best.assign(selection=section.selection) for section in report.sections])
     assert content["best"] == best.to_dict("records")
@@ -80,7 +82,7 @@ def test_json_equals_tables(report: Report):
     tables = [table for section in report.sections for table in section.tables]
     cells = [cell for table in tables for cell in table.cells]
     fields = ("selection", "table", "algorithm", "column", "mean", "standard_error", "low", "high", "trials")
-    for row, cell in zip(json.loads(FORMATS["json"](report))["cells"], cells, strict=True):
+    for row, cell in zip(json.loads(render(report, "json", Path()))["cells"], cells, strict=True):
         for name in (*fields, "trials_asked", "runs_asked", "runs_of_no_use", "unfinished_chosen", "difference"):
             value = getattr(cell, name)
             assert row[name] == (None if value != value else value)  # JSON has null for NaN
@@ -92,7 +94,7 @@ def test_json_equals_tables(report: Report):
 def test_every_number_equals_slow_reference(tmp_path: Path):
     records = golden_records()
     report = make_report(load_sweep(str(write_sweep(tmp_path, records))), ReportOptions())
-    cells = pd.read_csv(io.StringIO(FORMATS["csv"](report)), dtype={"column": str})
+    cells = pd.read_csv(io.StringIO(render(report, "csv", Path())), dtype={"column": str})
     cells = cells.set_index(["selection", "table", "algorithm", "column"])
     compared = 0
     for method, (dataset, names), algorithm in itertools.product(SELECTION_METHODS, ENVIRONMENTS.items(), ALGORITHMS):
@@ -235,7 +237,7 @@ def test_bootstrap_intervals_of_cells_and_averages(tmp_path: Path):
 
 
 def test_counts_of_requested_runs(report: Report):
-    cells = json.loads(FORMATS["json"](report))["cells"]
+    cells = json.loads(render(report, "json", Path()))["cells"]
     missing = [cell for cell in cells if (cell["algorithm"], cell["column"]) == ("50%_off & more", "A")]
     assert [(cell["mean"], cell["runs_asked"]) for cell in missing] == [(None, 0)] * 3
     key = ("training-domain", "ColoredMNIST", "Fishr", "+80%")
@@ -287,8 +289,8 @@ def test_single_trial_has_no_error(tmp_path: Path):
         table = report.sections[0].tables[0]
         assert [table.format_result(cell) for cell in table.rows["ERM"]] == [two, *["50.0 (n = 1)"] * 3]
         assert len([note for note in table.notes if note.startswith("n = 1: a single trial, which has no ")]) == 1
-        assert {cell["standard_error"] for cell in json.loads(FORMATS["json"](report))["cells"]} == {0.0, None}
-        assert r"50.0 ($n = 1$)$^{*}$" in FORMATS["latex"](report)
+        assert {cell["standard_error"] for cell in json.loads(render(report, "json", Path()))["cells"]} == {0.0, None}
+        assert r"50.0 ($n = 1$)$^{*}$" in render(report, "latex", Path())
 
 
 # --- Printed names
@@ -299,21 +301,23 @@ RENAME = ("Fishr=Fishr (ours)", "ColoredMNIST=CMNIST", "PACS/A=Art", "-90%=anti"
 
 def test_renamed_tables_have_the_same_numbers(tmp_path: Path, report: Report):
     renamed = relative_report(tmp_path / "renamed", RENAME)
-    text = FORMATS["text"](renamed)
+    text = render(renamed, "text", Path())
     assert re.search(r"^CMNIST\nAlgorithm +\+90% +\+80% +anti +Mean +vs\. ERM\n", text, re.MULTILINE)
     assert re.search(r"^PACS\nAlgorithm +Art +C +P +S +Mean +vs\. ERM\n", text, re.MULTILINE)
     assert re.search(r"^Algorithm +CMNIST +PACS +Mean +vs\. ERM +Rank\n", text, re.MULTILINE)
     assert "(Fishr (ours) +80%, anti: 2 of 2 trials" in text
     assert not re.search(r"Fishr(?! \(ours)|ColoredMNIST|50%|-90%", text[: text.index("Warnings")])
-    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](renamed))))
-    plain = [r for r in csv.DictReader(io.StringIO(FORMATS["csv"](report))) if r["selection"] == "training-domain"]
+    rows = list(csv.DictReader(io.StringIO(render(renamed, "csv", Path()))))
+    plain = [
+        r for r in csv.DictReader(io.StringIO(render(report, "csv", Path()))) if r["selection"] == "training-domain"
+    ]
     numbers = [[v for k, v in r.items() if k in ("mean", "standard_error", "trials", "runs_done")] for r in rows]
     assert [n for n, r in zip(numbers, rows, strict=True) if r["column"] != "vs. ERM"] == [
         [v for k, v in r.items() if k in ("mean", "standard_error", "trials", "runs_done")] for r in plain
     ]
     assert {row["algorithm"] for row in rows} == {"ERM", "Fishr (ours)", "a=b"}
     assert {row["table"] for row in rows} == {"CMNIST", "PACS", AVERAGES}
-    best = json.loads(FORMATS["json"](renamed))["best"]
+    best = json.loads(render(renamed, "json", Path()))["best"]
     assert {(run["dataset"], run["algorithm"]) for run in best} == {
         *itertools.product(("CMNIST", "PACS"), ("ERM", "Fishr (ours)")),
         ("CMNIST", "a=b"),
@@ -330,7 +334,7 @@ def test_tex_compiles_tables(report: Report, tmp_path: Path, name: str):
         pytest.skip("pdflatex is not installed")
     if name == "cite":
         report = relative_report(tmp_path / "relative", RENAME, cite=True)
-    document = FORMATS["latex" if name == "cite" else name](report)
+    document = render(report, "latex" if name == "cite" else name, Path())
     if name == "latex-fragment":
         (tmp_path / "tables.tex").write_text(document)
         document = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{tables}\end{document}"
@@ -345,7 +349,7 @@ def test_tex_compiles_tables(report: Report, tmp_path: Path, name: str):
 
 def test_best_is_bold_and_second_best_underlined(report: Report):
     (table,) = [table for table in report.sections[0].tables if table.name == "PACS"]
-    tex = FORMATS["latex-fragment"](report)
+    tex = render(report, "latex-fragment", Path())
     rows = tex[tex.index(r"\label{tab:training-domain-PACS}") :].split("\n")
     rows = {
         line.split(" & ")[0]: line.removesuffix(r" \\").split(" & ")[1:] for line in rows[: rows.index(r"\end{table}")]
@@ -366,34 +370,34 @@ def test_caption_says_what_the_numbers_are(tmp_path: Path):
         assert (
             rf"\caption{{PACS: test accuracy in percent, training-domain selection. {spread} over 2 trials with 2 "
             r"hyperparameter draws each. \textbf{Bold}: best of each column; \underline{underlined}: second best.}"
-        ) in FORMATS["latex-fragment"](report)
+        ) in render(report, "latex-fragment", Path())
 
 
 def test_caption_counts_trials_and_draws_of_each_algorithm(tmp_path: Path):
     records = [make_record(algorithm="ERM", test_envs=(e,)) for e in range(3)]
     sweep = load_sweep(str(write_sweep(tmp_path, records)))
-    tex = FORMATS["latex-fragment"](make_report(sweep, ReportOptions()))
+    tex = render(make_report(sweep, ReportOptions()), "latex-fragment", Path())
     assert "standard error over 1 trial with 1 hyperparameter draw.}" in tex
     assert "Bold" not in tex, "a single algorithm is neither best nor second best"
     words = ["launch", "--datasets", "ColoredMNIST", "--algorithms", "CORAL", "--n_trials", "3", "--n_hparams", "2"]
     words += ["--output_dir", str(tmp_path), "--data_dir", str(tmp_path)]
     log_launch(tmp_path, sweep_script.grid_of(sweep_script.parser().parse_args(words)))
     sweep = load_sweep(str(write_sweep(tmp_path, [make_record("ColoredMNIST", test_envs=(e,)) for e in range(3)])))
-    tex = FORMATS["latex-fragment"](make_report(sweep, ReportOptions()))
+    tex = render(make_report(sweep, ReportOptions()), "latex-fragment", Path())
     assert "standard error over 1 to 3 trials with 1 to 2 hyperparameter draws each." in tex
 
 
 def test_citations(tmp_path: Path):
     report = relative_report(tmp_path, ("Fishr=Fishr (ours)",), cite=True)
-    tex = FORMATS["latex-fragment"](report)
+    tex = render(report, "latex-fragment", Path())
     assert r"Fishr (ours)~\cite{rame2022fishr} & " in tex
     assert r"50\%\_off \& more & " in tex
     assert "% No known reference: 50%_off & more" in tex
     assert r"\caption{PACS~\cite{li2017deeper}: test accuracy in percent, training-domain selection~\cite{gulra" in tex
     cited = {key for keys in re.findall(r"\\cite\{([^}]*)\}", tex) for key in keys.split(",")}
-    entries = FORMATS["bibtex"](report)
+    entries = render(report, "bibtex", Path())
     assert set(re.findall(r"^@\w+\{(\w+),$", entries, re.MULTILINE)) == cited
-    document = FORMATS["latex"](report)
+    document = render(report, "latex", Path())
     assert entries.strip() in document
     assert r"\bibliography{domainbed}" in document
 
@@ -441,7 +445,7 @@ def test_output_is_written_atomically(tmp_path: Path, capsys: pytest.CaptureFixt
     def fail(_: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(FORMATS, "markdown", fail)
+    monkeypatch.setattr(text, "as_markdown", fail)
     with pytest.raises(OSError, match="No space"):
         main(words)
     assert output.read_text() == content

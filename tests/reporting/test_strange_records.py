@@ -10,12 +10,12 @@ import pytest
 
 from domainbed.errors import printable
 from domainbed.reporting.formats.page import as_html
+from domainbed.reporting.formats.render import FORMATS, render
 from domainbed.reporting.frames import to_csv
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep, load_sweep
 from domainbed.reporting.plots import all_figures, save_figure
 from domainbed.reporting.report import Report, make_report
-from domainbed.scripts.collect_results import FORMATS
 from domainbed.scripts.collect_results import main as collect_results
 from domainbed.scripts.list_top_hparams import main as list_top_hparams
 from tests.conftest import make_record, write_sweep
@@ -54,7 +54,7 @@ def report(sweep: Sweep) -> Report:
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "bibtex"])  # which has no names of records
 def test_text_formats(report: Report, name: str):
-    text = FORMATS[name](report)
+    text = render(report, name, Path())
     assert printable(text) == text
     assert "owned" in text
 
@@ -82,12 +82,12 @@ def test_commands_print_no_control_characters(sweep: Sweep, capsys: pytest.Captu
 
 
 def test_csv_cells_are_no_formulas(report: Report, sweep: Sweep, capsys: pytest.CaptureFixture):
-    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](report))))
+    rows = list(csv.DictReader(io.StringIO(render(report, "csv", Path()))))
     columns = {row["column"] for row in rows}
     assert {"+90%", "-90%"} < columns
     assert any(column.startswith("'=HYPERLINK(") for column in columns)
     assert not any(value[:1] in "=@" for row in rows for value in row.values() if value)
-    assert any(cell["column"].startswith("=HYPER") for cell in json.loads(FORMATS["json"](report))["cells"])
+    assert any(cell["column"].startswith("=HYPER") for cell in json.loads(render(report, "json", Path()))["cells"])
 
 
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1"])
