@@ -214,11 +214,17 @@ class Table:
         return notes
 
     def _list_counts(self, cells: Iterable[Cell]) -> str:
-        """Return the counts of these cells in parentheses, merging equal ones of an algorithm; "" for no cells."""
+        """Return the counts of these cells in parentheses, merging equal ones; "" for no cells."""
         columns: dict[tuple[str, str], list[str]] = defaultdict(list)
         for cell in cells:
             columns[self.titles(cell.algorithm), cell.counts].append(self.format_column(cell.column))
-        texts = [f"{algorithm} {', '.join(names)}: {counts}" for (algorithm, counts), names in columns.items()]
+        algorithms: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for (algorithm, counts), names in columns.items():
+            algorithms[", ".join(names), counts].append(algorithm)
+        texts = []
+        for (joined, counts), names in algorithms.items():
+            is_every = len(names) == len(self.rows) > 2
+            texts.append(f"{'all algorithms' if is_every else ', '.join(names)} {joined}: {counts}")
         return f" ({'; '.join(texts)})" if texts else ""
 
 
