@@ -70,7 +70,7 @@ def shared_defaults(small: bool) -> dict[str, object]:
         "lr": 1e-3 if small else 5e-5,
         "weight_decay": 0.0,
         "batch_size": 64 if small else 32,
-        **({} if small else {"backbone": "resnet50", "pretrained": True}),
+        **({} if small else {"backbone": "resnet50", "pretrained": True, "frozen": False}),
     }
 
 
@@ -121,6 +121,7 @@ NOT_DRAWN = {
     "data_augmentation": True,
     "backbone": "resnet50",
     "pretrained": True,
+    "frozen": False,
     "resnet18": False,
     "resnet50_augmix": False,
     "freeze_bn": True,

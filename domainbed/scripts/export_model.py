@@ -41,6 +41,10 @@ def parser() -> cli.Parser:
         description="Write a trained model in the format of other programs, with the names of its classes and the "
         "preprocessing of its images. The result is kept only if its logits for random images equal those of the "
         "model. Nothing is uploaded.",
+        examples=(
+            "--model train_output/model.pkl --format safetensors --output model.safetensors",
+            "--model train_output/model.pkl --format onnx --output model.onnx",
+        ),
     )
     add_options(p, ExportOptions)
     cli.add_import_option(p)

@@ -54,6 +54,10 @@ def parser() -> cli.Parser:
         prog=cli.command_name("predict"),
         description="Classify images with a trained model. Images are decoded and resized as in evaluation. A broken "
         "image is reported and skipped; the exit status is then 1.",
+        examples=(
+            "--model train_output/model.pkl photos",
+            "--model train_output/model.pkl photos/*.jpg --top 3 --format csv --output classes.csv",
+        ),
     )
     p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, and folders to search for images")
     add_options(p, PredictOptions)

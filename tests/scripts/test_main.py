@@ -103,8 +103,8 @@ def test_command_shows_how_it_was_called(
         (["--versoin"], "the following arguments are required: COMMAND"),
         (["train", "--algorithm", "EMR"], "unknown algorithm 'EMR'; did you mean ERM?"),
         (
-            ["train", "--foo", "3", "--algoritm=ERM", "--foo"],
-            "unknown arguments --foo, --algoritm=ERM (did you mean --algorithm?) (see ",
+            ["train", "--xyz", "3", "--algoritm=ERM", "--xyz"],
+            "unknown arguments --xyz, --algoritm=ERM (did you mean --algorithm?) (see ",
         ),
         (["plot", "--input_dir", "s", "a", "b"], "unknown arguments a, b (see "),
     ],
