@@ -126,6 +126,7 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
         "engine": "eager",
         "compile": "off",
         "track": "landscape",
+        "log_to": ("csv",),
         "task": "domain_adaptation",
         "uda_holdout_fraction": 0.25,
         "save_model_every_checkpoint": True,
@@ -137,7 +138,9 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
     (tmp_path / "model.pkl").touch()
     elsewhere = {"data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save", "imports"}
     assert set(given) == {f.name for f in fields(JobConfig)} - NOT_SHARED - elsewhere
-    flags = [word for name, v in given.items() for word in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]
+    flags = []
+    for name, v in given.items():
+        flags += [f"--{name}", *([] if v is True else v if isinstance(v, tuple) else [str(v)])]
     for job in jobs_in(tmp_path, *ARGS, *flags):
         assert {name: getattr(job.config, name) for name in given} == given
         words = job.command()
@@ -367,7 +370,7 @@ def test_options_table_in_readme():
 @pytest.mark.slow
 def test_example_launcher_in_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its option works on the command line and in a configuration file, which also imports it."""
-    (example,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    example, _ = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "my_launchers.py").write_text(example)
     (tmp_path / "prefix.yaml").write_text("import: my_launchers\ncommand_launcher: prefix\nprefix: 'false'\n")
     monkeypatch.chdir(tmp_path)
