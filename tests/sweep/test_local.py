@@ -56,7 +56,7 @@ def test_failing_jobs_do_not_affect_others(tmp_path: Path, quick_workers: None):
     for job in jobs[1::2]:
         assert last[job] == JobState.DONE
         assert read_status(job.folder).state == JobState.DONE
-        assert steps[job] == [1, 2, 3, 3]
+        assert steps[job] == [0, 1, 2, 3, 3]
         assert steps_recorded(job) == [0, 1, 2]
     first_lines = {}
     for job, how in zip(jobs[::2], REASONS, strict=True):
@@ -209,7 +209,7 @@ def test_killed_job_resumes_from_its_checkpoint(tmp_path: Path, quick_workers: N
     assert last.reason.startswith(SIGKILLED)
     assert steps_recorded(job) == [0, 2, 4]
     cause.unlink()
-    assert [event.steps for event in launch([job])] == [7, 9, 9]
+    assert [event.steps for event in launch([job])] == [0, 7, 9, 9]
     assert read_status(job.folder).state == JobState.DONE
     assert steps_recorded(job) == [0, 2, 4, 6, 8]
     assert "Resuming from checkpoint at step 5" in (job.folder / "log.txt").read_text()
