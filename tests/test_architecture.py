@@ -14,6 +14,7 @@ BOTTOM_UP = [
     "options",
     "hparams",
     "compute",
+    "efficientnet_lite",
     "backbones",
     "networks",
     "gradients",

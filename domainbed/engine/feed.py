@@ -44,7 +44,7 @@ def open_feed(
     """
     if isinstance(dataset, FeatureDataset):
         features = [environment for environment in dataset if isinstance(environment, FeatureEnvironment)]
-        return FeatureFeed(features, device, config.resident_gb)
+        return FeatureFeed([e.views for e in features], [e.labels for e in features], device, config.resident_gb)
     arrays = [e for e in dataset if isinstance(e, ArrayEnvironment)]
     photographs = [e for e in dataset if isinstance(e, FileEnvironment)]
     if not photographs:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from domainbed.datasets.base import FeatureEnvironment
 from domainbed.loading.arrays import ArrayFeed
 from domainbed.loading.base import Batch, Request
 from domainbed.loading.sampling import draw_uniforms
@@ -19,17 +18,22 @@ class FeatureFeed(ArrayFeed):
     The features of a single view are not copied on a CPU, where they stay memory-mapped.
 
     Args:
-        environments: the environments.
+        views: for each environment, the features [n, n_features] of each view: the images, then augmented views, if any.
+        labels: for each environment, [n], integers.
         device, resident_gb: as in ArrayFeed.
     """
 
     def __init__(
-        self, environments: Sequence[FeatureEnvironment], device: torch.device, resident_gb: float | None = None
+        self,
+        views: Sequence[Sequence[np.ndarray]],
+        labels: Sequence[np.ndarray],
+        device: torch.device,
+        resident_gb: float | None = None,
     ) -> None:
-        features = [e.views[0] if len(e.views) == 1 else np.concatenate(e.views) for e in environments]
-        labels = [np.tile(e.labels, len(e.views)) for e in environments]
-        super().__init__(features, labels, device, resident_gb, BATCH_SIZE)
-        self._sizes = [(len(e), len(e.views) - 1) for e in environments]
+        features = [v[0] if len(v) == 1 else np.concatenate(v) for v in views]
+        repeated = [np.tile(y, len(v)) for v, y in zip(views, labels, strict=True)]
+        super().__init__(features, repeated, device, resident_gb, BATCH_SIZE)
+        self._sizes = [(len(y), len(v) - 1) for v, y in zip(views, labels, strict=True)]
 
     def batches(self, requests: Iterable[Sequence[Request]]) -> Iterator[list[Batch]]:
         return super().batches([self._choose_views(request) for request in group] for group in requests)

