@@ -18,7 +18,7 @@ class FeatureFeed(ArrayFeed):
     The features of a single view are not copied on a CPU, where they stay memory-mapped.
 
     Args:
-        views: for each environment, the features [n, n_features] of each view: the images, then augmented views, if any.
+        views: for each environment, the features [n, n_features] of each view: the images, then any augmented views.
         labels: for each environment, [n], integers.
         device, resident_gb: as in ArrayFeed.
     """
