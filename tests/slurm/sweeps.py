@@ -209,6 +209,6 @@ def check_done_once(a_sweep: Sweep, expected: Mapping[str, list[str]]) -> None:
         collect_results.main(["--input_dir", str(a_sweep.folder)])
     tables = stdout.getvalue()
     assert tables.startswith(f"{len(a_sweep.jobs)} runs requested: {len(a_sweep.jobs)} done\n")
-    assert re.search(r"\d+\.\d \+/- \d", tables)
+    assert re.search(r"\d+\.\d (\+/- \d|\(n = 1\))", tables)
     assert "X" not in tables, "no table is incomplete"
     assert stderr.getvalue() == ""
