@@ -24,7 +24,6 @@ from domainbed.engine.interrupts import STOP_SIGNALS, StopRequest, stop_on_signa
 from domainbed.engine.loggers import LOGGERS
 from domainbed.engine.tracking import TRACKERS
 from domainbed.errors import UsageError, suggest
-from domainbed.files import atomic_write
 from domainbed.options import BooleanAction, add_options, from_args
 from domainbed.records import read_job
 from domainbed.registry import Registry, import_modules
@@ -183,9 +182,7 @@ class Tables:
         if path.suffix not in SUFFIXES:
             raise UsageError(f"unknown suffix of {str(path)!r}; choose from {', '.join(SUFFIXES)}")
         cli.check_output(str(path), "path")
-        content = render(self.report, SUFFIXES[path.suffix], path.parent)
-        with atomic_write(path) as file:
-            file.write(content.encode(errors="backslashreplace"))
+        cli.write_output(render(self.report, SUFFIXES[path.suffix], path.parent), str(path))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -278,7 +275,7 @@ def _words(parser: cli.Parser, options: Mapping[str, Any]) -> list[str]:
 
 
 def _items(value: Any) -> list[Any]:
-    """Return the items of an option that takes several, of which a single one may be given without a list."""
+    """Return the items of an option that takes several; a single item may be given without a list."""
     if value is None:
         return []
     return [value] if isinstance(value, str | os.PathLike) or not isinstance(value, Iterable) else list(value)

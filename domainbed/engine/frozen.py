@@ -127,7 +127,7 @@ def without_extraction(config: JobConfig, hparams: Hparams, dataset: MultipleDom
 
 
 def accept_images(model: Algorithm, hparams: Hparams, weights_dir: str | None, weights: str) -> None:
-    """Make a model that was trained on features also predict from images, whose features it extracts first.
+    """Let a model that was trained on features also predict from images, by extracting their features first.
 
     Args:
         model: the model; `predict` then accepts features [n, n_features] or normalized images [n, channels, 224, 224].

@@ -195,7 +195,8 @@ def _parse_leniently(records: Sequence[Mapping[str, Any]], problems: list[str]) 
 
 def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a record contains about its job. Raise one of RECORD_ERRORS if it is unusable."""
-    args, hparams, environments = record["args"], record.get("hparams"), record.get("environments")
+    args, environments = record["args"], record.get("environments")
+    hparams = record["hparams"] if isinstance(record.get("hparams"), dict) else {}
     for name in ("dataset", "algorithm"):
         if not isinstance(args[name], str):
             raise TypeError(f"{name} is {args[name]!r}")
@@ -219,9 +220,9 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "hparams_seed": _to_int64(args["hparams_seed"]),
         "steps": float(steps) if isinstance(steps := args.get("steps"), int) else np.nan,
         "settings": printable(settings),
-        "backbone": printable(_frozen_backbone(hparams if isinstance(hparams, dict) else {})),
+        "backbone": printable(_frozen_backbone(hparams)),
         "environments": _to_json(list(map(str, environments)) if isinstance(environments, list) else []),
-        "hparams": _to_json(hparams if isinstance(hparams, dict) else {}),
+        "hparams": _to_json(hparams),
         "ended_early": record.get("ended_early") is True,
     }
 

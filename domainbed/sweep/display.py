@@ -129,7 +129,7 @@ class BarDisplay(Display):
             )
 
     def _set_steps(self, job: Job, steps: int) -> None:
-        """Set the number of steps that a job has done, which its record and its lock tell at different times."""
+        """Set the number of steps that a job has done. Its records and its lock report them at different times."""
         new = steps - self._steps.get(job, 0)
         if new > 0:
             self._steps[job] = steps

@@ -44,7 +44,7 @@ class StepTime(NamedTuple):
 
     Attributes:
         seconds: the time.
-        n_jobs: number of jobs of which it is the mean; 0 if it was timed on this machine.
+        n_jobs: number of jobs that it is averaged over; 0 if it was timed on this machine.
         on_gpu: whether these jobs used a GPU.
     """
 
@@ -54,7 +54,7 @@ class StepTime(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What creating the algorithm of a kind of jobs tells about their price.
+    """The costs of a kind of jobs that are measured when its algorithm is created.
 
     Attributes:
         model_bytes: size of a saved model, or None if it is unknown.
@@ -83,7 +83,7 @@ class Timing:
 def recorded_step_times(
     statuses: Mapping[Job, Status], kinds: Collection[Kind], archive: Path | None = None
 ) -> dict[Kind, StepTime]:
-    """Return the time per update of those kinds of jobs of which the sweep's folder or an archive has records.
+    """Return the time per update of the kinds of jobs that have records in the sweep's folder or an archive.
 
     Args:
         statuses: the statuses of all jobs of the launch. Those of them that are done count first, then other jobs in
@@ -100,7 +100,7 @@ def recorded_step_times(
 
 
 def done_step_times(statuses: Mapping[Job, Status], kinds: Collection[Kind]) -> dict[Kind, StepTime]:
-    """Return the time per update of those kinds of jobs of which some are done."""
+    """Return the time per update of the kinds of jobs with finished jobs."""
     done: dict[Kind, list[Job]] = defaultdict(list)
     for job, status in statuses.items():
         if status.state == JobState.DONE and job.kind in kinds:
