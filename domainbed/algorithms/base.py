@@ -127,6 +127,22 @@ def domain_risks(logits: torch.Tensor, minibatches: Minibatches) -> torch.Tensor
     return torch.stack([F.cross_entropy(part, y) for part, (_, y) in domains])
 
 
+def separate_risks(network: nn.Module, minibatches: Minibatches) -> list[torch.Tensor]:
+    """Return the mean cross-entropy of each domain, for methods that differentiate each risk by itself.
+
+    Each domain passes through the network by itself, so that the gradient of its risk does not propagate zeros through
+    the images of the others. Batch norm in training mode requires all images at once.
+    """
+    if uses_batch_statistics(network):
+        return list(domain_risks(network(concatenate(minibatches)[0]), minibatches))
+    return [F.cross_entropy(network(x), y) for x, y in minibatches]
+
+
+def uses_batch_statistics(network: nn.Module) -> bool:
+    """Return whether an output depends on the whole batch, because some batch norm is in training mode."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in network.modules())
+
+
 def domain_labels(minibatches: Minibatches) -> torch.Tensor:
     """Return the number of the domain of each image of `concatenate(minibatches)`, [sum of n]."""
     return torch.cat([torch.full_like(y, domain) for domain, (_, y) in enumerate(minibatches)])

@@ -1,11 +1,17 @@
 """ERM++: an improved baseline for domain generalization (Teterwak et al., WACV 2025)."""
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms.averaging import WeightAverage
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    concatenate,
+    take_step,
+    uses_batch_statistics,
+)
 from domainbed.algorithms.erm import ERM
 from domainbed.errors import UsageError
 from domainbed.hparams import MAX_RATE, Hparam, Hparams, power
@@ -35,9 +41,7 @@ class ERMPlusPlus(ERM):
             self.classifier.parameters(), lr=hparams["linear_lr"], weight_decay=hparams["weight_decay"]
         )
         self.average = WeightAverage(self.network, START)
-        self.has_batch_norm = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.network.train().modules()
-        )
+        self.has_batch_norm = uses_batch_statistics(self.network.train())
         self.update_count = 0
 
     @property

@@ -6,8 +6,7 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Unlabeled,
-    concatenate,
-    domain_risks,
+    separate_risks,
     take_step_along,
     trained_parameters,
 )
@@ -22,7 +21,7 @@ class MaskedGradientERM(ERM):
         raise NotImplementedError(f"{type(self).__name__} does not implement mask")
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
+        risks = separate_risks(self.network, minibatches)
         parameters = trained_parameters(self.network)
         gradients = [torch.autograd.grad(risk, parameters, retain_graph=True) for risk in risks]
         masked = {}
@@ -31,4 +30,4 @@ class MaskedGradientERM(ERM):
             mask = self.mask(stacked)
             masked[parameter] = mask * stacked.mean(0) / (1e-10 + mask.mean())
         take_step_along(self.optimizer, masked)
-        return {"loss": risks.mean().detach()}
+        return {"loss": torch.stack(risks).mean().detach()}

@@ -6,8 +6,7 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Unlabeled,
-    concatenate,
-    domain_risks,
+    separate_risks,
     take_step,
     trained_parameters,
 )
@@ -24,7 +23,7 @@ class IGA(ERM):
     HPARAMS = {"penalty": Hparam(1000.0, power(10, 1, 5), at_least=0)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
+        risks = separate_risks(self.network, minibatches)
         parameters = trained_parameters(self.network)
         gradients = [torch.autograd.grad(risk, parameters, create_graph=True) for risk in risks]
         squared = []
@@ -32,6 +31,6 @@ class IGA(ERM):
             stacked = torch.stack(of_parameter)
             squared.append(((stacked - stacked.mean(0).detach()) ** 2).sum())
         penalty = torch.stack(squared).sum()
-        loss = risks.mean() + self.hparams["penalty"] * penalty
+        loss = torch.stack(risks).mean() + self.hparams["penalty"] * penalty
         take_step(self.optimizer, loss)
         return {"loss": loss.detach(), "penalty": penalty.detach()}

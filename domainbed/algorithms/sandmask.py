@@ -27,5 +27,8 @@ class SANDMask(MaskedGradientERM):
 
     def mask(self, gradients: torch.Tensor) -> torch.Tensor:
         agreement = gradients.sign().mean(0).abs() - self.hparams["tau"]
-        variance = gradients.var(0) if len(gradients) > 1 else torch.full_like(agreement, 1e-17)
+        if len(gradients) > 1:  # not gradients.var(0), which is 30 times slower on a CPU
+            variance = (gradients - gradients.mean(0)).square().sum(0) / (len(gradients) - 1)
+        else:
+            variance = torch.full_like(agreement, 1e-17)
         return (self.hparams["k"] * agreement / variance).nan_to_num(nan=1e-17).tanh().clamp(min=0)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from domainbed.algorithms.base import concatenate, domain_risks, separate_risks
 from tests.algorithms import checks, formulas_gradient_agreement
 from tests.algorithms.test_all import batches
 
@@ -81,3 +83,17 @@ def test_weight_decay_is_not_masked():
     for p, old in zip(algorithm.parameters(), before, strict=True):
         decayed = old.abs() > 0.01
         assert (p.abs() < old.abs())[decayed].all()
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_separate_risks_respect_batch_norm(is_training: bool):
+    """Each domain passes through the network by itself, except if the output depends on the whole batch."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double().train(is_training)
+    minibatches = [(3 * i + torch.randn(n, 4).double(), torch.randint(3, (n,))) for i, n in enumerate((5, 2, 7))]
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    risks = torch.stack(separate_risks(network, minibatches))
+    assert sizes == ([14] if is_training else [5, 2, 7])
+    expected = domain_risks(network(concatenate(minibatches)[0]), minibatches)
+    torch.testing.assert_close(risks, expected, atol=1e-12, rtol=0)
