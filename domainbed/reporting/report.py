@@ -12,6 +12,7 @@ from domainbed.algorithms import ALGORITHMS, FAMILIES, GROUPS
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, suggest
 from domainbed.model_selection import WITH_PAIRS, best_hparams
+from domainbed.records import SELECTIVE
 from domainbed.reporting.cells import (
     AVERAGE,
     AVERAGES,
@@ -129,7 +130,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
             "The launch log of this sweep is missing or unreadable: the requested runs are assumed to be, for each "
             "dataset, all trials and hyperparameter draws that any algorithm has."
         )
-    notes += _unused_notes(sweep, sections)
+    notes += [*_unused_notes(sweep, sections), *_omitted_notes(sweep)]
     if options.compare:
         notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms, titles(dataset))]
     return Report(sweep, options, environments, algorithms, titles, sections, notes)
@@ -190,6 +191,8 @@ def _make_section(
         needs = "runs with a single test environment and at least one other environment to train on"
         if selection in WITH_PAIRS:
             needs = "the runs with each pair of test environments (sweep launch --leave_one_out)"
+            if (sweep.jobs["eval"] == "selection").any():
+                needs += ", and all runs evaluated by --eval leave_one_out instead of selection"
         return Section(selection, [], best, why_empty=f"No table: this method requires {needs}.")
     bootstrap = options.interval == "bootstrap"
     backbones = {dataset: frozen_backbone(sweep.jobs, dataset) for dataset in environments}
@@ -292,6 +295,18 @@ def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:
     return [
         f"Runs with several test environments are in no table ({n:,} of {len(sweep.runs):,}): selection methods "
         "require a single one. Their records have the accuracy on each environment."
+    ]
+
+
+def _omitted_notes(sweep: Sweep) -> list[str]:
+    """Return a note on the runs whose records lack most accuracies on their test environments, if there are any."""
+    n = int(sweep.jobs["eval"].isin(SELECTIVE).sum())
+    if not n:
+        return []
+    return [
+        f"{n:,} of {len(sweep.jobs):,} runs were evaluated only where a selection method can select (--eval selection "
+        "or leave_one_out): finished runs have the cells of a complete evaluation, but test-domain has none of "
+        "unfinished ones, and curves of the test environment have gaps."
     ]
 
 
