@@ -239,8 +239,7 @@ class _SweepPlots:
     def explain_empty(self, by_training_domain: pd.DataFrame) -> str:
         """Return why the method selected no run, given the runs selected by training-domain."""
         if self.selection in WITH_PAIRS and len(by_training_domain):
-            reason = f"{self.selection} requires runs with each pair of test environments (sweep launch --leave_one_out"
-            return f"{reason}, without --eval selection)"
+            return f"{self.selection} requires runs with each pair of test environments (sweep launch --leave_one_out)"
         return "no run has a single test environment"
 
     def unfinished_note(self, runs: pd.DataFrame) -> str:
