@@ -28,6 +28,7 @@ from domainbed.reporting.cells import (
 )
 from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
 from domainbed.reporting.load import Sweep
+from domainbed.reporting.power import LEVEL, POWER, TRIALS, SmallestDifference, smallest_differences
 from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
 from domainbed.reporting.titles import Titles, make_titles
@@ -69,6 +70,7 @@ class Section:
         best: the runs behind the cells: the best run of each trial (`model_selection.best_hparams`).
         why_empty: the reason if there is no table, otherwise "".
         versus: the comparison of two algorithms on each dataset and on average; empty if not requested.
+        power: the smallest differences that sweeps of several sizes show; empty if not requested.
     """
 
     selection: str
@@ -76,6 +78,7 @@ class Section:
     best: pd.DataFrame
     why_empty: str = ""
     versus: Sequence[Comparison] = ()
+    power: Sequence[SmallestDifference] = ()
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,8 @@ def _make_section(
     ]
     tables.append(make_table(averages, options, titles, _protocol(runs)))
     versus = _compare(best, environments, *options.versus) if options.versus else []
-    return Section(selection, tables, best, versus=versus)
+    power = smallest_differences(selected, environments, algorithms) if options.power else []
+    return Section(selection, tables, best, versus=versus, power=power)
 
 
 def _protocol(runs: pd.DataFrame) -> str:
@@ -255,8 +259,8 @@ def _compare(
     return comparisons
 
 
-class ComparisonTable(NamedTuple):
-    """The comparisons of a section as text."""
+class TextTable(NamedTuple):
+    """A table of a section that has no cells, as text."""
 
     title: str
     headers: list[str]
@@ -264,7 +268,7 @@ class ComparisonTable(NamedTuple):
     note: str
 
 
-def comparison_table(section: Section, report: Report) -> ComparisonTable:
+def comparison_table(section: Section, report: Report) -> TextTable:
     """Return the comparisons of a section of a report, which must have some, as text."""
     options, titles = report.options, report.titles
     first, second = map(titles, options.versus)
@@ -283,7 +287,23 @@ def comparison_table(section: Section, report: Report) -> ComparisonTable:
         "single trial have zero width."
     )
     headers = ["Dataset", "Difference", "Difference, 95%", better, f"{better}, 95%", "Trials"]
-    return ComparisonTable(f"{first} vs. {second}", headers, rows, note)
+    return TextTable(f"{first} vs. {second}", headers, rows, note)
+
+
+def power_table(section: Section, report: Report) -> TextTable:
+    """Return the smallest differences of a section of a report, which must have some, as text."""
+    rows: dict[tuple[str, int], list[str]] = {}
+    for result in section.power:
+        row = rows.setdefault((result.dataset, result.draws), [report.titles(result.dataset), str(result.draws)])
+        row.append(format_number(result.difference, report.options.decimals))
+    note = (
+        "The true difference between the averages of two algorithms, in percentage points, that a two-sided paired "
+        f"t-test of level {LEVEL:g} detects with probability {POWER:g}. From the variance of the differences between "
+        "all pairs of algorithms over the trials of this sweep, which is itself uncertain if these are few; fewer "
+        "draws: the defaults and random others of this sweep."
+    )
+    headers = ["Dataset", "Draws", *(f"{n} trials" for n in TRIALS)]
+    return TextTable("Smallest difference that can be shown", headers, [*rows.values()], note)
 
 
 def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:
