@@ -63,7 +63,7 @@ def cells(sweep: Sweep, methods: Sequence[str]) -> str:
     return render(make_report(sweep, ReportOptions(selection=tuple(methods))), "csv", Path())
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(runs())
 def test_cells_of_random_records_are_equal(complete: list[list[dict]]):
     with tempfile.TemporaryDirectory() as folder:
@@ -93,15 +93,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sweeps")
     for mode in ("all", "leave_one_out", "selection"):
         for (averaging, draw), envs in itertools.product([("none", 0), ("none", 1), ("swad", 0)], SETS):
-            if mode == "selection" and len(envs) > 1:
+            if len(envs) > 1 and (mode == "selection" or draw):
                 continue
             folder = root / mode / f"{averaging}-{draw}-{''.join(map(str, envs))}"
             config = JobConfig(
                 "ColoredDigits", "ERM", envs, hparams_seed=draw, seed=draw, eval=mode, averaging=averaging,
-                steps=10, checkpoint_freq=3, save_best_model=True, skip_model_save=True, output_dir=str(folder),
+                steps=7, checkpoint_freq=3, save_best_model=True, skip_model_save=True, output_dir=str(folder),
                 hparams='{"batch_size": 16}', save_every=1e-9,
             )  # fmt: skip
-            ends = [] if mode == "all" else [stop_at(7) if draw else crash_at(9)]
+            ends = [] if mode == "all" or draw else [crash_at(7) if len(envs) > 1 else stop_at(4)]
             assert train_disturbed(config, ends) == len(ends)
     return {path.name: path for path in root.iterdir()}
 
@@ -133,7 +133,7 @@ def test_records_and_best_models_are_those_of_all(folders: Mapping[str, Path]):
                 accuracies = {name: value for name, value in record.items() if name.endswith(("_acc", "_loss"))}
                 assert accuracies.items() <= reference.items()
                 n_omitted += len(reference) - len(record)
-    assert n_omitted > 50
+    assert n_omitted > 30
 
 
 def test_plots_show_gaps(folders: Mapping[str, Path]):
