@@ -67,13 +67,18 @@ def leave_one_domain_out(records: pd.DataFrame) -> pd.DataFrame:
 
     The accuracy on environment v is that of the run with test_envs {test_env, v}, the same trial_seed and hparams_seed,
     at the same step (SWAD: at the last); all n - 1 such runs are required. The reported accuracy is that of the run
-    with test_envs {test_env}, which was trained on all other environments.
+    with test_envs {test_env}, which was trained on all other environments. Runs that have no accuracy on a test
+    environment in some of their records (`--eval selection`) are ignored: any of these could be the best.
     """
     import pandas as pd
 
     keys = ["algorithm", "trial_seed", "hparams_seed", "evaluation"]
     pairs = records[_n_test_envs(records) == 2]
     pairs = pairs.assign(first=_test_env(pairs, 0), second=_test_env(pairs, 1), evaluation=_evaluation(pairs))
+    is_incomplete = np.zeros(len(pairs), dtype=bool)
+    for env in sorted({*pairs["first"], *pairs["second"]}):
+        is_incomplete |= ((pairs["first"] == env) | (pairs["second"] == env)) & np.isnan(_accuracy(pairs, env, "in"))
+    pairs = pairs[~pairs["folder"].isin(pairs.loc[is_incomplete, "folder"])]
 
     def validate(runs: _DatasetRuns) -> np.ndarray:
         dataset_pairs = pairs[pairs["dataset"] == runs.dataset]
@@ -89,7 +94,9 @@ def leave_one_domain_out(records: pd.DataFrame) -> pd.DataFrame:
                 accuracies[matches["row"], v] = matches["acc"]
         is_known = ~np.isnan(accuracies)
         total = np.where(is_known, accuracies, 0.0).sum(axis=1)
-        return np.where(is_known.sum(axis=1) == runs.n_envs - 1, total / (runs.n_envs - 1), np.nan)
+        is_complete = ~np.isin(runs.folder, runs.folder[np.isnan(runs.test_accuracy("in"))])
+        is_usable = is_complete & (is_known.sum(axis=1) == runs.n_envs - 1)
+        return np.where(is_usable, total / (runs.n_envs - 1), np.nan)
 
     return _best_of_each_run(records, validate) if len(pairs) else pd.DataFrame(columns=SELECTED_COLUMNS)
 
@@ -258,7 +265,9 @@ class _DatasetRuns:
         self.test_env = _test_env(records[["test_envs"]].iloc[self.rows], 0)
         self.folder = folder[self.rows]
         names = [c for c in records.columns if c.startswith("env") and c.endswith("_out_acc")]
-        self.n_envs = sum(not np.isnan(records[name].to_numpy(dtype=float)[self.rows]).all() for name in names)
+        known = [name for name in names if not np.isnan(records[name].to_numpy(dtype=float)[self.rows]).all()]
+        # Records may lack the accuracies on their test environment.
+        self.n_envs = len({*(int(name[3:-8]) for name in known), *self.test_env.tolist()})
 
     def accuracy(self, env: int, part: str) -> np.ndarray:
         """Return the accuracy of each record on a split ("in", "out") of an environment."""

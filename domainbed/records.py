@@ -1,9 +1,10 @@
 """The files of a job's folder that tables read: results.jsonl, one JSON object per evaluation, and `done` at the end.
 
 A record has the keys `step`, `epoch`, `env{i}_in_acc`, `env{i}_out_acc`, the means of the update's metrics since the
-last evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`, as in sweeps of DomainBed. Records of this
-package also have `environments` (names), `bad_images` (number of broken images replaced) and `schema_version`. The last
-record of a job that ended before its last step, as `--averaging swad` decides, has `ended_early`.
+last evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`, as in sweeps of DomainBed. Accuracies that the
+job does not evaluate (`--eval`) are missing. Records of this package also have `environments` (names), `bad_images`
+(number of broken images replaced) and `schema_version`. The last record of a job that ended before its last step, as
+`--averaging swad` decides, has `ended_early`.
 """
 
 import json
@@ -12,7 +13,6 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from domainbed.files import atomic_write, open_regular, open_to_append, read_end, read_regular
@@ -29,6 +29,9 @@ SCHEMA_VERSION = 1
 
 NO_AVERAGING = "none"
 
+# Values of the argument `eval` of jobs whose records lack accuracies on test environments that no table needs.
+SELECTIVE = ("selection", "leave_one_out")
+
 # What identifies a run within a sweep: arguments, except that `algorithm` is the name in tables (`algorithm_name`).
 RUN_KEYS = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
 
@@ -44,11 +47,18 @@ def algorithm_name(args: Mapping[str, Any]) -> str:
 
 
 def validation_accuracy(record: Mapping[str, Any]) -> float:
-    """Return the mean accuracy of a record on the out splits of its training environments."""
-    names = [name for name in record if name.startswith("env") and name.endswith("_out_acc")]
+    """Return the mean accuracy of a record on the out splits of its training environments.
+
+    It is rounded as in `model_selection.training_domain`, which adds the environments in order, so that both agree
+    on which of two records is better.
+    """
     test_envs = record["args"]["test_envs"]
-    accuracies = [record[name] for name in names if int(name[3:].partition("_")[0]) not in test_envs]
-    return fmean(accuracies)
+    envs = [int(name[3:-8]) for name in record if name.startswith("env") and name.endswith("_out_acc")]
+    training_envs = sorted(env for env in envs if env not in test_envs)
+    total = 0.0
+    for env in training_envs:  # `sum` compensates rounding errors from Python 3.12 on
+        total += record[f"env{env}_out_acc"]
+    return total / len(training_envs)
 
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@
     plain           the loop in this file
     default         python -m domainbed.scripts.train
     splits          default with --eval splits
+    selection       default with --eval selection
     bf16            default with --precision bf16
     bf16, compiled  default with --precision bf16 --compile on
     warm            default, in a process that has run a job before, as the workers of a launcher have
@@ -41,10 +42,11 @@ from domainbed.errors import UsageError
 from domainbed.options import to_args
 from domainbed.records import last_record
 
-SIDES = ("plain", "default", "splits", "bf16", "bf16, compiled", "warm")
+SIDES = ("plain", "default", "splits", "selection", "bf16", "bf16, compiled", "warm")
 OPTIONS = {
     "default": [],
     "splits": ["--eval", "splits"],
+    "selection": ["--eval", "selection"],
     "bf16": ["--precision", "bf16"],
     "bf16, compiled": ["--precision", "bf16", "--compile", "on"],
 }

@@ -29,12 +29,13 @@ BOTTOM_UP = [
     "command_launchers",
     "reporting",
     "landscape",
+    "replay",
     "colored_mnist",
     "scripts",
     "api",
     "lib",
 ]
-OPTIONAL = {"landscape", "colored_mnist"}
+OPTIONAL = {"landscape", "replay", "colored_mnist"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -19,7 +19,7 @@ from domainbed.files import open_regular
 from domainbed.hparams import PROTOCOLS, Hparams, parse_overrides
 from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import check_options, option
-from domainbed.records import algorithm_name
+from domainbed.records import SELECTIVE, algorithm_name
 from domainbed.registry import Registry, import_modules
 
 TASKS = ("domain_generalization", "domain_adaptation")
@@ -96,9 +96,11 @@ class JobConfig:
     )
     eval: str = option(
         "all",
-        help="splits to evaluate: all of them, or only those that a selection method reads (`splits` omits the "
-        "in-splits of the training environments)",
-        choices=("all", "splits"),
+        help="splits to evaluate. splits: omit the in splits of the training environments, which no selection method "
+        "reads; selection: only what training-domain and test-domain can still select, i.e. of a test environment the "
+        "in split where validation improves, and both at the end; leave_one_out: also what leave-one-domain-out needs, "
+        "the in splits of test environments at each evaluation. Tables are equal",
+        choices=("all", "splits", *SELECTIVE),
     )
     clean_evaluation: bool = option(
         False, help="evaluate training environments without augmentation (published results use augmentation)"

@@ -87,11 +87,11 @@ def evaluation_requests(
     """Yield the requests of the evaluation after `step`, each with the name of its accuracy in the record.
 
     Every image is requested once. As in the published protocol, the augmentation of training environments also applies
-    to their evaluation, unless --clean_evaluation is given. `--eval splits` omits their in splits.
+    to their evaluation, unless --clean_evaluation is given. Their in splits are requested only by `--eval all`.
     """
     for env, (environment, split) in enumerate(zip(dataset, splits, strict=True)):
         for part, indices in split.parts().items():
-            if config.eval == "splits" and part == "in" and env not in config.test_envs:
+            if config.eval != "all" and part == "in" and env not in config.test_envs:
                 continue
             key = None
             if environment.is_augmented and not config.clean_evaluation:

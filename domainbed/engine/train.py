@@ -3,7 +3,7 @@
 import gc
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,12 +35,13 @@ from domainbed.engine.steps import fuse_adam, make_steps, should_capture
 from domainbed.engine.tracking import Tracker, make_tracker
 from domainbed.errors import printable
 from domainbed.files import make_folder
-from domainbed.loading.base import Feed
+from domainbed.loading.base import Feed, Request
 from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.photo_feed import explain_dead_worker
 from domainbed.loading.splits import Split
 from domainbed.records import (
     BEST_MODEL_FILE,
+    SELECTIVE,
     append_record,
     is_done,
     mark_done,
@@ -240,8 +241,12 @@ def evaluate(
             raise NonFiniteError(step, " and ".join(f"{name} is {loss}" for name, loss in infinite.items()))
     averaging.end_interval(step, fmean(losses.values()) if losses else math.nan)
     requests = evaluation_requests(config, setup.dataset, setup.splits, step, batch_size)
+    measure = partial(split_means, algorithm, feed, before_batch=before_batch, place=place)
     with averaging.applied(final_images(config, setup, progress)):
-        accuracies = split_means(algorithm, feed, requests, before_batch, place=place)
+        if config.eval in SELECTIVE:
+            accuracies = measure_needed(config, averaging, step, list(requests), measure)
+        else:
+            accuracies = measure(requests)
         mem_gb = torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else 0.0
         tracked = tracker.record() if tracker else {}
     steps_per_epoch = min(len(split.in_) for split in setup.splits) / algorithm.hparams["batch_size"]
@@ -262,14 +267,46 @@ def evaluate(
     }
 
 
+def measure_needed(
+    config: JobConfig,
+    averaging: Averaging,
+    step: int,
+    requests: Sequence[tuple[str, Request]],
+    measure: Callable[[Iterable[tuple[str, Request]]], dict[str, float]],
+) -> dict[str, float]:
+    """Return the accuracies that a built-in selection method can still read, whatever happens later in the job.
+
+    Args:
+        config: the job; its `eval` is one of `records.SELECTIVE`.
+        averaging: the scheme, whose interval has ended.
+        step: the last update's step.
+        requests: those of all splits (`evaluation_requests`).
+        measure: returns the accuracies on the splits of these requests.
+    """
+    accuracies = measure(r for r in requests if r[1].env not in config.test_envs)
+    parts: tuple[str, ...] = ()
+    if step == config.steps - 1 or averaging.has_ended:
+        parts = ("in", "out")
+    elif averaging.IS_EVALUATED_ONCE:
+        pass  # only the last record counts
+    elif config.eval == "leave_one_out" or improves_validation(config, {"args": config.args(), **accuracies}):
+        parts = ("in",)
+    names = {f"env{env}_{part}_acc" for env in config.test_envs for part in parts}
+    return accuracies | measure(r for r in requests if r[0] in names)
+
+
+def improves_validation(config: JobConfig, record: Mapping[str, Any]) -> bool:
+    """Return whether a record that has not been written yet is better than all of the job's, by training-domain."""
+    folder = Path(config.output_dir)
+    earlier = read_job(folder)[0] if records_length(folder) else []
+    return all(validation_accuracy(record) > validation_accuracy(e) for e in earlier)
+
+
 def models_to_save(config: JobConfig, averaging: Averaging, record: Mapping[str, Any]) -> list[str]:
     """Return the names under which to save the model of a record that has not been written yet."""
     names = [f"model_step{record['step']}.pkl"] if config.save_model_every_checkpoint else []
-    if config.save_best_model:
-        folder = Path(config.output_dir)
-        earlier = read_job(folder)[0] if records_length(folder) else []
-        if averaging.IS_EVALUATED_ONCE or all(validation_accuracy(record) > validation_accuracy(e) for e in earlier):
-            names.append(BEST_MODEL_FILE)
+    if config.save_best_model and (averaging.IS_EVALUATED_ONCE or improves_validation(config, record)):
+        names.append(BEST_MODEL_FILE)
     return names
 
 

@@ -69,6 +69,11 @@ class ReportOptions:
         "them",
         metavar="ALGORITHM",
     )
+    power: bool = option(
+        False,
+        help="show the smallest difference between two algorithms that numbers of trials and draws can show with "
+        "probability 0.8, from the variance of this sweep (text, Markdown and JSON)",
+    )
     rename: tuple[str, ...] = option(
         (),
         help="other names to print for algorithms, datasets, environments (if several datasets have one of this name: "

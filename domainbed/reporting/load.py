@@ -42,7 +42,7 @@ class Sweep:
         jobs: one row per folder with records, indexed by folder: the columns of records.RUN_KEYS, `done`,
             `environments`, `n_environments`, `steps` (the requested number of updates; NaN if unknown), `settings`
             (other arguments that affect the result, as text), `backbone` (such as "frozen resnet50"; "" if it is
-            fine-tuned) and `hparams` (JSON).
+            fine-tuned), `eval` (which accuracies the records have) and `hparams` (JSON).
         runs: one row per run that was requested or has records: the columns of records.RUN_KEYS, `state` (a JobState)
             and `folder` (None without records).
         has_launch_log: whether the folder says which runs were requested. If not, all test environments, trials and
@@ -134,7 +134,9 @@ def load_sweep(input_dir: str) -> Sweep:
     if jobs.empty:
         raise _no_records(input_dir, problems)
     jobs = jobs[~jobs["folder"].isin(duplicates)].set_index("folder")
-    jobs = jobs[[*RUN_KEYS, "done", "environments", "n_environments", "steps", "settings", "backbone", "hparams"]]
+    jobs = jobs[
+        [*RUN_KEYS, "done", "environments", "n_environments", "steps", "settings", "backbone", "eval", "hparams"]
+    ]
     runs, has_launch_log = requested_runs(folder, jobs, problems.append)
 
     def load_records() -> pd.DataFrame:

@@ -22,6 +22,7 @@ from domainbed.records import (
     RESULTS_FILE,
     RUN_KEYS,
     SCHEMA_VERSION,
+    SELECTIVE,
     algorithm_name,
     parse_records,
 )
@@ -40,6 +41,7 @@ JOB_SCHEMA = pa.schema(
         "environments": pa.string(),
         "steps": pa.float64(),  # requested number of updates; NaN if unknown
         "settings": pa.string(),  # other arguments that affect the result
+        "eval": pa.string(),  # which accuracies the records have, as the argument of this name
         "backbone": pa.string(),  # such as "frozen resnet50"; "" if the backbone is fine-tuned
         "hparams": pa.string(),
         "bad_images": pa.int64(),
@@ -113,9 +115,22 @@ def _read(folder: Path) -> tuple[dict[str, Any], RecordArray]:
         "mtime_ns": mtime_ns,
         "n_records": len(array.values),
         "last_step": int(array.values[-1, 0]) if len(array.values) else -1,
-        "n_environments": 1 + max((int(name[3:].partition("_")[0]) for name in array.columns[1:]), default=-1),
+        "n_environments": _count_environments(job, array.columns[1:]),
         "problems": json.dumps(problems),
     }, array
+
+
+def _environment(name: str) -> int:
+    """Return the number of the environment of an accuracy."""
+    return int(name[3:].partition("_")[0])
+
+
+def _count_environments(job: Mapping[str, Any], accuracies: Sequence[str]) -> int:
+    """Return 1 + the highest number of an environment with an accuracy, or of a test environment without any yet."""
+    envs = [*map(_environment, accuracies)]
+    if job.get("eval") in SELECTIVE:
+        envs += json.loads(job["test_envs"])
+    return 1 + max(envs, default=-1)
 
 
 def _parse(data: bytes) -> tuple[dict[str, Any], RecordArray, list[str]]:
@@ -132,15 +147,19 @@ def _parse_strictly(data: bytes) -> tuple[dict[str, Any], RecordArray]:
     """Parse flawless records, ten times as fast as `_parse_leniently`. Raise one of RECORD_ERRORS on any flaw."""
     last = json.loads(data.strip().rpartition(b"\n")[2])
     job = _job_row(last)
-    names = _accuracy_names(last, json.loads(job["test_envs"]))
-    records = _decoder(names).decode_lines(data)
+    test_envs = json.loads(job["test_envs"])
+    names = _accuracy_names(last, test_envs)
+    optional = frozenset(name for name in names if job["eval"] in SELECTIVE and _environment(name) in test_envs)
+    records = _decoder(names, optional).decode_lines(data)
     # All fields except for `args`: step, the accuracies, bad_images and schema_version.
     fields = (field for record in records for field in msgspec.structs.astuple(record)[1:])
     values = np.fromiter(fields, np.float64).reshape(len(records), -1)
+    is_finite = np.isfinite(values)
+    is_required = [True, *(name not in optional for name in names), True, True]
     if not (
         all(record.args == records[0].args for record in records)
-        and data.count(b'_acc"') == len(records) * len(names)  # no record has other accuracies
-        and np.isfinite(values).all()
+        and data.count(b'_acc"') == is_finite[:, 1:-2].sum()  # no record has other accuracies
+        and is_finite[:, is_required].all()
         and values[-1, 0] <= np.iinfo(np.int32).max
         and (np.diff(values[:, 0]) > 0).all()
         and (values[:, -1] == SCHEMA_VERSION).all()
@@ -150,16 +169,19 @@ def _parse_strictly(data: bytes) -> tuple[dict[str, Any], RecordArray]:
 
 
 @cache
-def _decoder(accuracies: tuple[str, ...]) -> msgspec.json.Decoder:
-    """Return a decoder of the fields that the tables need; it leaves `args` unparsed."""
+def _decoder(accuracies: tuple[str, ...], optional: frozenset[str]) -> msgspec.json.Decoder:
+    """Return a decoder of the fields that the tables need; it leaves `args` unparsed.
+
+    Accuracies that are `optional` are NaN where they are missing.
+    """
+    required: list[Any] = [("args", msgspec.Raw), ("step", int)]
     fields: list[Any] = [
-        ("args", msgspec.Raw),
-        ("step", int),
-        *((name, float) for name in accuracies),
+        *((name, float, math.nan) if name in optional else (name, float) for name in accuracies),
         ("bad_images", int, 0),
         ("schema_version", int, SCHEMA_VERSION),
     ]
-    return msgspec.json.Decoder(msgspec.defstruct("Record", fields, gc=False))
+    # Keyword-only: a required field may follow an optional one.
+    return msgspec.json.Decoder(msgspec.defstruct("Record", [*required, *fields], gc=False, kw_only=True))
 
 
 def _parse_leniently(records: Sequence[Mapping[str, Any]], problems: list[str]) -> tuple[dict[str, Any], RecordArray]:
@@ -220,6 +242,7 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "hparams_seed": _to_int64(args["hparams_seed"]),
         "steps": float(steps) if isinstance(steps := args.get("steps"), int) else np.nan,
         "settings": printable(settings),
+        "eval": printable(str(args.get("eval", "all"))),
         "backbone": printable(_frozen_backbone(hparams)),
         "environments": _to_json(list(map(str, environments)) if isinstance(environments, list) else []),
         "hparams": _to_json(hparams),
@@ -254,8 +277,14 @@ def _to_int64(number: Any) -> int:
 
 
 def _accuracy_names(record: Mapping[str, Any], test_envs: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of a record's accuracies. Raise ValueError if those on its test environments are missing."""
+    """Return the names of a record's accuracies.
+
+    Raise ValueError if those on its test environments are missing, unless the job omits them.
+    """
     names = tuple(filter(ACCURACY.fullmatch, record))
-    if not test_envs or any(f"env{env}_{split}_acc" not in names for env in test_envs for split in ("in", "out")):
+    required = [f"env{env}_{split}_acc" for env in test_envs for split in ("in", "out")]
+    if record["args"].get("eval") in SELECTIVE:
+        required = []
+    if not test_envs or not names or not set(required) <= set(names):
         raise ValueError(f"no accuracy on its test environments {tuple(test_envs)}")
     return names

@@ -12,6 +12,7 @@ from domainbed.algorithms import ALGORITHMS, FAMILIES, GROUPS
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, suggest
 from domainbed.model_selection import WITH_PAIRS, best_hparams
+from domainbed.records import SELECTIVE
 from domainbed.reporting.cells import (
     AVERAGE,
     AVERAGES,
@@ -27,6 +28,7 @@ from domainbed.reporting.cells import (
 )
 from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
 from domainbed.reporting.load import Sweep
+from domainbed.reporting.power import LEVEL, POWER, TRIALS, SmallestDifference, smallest_differences
 from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
 from domainbed.reporting.titles import Titles, make_titles
@@ -68,6 +70,7 @@ class Section:
         best: the runs behind the cells: the best run of each trial (`model_selection.best_hparams`).
         why_empty: the reason if there is no table, otherwise "".
         versus: the comparison of two algorithms on each dataset and on average; empty if not requested.
+        power: the smallest differences that sweeps of several sizes show; empty if not requested.
     """
 
     selection: str
@@ -75,6 +78,7 @@ class Section:
     best: pd.DataFrame
     why_empty: str = ""
     versus: Sequence[Comparison] = ()
+    power: Sequence[SmallestDifference] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
             "The launch log of this sweep is missing or unreadable: the requested runs are assumed to be, for each "
             "dataset, all trials and hyperparameter draws that any algorithm has."
         )
-    notes += _unused_notes(sweep, sections)
+    notes += [*_unused_notes(sweep, sections), *_omitted_notes(sweep)]
     if options.compare:
         notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms, titles(dataset))]
     return Report(sweep, options, environments, algorithms, titles, sections, notes)
@@ -190,6 +194,8 @@ def _make_section(
         needs = "runs with a single test environment and at least one other environment to train on"
         if selection in WITH_PAIRS:
             needs = "the runs with each pair of test environments (sweep launch --leave_one_out)"
+            if (sweep.jobs["eval"] == "selection").any():
+                needs += ", and all runs evaluated by --eval leave_one_out instead of selection"
         return Section(selection, [], best, why_empty=f"No table: this method requires {needs}.")
     bootstrap = options.interval == "bootstrap"
     backbones = {dataset: frozen_backbone(sweep.jobs, dataset) for dataset in environments}
@@ -209,7 +215,8 @@ def _make_section(
     ]
     tables.append(make_table(averages, options, titles, _protocol(runs)))
     versus = _compare(best, environments, *options.versus) if options.versus else []
-    return Section(selection, tables, best, versus=versus)
+    power = smallest_differences(selected, environments, algorithms) if options.power else []
+    return Section(selection, tables, best, versus=versus, power=power)
 
 
 def _protocol(runs: pd.DataFrame) -> str:
@@ -252,8 +259,8 @@ def _compare(
     return comparisons
 
 
-class ComparisonTable(NamedTuple):
-    """The comparisons of a section as text."""
+class TextTable(NamedTuple):
+    """A table of a section that has no cells, as text."""
 
     title: str
     headers: list[str]
@@ -261,7 +268,7 @@ class ComparisonTable(NamedTuple):
     note: str
 
 
-def comparison_table(section: Section, report: Report) -> ComparisonTable:
+def comparison_table(section: Section, report: Report) -> TextTable:
     """Return the comparisons of a section of a report, which must have some, as text."""
     options, titles = report.options, report.titles
     first, second = map(titles, options.versus)
@@ -280,7 +287,23 @@ def comparison_table(section: Section, report: Report) -> ComparisonTable:
         "single trial have zero width."
     )
     headers = ["Dataset", "Difference", "Difference, 95%", better, f"{better}, 95%", "Trials"]
-    return ComparisonTable(f"{first} vs. {second}", headers, rows, note)
+    return TextTable(f"{first} vs. {second}", headers, rows, note)
+
+
+def power_table(section: Section, report: Report) -> TextTable:
+    """Return the smallest differences of a section of a report, which must have some, as text."""
+    rows: dict[tuple[str, int], list[str]] = {}
+    for result in section.power:
+        row = rows.setdefault((result.dataset, result.draws), [report.titles(result.dataset), str(result.draws)])
+        row.append(format_number(result.difference, report.options.decimals))
+    note = (
+        "The true difference between the averages of two algorithms, in percentage points, that a two-sided paired "
+        f"t-test of level {LEVEL:g} detects with probability {POWER:g}. From the variance of the differences between "
+        "all pairs of algorithms over the trials of this sweep, which is itself uncertain if these are few; fewer "
+        "draws: the defaults and random others of this sweep."
+    )
+    headers = ["Dataset", "Draws", *(f"{n} trials" for n in TRIALS)]
+    return TextTable("Smallest difference that can be shown", headers, [*rows.values()], note)
 
 
 def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:
@@ -292,6 +315,18 @@ def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:
     return [
         f"Runs with several test environments are in no table ({n:,} of {len(sweep.runs):,}): selection methods "
         "require a single one. Their records have the accuracy on each environment."
+    ]
+
+
+def _omitted_notes(sweep: Sweep) -> list[str]:
+    """Return a note on the runs whose records lack most accuracies on their test environments, if there are any."""
+    n = int(sweep.jobs["eval"].isin(SELECTIVE).sum())
+    if not n:
+        return []
+    return [
+        f"{n:,} of {len(sweep.jobs):,} runs were evaluated only where a selection method can select (--eval selection "
+        "or leave_one_out): finished runs have the cells of a complete evaluation, but test-domain has none of "
+        "unfinished ones, and curves of the test environment have gaps."
     ]
 
 

@@ -163,7 +163,7 @@ def unranked_notes(cell: CellRuns) -> list[str]:
     if cell.selection in WITH_PAIRS:
         reason = (
             "it requires runs with each pair of test environments, with records at the same step (sweep launch "
-            "--leave_one_out)"
+            "--leave_one_out, without --eval selection)"
         )
     unranked = cell.runs[cell.runs["rank"].isna()]
     has_records = unranked["folder"].notna()

@@ -19,6 +19,7 @@ COMMANDS = {
     "plot": "draw the results of a sweep",
     "download": "download and verify datasets",
     "landscape": "measure the loss landscapes of trained models",
+    "replay": "what a finished sweep would have cost, and said, with less computing",
     "colored_mnist": "reproduce the Colored MNIST proof of concept",
     "completion": "print the completion script of a shell",
 }

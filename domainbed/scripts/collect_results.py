@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_format(args.format)
     if args.versus and args.format == "csv":
         raise UsageError("--format csv does not support --versus; use --format json")
+    if args.power and args.format not in ("text", "markdown", "json"):
+        raise UsageError(f"--format {args.format} does not support --power; use --format text, markdown or json")
     if args.cite and args.format not in ("latex", "latex-fragment"):
         raise UsageError(f"--format {args.format} does not support --cite; use --format latex or latex-fragment")
     cli.check_output(args.output)

@@ -91,6 +91,11 @@ class Grid:
         object.__setattr__(self, "test_envs", test_envs)
         if self.test_envs and self.leave_one_out:
             raise UsageError("--leave_one_out cannot be combined with --test_envs")
+        if self.leave_one_out and self.job_args.get("eval") == "selection":
+            raise UsageError(
+                "--eval selection omits accuracies that leave-one-domain-out needs; with --leave_one_out, pass --eval "
+                "leave_one_out"
+            )
         if self.n_hparams <= self.n_hparams_from:
             raise UsageError(f"--n_hparams {self.n_hparams} must be above --n_hparams_from {self.n_hparams_from}")
         self._check_size(len(set(self.datasets)))  # before datasets are known to exist

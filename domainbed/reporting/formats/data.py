@@ -33,13 +33,17 @@ def as_json(report: Report) -> str:
     """Return an object of lists of objects; missing values are null.
 
     `cells`: the cells, with accuracies in percent and the number of runs in each state. `best`: the run behind each
-    cell and trial, with accuracies from 0 to 1. `versus`: the comparison of two algorithms. `no_table`: why selection
-    methods have no tables. `notes` and `problems`: lines of text.
+    cell and trial, with accuracies from 0 to 1. `versus`: the comparison of two algorithms. `power`: the smallest
+    differences that can be shown. `no_table`: why selection methods have no tables. `notes` and
+    `problems`: lines of text.
     """
     best = [_renamed(section.best, report).assign(selection=section.selection) for section in report.sections]
     versus = [
         _renamed(pd.DataFrame(section.versus), report).assign(selection=section.selection)
         for section in report.sections
+    ]
+    power = [
+        _renamed(pd.DataFrame(section.power), report).assign(selection=section.selection) for section in report.sections
     ]
     content = {
         "input_dir": str(report.sweep.folder),
@@ -47,6 +51,7 @@ def as_json(report: Report) -> str:
         "cells": _records(cells_frame(report)),
         "best": _records(pd.concat(best)),
         "versus": _records(pd.concat(versus)),
+        "power": _records(pd.concat(power)),
         "no_table": {section.selection: section.why_empty for section in report.sections if section.why_empty},
         "notes": report.notes,
         "problems": report.sweep.problems,

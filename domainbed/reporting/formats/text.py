@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from domainbed.reporting.cells import Cell
 from domainbed.reporting.layout import Table
-from domainbed.reporting.report import Report, comparison_table
+from domainbed.reporting.report import Report, comparison_table, power_table
 
 
 def as_text(report: Report) -> str:
@@ -20,6 +20,9 @@ def as_text(report: Report) -> str:
             blocks.append("\n".join([table.title, _tabulate(["Algorithm", *table.headers], rows), *table.notes]))
         if section.versus:
             title, headers, rows, note = comparison_table(section, report)
+            blocks.append("\n".join([title, _tabulate(headers, rows), note]))
+        if section.power:
+            title, headers, rows, note = power_table(section, report)
             blocks.append("\n".join([title, _tabulate(headers, rows), note]))
     blocks += ["\n".join(report.notes)] if report.notes else []
     blocks += ["\n".join(["Warnings:", *report.sweep.problems])] if report.sweep.problems else []
@@ -41,6 +44,10 @@ def as_markdown(report: Report) -> str:
             title, headers, rows, note = comparison_table(section, report)
             rows = [[_escape(text) for text in row] for row in rows]
             blocks += [f"### {_escape(title)}", _tabulate([*map(_escape, headers)], rows, "github"), _escape(note)]
+        if section.power:
+            title, headers, rows, note = power_table(section, report)
+            rows = [[_escape(text) for text in row] for row in rows]
+            blocks += [f"### {title}", _tabulate(headers, rows, "github"), note]
     blocks += [_bullets(report.notes)] if report.notes else []
     blocks += ["Warnings:", _bullets(report.sweep.problems)] if report.sweep.problems else []
     return "\n\n".join(blocks) + "\n"

@@ -25,6 +25,7 @@ from domainbed.reporting.plots.style import (
 # Record entries that are not metrics of the update, in addition to accuracies and the entries of trackers.
 OTHER_ENTRIES = ("folder", "step", "epoch", "step_time", "mem_gb", "bad_images", "schema_version")
 
+TEST_ENV: dict[str, Any] = {"color": "black", "linewidth": 1.6, "zorder": 3}
 SELECTED_STEP: dict[str, Any] = {
     "marker": "o",
     "markersize": 4.5,
@@ -40,7 +41,8 @@ def plot_training_curves(
     """Plot the accuracies of one algorithm's selected runs on one dataset: one panel per test environment.
 
     The accuracy on the test environment is that of its in split, which is reported; those on the training environments
-    are of their out splits. A circle and a vertical line mark the selected step.
+    are of their out splits. A circle and a vertical line mark the selected step. If some records lack the accuracy on
+    the test environment, dots mark those that have it, and dotted lines join them.
 
     Args:
         records: records of these runs and possibly others: `folder`, `step` and `env{i}_{in,out}_acc`, in [0, 1].
@@ -51,6 +53,7 @@ def plot_training_curves(
     records_by_folder = dict(list(records.groupby("folder", observed=True)))
     test_envs = sorted(best["test_env"].unique())
     figure, axes = make_panels(len(test_envs), title, 1.6, "Training step", share="xy")
+    has_gaps = False
     for test_env, ax in zip(test_envs, axes, strict=True):
         for run in best[best["test_env"] == test_env].itertuples():
             run_records = records_by_folder[run.folder]
@@ -60,18 +63,21 @@ def plot_training_curves(
                     style = make_style(env)
                     accuracies = 100 * run_records[f"env{env}_out_acc"]
                     ax.plot(run_records["step"], accuracies, color=style.color, linestyle=style.line, zorder=2)
-            accuracies = 100 * run_records[f"env{test_env}_in_acc"]
-            ax.plot(run_records["step"], accuracies, color="black", linewidth=1.6, zorder=3)
+            measured = run_records.dropna(subset=f"env{test_env}_in_acc")
+            gaps: dict[str, Any] = {"linestyle": ":", "marker": "."} if len(measured) < len(run_records) else {}
+            ax.plot(measured["step"], 100 * measured[f"env{test_env}_in_acc"], **TEST_ENV, **gaps)
+            has_gaps |= bool(gaps)
             ax.plot([run.step], [100 * run.test_acc], zorder=4, **SELECTED_STEP)
         ax.set_title(f"test: {label_text(environments[test_env], 18)}")
         set_step_ticks(ax)
     figure.supylabel("Accuracy (%)")
     entries: list[tuple[str, Artist]] = [
-        ("test environment", Line2D([], [], color="black", linewidth=1.6)),
+        ("test environment", Line2D([], [], **TEST_ENV)),
         ("selected step", Line2D([], [], color="0.6", linewidth=0.6, **SELECTED_STEP)),
         *((label_text(name), legend_line(make_style(env))) for env, name in environments.items()),
     ]
-    add_legend(figure, entries, "test environment: in split; training environments: out split")
+    note = "; dotted: not evaluated between the dots" if has_gaps else ""
+    add_legend(figure, entries, f"test environment: in split{note}; training environments: out split")
     return figure
 
 

@@ -1,0 +1,146 @@
+"""Policies: what a sweep would have recorded with fewer draws, trials or evaluations, or with pruned runs.
+
+A policy is a function `(curves, rng)` that returns the rows of `curves` that it would have recorded, and decides from
+accuracies on the training environments only. `curves` has a row per record of each run with one test environment: the
+columns of `model_selection.RUN_COLUMNS`, `step`, `val_acc` (training-domain validation) and `test_acc`, in [0, 1].
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.random import RandomState
+
+from domainbed.model_selection import EVALUATED_ONCE, RUN_COLUMNS, TRIAL_COLUMNS, training_domain
+
+Policy: TypeAlias = Callable[[pd.DataFrame, RandomState], pd.DataFrame]
+
+GRACE = 0.1  # fraction of a job's steps before which no run is pruned
+MIN_PEERS = 4  # runs before the median of their accuracies is compared
+
+
+def score_records(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the curves of a sweep's records (`load.Sweep.records`), with the accuracies that selection compares.
+
+    Runs with SWAD are omitted, because only their last record counts.
+    """
+    omitted = [name for name in records["algorithm"].unique() if name.endswith(EVALUATED_ONCE)]
+    counted = records[~records["algorithm"].isin(omitted)]
+    single = counted.assign(folder=np.arange(len(counted)).astype(str))  # each record is a run of its own
+    return training_domain(single)[[*RUN_COLUMNS, "step", "val_acc", "test_acc"]]
+
+
+def keep_draws(curves: pd.DataFrame, rng: RandomState, n: int) -> pd.DataFrame:
+    """Return the runs of n hyperparameter draws of each trial: the defaults (draw 0) if present, and random ones."""
+    kept = pd.Series(False, curves.index)
+    for trial in np.unique(curves["trial_seed"]):
+        is_trial = curves["trial_seed"] == trial
+        draws = np.unique(curves.loc[is_trial, "hparams_seed"])
+        random = rng.permutation(draws[draws != 0])
+        kept |= is_trial & curves["hparams_seed"].isin([*draws[draws == 0], *random][:n])
+    return curves[kept]
+
+
+def keep_trials(curves: pd.DataFrame, rng: RandomState, n: int) -> pd.DataFrame:
+    """Return the runs of n random trials."""
+    trials = rng.permutation(np.unique(curves["trial_seed"]))[:n]
+    return curves[curves["trial_seed"].isin(trials)]
+
+
+def keep_evaluations(curves: pd.DataFrame, rng: RandomState, every: int) -> pd.DataFrame:
+    """Return the first of every `every` records of each run, and the last. Nothing is random."""
+    runs = curves.sort_values("step", kind="stable").groupby(RUN_COLUMNS)
+    number, number_from_end = runs.cumcount(), runs.cumcount(ascending=False)
+    return curves[((number % every == 0) | (number_from_end == 0)).reindex(curves.index)]
+
+
+def prune_by_median(curves: pd.DataFrame, rng: RandomState) -> pd.DataFrame:
+    """Return the records of runs that stop below the median of their peers (the median stopping rule of Vizier).
+
+    At each evaluation, a run's best accuracy so far is compared with those of at least MIN_PEERS earlier runs of its
+    trial at the same step.
+    """
+
+    def should_stop(accuracy: float, peers: Sequence[float]) -> bool:
+        return len(peers) >= MIN_PEERS and accuracy < median(peers)
+
+    return _prune(curves, rng, lambda steps: steps, should_stop)
+
+
+def prune_by_asha(curves: pd.DataFrame, rng: RandomState, factor: int) -> pd.DataFrame:
+    """Return the records of runs pruned by ASHA with stopping (Li et al., MLSys 2020) with a reduction factor.
+
+    The rungs are the evaluations at or after 1 / factor, 1 / factor², … of the steps. At a rung, a run goes on if it
+    is among the best 1 / factor of the runs of its trial that have reached it, or if these are fewer than `factor`.
+    """
+
+    def find_rungs(steps: Sequence[int]) -> list[int]:
+        targets, target = [], steps[-1] / factor
+        while target >= GRACE * steps[-1] and target > 0:
+            targets.append(target)
+            target /= factor
+        return [min(step for step in steps if step >= target) for target in targets]
+
+    def should_stop(accuracy: float, peers: Sequence[float]) -> bool:
+        reached = len(peers) + 1
+        return reached >= factor and sum(peer > accuracy for peer in peers) >= reached // factor
+
+    return _prune(curves, rng, find_rungs, should_stop)
+
+
+def _prune(
+    curves: pd.DataFrame,
+    rng: RandomState,
+    find_rungs: Callable[[Sequence[int]], Sequence[int]],
+    should_stop: Callable[[float, Sequence[float]], bool],
+) -> pd.DataFrame:
+    """Return the records up to the step at which each run stops.
+
+    The runs of a trial (of one dataset, algorithm and test environment) are trained one after another, in random order.
+
+    Args:
+        find_rungs: returns, from the steps at which the runs on a dataset are evaluated, those of the decisions.
+        should_stop: decides from a run's best accuracy so far, and those of earlier runs at the same step.
+    """
+    curves = curves.sort_values([*RUN_COLUMNS, "step"])
+    best = curves.groupby(RUN_COLUMNS)["val_acc"].cummax().to_numpy()
+    seeds, steps = curves["hparams_seed"].to_numpy(), curves["step"].to_numpy()
+    rungs = {}
+    for dataset, evaluated in curves.groupby("dataset")["step"]:
+        all_steps = sorted(set(evaluated))
+        rungs[dataset] = {s for s in find_rungs(all_steps) if GRACE * all_steps[-1] <= s < all_steps[-1]}
+    is_kept = np.ones(len(curves), dtype=bool)
+    for (dataset, *_), rows in curves.groupby(TRIAL_COLUMNS).indices.items():  # type: ignore[misc]
+        runs = np.split(rows, np.flatnonzero(np.diff(seeds[rows])) + 1)
+        reached: dict[int, list[float]] = defaultdict(list)
+        for i in rng.permutation(len(runs)):
+            for position, row in enumerate(runs[i]):
+                if steps[row] not in rungs[dataset]:
+                    continue
+                peers = reached[steps[row]]
+                is_stopped = should_stop(best[row], peers)
+                peers.append(best[row])
+                if is_stopped:
+                    is_kept[runs[i][position + 1 :]] = False
+                    break
+    return curves[is_kept]
+
+
+def all_policies(curves: pd.DataFrame) -> dict[str, Policy]:
+    """Return the policies to replay on these curves, by name."""
+    draws, trials = curves["hparams_seed"].nunique(), curves["trial_seed"].nunique()
+    policies: dict[str, Policy] = {}
+    for n in sorted({max(1, draws * quarters // 4) for quarters in (1, 2, 3)} - {draws}, reverse=True):
+        policies[f"{n} of {draws} draws"] = partial(keep_draws, n=n)
+    for n in range(trials - 1, 0, -1):
+        policies[f"{n} of {trials} trials"] = partial(keep_trials, n=n)
+    for every in (2, 4):
+        policies[f"1 of {every} evaluations"] = partial(keep_evaluations, every=every)
+    policies["median"] = prune_by_median
+    for factor in (2, 3, 4):
+        policies[f"ASHA, factor {factor}"] = partial(prune_by_asha, factor=factor)
+    return policies
