@@ -1,8 +1,8 @@
 """Spawrious: generated photos of four breeds of dogs, whose backgrounds predict the breed only in training.
 
 Lynch et al. 2023, https://arxiv.org/abs/2303.05470. The images are in spawrious224/{0,1}/<place>/<breed>/. In O2O (one
-to one), a breed has one place, apart from a few images in a place that all breeds share. In M2M (many to many), pairs of
-breeds swap places between the two training environments.
+to one), a breed has one place, apart from a few images in a place that all breeds share. In M2M (many to many), pairs
+of breeds swap places between the two training environments.
 
 DomainBed takes the first images of a folder in the order of os.listdir, which differs between machines. They are sorted
 here, so environments and splits are the same everywhere, but not necessarily those of a run of DomainBed.

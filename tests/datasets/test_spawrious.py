@@ -29,8 +29,10 @@ EXPECTED = {
         + [(1, "beach", b, 3) for b in (B, D, L, C)],
     ],
     "SpawriousM2M_medium": [
-        [(0, "desert", B, N), (0, "mountain", D, N), (0, "beach", L, N), (0, "snow", C, N)]
-        + [(0, "mountain", B, N), (0, "desert", D, N), (0, "snow", L, N), (0, "beach", C, N)],
+        [
+            *((0, p, b, N) for p, b in (("desert", B), ("mountain", D), ("beach", L), ("snow", C))),
+            *((0, p, b, N) for p, b in (("mountain", B), ("desert", D), ("snow", L), ("beach", C))),
+        ],
         [(0, "beach", B, N), (0, "snow", D, N), (0, "mountain", L, N), (0, "desert", C, N)],
         [(0, "snow", B, N), (0, "beach", D, N), (0, "desert", L, N), (0, "mountain", C, N)],
     ],

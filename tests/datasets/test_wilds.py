@@ -167,7 +167,9 @@ def test_debug():
         assert (hparams["lr"], hparams["batch_size"]) == (lr, batch_size)
         a, b, other = (DATASETS[name](None, [0], hparams, trial) for trial in (0, 0, 1))
         assert [e.images.shape for e in a] == [(16, 3, size, size)] * 3
-        assert all(np.array_equal(x.images, y.images) and np.array_equal(x.labels, y.labels) for x, y in zip(a, b))
+        for x, y in zip(a, b, strict=True):
+            assert np.array_equal(x.images, y.images)
+            assert np.array_equal(x.labels, y.labels)
         assert not np.array_equal(a[0].images, other[0].images)
         assert abs(a[0].images.std() - 1) < 0.05
         assert {0, 1} == set(np.concatenate([e.labels for e in a]).tolist())
