@@ -42,6 +42,16 @@ DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
         "TerraIncognita": "domainbed.datasets.photos:TerraIncognita",
         "DomainNet": "domainbed.datasets.photos:DomainNet",
         "SVIRO": "domainbed.datasets.photos:SVIRO",
+        "WILDSCamelyon": "domainbed.datasets.wilds:WILDSCamelyon",
+        "WILDSFMoW": "domainbed.datasets.wilds:WILDSFMoW",
+        "SpawriousO2O_easy": "domainbed.datasets.spawrious:SpawriousO2O_easy",
+        "SpawriousO2O_medium": "domainbed.datasets.spawrious:SpawriousO2O_medium",
+        "SpawriousO2O_hard": "domainbed.datasets.spawrious:SpawriousO2O_hard",
+        "SpawriousM2M_easy": "domainbed.datasets.spawrious:SpawriousM2M_easy",
+        "SpawriousM2M_medium": "domainbed.datasets.spawrious:SpawriousM2M_medium",
+        "SpawriousM2M_hard": "domainbed.datasets.spawrious:SpawriousM2M_hard",
+        "Debug28": "domainbed.datasets.debug:Debug28",
+        "Debug224": "domainbed.datasets.debug:Debug224",
         "Folder": "domainbed.datasets.photos:Folder",
     },
     path="domainbed.datasets.DATASETS",
@@ -70,7 +80,7 @@ def dataset_spec(name: str, root: str | None = None) -> DatasetSpec:
     """
     cls = DATASETS[name]
     environments = tuple(cls.environment_names(root))
-    return DatasetSpec(environments, not cls.ENVIRONMENTS, cls.N_STEPS, cls.CHECKPOINT_FREQ)
+    return DatasetSpec(environments, not cls.ENVIRONMENTS, cls.N_STEPS, cls.CHECKPOINT_FREQ, cls.N_TESTABLE)
 
 
 __all__ = [

@@ -59,12 +59,16 @@ class FileEnvironment:
         files: [n], relative paths.
         labels: [n], integers in 0..num_classes - 1.
         is_augmented: whether images are augmented, in training and (as in the published protocol) in evaluation.
+        is_cropped: whether the augmentation includes random crops.
+        is_resized_first: whether images are resized before the augmentation, too, and not only by it.
     """
 
     folder: Path
     files: Sequence[str]
     labels: np.ndarray
     is_augmented: bool
+    is_cropped: bool = True
+    is_resized_first: bool = False
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.files),):
@@ -120,12 +124,14 @@ class DatasetSpec:
         has_custom_environments: whether data_dir determines the environments, as for `Folder`.
         n_steps: the default number of training steps.
         checkpoint_freq: the default number of steps between evaluations.
+        n_testable: the number of environments, the first ones, that can be tested on; None for all.
     """
 
     environments: tuple[str, ...]
     has_custom_environments: bool
     n_steps: int
     checkpoint_freq: int
+    n_testable: int | None = None
 
 
 class MultipleDomainDataset:
@@ -137,6 +143,8 @@ class MultipleDomainDataset:
 
     Attributes:
         ENVIRONMENTS: the environments' names.
+        N_TESTABLE: the number of environments, the first ones, that can be tested on; None for all. Each set of test
+            environments has to contain one of them.
         N_STEPS: the default number of training steps.
         CHECKPOINT_FREQ: the default number of steps between evaluations.
         N_WORKERS: the number of processes per environment that loaders of DomainBed's scripts use; not used here.
@@ -154,6 +162,7 @@ class MultipleDomainDataset:
     """
 
     ENVIRONMENTS: ClassVar[list[str]]
+    N_TESTABLE: ClassVar[int | None] = None
     N_STEPS: ClassVar[int] = 5001
     CHECKPOINT_FREQ: ClassVar[int] = 100
     N_WORKERS: ClassVar[int] = 8

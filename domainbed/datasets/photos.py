@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from domainbed.datasets.base import SIZE, MultipleDomainDataset
+from domainbed.datasets.base import SIZE, FileEnvironment, MultipleDomainDataset
 from domainbed.datasets.image_folders import has_images, no_images_message, normalize_name, read_tree, subfolders
 from domainbed.errors import UsageError, suggest
 from domainbed.hparams import Hparams
 
 
 class PhotoDataset(MultipleDomainDataset):
-    """Images of any size in <dataset folder>/<environment>/<class>/, resized to 3x224x224.
+    """Images of any size, resized to 3x224x224; by default, they are in <dataset folder>/<environment>/<class>/.
 
     The training environments are augmented if the hyperparameter `data_augmentation` is set.
     """
@@ -22,9 +22,9 @@ class PhotoDataset(MultipleDomainDataset):
     class_names: list[str]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
-        folders = self.environment_folders(root)
-        augmented = [hparams["data_augmentation"] and env not in test_envs for env in range(len(folders))]
-        self.environments, self.class_names = read_tree(self.dataset_folder(root), folders, augmented)
+        n = len(self.environment_names(root))
+        augmented = [hparams["data_augmentation"] and env not in test_envs for env in range(n)]
+        self.environments, self.class_names = self.read_environments(root, augmented)
         self.num_classes = len(self.class_names)
 
     @classmethod
@@ -35,6 +35,20 @@ class PhotoDataset(MultipleDomainDataset):
             return [no_images_message(folder / name) for name in names if not has_images(folder / name)]
         except UsageError as error:
             return [str(error)]
+
+    @classmethod
+    def read_environments(cls, root: str | None, augmented: Sequence[bool]) -> tuple[list[FileEnvironment], list[str]]:
+        """Return the environments, of which the given ones are augmented, and the names of the classes.
+
+        Raises:
+            UsageError: the images cannot be listed.
+        """
+        return read_tree(cls.dataset_folder(root), cls.environment_folders(root), augmented)
+
+    @classmethod
+    def environment_titles(cls, root: str | None) -> list[str]:
+        """Return the environments' names in messages about files: by default, their folders."""
+        return cls.environment_folders(root)
 
     @classmethod
     def dataset_folder(cls, root: str | None) -> Path:
@@ -80,18 +94,22 @@ class Folder(PhotoDataset):
 
 
 class PublishedDataset(PhotoDataset):
-    """A photo dataset of the benchmark.
+    """A photo dataset that others have published.
 
     Attributes:
+        COLLECTION: the name of its download; None if no other dataset has the same files.
         FOLDER: the dataset's folder under --data_dir.
-        ENVIRONMENT_FOLDERS: the folder of each environment in it.
+        CONTENTS: names of folders and files that it must contain.
+        LAYOUT: the images in it, for messages.
         NUM_CLASSES: the number of classes.
         CLASSES: the names of the classes, if there are few.
         IMAGES: known numbers of images per environment; those of the published tables come first.
     """
 
+    COLLECTION: ClassVar[str | None] = None
     FOLDER: ClassVar[str]
-    ENVIRONMENT_FOLDERS: ClassVar[tuple[str, ...]]
+    CONTENTS: ClassVar[tuple[str, ...]]
+    LAYOUT: ClassVar[str]
     NUM_CLASSES: ClassVar[int]
     CLASSES: ClassVar[tuple[str, ...]] = ()
     IMAGES: ClassVar[tuple[tuple[int, ...], ...]] = ()
@@ -108,6 +126,38 @@ class PublishedDataset(PhotoDataset):
         return folder
 
     @classmethod
+    def environment_titles(cls, root: str | None) -> list[str]:
+        return cls.ENVIRONMENTS
+
+    @classmethod
+    def source_name(cls) -> str:
+        """Return the name of the dataset's download in `publishers.sources`."""
+        return cls.COLLECTION or cls.__name__
+
+    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
+        super().__init__(root, test_envs, hparams, trial_seed)
+        if self.num_classes != self.NUM_CLASSES:
+            warnings.warn(
+                f"{self.dataset_folder(root)} has {self.num_classes} classes, not the {self.NUM_CLASSES} of "
+                f"{type(self).__name__}; results are not comparable with published results",
+                stacklevel=2,
+            )
+
+
+class PublishedTree(PublishedDataset):
+    """A published dataset with one folder per environment.
+
+    Attributes:
+        ENVIRONMENT_FOLDERS: the folder of each environment.
+    """
+
+    LAYOUT = "<environment>/<class>/<image>"
+    ENVIRONMENT_FOLDERS: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        cls.CONTENTS = cls.ENVIRONMENT_FOLDERS
+
+    @classmethod
     def environment_folders(cls, root: str | None) -> list[str]:
         """Return the environments' folders, matched by name regardless of case and separators; ignore others."""
         folder = cls.dataset_folder(root)
@@ -120,17 +170,12 @@ class PublishedDataset(PhotoDataset):
             raise UsageError(f"{folder} has {'; it has '.join(problems)}")
         return [by_name[normalize_name(name)] for name in cls.ENVIRONMENT_FOLDERS]
 
-    def __init__(self, root: str | None, test_envs: Sequence[int], hparams: Hparams, trial_seed: int = 0) -> None:
-        super().__init__(root, test_envs, hparams, trial_seed)
-        if self.num_classes != self.NUM_CLASSES:
-            warnings.warn(
-                f"{self.dataset_folder(root)} has {self.num_classes} classes, not the {self.NUM_CLASSES} of "
-                f"{type(self).__name__}; results are not comparable with published results",
-                stacklevel=2,
-            )
+    @classmethod
+    def environment_titles(cls, root: str | None) -> list[str]:
+        return cls.environment_folders(root)
 
 
-class VLCS(PublishedDataset):
+class VLCS(PublishedTree):
     """Caltech101, LabelMe, SUN09 and VOC2007 (Fang et al., ICCV 2013)."""
 
     FOLDER = "VLCS"
@@ -141,7 +186,7 @@ class VLCS(PublishedDataset):
     IMAGES = ((1415, 2656, 3282, 3376),)
 
 
-class PACS(PublishedDataset):
+class PACS(PublishedTree):
     """Art, cartoons, photos and sketches (Li et al., ICCV 2017)."""
 
     FOLDER = "PACS"
@@ -152,7 +197,7 @@ class PACS(PublishedDataset):
     IMAGES = ((2048, 2344, 1670, 3929),)
 
 
-class OfficeHome(PublishedDataset):
+class OfficeHome(PublishedTree):
     """Office and home objects: art, clip art, products and photos (Venkateswara et al., CVPR 2017)."""
 
     FOLDER = "office_home"
@@ -162,7 +207,7 @@ class OfficeHome(PublishedDataset):
     IMAGES = ((2427, 4365, 4439, 4357),)
 
 
-class TerraIncognita(PublishedDataset):
+class TerraIncognita(PublishedTree):
     """Animals photographed by camera traps at four locations (Beery et al., ECCV 2018).
 
     The archive used for the published tables (24,788 images) is no longer available; the current one has 24,330 images.
@@ -176,7 +221,7 @@ class TerraIncognita(PublishedDataset):
     IMAGES = ((4879, 9767, 4020, 6122), (4741, 9736, 3970, 5883))
 
 
-class DomainNet(PublishedDataset):
+class DomainNet(PublishedTree):
     """Clip art, infographics, paintings, quick drawings, photos and sketches (Peng et al., ICCV 2019).
 
     The published tables leave out images that occur in two environments; list them in domain_net/leave_out.txt.
@@ -190,7 +235,7 @@ class DomainNet(PublishedDataset):
     IMAGES = ((48129, 51605, 72266, 172500, 172947, 69128),)
 
 
-class SVIRO(PublishedDataset):
+class SVIRO(PublishedTree):
     """Rendered rear seats of ten car models (Dias Da Cruz et al., WACV 2020)."""
 
     FOLDER = "sviro"

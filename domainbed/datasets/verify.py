@@ -10,7 +10,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from domainbed.datasets.base import MultipleDomainDataset
-from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out, read_tree
+from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out
 from domainbed.datasets.mnist import MNIST, NUM_IMAGES, missing_files, raw_folder
 from domainbed.datasets.photos import PhotoDataset, PublishedDataset
 from domainbed.errors import UsageError, printable, suggest
@@ -62,22 +62,24 @@ def verify_photos(dataset: type[PhotoDataset], data_dir: str) -> Verification:
     """Verify a photo dataset: compare it with known counts and classes, and decode every image."""
     result, root = Verification(), dataset.dataset_folder(data_dir)
     try:
-        folders = dataset.environment_folders(data_dir)
-        environments, classes = read_tree(root, folders, [False] * len(folders))
+        titles = dataset.environment_titles(data_dir)
+        environments, classes = dataset.read_environments(data_dir, [False] * len(titles))
     except UsageError as error:
         result.add_problem(str(error))
         return result
     counts = [len(environment) for environment in environments]
     if issubclass(dataset, PublishedDataset):
-        compare_counts(result, folders, counts, dataset.IMAGES, (root / LEAVE_OUT_FILE).exists())
+        compare_counts(result, titles, counts, dataset.IMAGES, (root / LEAVE_OUT_FILE).exists())
         compare_classes(result, classes, dataset)
     else:
-        result.lines += [f"{folder}: {n:,} images" for folder, n in zip(folders, counts, strict=True)]
+        result.lines += [f"{folder}: {n:,} images" for folder, n in zip(titles, counts, strict=True)]
         result.lines.append(f"{sum(counts):,} images in {len(classes)} classes: {', '.join(classes)}")
     for path in sorted(read_leave_out(root)):
         if not (root / path).is_file():
             result.lines.append(f"{root / LEAVE_OUT_FILE} lists {path}, which does not exist")
-    decode_all(result, root, [file for environment in environments for file in environment.files])
+    files = [file for environment in environments for file in environment.files]
+    groups = [(env, label) for env, environment in enumerate(environments) for label in environment.labels.tolist()]
+    decode_all(result, root, files, groups)
     return result
 
 
@@ -129,8 +131,15 @@ class ImageCheck(NamedTuple):
     error: UsageError | None
 
 
-def decode_all(result: Verification, root: Path, files: Sequence[str]) -> None:
-    """Decode every image, with one process per CPU core (threads took more than twice as long)."""
+def decode_all(result: Verification, root: Path, files: Sequence[str], groups: Sequence[tuple[int, int]]) -> None:
+    """Decode every image, with one process per CPU core (threads took more than twice as long).
+
+    Args:
+        result: where to add problems and a summary.
+        root: the folder that `files` are relative to.
+        files: the images.
+        groups: the environment and the label of each image.
+    """
     checks = Parallel(n_jobs=-1, return_as="generator")(delayed(check_image)(root, file) for file in files)
     n_bad, checksums = 0, []
     for file, check in zip(files, ProgressBar(checks, "verifying", len(files), unit=" images"), strict=True):
@@ -141,7 +150,7 @@ def decode_all(result: Verification, root: Path, files: Sequence[str]) -> None:
         if isinstance(check.error, BadImageError):
             result.broken.append(file)
     result.lines.append(f"{n_bad:,} of {len(files):,} images broken" if n_bad else f"all {len(files):,} images decode")
-    report_copies(result, files, checksums)
+    report_copies(result, files, groups, checksums)
     if all(checksums):
         content = hashlib.sha256()
         for file, checksum in zip(files, checksums, strict=True):
@@ -160,17 +169,17 @@ def check_image(root: Path, file: str) -> ImageCheck:
     return ImageCheck(checksum, None)
 
 
-def report_copies(result: Verification, files: Sequence[str], checksums: Sequence[bytes]) -> None:
+def report_copies(
+    result: Verification, files: Sequence[str], groups: Sequence[tuple[int, int]], checksums: Sequence[bytes]
+) -> None:
     """Report images that occur more than once, as copies or links: they may be in both splits or have two labels."""
-    first: dict[bytes, str] = {}
+    first: dict[bytes, int] = {}
     pairs = [
-        (first[checksum], file)
-        for file, checksum in zip(files, checksums, strict=True)
-        if checksum and first.setdefault(checksum, file) != file
+        (first[checksum], i) for i, checksum in enumerate(checksums) if checksum and first.setdefault(checksum, i) != i
     ]
-    across = [pair for pair in pairs if pair[0].split("/")[:2] != pair[1].split("/")[:2]]
+    across = [(original, copy) for original, copy in pairs if groups[original] != groups[copy]]
     if pairs:
-        original, copy = (across or pairs)[0]
+        original, copy = (files[i] for i in (across or pairs)[0])
         result.lines.append(
             f"warning: {len(pairs):,} images are copies of others or links to them, {len(across):,} of them in another "
             f"environment or class, e.g. {copy} of {original}"

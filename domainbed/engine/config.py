@@ -231,7 +231,7 @@ class JobConfig:
         check_options(self, self.NOT_CHECKED)
         spec = self.dataset_spec()
         self._set(
-            test_envs=check_test_envs(self.test_envs, self.dataset, spec.environments),
+            test_envs=check_test_envs(self.test_envs, self.dataset, spec),
             steps=spec.n_steps if self.steps is None else self.steps,
             checkpoint_freq=self._default_checkpoint_freq() if self.checkpoint_freq is None else self.checkpoint_freq,
         )
@@ -401,8 +401,9 @@ def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[st
 _ALWAYS_HASHED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
 
 
-def check_test_envs(test_envs: tuple[int, ...], dataset: str, environments: Sequence[str]) -> tuple[int, ...]:
+def check_test_envs(test_envs: tuple[int, ...], dataset: str, spec: DatasetSpec) -> tuple[int, ...]:
     """Return test environments in order. Raises UsageError if the dataset cannot be divided like this."""
+    environments = spec.environments
     known = ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
     if not test_envs:
         raise UsageError(f"--test_envs is empty; choose from {known}")
@@ -413,4 +414,10 @@ def check_test_envs(test_envs: tuple[int, ...], dataset: str, environments: Sequ
         raise UsageError(f"--test_envs {' '.join(map(str, test_envs))} lists an environment twice")
     if len(test_envs) == len(environments):
         raise UsageError(f"--test_envs leaves no environment of {dataset} to train on; omit one of {known}")
+    if spec.n_testable is not None and min(test_envs) >= spec.n_testable:
+        testable = ", ".join(f"{i} ({name})" for i, name in enumerate(environments[: spec.n_testable]))
+        raise UsageError(
+            f"--test_envs {' '.join(map(str, test_envs))}: {dataset} is made to be tested on environment {testable}; "
+            "include it"
+        )
     return tuple(sorted(test_envs))

@@ -56,8 +56,8 @@ def open_feed(
     files = [[f"{folder}/{file}" for file in e.files] for e in photographs for folder in [os.path.realpath(e.folder)]]
     sources, are_on_device = _image_sources(config, files, device, check_stop)
     environments = [
-        PhotoEnvironment(sources[i], files[i], photographs[i].labels, part_numbers(split))
-        for i, split in enumerate(splits)
+        PhotoEnvironment(source, paths, e.labels, part_numbers(split), e.is_cropped, e.is_resized_first)
+        for source, paths, e, split in zip(sources, files, photographs, splits, strict=True)
     ]
     workers = 0 if are_on_device else num_loader_workers(config.loader_workers, device)
     return PhotoFeed(environments, dataset.input_shape[1:], device, workers, config.on_bad_image == "skip")

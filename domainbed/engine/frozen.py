@@ -182,22 +182,26 @@ def extract_features(
         assert isinstance(environment, FileEnvironment)
         folder = os.path.realpath(environment.folder)  # so that the same files always have the same features
         paths = [f"{folder}/{file}" for file in environment.files]
-        feed = PhotoFeed(
-            [PhotoEnvironment(FileImages(paths), paths, environment.labels, np.zeros(len(paths), np.int8))],
-            dataset.input_shape[1:],
-            device,
-            workers=0,
+        photos = PhotoEnvironment(
+            FileImages(paths),
+            paths,
+            environment.labels,
+            np.zeros(len(paths), np.int8),
+            environment.is_cropped,
+            environment.is_resized_first,
         )
+        feed = PhotoFeed([photos], dataset.input_shape[1:], device, workers=0)
         key = (fingerprint(paths), str(tuple(dataset.input_shape)), weights_hash(backbone))
         views = 1 + (hparams["feature_views"] if environment.is_augmented else 0)
         n_views.append(views)
         for view in range(views):
+            augmentation = augmentation_key(environment) if view else ()
             stem = f"{config.dataset}-{name}-{backbone_name(hparams)}-view{view}"
             files.append(
                 FeatureFile(
                     feature_folder(config),
                     stem.replace("/", "_"),
-                    (*key, str(view)),
+                    (*key, str(view), *augmentation),
                     len(paths),
                     backbone.n_outputs,
                     hparams["feature_dtype"],
@@ -210,6 +214,12 @@ def extract_features(
         for environment, views in zip(dataset, n_views, strict=True)
     ]
     return FeatureDataset(dataset, environments, backbone.n_outputs)
+
+
+def augmentation_key(environment: FileEnvironment) -> tuple[str, ...]:
+    """Return the differences of an environment's augmentation from the published one; usually none."""
+    differences = {"not cropped": not environment.is_cropped, "resized first": environment.is_resized_first}
+    return tuple(name for name, differs in differences.items() if differs)
 
 
 @torch.no_grad()

@@ -48,12 +48,16 @@ class PhotoEnvironment(NamedTuple):
         labels: [n].
         part: [n], index of the split's part (in, out, uda) that each image belongs to. A broken image is replaced
             with another one of the same part.
+        is_cropped: whether the augmentation includes random crops.
+        is_resized_first: whether images are resized before the augmentation, too, and not only by it.
     """
 
     images: ImageSource
     files: Sequence[str]
     labels: np.ndarray
     part: np.ndarray
+    is_cropped: bool = True
+    is_resized_first: bool = False
 
 
 class PreparedBatch(NamedTuple):
@@ -149,8 +153,12 @@ class _RequestDataset(Dataset):
         replaced: list[str] = []
         for i, index in enumerate(request.indices.tolist()):
             image = self._read(environment, index, replaced)
+            if augmentation and environment.is_resized_first:
+                image = resized_crop(image, (0, 0, *image.shape[:2]), self.size).permute(1, 2, 0)
             height, width = image.shape[:2]
-            box = augmentation.crop(i, height, width) if augmentation else (0, 0, height, width)
+            box = (0, 0, height, width)
+            if augmentation and environment.is_cropped:
+                box = augmentation.crop(i, height, width)
             crop = resized_crop(image, box, self.size)
             if augmentation and self.augment_here:  # one by one, while the image is in the CPU's cache
                 # Rounded to uint8 (as in the published pipeline after each step), to transfer a quarter of the bytes.

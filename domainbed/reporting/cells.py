@@ -125,6 +125,12 @@ def environment_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
     return [f"env{i}" for i in range(jobs["n_environments"].max() if len(jobs) else 0)]
 
 
+def testable_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
+    """Return the names of the environments that can be tested on: the first ones of `environment_names`."""
+    n_testable = DATASETS[dataset].N_TESTABLE if dataset in DATASETS else None
+    return environment_names(jobs, dataset)[:n_testable]
+
+
 def frozen_backbone(jobs: pd.DataFrame, dataset: str) -> str:
     """Return "frozen" and the name of the backbone of a dataset's jobs, or "" if all of them fine-tune it.
 

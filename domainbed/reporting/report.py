@@ -24,6 +24,7 @@ from domainbed.reporting.cells import (
     environment_names,
     frozen_backbone,
     make_cells,
+    testable_names,
     with_differences,
 )
 from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
@@ -122,7 +123,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
             if name not in algorithms:
                 raise UsageError(f"{flag} {name}: not among --algorithms; add it there")
     titles = sweep_titles(sweep, options.rename)
-    environments = {dataset: environment_names(sweep.jobs, dataset) for dataset in datasets}
+    environments = {dataset: testable_names(sweep.jobs, dataset) for dataset in datasets}
     for dataset in (dataset for dataset in datasets if not environments[dataset]):  # it has no records yet
         test_envs = sweep.runs.loc[sweep.runs["dataset"] == dataset, "test_envs"]
         environments[dataset] = [f"env{i}" for i in range(1 + max(map(max, test_envs)))]

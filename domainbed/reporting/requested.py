@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed.records import RUN_KEYS
-from domainbed.reporting.cells import environment_names
+from domainbed.reporting.cells import environment_names, testable_names
 from domainbed.sweep.grid import RunKey, all_test_envs
 from domainbed.sweep.log import run_states
 from domainbed.sweep.status import JobState
@@ -43,10 +43,11 @@ def _implied_runs(jobs: pd.DataFrame) -> Iterator[RunKey]:
     """Yield every combination of the algorithms, trials and draws on a dataset, and all its test environments."""
     for dataset, dataset_jobs in jobs.groupby("dataset", observed=True):
         n = len(environment_names(jobs, str(dataset)))
+        n_testable = len(testable_names(jobs, str(dataset)))
         for algorithm, algorithm_jobs in dataset_jobs.groupby("algorithm", observed=True):
             with_pairs = bool((algorithm_jobs["test_envs"].map(len) == 2).any())
             for test_envs, trial_seed, hparams_seed in itertools.product(
-                all_test_envs(n, with_pairs),
+                all_test_envs(n, with_pairs, n_testable),
                 dataset_jobs["trial_seed"].unique(),
                 dataset_jobs["hparams_seed"].unique(),
             ):

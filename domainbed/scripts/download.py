@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def list_datasets(data_dir: str) -> list[str]:
     """Return a line for each dataset: its name, its number of images, and what is known about its download."""
+    from domainbed.datasets.debug import N_IMAGES, Debug
     from domainbed.datasets.digits import ScannedDigits
     from domainbed.datasets.mnist import MNIST, NUM_IMAGES
     from domainbed.datasets.photos import Folder, PublishedDataset
@@ -80,19 +81,22 @@ def list_datasets(data_dir: str) -> list[str]:
     lines = []
     for name, dataset in ((name, DATASETS[name]) for name in DATASETS):
         n, note = 0, ""
-        if issubclass(dataset, PublishedDataset) and name in SOURCES:
+        if issubclass(dataset, PublishedDataset) and dataset.source_name() in SOURCES:
+            source = SOURCES[dataset.source_name()]
             n = sum(dataset.IMAGES[0]) if dataset.IMAGES else 0
-            note = SOURCES[name].size if SOURCES[name].archives else "must be downloaded manually"
+            note = source.size if source.archives else "must be downloaded manually"
             if not dataset.find_problems(data_dir):
                 note = f"exists: {dataset.dataset_folder(data_dir)}"
         elif issubclass(dataset, MNIST):
             n, note = NUM_IMAGES, "12 MB to download"
         elif issubclass(dataset, ScannedDigits):
             n, note = 1797, "included in scikit-learn"
+        elif issubclass(dataset, Debug):
+            n, note = N_IMAGES * len(dataset.ENVIRONMENTS), "random numbers"
         elif issubclass(dataset, Folder):
             note = "your own images"
         images = f"{n:,} images" if n else ""
-        lines.append(f"  {name:<16}{images:>15}  {note}".rstrip())
+        lines.append(f"  {name:<20}{images:>15}  {note}".rstrip())
     return lines
 
 

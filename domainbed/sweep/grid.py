@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,8 +155,8 @@ class Grid:
             return "photographs"
         if algorithm_class.REQUIRES_IMAGES and parse_overrides(self.job_args.get("hparams")).get("frozen") is True:
             return "images, not features of a frozen backbone"
-        names = DATASETS[dataset].environment_names(self.job_args.get("data_dir"))
-        num_domains = len(names) - max(map(len, self._test_envs_on(dataset, names)), default=0)
+        spec = dataset_spec(dataset, self.job_args.get("data_dir"))
+        num_domains = len(spec.environments) - max(map(len, self._test_envs_on(dataset, spec)), default=0)
         if num_domains < algorithm_class.MIN_DOMAINS:
             return f"at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
         return ""
@@ -208,7 +208,7 @@ class Grid:
         specs = self._with_specs().specs
         counts = [len(spec.environments) for spec in specs.values()]
         self._check_size(sum(len(self.test_envs) or n + (math.comb(n, 2) if self.leave_one_out else 0) for n in counts))
-        sets = {name: self._test_envs_on(name, spec.environments) for name, spec in specs.items()}
+        sets = {name: self._test_envs_on(name, spec) for name, spec in specs.items()}
         for trial_seed, dataset, algorithm in itertools.product(
             range(self.n_trials), specs, dict.fromkeys(self.algorithms)
         ):
@@ -218,10 +218,10 @@ class Grid:
                 for hparams_seed in range(self.n_hparams_from, self.n_hparams):
                     yield RunKey(dataset, algorithm, test_envs, trial_seed, hparams_seed)
 
-    def _test_envs_on(self, dataset: str, environments: Sequence[str]) -> list[tuple[int, ...]]:
+    def _test_envs_on(self, dataset: str, spec: DatasetSpec) -> list[tuple[int, ...]]:
         """Return the sets of test environments on a dataset. Raises UsageError if it does not have a given one."""
-        given = [check_test_envs(test_envs, dataset, environments) for test_envs in self.test_envs]
-        return given or all_test_envs(len(environments), self.leave_one_out)
+        given = [check_test_envs(test_envs, dataset, spec) for test_envs in self.test_envs]
+        return given or all_test_envs(len(spec.environments), self.leave_one_out, spec.n_testable)
 
     def job(self, run: RunKey, sweep_dir: Path) -> Job:
         """Return the job of a run. Raises UsageError if one of its arguments is invalid."""
@@ -237,7 +237,11 @@ class Grid:
         return [self.job(run, sweep_dir) for run in runs]
 
 
-def all_test_envs(n: int, leave_one_out: bool) -> list[tuple[int, ...]]:
-    """Return each of `n` environments alone and, with `leave_one_out`, each pair that leaves one to train on."""
+def all_test_envs(n: int, leave_one_out: bool, n_testable: int | None = None) -> list[tuple[int, ...]]:
+    """Return each of `n` environments alone and, with `leave_one_out`, each pair that leaves one to train on.
+
+    Sets without any of the first `n_testable` environments are left out.
+    """
     pairs = itertools.combinations(range(n), 2) if leave_one_out and n > 2 else ()
-    return [*((i,) for i in range(n)), *pairs]
+    sets = [*((i,) for i in range(n)), *pairs]
+    return sets if n_testable is None else [envs for envs in sets if min(envs) < n_testable]

@@ -12,12 +12,12 @@ from PIL import Image
 
 from domainbed.datasets.digits import ColoredDigits
 from domainbed.datasets.mnist import ColoredMNIST, RotatedMNIST
-from domainbed.datasets.photos import PACS, SVIRO, Folder, PublishedDataset
+from domainbed.datasets.photos import PACS, SVIRO, Folder, PublishedTree
 from domainbed.datasets.verify import verify, write_leave_out
 from domainbed.errors import UsageError
 
 
-class Small(PublishedDataset):
+class Small(PublishedTree):
     """A dataset of two environments and two classes, with two known counts: 6 and 5 images."""
 
     FOLDER = "small"

@@ -32,7 +32,7 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
         FetchError: the dataset cannot be downloaded automatically, or the download failed.
         UsageError: the disk is full.
     """
-    name, target = dataset.__name__, Path(data_dir) / dataset.FOLDER
+    name, target = dataset.source_name(), Path(data_dir) / dataset.FOLDER
     temporary = Path(data_dir) / DOWNLOAD_FOLDER / name
     if os.path.lexists(target) and not temporary.exists():
         return False
@@ -45,6 +45,7 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
         if is_new:
             temporary.mkdir(exist_ok=True)
             try:
+                check_space(SOURCES[name], temporary)
                 checksums = fetch_all(SOURCES[name], temporary, read_checksums(Path(data_dir)))
                 os.rename(unpack_all(dataset, SOURCES[name], temporary), target)
                 # Only now, because an archive that cannot be unpacked should not be expected again.
@@ -61,6 +62,23 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
                     temporary.rmdir()
         shutil.rmtree(temporary, ignore_errors=True)
     return is_new
+
+
+def check_space(source: Source, temporary: Path) -> None:
+    """Raise UsageError if the disk has no room for the archives of known size and for their contents."""
+    n_downloaded = sum(
+        path.stat().st_size
+        for archive in source.archives
+        if archive.size
+        for path in (temporary / archive.name, temporary / f"{archive.name}.part")
+        if path.exists()
+    )
+    needed = 2 * sum(archive.size for archive in source.archives) - n_downloaded
+    if needed > (free := shutil.disk_usage(temporary).free):
+        raise UsageError(
+            f"{temporary.name} needs {needed:,} more bytes in {temporary.parent.parent} to be downloaded and unpacked, "
+            f"which has {free:,} free"
+        )
 
 
 def fetch_all(source: Source, temporary: Path, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -109,7 +127,7 @@ def fetch_archive(archive: Archive, path: Path, sha256: str | None) -> str:
 
 
 def unpack_all(dataset: type[PublishedDataset], source: Source, temporary: Path) -> Path:
-    """Unpack the archives. Return the folder under `temporary` that contains the environments."""
+    """Unpack the archives. Return the folder under `temporary` that contains the dataset."""
     unpacked = temporary / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed run
     unpacked.mkdir()
@@ -122,22 +140,21 @@ def unpack_all(dataset: type[PublishedDataset], source: Source, temporary: Path)
                 raise FetchError(f"{archive.url}: {error}; deleted it; run again to download it again") from error
         if source.arrange:
             source.arrange(unpacked)
-        return find_environments(dataset, unpacked)
+        return find_dataset(dataset, unpacked)
     except BaseException:
         shutil.rmtree(unpacked, ignore_errors=True)
         raise
 
 
-def find_environments(dataset: type[PublishedDataset], unpacked: Path) -> Path:
-    """Return the folder that contains the environments' folders, at any depth."""
-    expected = {normalize_name(name) for name in dataset.ENVIRONMENT_FOLDERS}
+def find_dataset(dataset: type[PublishedDataset], unpacked: Path) -> Path:
+    """Return the folder that contains the dataset's folders and files, at any depth."""
+    expected = {normalize_name(name) for name in dataset.CONTENTS}
     folders = [unpacked]
     for folder in folders:
         names = subfolders(folder)
-        if expected <= {normalize_name(name) for name in names}:
+        if expected <= {normalize_name(name) for name in os.listdir(folder)}:
             return folder
         folders += [folder / name for name in names]
     raise FetchError(
-        f"the download has no folder that contains {', '.join(dataset.ENVIRONMENT_FOLDERS)}, "
-        f"only {subfolders(unpacked)}"
+        f"the download has no folder that contains {', '.join(dataset.CONTENTS)}, only {subfolders(unpacked)}"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainbed.datasets.photos import PublishedDataset
+from domainbed.datasets.photos import PublishedDataset, PublishedTree
 from domainbed.datasets.publishers.terra_incognita import arrange_images
 
 
@@ -22,6 +22,7 @@ class Archive:
         name: the name to store it under.
         url: its address.
         sha256, md5: its checksums, if known.
+        size: its size in bytes, if known; unpacked, it is assumed to take as much again.
         fallback_url: another address to use if `url` fails. It may be http if there is a checksum.
     """
 
@@ -29,6 +30,7 @@ class Archive:
     url: str
     sha256: str | None = None
     md5: str | None = None
+    size: int = 0
     fallback_url: str | None = None
 
 
@@ -52,6 +54,8 @@ class Source:
 
 
 MIRRORS = "https://github.com/facebookresearch/DomainBed/issues/165 (copies shared by users)"
+CODALAB = "https://worksheets.codalab.org/rest/bundles"
+WILDS_PAGE = "https://wilds.stanford.edu/datasets/"
 LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
 
 
@@ -130,6 +134,38 @@ SOURCES = {
         note="18.4 GB to download, plus the same again while unpacking",
         size="18.4 GB to download",
     ),
+    "WILDSCamelyon": Source(
+        manual=f"camelyon17_v1.0.tar.gz: {WILDS_PAGE}",
+        archives=(
+            Archive(
+                "camelyon17_v1.0.tar.gz",
+                f"{CODALAB}/0xe45e15f39fb54e9d9e919556af67aabe/contents/blob/",
+                size=10_658_709_504,
+            ),
+        ),
+        note="10.7 GB to download, plus about the same again while unpacking",
+        size="10.7 GB to download",
+    ),
+    "WILDSFMoW": Source(
+        manual=f"fmow_v1.1.tar.gz: {WILDS_PAGE}",
+        archives=(
+            Archive(
+                "fmow_v1.1.tar.gz",
+                f"{CODALAB}/0xaec91eb7c9d548ebb15e1b5e60f966ab/contents/blob/",
+                size=53_893_324_800,
+            ),
+        ),
+        note="53.9 GB to download, plus about the same again while unpacking",
+        size="53.9 GB to download",
+    ),
+    "Spawrious": Source(
+        manual="spawrious224.tar.gz: https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz?dl=1, or, with more "
+        "folders, https://www.dropbox.com/s/hofkueo8qvaqlp3/spawrious224__entire_dataset.tar.gz?dl=1",
+        archives=(
+            Archive("spawrious224.tar.gz", "https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz?dl=1"),
+        ),
+        note="the six Spawrious datasets use the same images, which are downloaded once",
+    ),
     "SVIRO": Source(
         manual="sviro_grayscale_rectangle_classification.zip (the folder SVIRO_DOMAINBED in it): "
         "https://sviro.kl.dfki.de/download/ (requires accepting a license)",
@@ -140,14 +176,15 @@ SOURCES = {
 def manual_instructions(dataset: type[PublishedDataset], data_dir: str) -> str:
     """Return instructions for a manual download: the source, the destination, and the expected images."""
     name = dataset.__name__
-    source = SOURCES[name]
+    source = SOURCES[dataset.source_name()]
     totals = " or ".join(f"{sum(counts):,}" for counts in dataset.IMAGES)
-    counts = [f" {n:,}" for n in dataset.IMAGES[0]] if dataset.IMAGES else [""] * len(dataset.ENVIRONMENT_FOLDERS)
-    expected = ", ".join(f"{env}{n}" for env, n in zip(dataset.ENVIRONMENT_FOLDERS, counts, strict=True))
+    counts = [f" {n:,}" for n in dataset.IMAGES[0]] if dataset.IMAGES else [""] * len(dataset.ENVIRONMENTS)
+    environments = dataset.CONTENTS if issubclass(dataset, PublishedTree) else dataset.ENVIRONMENTS
+    expected = ", ".join(f"{env}{n}" for env, n in zip(environments, counts, strict=True))
     note = f"\n  note      {source.note}" if source.note else ""
     return f"""To get {name} manually:
   download  {source.manual}
-  move to   {Path(data_dir) / dataset.FOLDER}/<environment>/<class>/<image>
+  move to   {Path(data_dir) / dataset.FOLDER}/{dataset.LAYOUT}
   expected  {expected}
             ({dataset.NUM_CLASSES} classes{f"; {totals} images in total" if totals else ""})
   check     python -m domainbed.scripts.download --data_dir {data_dir} --dataset {name} --verify{note}"""

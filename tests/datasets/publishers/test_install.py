@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from domainbed.datasets import get_dataset_class
 from domainbed.datasets.photos import PACS, SVIRO, DomainNet, TerraIncognita
 from domainbed.datasets.publishers import fetch, install
 from domainbed.datasets.publishers.checksums import CHECKSUMS_FILE, record_checksums
@@ -405,3 +407,26 @@ def test_retry_delays_grow(offer, server, data_dir: Path, monkeypatch: pytest.Mo
     with pytest.raises(FetchError, match="503"):
         install.install(PACS, str(data_dir))
     assert slept == [2.0, 4.0, 8.0, 16.0]
+
+
+def test_spawrious_is_downloaded_once_for_all(offer, data_dir: Path):
+    easy, hard = (get_dataset_class(f"SpawriousO2O_{level}") for level in ("easy", "hard"))
+    offer("Spawrious", spawrious224__tar__gz={f"spawrious224/{i}/snow/corgi/1.png": b"x" for i in "01"})
+    assert install.install(easy, str(data_dir))
+    assert not install.install(hard, str(data_dir))
+    assert entries(data_dir) == ["spawrious224"]
+    assert list(json.loads((data_dir / CHECKSUMS_FILE).read_text())) == ["Spawrious/spawrious224.tar.gz"]
+
+
+def test_wilds_needs_room_for_twice_the_archive(server, offer, data_dir: Path, tmp_path: Path, monkeypatch):
+    camelyon = get_dataset_class("WILDSCamelyon")
+    offer("WILDSCamelyon", c__tar__gz={"metadata.csv": b"x", "patches/a.png": b"y"})
+    (archive,) = SOURCES["WILDSCamelyon"].archives
+    big = replace(archive, size=10**18)
+    monkeypatch.setitem(SOURCES, "WILDSCamelyon", replace(SOURCES["WILDSCamelyon"], archives=(big,)))
+    with pytest.raises(UsageError, match="WILDSCamelyon needs 2,000,000,000,000,000,000 more bytes"):
+        install.install(camelyon, str(data_dir))
+    assert server.files["/c.tar.gz"].requests == []
+    monkeypatch.setitem(SOURCES, "WILDSCamelyon", replace(SOURCES["WILDSCamelyon"], archives=(archive,)))
+    assert install.install(camelyon, str(data_dir))
+    assert sorted(os.listdir(data_dir / "camelyon17_v1.0")) == ["metadata.csv", "patches"]
