@@ -29,14 +29,14 @@ class TableFile:
         columns: the names of its columns.
         image_columns: those that contain images, not their paths.
         first_row: the number of the first row in messages, as programs show it.
-        malformed: messages on rows that do not have one cell per column, which are not part of the table.
+        malformed: number -> message, for rows without exactly one cell per column. They are not part of the table.
     """
 
     path: Path
     columns: list[str]
     image_columns: frozenset[str] = frozenset()
     first_row: int = 1
-    malformed: list[str] = field(default_factory=list)
+    malformed: dict[int, str] = field(default_factory=dict)
 
     def text(self, columns: Sequence[str]) -> "pa.Table":
         """Return these columns as text, with null for cells without a value.
@@ -133,9 +133,10 @@ class TextFile(TableFile):
             )
         except (OSError, pa.ArrowException) as error:
             raise UsageError(f"cannot read {self.path}: {error}") from error
-        self.malformed = [
-            f"row {row.number} has {row.actual_columns} cells, not {row.expected_columns}" for row in malformed
-        ]
+        self.malformed = {
+            row.number: f"row {row.number} has {row.actual_columns} cells, not {row.expected_columns}"
+            for row in malformed
+        }
         return table
 
 
