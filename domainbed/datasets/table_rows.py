@@ -91,7 +91,8 @@ class Rows:
             return self.faults
         paths = self.paths.to_pylist()
         missing = find_missing(self.folder, paths)
-        examples = [f"row {self.numbers[i]}: {paths[i]}" for i in missing[:MAX_NAMED]]
+        start = "/" if self.folder == Path("/") else ""
+        examples = [f"row {self.numbers[i]}: {start}{paths[i]}" for i in missing[:MAX_NAMED]]
         return [*self.faults, *([Faults("row whose image does not exist", len(missing), examples)] if missing else [])]
 
     def counts(self) -> np.ndarray:
