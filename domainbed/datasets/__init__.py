@@ -53,6 +53,7 @@ DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
         "Debug28": "domainbed.datasets.debug:Debug28",
         "Debug224": "domainbed.datasets.debug:Debug224",
         "Folder": "domainbed.datasets.photos:Folder",
+        "Table": "domainbed.datasets.table:Table",
     },
     path="domainbed.datasets.DATASETS",
     accept=_accept,
@@ -62,23 +63,32 @@ DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
 BENCHMARK = ("ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet")
 
 
-def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
-    """Return the dataset class of this name. Raises UsageError if the name is unknown."""
-    return DATASETS[name]
+def get_dataset_class(name: str, columns: str | None = None) -> type[MultipleDomainDataset]:
+    """Return the dataset class of this name, for a table with these columns (`--columns`).
+
+    Raises:
+        UsageError: the name is unknown, or the dataset does not have columns.
+    """
+    return DATASETS[name].with_columns(columns)
 
 
 def num_environments(name: str, root: str | None = None) -> int:
-    """Return the number of environments of a dataset; `root` is the data_dir (only `Folder` reads it)."""
+    """Return the number of environments of a dataset; `root` is the data_dir (`Folder` and `Table` read it)."""
     return len(DATASETS[name].environment_names(root))
 
 
-def dataset_spec(name: str, root: str | None = None) -> DatasetSpec:
-    """Return the specification of a dataset; `root` is the data_dir (only `Folder` reads it).
+def dataset_spec(name: str, root: str | None = None, columns: str | None = None) -> DatasetSpec:
+    """Return the specification of a dataset.
+
+    Args:
+        name: the dataset.
+        root: the data_dir (`Folder` and `Table` read it).
+        columns: the columns of a table.
 
     Raises:
         UsageError: the name is unknown, or the environments cannot be read.
     """
-    cls = DATASETS[name]
+    cls = get_dataset_class(name, columns)
     environments = tuple(cls.environment_names(root))
     return DatasetSpec(environments, not cls.ENVIRONMENTS, cls.N_STEPS, cls.CHECKPOINT_FREQ, cls.N_TESTABLE)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 
+from domainbed.errors import UsageError
 from domainbed.hparams import Hparams
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class FileEnvironment:
         is_augmented: whether images are augmented, in training and (as in the published protocol) in evaluation.
         is_cropped: whether the augmentation includes random crops.
         is_resized_first: whether images are resized before the augmentation, too, and not only by it.
+        groups: [n], what each image belongs to, such as a patient (text or integers); None if that is unknown.
+            `--split_by group` keeps all images of a group in one split.
     """
 
     folder: Path
@@ -69,10 +72,12 @@ class FileEnvironment:
     is_augmented: bool
     is_cropped: bool = True
     is_resized_first: bool = False
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.labels.shape != (len(self.files),):
-            raise ValueError(f"expected labels [{len(self.files)}], one per file, got {self.labels.shape}")
+        for name, values in (("labels", self.labels), ("groups", self.groups)):
+            if values is not None and values.shape != (len(self.files),):
+                raise ValueError(f"expected {name} [{len(self.files)}], one per file, got {values.shape}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,7 +126,7 @@ class DatasetSpec:
 
     Attributes:
         environments: the environments' names.
-        has_custom_environments: whether data_dir determines the environments, as for `Folder`.
+        has_custom_environments: whether data_dir determines the environments, as for `Folder` and `Table`.
         n_steps: the default number of training steps.
         checkpoint_freq: the default number of steps between evaluations.
         n_testable: the number of environments, the first ones, that can be tested on; None for all.
@@ -177,7 +182,7 @@ class MultipleDomainDataset:
 
     @classmethod
     def environment_names(cls, root: str | None) -> list[str]:
-        """Return the environments' names, which `Folder` reads from `root`.
+        """Return the environments' names, which `Folder` and `Table` read from `root`.
 
         Raises:
             UsageError: the names cannot be read.
@@ -190,6 +195,22 @@ class MultipleDomainDataset:
 
         It is fast, and need not find everything that `prepare` and the constructor find.
         """
+        return []
+
+    @classmethod
+    def with_columns(cls, columns: str | None) -> "type[MultipleDomainDataset]":
+        """Return the dataset that reads these columns of a table (`--columns`); None stands for the usual ones.
+
+        Raises:
+            UsageError: the dataset is not a table, or the columns are not in the form ROLE=COLUMN,….
+        """
+        if columns is not None:
+            raise UsageError(f"--columns applies to the dataset Table only; {cls.__name__} has no columns")
+        return cls
+
+    @classmethod
+    def describe(cls, root: str | None) -> list[str]:
+        """Return what a user should see of the images in `root` before training, one line each."""
         return []
 
     @classmethod

@@ -13,6 +13,7 @@ from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out
 from domainbed.datasets.mnist import MNIST, NUM_IMAGES, missing_files, raw_folder
 from domainbed.datasets.photos import PhotoDataset, PublishedDataset
+from domainbed.datasets.table import Table
 from domainbed.errors import UsageError, printable, suggest
 from domainbed.files import atomic_write
 from domainbed.loading.decode import BadImageError, decode, read_file
@@ -55,6 +56,8 @@ def verify(dataset: type[MultipleDomainDataset], data_dir: str) -> Verification:
         return verify_photos(dataset, data_dir)
     if issubclass(dataset, MNIST):
         return verify_mnist(data_dir)
+    if issubclass(dataset, Table):
+        return verify_table(dataset, data_dir)
     return Verification(["no files needed"])
 
 
@@ -80,6 +83,21 @@ def verify_photos(dataset: type[PhotoDataset], data_dir: str) -> Verification:
     files = [file for environment in environments for file in environment.files]
     groups = [(env, label) for env, environment in enumerate(environments) for label in environment.labels.tolist()]
     decode_all(result, root, files, groups)
+    return result
+
+
+def verify_table(dataset: type[Table], data_dir: str) -> Verification:
+    """Verify a table: check its rows, and decode every image."""
+    result = Verification()
+    try:
+        dataset.prepare(data_dir)
+        rows = dataset.rows(data_dir)
+    except UsageError as error:
+        result.add_problem(str(error))
+        return result
+    result.lines += dataset.describe(data_dir)
+    groups = list(zip(rows.environments.tolist(), rows.labels.tolist(), strict=True))
+    decode_all(result, rows.folder, rows.paths.to_pylist(), groups)
     return result
 
 

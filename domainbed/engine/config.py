@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.datasets import DATASETS, DatasetSpec, dataset_spec
+from domainbed.datasets import DATASETS, DatasetSpec, MultipleDomainDataset, dataset_spec, get_dataset_class
+from domainbed.datasets.table_rows import format_columns, parse_columns
 from domainbed.engine.averaging import AVERAGINGS, CHECKPOINT_FREQS, NO_AVERAGING
 from domainbed.engine.loggers import LOGGERS
 from domainbed.engine.tracking import NO_TRACKER, TRACKERS
@@ -23,6 +24,7 @@ from domainbed.records import SELECTIVE, algorithm_name
 from domainbed.registry import Registry, import_modules
 
 TASKS = ("domain_generalization", "domain_adaptation")
+SPLIT_UNITS = ("image", "group")
 PRECISIONS = ("tf32", "fp32", "bf16")  # see compute.set_precision
 
 
@@ -80,6 +82,19 @@ class JobConfig:
     holdout_fraction: float = option(
         0.2, help="fraction of each environment to hold out for validation", metavar="FRACTION", above=0, below=1
     )
+    columns: str | None = option(
+        None,
+        help="columns of the dataset Table by their roles, which are path, label, environment and group (what images "
+        "belong to, such as a patient)",
+        metavar="ROLE=COLUMN,…",
+        if_unset="recognized by their names, without group",
+    )
+    split_by: str | None = option(
+        None,
+        help="what to assign to splits at random; group: all images of a group are in the same split",
+        choices=SPLIT_UNITS,
+        if_unset="group if --columns names that column, otherwise image",
+    )
     uda_holdout_fraction: float = option(
         0.0,
         help="fraction of the test environments to train on without labels (with --task domain_adaptation)",
@@ -114,8 +129,8 @@ class JobConfig:
     )
     data_dir: str | None = option(
         None,
-        help="folder that contains the datasets (not required for the digits); for the dataset Folder, the dataset "
-        "itself",
+        help="folder that contains the datasets (not required for the digits); for the datasets Folder and Table, "
+        "the folder or file of the dataset itself",
         metavar="DIR",
         compare=False,
     )
@@ -229,6 +244,10 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         check_options(self, self.NOT_CHECKED)
+        if self.columns is not None:
+            self._set(columns=format_columns(parse_columns(self.columns)))
+        if self.split_by == self._default_split_by():
+            self._set(split_by=None)  # the same job, whether or not it is spelled out
         spec = self.dataset_spec()
         self._set(
             test_envs=check_test_envs(self.test_envs, self.dataset, spec),
@@ -263,8 +282,19 @@ class JobConfig:
             self.algorithm, self.dataset, self.hparams_seed, self.trial_seed, self.hparams, self.protocol
         )
 
+    def _default_split_by(self) -> str:
+        return "group" if self.columns and "group" in parse_columns(self.columns) else "image"
+
+    def splits_groups(self) -> bool:
+        """Return whether all images of a group are in the same split."""
+        return (self.split_by or self._default_split_by()) == "group"
+
+    def dataset_class(self) -> type[MultipleDomainDataset]:
+        """Return the class of the dataset, for a table with the job's columns."""
+        return get_dataset_class(self.dataset, self.columns)
+
     def has_custom_environments(self) -> bool:
-        """Return whether data_dir determines the environments, as for the dataset Folder."""
+        """Return whether data_dir determines the environments, as for the datasets Folder and Table."""
         return self.dataset_spec().has_custom_environments
 
     def title(self) -> str:
@@ -282,7 +312,7 @@ class JobConfig:
 
     def dataset_spec(self) -> DatasetSpec:
         """Return the specification of the dataset."""
-        return dataset_spec(self.dataset, self.data_dir)
+        return dataset_spec(self.dataset, self.data_dir, self.columns)
 
     def name(self) -> str:
         """Return a hash of everything that determines the records, used as the name of the job's folder in a sweep.

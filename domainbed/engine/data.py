@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from domainbed.algorithms.base import Minibatch
-from domainbed.datasets import MultipleDomainDataset, get_dataset_class
+from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.config import JobConfig
+from domainbed.errors import UsageError
 from domainbed.hparams import Hparams
 from domainbed.loading.base import Feed, Request
 from domainbed.loading.sampling import BatchSampler
@@ -20,11 +22,13 @@ def load_data(config: JobConfig, hparams: Hparams) -> tuple[MultipleDomainDatase
     """Return the job's dataset, downloaded first if necessary and possible, and the split of each environment.
 
     Raises:
-        UsageError: the images are missing, cannot be read, or are too few to split.
+        UsageError: the images are missing, cannot be read, or are too few to split; or the job splits groups, and the
+            dataset has none, or some in several environments.
     """
-    dataset_class = get_dataset_class(config.dataset)
+    dataset_class = config.dataset_class()
     dataset_class.prepare(config.data_dir)
     dataset = dataset_class(config.data_dir, config.test_envs, hparams, config.trial_seed)
+    groups = environment_groups(config, dataset) if config.splits_groups() else [None] * len(dataset)
     splits = [
         split_environment(
             len(environment),
@@ -32,10 +36,41 @@ def load_data(config: JobConfig, hparams: Hparams) -> tuple[MultipleDomainDatase
             config.trial_seed,
             config.holdout_fraction,
             config.uda_holdout_fraction if i in config.test_envs else 0.0,
+            groups[i],
         )
         for i, environment in enumerate(dataset)
     ]
     return dataset, splits
+
+
+def environment_groups(config: JobConfig, dataset: MultipleDomainDataset) -> list[np.ndarray]:
+    """Return the groups of each environment's images.
+
+    Raises:
+        UsageError: images have no groups, or a group has images in several environments.
+    """
+    names = config.environment_names()
+    groups = [values for environment in dataset if (values := getattr(environment, "groups", None)) is not None]
+    if len(groups) < len(dataset):
+        raise UsageError(
+            f"--split_by group: {config.dataset} does not define groups of images; a Table does if --columns names "
+            "that column, such as --columns group=patient"
+        )
+    environment_of: dict[object, str] = {}
+    shared = {
+        group: f"{group} in {environment_of[group]} and {name}"
+        for name, values in zip(names, groups, strict=True)
+        for group in dict.fromkeys(values)
+        if environment_of.setdefault(group, name) != name
+    }
+    if shared:
+        raise UsageError(
+            f"--split_by group: {len(shared):,} groups have images in several environments, so both sides would have "
+            f"images of them ({'; '.join(list(shared.values())[:3])}{'; …' * (len(shared) > 3)}). If they are "
+            "different, give them different names, such as hospital1-patient1; otherwise, delete their images from "
+            "all but one environment, or pass --split_by image"
+        )
+    return groups
 
 
 class Batches:

@@ -329,11 +329,25 @@ def print_header(config: JobConfig, setup: Setup) -> None:
     modes += ["compiled featurizers"] * any(featurizer.is_compiled for featurizer in featurizers_of(setup.algorithm))
     tqdm.write(", ".join([software_versions(), str(setup.device), *modes]))
     tqdm.write(f"args: {config.args()}\nhparams: {setup.algorithm.hparams}")
+    for line in [*config.dataset_class().describe(config.data_dir), *describe_groups(config, setup)]:
+        tqdm.write(line)
     if setup.algorithm.caveat:
         tqdm.write(f"note: {config.algorithm}: {setup.algorithm.caveat}")
     if is_frozen(setup.algorithm.hparams) and not setup.algorithm.hparams["feature_views"]:
         tqdm.write('note: features of images without augmentation; use {"feature_views": N} for augmented views')
     tqdm.write("accuracies in percent: in split/out split, [test environment]")
+
+
+def describe_groups(config: JobConfig, setup: Setup) -> list[str]:
+    """Return how many images of each environment are held out, if the job splits groups, whose sizes differ."""
+    if not config.splits_groups():
+        return []
+    sizes = [(len(split.out), sum(map(len, split.parts().values()))) for split in setup.splits]
+    shares = [
+        f"{printable(name)} {out:,} of {n:,} ({out / n:.0%})"
+        for name, (out, n) in zip(setup.environments, sizes, strict=True)
+    ]
+    return [f"split by group; images held out: {', '.join(shares)}"]
 
 
 def format_progress(record: Mapping[str, Any], test_envs: tuple[int, ...]) -> str:

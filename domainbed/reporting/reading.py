@@ -229,6 +229,9 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         settings += ", clean_evaluation"
     if (precision := args.get("precision", PRECISIONS[0])) != PRECISIONS[0]:
         settings += f", precision {precision}"
+    for name in ("columns", "split_by"):
+        if args.get(name):
+            settings += f", {name} {args[name]}"
     if (protocol := args.get("protocol", "2021")) != "2021":
         settings += f", protocol {protocol}"
     if digest := args.get("init_digest"):

@@ -27,7 +27,7 @@ def parser() -> cli.Parser:
         "--data_dir",
         required=True,
         metavar="DIR",
-        help="folder to download into, created if necessary; for the dataset Folder, the dataset itself",
+        help="folder to download into, created if necessary; for the datasets Folder and Table, the dataset itself",
     )
     p.add_argument(
         "--dataset",
@@ -36,6 +36,7 @@ def parser() -> cli.Parser:
         metavar="NAME",
         help=f"one or more of {', '.join(DATASETS)}; without it, list them with their sizes",
     )
+    p.add_argument("--columns", metavar="ROLE=COLUMN,…", help="columns of the dataset Table, as in train")
     cli.add_import_option(p)
     p.add_argument(
         "--verify", action="store_true", help="check existing files, on all CPU cores, instead of downloading"
@@ -51,12 +52,15 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     import_modules(args.imports)
-    datasets = {name: get_dataset_class(name) for name in args.dataset}
+    datasets = {name: get_dataset_class(name, args.columns) for name in args.dataset}
     if args.write_leave_out and not args.verify:
         raise UsageError("--write_leave_out requires --verify, which finds the broken images")
     if args.verify and not args.dataset:
         raise UsageError("--verify requires --dataset")
-    if not os.path.isdir(args.data_dir):
+    if args.dataset == ["Table"]:
+        if not args.verify:
+            raise UsageError("nothing to download for your own images (check them with --verify)")
+    elif not os.path.isdir(args.data_dir):
         if args.verify or "Folder" in args.dataset:
             raise UsageError(f"--data_dir {args.data_dir!r} is not a folder")
         make_folder(Path(args.data_dir), "--data_dir")
@@ -77,6 +81,7 @@ def list_datasets(data_dir: str) -> list[str]:
     from domainbed.datasets.mnist import MNIST, NUM_IMAGES
     from domainbed.datasets.photos import Folder, PublishedDataset
     from domainbed.datasets.publishers.sources import SOURCES
+    from domainbed.datasets.table import Table
 
     lines = []
     for name, dataset in ((name, DATASETS[name]) for name in DATASETS):
@@ -93,7 +98,7 @@ def list_datasets(data_dir: str) -> list[str]:
             n, note = 1797, "included in scikit-learn"
         elif issubclass(dataset, Debug):
             n, note = N_IMAGES * len(dataset.ENVIRONMENTS), "random numbers"
-        elif issubclass(dataset, Folder):
+        elif issubclass(dataset, Folder | Table):
             note = "your own images"
         images = f"{n:,} images" if n else ""
         lines.append(f"  {name:<20}{images:>15}  {note}".rstrip())

@@ -26,7 +26,7 @@ from domainbed.sweep.job import Job, absolute_paths
 from domainbed.sweep.launch import LaunchResult, launch_order, run_launch
 from domainbed.sweep.launchers import LAUNCHERS, Launcher
 from domainbed.sweep.log import log_launch, requested_jobs
-from domainbed.sweep.preflight import check_jobs
+from domainbed.sweep.preflight import check_jobs, describe_datasets
 from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
 from domainbed.sweep.status import JobState, Status, count_states, survey
 
@@ -282,7 +282,7 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
         launcher.print_commands(jobs)
         return None
     estimated = check_and_estimate(args, launcher, jobs, statuses)
-    print(*estimated.lines(), sep="\n", flush=True)
+    print(*describe_datasets(jobs), *estimated.lines(), sep="\n", flush=True)
     if events:
         json_output.print_event(events, "estimate", **estimated.to_json())
     if args.estimate:

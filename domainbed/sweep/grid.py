@@ -155,7 +155,7 @@ class Grid:
             return "photographs"
         if algorithm_class.REQUIRES_IMAGES and parse_overrides(self.job_args.get("hparams")).get("frozen") is True:
             return "images, not features of a frozen backbone"
-        spec = dataset_spec(dataset, self.job_args.get("data_dir"))
+        spec = self._spec(dataset)
         num_domains = len(spec.environments) - max(map(len, self._test_envs_on(dataset, spec)), default=0)
         if num_domains < algorithm_class.MIN_DOMAINS:
             return f"at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
@@ -194,9 +194,12 @@ class Grid:
 
     def _with_specs(self) -> "Grid":
         """Return the grid with a specification of each of its datasets, from its class if it has none yet."""
-        data_dir = self.job_args.get("data_dir")
-        specs = {name: self.specs.get(name) or dataset_spec(name, data_dir) for name in dict.fromkeys(self.datasets)}
+        specs = {name: self.specs.get(name) or self._spec(name) for name in dict.fromkeys(self.datasets)}
         return replace(self, specs=specs)
+
+    def _spec(self, dataset: str) -> DatasetSpec:
+        """Return the specification of a dataset with the arguments of the jobs, from its class."""
+        return dataset_spec(dataset, self.job_args.get("data_dir"), self.job_args.get("columns"))
 
     def runs(self) -> Iterator[RunKey]:
         """Yield the runs trial by trial. A dataset or algorithm that is named twice counts once.

@@ -5,9 +5,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.config import JobConfig
 from domainbed.errors import AlgorithmError, UsageError, one_line
 from domainbed.hparams import SHARED, Hparams, parse_overrides
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Weights files of the backbones of the published protocol (torchvision's IMAGENET1K_V1). Those of others are known to
 # torchvision, which imports torch.
 WEIGHTS_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-0676ba61.pth"}
+DatasetKey: TypeAlias = tuple[str, str | None, str | None, str | None]
+
 MAX_NAMED = 3  # kinds of jobs that a problem names
 
 
@@ -55,12 +57,23 @@ def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> dict[Kind, 
 
 def one_per_kind(jobs: Iterable[Job]) -> list[JobConfig]:
     """Return one job of each dataset and algorithm, with the fewest training environments, dataset by dataset."""
-    configs: dict[tuple[str | None, Kind], JobConfig] = {}
+    configs: dict[tuple[DatasetKey, Kind], JobConfig] = {}
     for job in jobs:
-        key = job.config.data_dir, job.kind
+        key = dataset_key(job.config), job.kind
         if key not in configs or len(job.config.test_envs) >= len(configs[key].test_envs):
             configs[key] = job.config
-    return sorted(configs.values(), key=lambda config: (config.dataset, config.data_dir or ""))
+    return sorted(configs.values(), key=lambda config: [str(part) for part in dataset_key(config)])
+
+
+def dataset_key(config: JobConfig) -> DatasetKey:
+    """Return what determines the images of a job and their splits, apart from the trial."""
+    return config.dataset, config.data_dir, config.columns, config.split_by
+
+
+def describe_datasets(jobs: Iterable[Job]) -> list[str]:
+    """Return what users should see of their own images before training, one line each."""
+    datasets = {dataset_key(job.config): job.config for job in jobs}
+    return [line for config in datasets.values() for line in config.dataset_class().describe(config.data_dir)]
 
 
 def find_missing(configs: Iterable[JobConfig]) -> list[str]:
@@ -70,10 +83,13 @@ def find_missing(configs: Iterable[JobConfig]) -> list[str]:
     """
     problems: dict[str, None] = {}
     downloads: dict[str, None] = {}
+    checked: set[DatasetKey] = set()
     for config in configs:
-        dataset = DATASETS[config.dataset]
-        problems |= dict.fromkeys(dataset.find_problems(config.data_dir))
-        downloads |= dict.fromkeys(dataset.find_downloads(config.data_dir))
+        dataset = config.dataset_class()
+        if (key := dataset_key(config)) not in checked:
+            checked.add(key)
+            problems |= dict.fromkeys(dataset.find_problems(config.data_dir))
+            downloads |= dict.fromkeys(dataset.find_downloads(config.data_dir))
         if not dataset.SMALL_IMAGES and (line := _missing_weights(config)):
             downloads[line] = None
     hint = "it is downloaded, if possible, when nothing else is missing"
@@ -112,15 +128,15 @@ def find_errors(configs: Iterable[JobConfig], timing: Timing) -> tuple[list[str]
     checked_weights: set[str] = set()
     measurements: dict[Kind, Measurement] = {}
     seconds = 0.0  # of the timings
-    key: tuple[str, str | None] | None = None
+    key: DatasetKey | None = None
     dataset: MultipleDomainDataset | None = None
     for config in configs:
         import_modules(config.imports)
         try:
             hparams = config.resolved_hparams()
             JobLoggers(config)
-            if key != (config.dataset, config.data_dir):
-                key, dataset = (config.dataset, config.data_dir), None
+            if key != dataset_key(config):
+                key, dataset = dataset_key(config), None
                 try:
                     dataset, _ = load_data(config, hparams)
                 except (UsageError, OSError) as error:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +68,8 @@ def test_name_hashes_exactly_what_determines_the_records():
         is_adaptation = name in ("task", "uda_holdout_fraction")
         names.add(make(**{name: value}).name() if not is_adaptation else make(**{**hashed, name: value}).name())
     assert len(names) == len(hashed), "task and uda_holdout_fraction require one another"
-    others = {"algorithm", "init_from"}  # the latter by its content, init_digest
+    # init_from by its content, init_digest; the columns and the split of a Table are tested below.
+    others = {"algorithm", "init_from", "columns", "split_by"}
     assert set(hashed) | set(not_hashed) | others == {f.name for f in dataclasses.fields(JobConfig)}
     assert make(hparams='{"lr": 0.5, "batch_size": 3}').name() == make(hparams='{"batch_size":3,"lr":0.5}').name()
 
@@ -143,3 +145,28 @@ def test_hyperparameters_are_checked_when_they_are_resolved():
     config = make(hparams='{"lrr": 1}')
     with pytest.raises(UsageError, match=r"ERM has no hyperparameter 'lrr'; did you mean lr\?"):
         config.resolved_hparams()
+
+
+def test_columns_and_splits_by_group_are_part_of_the_name_in_one_form(tmp_path: Path):
+    for i in range(2):
+        (tmp_path / f"{i}.csv").write_text("file,kind,env,who\na.png,x,0,p\nb.png,y,1,q\n")
+    given = {"dataset": "Table", "algorithm": "ERM", "test_envs": (0,), "data_dir": str(tmp_path / "0.csv")}
+    labeled = JobConfig(**given, columns="label=kind")
+    grouped = JobConfig(**given, columns="group=who, label=kind")
+    assert grouped.columns == "label=kind,group=who"
+    assert grouped.splits_groups()
+    assert not labeled.splits_groups()
+    # Spelling out the default names the same job.
+    assert JobConfig(**given, columns="label=kind,group=who", split_by="group") == grouped
+    assert JobConfig(**given, columns="label=kind", split_by="image") == labeled
+    by_image = JobConfig(**given, columns="label=kind,group=who", split_by="image")
+    assert not by_image.splits_groups()
+    assert len({config.name() for config in (labeled, grouped, by_image)}) == 3
+    moved = JobConfig(**{**given, "data_dir": str(tmp_path / "1.csv")}, columns="group=who,label=kind")
+    assert moved.name() == grouped.name()
+    assert JobConfig.from_recorded_args(grouped.args()) == grouped
+    assert JobConfig("ColoredDigits", "ERM", (0,), split_by="image") == JobConfig("ColoredDigits", "ERM", (0,))
+    with pytest.raises(UsageError, match="--split_by"):
+        JobConfig(**given, columns="label=kind", split_by="patient")
+    with pytest.raises(UsageError, match="--columns applies to the dataset Table only"):
+        JobConfig("ColoredDigits", "ERM", (0,), columns="label=kind")
