@@ -68,7 +68,8 @@ def test_name_hashes_exactly_what_determines_the_records():
         is_adaptation = name in ("task", "uda_holdout_fraction")
         names.add(make(**{name: value}).name() if not is_adaptation else make(**{**hashed, name: value}).name())
     assert len(names) == len(hashed), "task and uda_holdout_fraction require one another"
-    others = {"algorithm", "init_from"}  # the latter by its content, init_digest
+    # init_from by its content, init_digest; the columns and the split of a Table are tested below.
+    others = {"algorithm", "init_from", "columns", "split_by"}
     assert set(hashed) | set(not_hashed) | others == {f.name for f in dataclasses.fields(JobConfig)}
     assert make(hparams='{"lr": 0.5, "batch_size": 3}').name() == make(hparams='{"batch_size":3,"lr":0.5}').name()
 
