@@ -130,15 +130,16 @@ def test_all_images_of_a_group_are_in_one_split(tmp_path: Path, capsys):
         assert len(sides) == 2
         assert not sides[0] & sides[1]
         assert len(split.out) == pytest.approx(0.2 * len(environment), abs=4)
-    grouped = records_of("Table", path, tmp_path / "grouped", columns="group=scan of")
+    short = {"steps": 1, "eval": "splits", "columns": "group=scan of"}
+    grouped = records_of("Table", path, tmp_path / "grouped", **short)
     assert "split by group; images held out: A " in capsys.readouterr().out
-    assert grouped != records_of("Table", path, tmp_path / "by_image", columns="group=scan of", split_by="image")
+    assert grouped != records_of("Table", path, tmp_path / "by_image", **short, split_by="image")
     plain = JobConfig("Table", "Blur", (0,), data_dir=path, split_by="group")
     with pytest.raises(UsageError, match="does not define groups of images; a Table does if --columns names"):
         load_data(plain, plain.resolved_hparams())
     frame["scan of"] = [f"{i % 5}" for i in range(len(frame))]
     frame.to_csv(path, index=False)
-    with pytest.raises(UsageError, match=r"5 groups have images in several environments.*\(0 in A and C; .*; …\)"):
+    with pytest.raises(UsageError, match=r"5 groups have images in several environments.*\(\d in A and S; .*; …\)"):
         load_data(config, config.resolved_hparams())
 
 
