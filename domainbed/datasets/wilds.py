@@ -78,7 +78,7 @@ class WILDSCamelyon(WILDS):
         path = folder / "metadata.csv"
         table = read_table(path, ("patient", "node", "x_coord", "y_coord", "tumor", "center"))
         # As text, because patients have leading zeros.
-        columns = [table[name].tolist() for name in ("patient", "node", "x_coord", "y_coord")]
+        columns = [table[name] for name in ("patient", "node", "x_coord", "y_coord")]
         files = [
             f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
             for patient, node, x, y in zip(*columns, strict=True)
