@@ -127,7 +127,7 @@ class WILDSFMoW(WILDS):
 
         countries = read_table(folder / "country_code_mapping.csv", ("alpha-3", "region"))
         region_of: Mapping[str, str] = dict(zip(countries["alpha-3"], countries["region"], strict=True))
-        regions = table["country_code"].astype(object).map(lambda code: region_of.get(code) or OTHER)
+        regions = table["country_code"].map(lambda code: region_of.get(code) or OTHER)
         numbers, names = pd.factorize(regions)
         return numbers.astype(np.int64), [str(name) for name in names]
 
@@ -137,8 +137,8 @@ def read_table(path: Path, columns: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        # As categories of text, which take a tenth of the memory of as many strings.
-        table = pd.read_csv(path, usecols=lambda name: name in columns, dtype="category", keep_default_na=False)
+        # As text, and not as categories, whose values would be numbers and lose leading zeros.
+        table = pd.read_csv(path, usecols=lambda name: name in columns, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UsageError(f"cannot read {path}: {reason}") from error
@@ -152,7 +152,7 @@ def read_table(path: Path, columns: Sequence[str]) -> "pd.DataFrame":
 def parse_numbers(path: Path, column: "pd.Series", n: int) -> np.ndarray:
     """Return a column of numbers 0, …, n - 1. Raises UsageError if it has anything else."""
     number_of = {str(number): number for number in range(n)}
-    numbers = column.astype(object).map(number_of)
+    numbers = column.map(number_of)
     if numbers.isna().any():
         row = int(np.argmax(numbers.isna()))
         raise UsageError(f"{path}, row {row + 1}: {column.name} is {column.iloc[row]!r}, not in 0, …, {n - 1}")
