@@ -29,12 +29,13 @@ BOTTOM_UP = [
     "command_launchers",
     "reporting",
     "landscape",
+    "inspection",
     "colored_mnist",
     "scripts",
     "api",
     "lib",
 ]
-OPTIONAL = {"landscape", "colored_mnist"}
+OPTIONAL = {"landscape", "inspection", "colored_mnist"}
 
 
 def imports_of(path: Path) -> set[str]:
