@@ -76,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         loader_workers=0,
     )
 
-    from domainbed.inspection.measure import inspect_dataset
+    from domainbed.inspection.measure import inspect_dataset, load_dataset
     from domainbed.inspection.tables import as_text
 
     output_dir = Path(options.output_dir)
-    contents = inspect_dataset(config, options.images_per_class, options.sample)
+    dataset, messages = load_dataset(config)
     make_folder(output_dir)
+    contents = inspect_dataset(config, dataset, options.images_per_class, options.sample)
+    contents.warnings[:0] = messages
     print(as_text(contents))
     print(write(contents, output_dir))
     return 0
@@ -97,7 +99,8 @@ def write(contents: "DatasetContents", output_dir: Path) -> str:
     files: dict[tuple[str, ...], bytes] = {("sizes",): sizes} if sizes else {}
     for env, environment in enumerate(contents.environments):
         files["images", str(env), environment.name] = environment.contact_sheet.png
-        files["views", str(env), environment.name] = environment.views.png
+        if environment.views:
+            files["views", str(env), environment.name] = environment.views.png
     page = as_html(contents, sizes)
     for names, png in files.items():
         with atomic_write(output_dir / f"{file_stem([contents.name, *names])}.png") as file:

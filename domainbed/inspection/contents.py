@@ -43,18 +43,16 @@ class EnvironmentContents:
         counts: number of images of each class, [classes].
         headers: those of its image files that have one; empty for arrays.
         pixels: statistics of the sampled images.
-        is_augmented: whether training augments its images.
         contact_sheet: random images of each class.
-        views: images as training sees them.
+        views: images as training augments them; None if it does not.
     """
 
     name: str
     counts: np.ndarray
     headers: list[Header]
     pixels: PixelStatistics
-    is_augmented: bool
     contact_sheet: Sheet
-    views: Sheet
+    views: Sheet | None
 
 
 @dataclass(frozen=True)

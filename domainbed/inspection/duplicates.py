@@ -2,16 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from domainbed.datasets import ArrayEnvironment
+from domainbed.datasets import ArrayEnvironment, FileEnvironment
 from domainbed.inspection.image_files import Header, sha256_of
-
-Key: TypeAlias = tuple[int, int]  # an environment, and the index of an image
+from domainbed.inspection.reader import Key
 
 
 class Duplicates(NamedTuple):
@@ -44,16 +42,23 @@ def find_duplicates(contents: Iterable[tuple[Key, Hashable]], labels: Sequence[n
     )
 
 
-def file_contents(headers: Sequence[tuple[Key, Path, Header]]) -> Iterator[tuple[Key, Hashable]]:
-    """Yield a checksum of each file that may have a copy. Only such files are read, which are few."""
-    counts = Counter(header.fingerprint for _, _, header in headers)
-    for key, path, header in headers:
+def file_contents(
+    environments: Mapping[int, FileEnvironment], headers: Mapping[Key, Header]
+) -> Iterator[tuple[Key, Hashable]]:
+    """Yield a checksum of each file that may have a copy. Only such files are read, which are few.
+
+    Args:
+        environments: the environments, by number.
+        headers: those of the files that have one.
+    """
+    counts = Counter(header.fingerprint for header in headers.values())
+    for (env, i), header in headers.items():
         if counts[header.fingerprint] > 1:
-            yield key, sha256_of(path)
+            yield (env, i), sha256_of(environments[env].folder / environments[env].files[i])
 
 
-def array_contents(environments: Iterable[tuple[int, ArrayEnvironment]]) -> Iterator[tuple[Key, Hashable]]:
-    """Yield a checksum of each image of numbered environments."""
-    for env, environment in environments:
+def array_contents(environments: Mapping[int, ArrayEnvironment]) -> Iterator[tuple[Key, Hashable]]:
+    """Yield a checksum of each image of some environments, by number."""
+    for env, environment in environments.items():
         for i, image in enumerate(environment.images):
             yield (env, i), hashlib.sha256(image.tobytes()).digest()

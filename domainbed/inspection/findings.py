@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from domainbed.errors import UsageError
 from domainbed.inspection.contents import EnvironmentContents
-from domainbed.inspection.duplicates import Duplicates, Key
-from domainbed.inspection.reader import ImageReader
+from domainbed.inspection.duplicates import Duplicates
+from domainbed.inspection.reader import ImageReader, Key
 from domainbed.loading.splits import split_environment
 
 HOLDOUT_FRACTION = 0.2  # the default of a job
@@ -30,11 +30,10 @@ def find_problems(
 def _describe_broken(reader: ImageReader) -> list[str]:
     if not reader.broken:
         return []
-    n = len(reader.broken)
-    listed = [f"{name} ({reason.removeprefix(name).strip()})" for name, reason in reader.broken.items()]
+    listed = _listed(list(reader.broken.values()))
     return [
-        f"{_count(n, 'broken image')}: {_listed(listed)}. Only the headers of files and the images shown here "
-        "were read; download --verify decodes all"
+        f"{_count(len(reader.broken), 'broken image')}: {listed}. Only the headers of files and the images shown or "
+        "measured here were read; download --verify decodes all"
     ]
 
 

@@ -12,9 +12,9 @@ from domainbed.errors import UsageError
 from domainbed.inspection.contents import DatasetContents, EnvironmentContents
 from domainbed.inspection.duplicates import Duplicates, array_contents, file_contents, find_duplicates
 from domainbed.inspection.findings import find_problems
-from domainbed.inspection.image_files import Header, read_headers
+from domainbed.inspection.image_files import Header, read_header
 from domainbed.inspection.pixels import PixelStatistics
-from domainbed.inspection.reader import ImageEnvironment, ImageReader, has_colors, image_path
+from domainbed.inspection.reader import ImageEnvironment, ImageReader, Key, has_colors
 from domainbed.inspection.sampling import round_robin, sample_classes, sample_images
 from domainbed.inspection.sheets import SheetMaker
 from domainbed.inspection.views import TrainingViews
@@ -24,18 +24,20 @@ N_VIEWED = 4  # images of each environment whose augmented views are shown
 N_AUGMENTED = 5  # views of each of them
 
 
-def inspect_dataset(config: JobConfig, images_per_class: int, sample: int) -> DatasetContents:
+def inspect_dataset(
+    config: JobConfig, dataset: MultipleDomainDataset, images_per_class: int, sample: int
+) -> DatasetContents:
     """Return what is in the dataset of a job, whose seed determines all random choices.
 
     Args:
         config: the job.
+        dataset: its dataset, as returned by `load_dataset`.
         images_per_class: number of images of each class and environment to show.
         sample: number of images of each environment whose pixels are measured; 0 for all.
 
     Raises:
-        UsageError: the dataset does not exist, or does not have the interface of a dataset.
+        UsageError: the dataset does not have the interface of a dataset.
     """
-    dataset, messages = load_dataset(config)
     environments = check_environments(config, dataset)
     classes = dataset.class_names or [str(label) for label in range(dataset.num_classes)]
     reader = ImageReader(environments, config.environment_names())
@@ -47,19 +49,16 @@ def inspect_dataset(config: JobConfig, images_per_class: int, sample: int) -> Da
     training_views = TrainingViews(config, dataset, reader)
     contents = []
     for env, environment in enumerate(ProgressBar(environments, "contact sheets", unit=" environments", leave=False)):
-        counts = np.bincount(environment.labels, minlength=len(classes))
+        counts = np.bincount(environment.labels.astype(np.int64), minlength=len(classes))
         by_class = sample_classes(environment.labels, len(classes), images_per_class, config.seed, env)
         contact_sheet = maker.contact_sheet(env, by_class, counts.tolist())
-        readable = (i for i in round_robin(by_class, config.seed, env) if reader.read(env, i) is not None)
-        viewed = list(itertools.islice(readable, N_VIEWED))
-        views = maker.views(env, viewed, training_views.of_images(env, viewed, N_AUGMENTED))
-        contents.append(
-            EnvironmentContents(
-                reader.names[env], counts, headers[env], pixels[env], environment.is_augmented, contact_sheet, views
-            )
-        )
+        views = None
+        if environment.is_augmented:
+            readable = (i for i in round_robin(by_class, config.seed, env) if reader.read(env, i) is not None)
+            viewed = list(itertools.islice(readable, N_VIEWED))
+            views = maker.views(env, viewed, training_views.of_images(env, viewed, N_AUGMENTED))
+        contents.append(EnvironmentContents(reader.names[env], counts, headers[env], pixels[env], contact_sheet, views))
     has_files = any(isinstance(environment, FileEnvironment) for environment in environments)
-    problems = [*messages, *find_problems(contents, classes, duplicates, reader)]
     return DatasetContents(
         config.dataset,
         config.data_dir,
@@ -69,12 +68,16 @@ def inspect_dataset(config: JobConfig, images_per_class: int, sample: int) -> Da
         are_colors,
         config.seed,
         contents,
-        problems,
+        find_problems(contents, classes, duplicates, reader),
     )
 
 
 def load_dataset(config: JobConfig) -> tuple[MultipleDomainDataset, list[str]]:
-    """Return the dataset of a job, all of whose environments are trained on, and the warnings of its constructor."""
+    """Return the dataset of a job, with all environments as if they were trained on, and the warnings on the way.
+
+    Raises:
+        UsageError: the dataset does not exist, or cannot be read.
+    """
     dataset_class = get_dataset_class(config.dataset)
     dataset_class.prepare(config.data_dir)
     with warnings.catch_warnings(record=True) as caught:
@@ -84,23 +87,34 @@ def load_dataset(config: JobConfig) -> tuple[MultipleDomainDataset, list[str]]:
 
 
 def check_environments(config: JobConfig, dataset: MultipleDomainDataset) -> list[ImageEnvironment]:
-    """Return the environments of a dataset. Raises UsageError if they do not have the interface that they should."""
-    names = config.environment_names()
+    """Return the environments of a dataset.
+
+    Raises:
+        UsageError: they are not what the dataset declares.
+    """
+    names, n_classes = config.environment_names(), dataset.num_classes
     if len(dataset) != len(names):
         raise UsageError(
             f"{config.dataset} has {len(dataset)} environments, but {len(names)} names: {', '.join(names)}"
         )
+    if dataset.class_names is not None and len(dataset.class_names) != n_classes:
+        raise UsageError(f"{config.dataset} has {len(dataset.class_names)} class_names, but num_classes is {n_classes}")
     environments = []
     for name, environment in zip(names, dataset, strict=True):
+        subject = f"environment {name} of {config.dataset}"
         if not isinstance(environment, ArrayEnvironment | FileEnvironment):
-            raise UsageError(f"environment {name} of {config.dataset} does not consist of images")
+            raise UsageError(f"{subject} does not consist of images")
+        if isinstance(environment, ArrayEnvironment) and environment.images.shape[1:] != dataset.input_shape:
+            raise UsageError(
+                f"the images of {subject} have shape {environment.images.shape[1:]}, but input_shape is "
+                f"{dataset.input_shape}"
+            )
         labels = environment.labels
         if not np.issubdtype(labels.dtype, np.integer):
-            raise UsageError(f"the labels of environment {name} of {config.dataset} are not integers")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < dataset.num_classes:
+            raise UsageError(f"the labels of {subject} are {labels.dtype}, not integers")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
             raise UsageError(
-                f"the labels of environment {name} of {config.dataset} are in {labels.min()}..{labels.max()}, not in "
-                f"0..{dataset.num_classes - 1} (num_classes is {dataset.num_classes})"
+                f"the labels of {subject} are in {labels.min()}..{labels.max()}, but num_classes is {n_classes}"
             )
         environments.append(environment)
     return environments
@@ -108,21 +122,21 @@ def check_environments(config: JobConfig, dataset: MultipleDomainDataset) -> lis
 
 def read_files(reader: ImageReader) -> tuple[list[list[Header]], Duplicates]:
     """Return the headers of each environment's files that have one, and the duplicates among all images."""
-    photos = [(env, e) for env, e in enumerate(reader.environments) if isinstance(e, FileEnvironment)]
-    keys = [(env, i) for env, environment in photos for i in range(len(environment))]
-    paths = [image_path(environment, i) for _, environment in photos for i in range(len(environment))]
-    headers: list[list[Header]] = [[] for _ in reader.environments]
-    readable = []
-    bar = ProgressBar(read_headers(paths), "image files", len(paths), unit=" files", leave=False)
-    for (env, i), path, header in zip(keys, paths, bar if paths else (), strict=True):
-        if isinstance(header, Header):
-            headers[env].append(header)
-            readable.append(((env, i), path, header))
+    photos = {env: e for env, e in enumerate(reader.environments) if isinstance(e, FileEnvironment)}
+    arrays = {env: e for env, e in enumerate(reader.environments) if isinstance(e, ArrayEnvironment)}
+    keys = [(env, i) for env, environment in photos.items() for i in range(len(environment))]
+    headers: dict[Key, Header] = {}
+    for env, i in ProgressBar(keys, "image files", unit=" files", leave=False):  # not in threads, which are slower
+        result = read_header(photos[env].folder / photos[env].files[i])
+        if isinstance(result, Header):
+            headers[env, i] = result
         else:
-            reader.broken[reader.name(env, i)] = header
-    arrays = [(env, e) for env, e in enumerate(reader.environments) if isinstance(e, ArrayEnvironment)]
-    contents = itertools.chain(file_contents(readable), array_contents(arrays))
-    return headers, find_duplicates(contents, [environment.labels for environment in reader.environments])
+            reader.broken[env, i] = f"{reader.name(env, i)} ({result})"
+    by_environment: list[list[Header]] = [[] for _ in reader.environments]
+    for (env, _), header in headers.items():
+        by_environment[env].append(header)
+    contents = itertools.chain(file_contents(photos, headers), array_contents(arrays))
+    return by_environment, find_duplicates(contents, [environment.labels for environment in reader.environments])
 
 
 def measure_pixels(reader: ImageReader, sample: int, seed: int) -> list[PixelStatistics]:

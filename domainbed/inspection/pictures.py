@@ -85,7 +85,7 @@ def encode(picture: Image.Image, format: str, is_lossless: bool = True) -> bytes
     """Return the file of a picture; format is "png" or "webp"."""
     file = BytesIO()
     if format == "png":
-        picture.save(file, "png", optimize=True)
+        picture.save(file, "png")
     else:
         picture.save(file, "webp", lossless=is_lossless, quality=WEBP_QUALITY)
     return file.getvalue()

@@ -1,7 +1,6 @@
 """Reads the images of a dataset as the network receives them, before the normalization of their colors."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ from domainbed.errors import UsageError, one_line
 from domainbed.loading.augmentation import denormalize
 
 ImageEnvironment: TypeAlias = ArrayEnvironment | FileEnvironment
+Key: TypeAlias = tuple[int, int]  # an environment, and the index of an image in it
 
 
 class ImageReader:
@@ -20,13 +20,13 @@ class ImageReader:
     Attributes:
         environments: the environments.
         names: their names.
-        broken: the name of each image that could not be read -> the reason.
+        broken: each image that could not be read -> a message that names it.
     """
 
     def __init__(self, environments: Sequence[ImageEnvironment], names: Sequence[str]) -> None:
         self.environments = environments
         self.names = names
-        self.broken: dict[str, str] = {}
+        self.broken: dict[Key, str] = {}
 
     def name(self, env: int, i: int) -> str:
         """Return what identifies an image for people: its path, or its environment and index."""
@@ -35,19 +35,14 @@ class ImageReader:
 
     def read(self, env: int, i: int) -> np.ndarray | None:
         """Return an image, [channels, height, width], with the values of `raw_values`; None if it cannot be read."""
-        name = self.name(env, i)
-        if name in self.broken:
+        if (env, i) in self.broken:
             return None
         try:
             x, _ = self.environments[env][i]
         except UsageError as error:
-            self.broken[name] = one_line(error)
+            self.broken[env, i] = one_line(error)
             return None
         return raw_values(self.environments[env], x[None])[0]
-
-
-def image_path(environment: FileEnvironment, i: int) -> Path:
-    return environment.folder / environment.files[i]
 
 
 def raw_values(environment: ImageEnvironment, x: torch.Tensor) -> np.ndarray:

@@ -53,12 +53,10 @@ class SheetMaker:
         rows = []
         for i, x in zip(images, views, strict=True):
             name, label = self.reader.name(env, i), self.classes[self.reader.environments[env].labels[i]]
-            shown = f"in evaluation, then {len(x) - 1} augmented views" if len(x) > 1 else "in training and evaluation"
-            description = f"{name}, class {label}: as {shown}"
+            description = f"{name}, class {label}: in evaluation, then {len(x) - 1} augmented views"
             rows.append(([label, name], description, [self._picture(view, VIEW) for view in x]))
-        is_augmented = self.reader.environments[env].is_augmented
-        title = "evaluation (left), training" if is_augmented else "training and evaluation, not augmented"
-        return self._sheet(env, f"{self.dataset}, {self.reader.names[env]}: {title}", rows, VIEW)
+        title = f"{self.dataset}, {self.reader.names[env]}: in evaluation (left), and augmented in training"
+        return self._sheet(env, title, rows, VIEW)
 
     def _picture(self, x: np.ndarray, size: int) -> Image.Image:
         return to_picture(x, self.low, self.high, size)

@@ -14,9 +14,19 @@ CHANNELS = {1: ("gray",), 2: ("red", "green"), 3: ("red", "green", "blue")}
 
 
 class Table(NamedTuple):
-    """A table of text: the first column names the rows, the others are numbers if `is_numeric`."""
+    """A table of text.
+
+    Attributes:
+        title: its heading.
+        caption: what the cells are.
+        columns: the names of the columns; the first one names the rows.
+        rows: the cells, row by row.
+        note: more about them; "" if there is none.
+        is_numeric: whether all columns but the first contain numbers.
+    """
 
     title: str
+    caption: str
     columns: list[str]
     rows: list[list[str]]
     note: str
@@ -37,7 +47,7 @@ def counts_table(contents: DatasetContents) -> Table:
     rows = [[name, *map(_number, row), _number(row.sum())] for name, row in zip(names, counts, strict=True)]
     totals = counts.sum(0)
     rows.append(["all", *map(_number, totals), _number(totals.sum())])
-    return Table("Images per class and environment", [kind, *columns, "all"], rows, "")
+    return Table("Images per class and environment", "Number of images", [kind, *columns, "all"], rows, "")
 
 
 def files_table(contents: DatasetContents) -> Table:
@@ -56,8 +66,9 @@ def files_table(contents: DatasetContents) -> Table:
             ]
         )
     _, height, width = contents.input_shape
-    note = f"Sizes in pixels, as stored; networks receive images of {width} x {height} pixels, in RGB."
-    return Table("Image files", ["Environment", "Files", "Width", "Height", "Formats", "Modes"], rows, note, False)
+    columns = ["Environment", "Files", "Width", "Height", "Formats", "Modes"]
+    note = f"Networks receive images of {width} x {height} pixels, in RGB."
+    return Table("Image files", "As stored; sizes in pixels", columns, rows, note, False)
 
 
 def pixels_table(contents: DatasetContents) -> Table:
@@ -70,12 +81,12 @@ def pixels_table(contents: DatasetContents) -> Table:
         values = np.stack([pixels.mean, pixels.std], axis=1).ravel().tolist() if pixels.n else []
         rows.append([environment.name, _number(pixels.n), *(f"{value:.3f}" for value in values)])
     columns = ["Environment", "Images", *(f"{channel} {kind}" for channel in channels for kind in ("mean", "std"))]
-    unit = "Colors range from 0 to 1" if contents.has_colors else "Values are those that networks receive"
+    caption = "Colors from 0 to 1" if contents.has_colors else "Values as networks receive them"
     note = (
-        f"{unit}. Computed from a random sample of each environment, from all pixels of all images as in evaluation"
-        f"{', before normalization' if contents.has_files else ''}."
+        "From all pixels of a random sample of each environment's images, as in evaluation"
+        f"{' before normalization' if contents.has_files else ''}."
     )
-    return Table("Pixels", columns, rows, note)
+    return Table("Pixels", caption, columns, rows, note)
 
 
 def as_text(contents: DatasetContents) -> str:
@@ -85,7 +96,7 @@ def as_text(contents: DatasetContents) -> str:
         alignment = ["left", *["right" if table.is_numeric else "left"] * (len(table.columns) - 1)]
         rows = [row + [""] * (len(table.columns) - len(row)) for row in table.rows]
         shown = tabulate(rows, table.columns, colalign=alignment, disable_numparse=True)
-        blocks.append("\n".join(filter(None, [table.title, shown, table.note])))
+        blocks.append("\n".join([table.title, shown, *([f"{table.caption}. {table.note}"] if table.note else [])]))
     if contents.warnings:
         blocks.append("\n".join(["Warnings:", *(f"  {warning}" for warning in contents.warnings)]))
     return printable("\n\n".join(blocks) + "\n")

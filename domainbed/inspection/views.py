@@ -31,10 +31,10 @@ class TrainingViews:
         self._seed = config.seed
 
     def of_images(self, env: int, images: Sequence[int], n_augmented: int) -> list[np.ndarray]:
-        """Return the views of each image: as in evaluation without augmentation, then augmented, if training does that.
+        """Return the views of each image: as in evaluation without augmentation, then augmented.
 
         Args:
-            env: an environment.
+            env: an environment whose images are augmented.
             images: indices of images that can be read.
             n_augmented: the number of augmented views.
 
@@ -43,14 +43,11 @@ class TrainingViews:
         """
         if not images:
             return []
-        environment = self._environments[env]
-        requests = [Request(env, np.array(images))]
-        if environment.is_augmented:
-            key = seed_hash("augmentation", self._seed, env)  # as in engine.data.Batches
-            requests.append(Request(env, np.repeat(images, n_augmented), key))
+        key = seed_hash("augmentation", self._seed, env)  # as in engine.data.Batches
+        requests = [Request(env, np.array(images)), Request(env, np.repeat(images, n_augmented), key)]
         (batches,) = self._feed.batches([requests])
-        plain, *augmented = (raw_values(environment, x) for x, _ in batches)
+        plain, augmented = (raw_values(self._environments[env], x) for x, _ in batches)
         return [
-            np.concatenate([plain[i : i + 1], *(x[i * n_augmented : (i + 1) * n_augmented] for x in augmented)])
+            np.concatenate([plain[i : i + 1], augmented[i * n_augmented : (i + 1) * n_augmented]])
             for i in range(len(images))
         ]
