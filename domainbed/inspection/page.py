@@ -30,7 +30,7 @@ def as_html(contents: DatasetContents, sizes: bytes | None) -> str:
         "plots": [_plot(sizes)] if sizes else [],
         "picture": _picture,
     }
-    path = os.path.abspath(contents.data_dir) if contents.data_dir else "no data_dir"
+    path = os.path.abspath(contents.data_dir) if contents.data_dir else ""
     return render_page(
         "domainbed.inspection", "inspection.html", contents.name, path, summary, values, "inspection.css"
     )

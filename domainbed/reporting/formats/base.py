@@ -46,7 +46,7 @@ def render_page(
         package: the Python package that contains the page's files.
         template: the file of its template.
         name: the title.
-        path: the folder or file that the page is about.
+        path: the folder or file that the page is about; "" for none.
         summary: a line below the title.
         values: the variables of the template.
         style: the file of its own style, if any.
