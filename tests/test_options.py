@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from domainbed import cli
 from domainbed.colored_mnist import command as colored_mnist
 from domainbed.errors import UsageError
+from domainbed.inspection import command as inspect_command
 from domainbed.landscape import command as landscape
 from domainbed.options import add_options, check_options, from_args, option, options_table, to_args
 from domainbed.scripts import collect_results, download, list_top_hparams, plot, recompute, sweep, train
@@ -151,7 +152,18 @@ def test_empty_paths_are_refused():
             parser.parse_args(words)
 
 
-PARSERS = (collect_results, colored_mnist, download, landscape, list_top_hparams, plot, recompute, sweep, train)
+PARSERS = (
+    collect_results,
+    colored_mnist,
+    download,
+    inspect_command,
+    landscape,
+    list_top_hparams,
+    plot,
+    recompute,
+    sweep,
+    train,
+)
 
 
 @pytest.mark.parametrize("command", PARSERS, ids=lambda command: command.__name__)

@@ -5,8 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-from PIL import Image
-
 from domainbed.datasets.table_files import TableFile, version
 from domainbed.errors import UsageError, printable
 from domainbed.files import file_lock, open_regular
@@ -83,6 +81,8 @@ def _read_linked(path: Path) -> bytes | None:
 
 def is_image(data: bytes | None) -> bool:
     """Return whether data begins like an image file that Pillow can open."""
+    from PIL import Image  # not before images are read, so that commands start fast
+
     try:
         with Image.open(io.BytesIO(data or b"")):
             return True

@@ -109,6 +109,12 @@ def normalize(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def denormalize(x: torch.Tensor) -> torch.Tensor:
+    """Return the colors, [n, 3, height, width] in 0..255, of images that `normalize` returned."""
+    mean, std = (torch.tensor(c, device=x.device)[:, None, None] * 255 for c in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x * std + mean).clamp_(0, 255)
+
+
 def augment(x: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
     """Flip crops [n, 3, height, width], floats in 0..255, and change their colors. May modify x in place."""
     x = _apply_to_rows(augmentation.is_flipped.nonzero()[0].tolist(), lambda rows: rows.flip(3), x)

@@ -18,6 +18,7 @@ COMMANDS = {
     "export_model": "write a trained model as safetensors, TorchScript, torch.export, ONNX, or for Hugging Face",
     "plot": "draw the results of a sweep",
     "download": "download and verify datasets",
+    "inspect": "show what is in a dataset: counts, images, augmented views, warnings",
     "landscape": "measure the loss landscapes of trained models",
     "replay": "what a finished sweep would have cost, and said, with less computing",
     "colored_mnist": "reproduce the Colored MNIST proof of concept",

@@ -17,7 +17,8 @@ from PIL import Image
 
 from domainbed.reporting import plots
 from domainbed.reporting.cells import RANK
-from domainbed.reporting.formats.page import anchor, as_html
+from domainbed.reporting.formats.base import anchor
+from domainbed.reporting.formats.page import as_html
 from domainbed.reporting.layout import ReportOptions, Table
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import Report, make_report

@@ -188,7 +188,7 @@ def test_job(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert_complete(file, ["job"], sides, repeats=1, n_checks=len(sides) - 1)
     for result in json.loads(file.read_text())["results"]:
         (trial,) = result["accuracies"]
-        omitted = {"env0_in_acc", "env1_in_acc"} if result["side"] == "splits" else set()
+        omitted = {"env0_in_acc", "env1_in_acc"} if result["side"] in ("splits", "selection") else set()
         assert trial.keys() == {f"env{i}_{part}_acc" for i in range(3) for part in ("in", "out")} - omitted
     assert "[-90%]" in capsys.readouterr().out
 

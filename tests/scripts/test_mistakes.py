@@ -107,6 +107,12 @@ MISTAKES = [
     ("colored_mnist --data_dir no/such", "--data_dir 'no/such' is not a folder"),
     ("colored_mnist --data_dir . --label_flip 2", "--label_flip must be at least 0 and at most 1, not 2.0"),
     ("colored_mnist --data_dir . --restarts 0", "--restarts must be at least 1"),
+    ("inspect", "the following arguments are required: --dataset"),
+    ("inspect --dataset PAC", "unknown dataset 'PAC'; did you mean PACS"),
+    ("inspect --dataset PACS", "PACS requires --data_dir"),
+    ("inspect --dataset Folder --data_dir no/such", "no/such"),
+    ("inspect --dataset ColoredDigits --images_per_class 0", "--images_per_class must be at least 1"),
+    ("inspect --dataset ColoredDigits --output_dir /dev/null/x", "--output_dir /dev/null/x: Not a directory"),
     ("collect_results", "the following arguments are required: --input_dir"),
 ]
 

@@ -136,7 +136,8 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
         "init_from": str(tmp_path / "model.pkl"),
     }
     (tmp_path / "model.pkl").touch()
-    elsewhere = {"data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save", "imports"}
+    of_tables = {"columns", "split_by"}  # see tests/datasets/test_table.py
+    elsewhere = {"data_dir", "steps", "hparams", "holdout_fraction", "skip_model_save", "imports", *of_tables}
     assert set(given) == {f.name for f in fields(JobConfig)} - NOT_SHARED - elsewhere
     flags = []
     for name, v in given.items():

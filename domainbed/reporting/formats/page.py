@@ -1,26 +1,20 @@
 """A report as one self-contained HTML page: sortable tables, the runs behind each result, missing runs, and plots."""
 
-import base64
-import hashlib
 import itertools
 import json
 import math
 import os
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
-from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
-from domainbed import __version__
 from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, RELATIVE, SUMMARIES, Cell
+from domainbed.reporting.formats.base import PACKAGE, Picture, data_url, render_page
 from domainbed.reporting.layout import Table, format_number
 from domainbed.reporting.report import Report, Section, comparison_table
 from domainbed.sweep.status import JobState
@@ -71,68 +65,29 @@ class SelectedRuns:
     by_environment: dict[str, list[SelectedRun]]
 
 
-class Picture(NamedTuple):
-    """A plot: its caption, the image as a data URL, and its size in pixels."""
-
-    caption: str
-    url: str
-    width: int
-    height: int
-
-
 def as_html(report: Report, folder: Path) -> str:
     """Return the page. It links to the jobs relative to `folder`, the folder that it will be written to."""
-    environment = Environment(
-        loader=PackageLoader("domainbed.reporting.formats", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["anchor"] = anchor
     missing = _missing_cells(report)
     pictures, common_pictures, not_drawn = _draw(report)
-    style, script = (
-        (resources.files("domainbed.reporting.formats") / name).read_text(encoding="utf-8")
-        for name in ("page.css", "page.js")
-    )
-    html = environment.get_template("page.html").render(
-        report=report,
-        name=Path(os.path.abspath(report.sweep.folder)).name,
-        path=os.path.abspath(report.sweep.folder),
-        now=datetime.now().astimezone(),
-        version=__version__,
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
-        runs={section.selection: _selected_runs(report, section, folder) for section in report.sections},
-        missing=missing,
-        states=[state for state in reversed(JobState) if any(cell.runs[state] for cell in missing)],
-        is_all_done=bool((report.sweep.runs["state"] == JobState.DONE).all()),
-        pictures=pictures,
-        common_pictures=common_pictures,
-        not_drawn=not_drawn,
-        title=report.titles,
-        comparison_table=comparison_table,
-        AVERAGES=AVERAGES,
-        AVERAGE=AVERAGE,
-        SUMMARIES=SUMMARIES,
-        RELATIVE=RELATIVE,
-        RANK=RANK,
-    )
-    # The page is UTF-8, but the name of a folder may not be; its links are percent-encoded and stay correct.
-    return html.encode(errors="replace").decode()
-
-
-def anchor(*names: str) -> str:
-    """Return a unique id for nested names. It needs no escaping in HTML or in the fragment of a URL."""
-    return "/".join(quote(os.fsencode(name), safe="") for name in names)
-
-
-def _csp_hash(text: str) -> str:
-    """Return the hash with which the page's content security policy allows its own style or script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    values = {
+        "report": report,
+        "runs": {section.selection: _selected_runs(report, section, folder) for section in report.sections},
+        "missing": missing,
+        "states": [state for state in reversed(JobState) if any(cell.runs[state] for cell in missing)],
+        "is_all_done": bool((report.sweep.runs["state"] == JobState.DONE).all()),
+        "pictures": pictures,
+        "common_pictures": common_pictures,
+        "not_drawn": not_drawn,
+        "title": report.titles,
+        "comparison_table": comparison_table,
+        "AVERAGES": AVERAGES,
+        "AVERAGE": AVERAGE,
+        "SUMMARIES": SUMMARIES,
+        "RELATIVE": RELATIVE,
+        "RANK": RANK,
+    }
+    path = os.path.abspath(report.sweep.folder)
+    return render_page(PACKAGE, "page.html", Path(path).name, path, report.progress, values, "page.css", "page.js")
 
 
 def _selected_runs(report: Report, section: Section, folder: Path) -> dict[str, dict[str, SelectedRuns]]:
@@ -204,8 +159,7 @@ def _draw(report: Report) -> tuple[dict[str, list[Picture]], list[Picture], list
         plots.write_figure(figure, file, "png", DPI)
         with Image.open(file) as image:
             image.convert("RGB").quantize(PALETTE_SIZE, dither=Image.Dither.NONE).save(reduced, "png", optimize=True)
-        url = f"data:image/png;base64,{base64.b64encode(reduced.getvalue()).decode()}"
-        return Picture(caption, url, *image.size)
+        return Picture(caption, data_url(reduced.getvalue(), "png"), *image.size)
 
     drawn: dict[tuple[str, str], Picture] = {}  # by stem and caption, which together identify a plot
     keys: dict[str, list[tuple[str, str]]] = {section.selection: [] for section in report.sections}
