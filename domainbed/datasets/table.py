@@ -8,7 +8,8 @@ import numpy as np
 
 from domainbed.datasets.base import SIZE, FileEnvironment, MultipleDomainDataset
 from domainbed.datasets.embedded_images import extract_images, image_folder
-from domainbed.datasets.table_rows import Faults, Rows, format_columns, parse_columns, read_rows
+from domainbed.datasets.table_columns import format_columns, parse_columns
+from domainbed.datasets.table_rows import Faults, Rows, read_rows
 from domainbed.errors import UsageError, printable
 from domainbed.hparams import Hparams
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from domainbed.datasets.embedded_images import image_file, image_folder
 from domainbed.datasets.image_folders import normalize_name
+from domainbed.datasets.table_columns import COMMON_NAMES, format_columns, parse_columns
 from domainbed.datasets.table_files import TableFile, open_table, version
 from domainbed.errors import UsageError, printable, suggest
 from domainbed.loading.decode import EXTENSIONS
@@ -19,13 +20,6 @@ from domainbed.loading.decode import EXTENSIONS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Role of a column -> the names by which it is recognized, regardless of case and separators.
-COMMON_NAMES = {
-    "path": ("path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "img", "imgpath"),
-    "label": ("label", "class", "target", "category", "classname"),
-    "environment": ("environment", "env", "domain", "site"),
-    "group": ("group", "groupid", "patient", "patientid", "subject", "subjectid"),
-}
 REQUIRED = ("path", "label", "environment")
 MAX_NAMED = 3  # rows that a message names
 FEW_FILES = 2  # listing a folder takes longer than looking for this many files in it
@@ -100,30 +94,6 @@ class Rows:
         counts = np.zeros((len(self.class_names), len(self.environment_names)), dtype=np.int64)
         np.add.at(counts, (self.labels, self.environments), 1)
         return counts
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """Return role -> column of a text such as "path=file,label=diagnosis,environment=hospital,group=patient".
-
-    Raises:
-        UsageError: it is not of this form, or a role is unknown or occurs twice.
-    """
-    columns: dict[str, str] = {}
-    for part in text.split(","):
-        role, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (role and equals and column):
-            raise UsageError(f"--columns {text!r}: expected ROLE=COLUMN,…, such as path=file,label=diagnosis")
-        if role not in COMMON_NAMES:
-            raise UsageError(f"--columns: unknown role {role!r}; {suggest(role, COMMON_NAMES)}")
-        if role in columns:
-            raise UsageError(f"--columns {text!r} names two columns for {role}")
-        columns[role] = column
-    return columns
-
-
-def format_columns(columns: Mapping[str, str]) -> str:
-    """Return the text that `parse_columns` reads, with roles in a fixed order."""
-    return ",".join(f"{role}={columns[role]}" for role in COMMON_NAMES if role in columns)
 
 
 def choose_columns(table: TableFile, given: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

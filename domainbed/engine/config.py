@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS, DatasetSpec, MultipleDomainDataset, dataset_spec, get_dataset_class
-from domainbed.datasets.table_rows import format_columns, parse_columns
+from domainbed.datasets.table_columns import format_columns, parse_columns
 from domainbed.engine.averaging import AVERAGINGS, CHECKPOINT_FREQS, NO_AVERAGING
 from domainbed.engine.loggers import LOGGERS
 from domainbed.engine.tracking import NO_TRACKER, TRACKERS

@@ -17,7 +17,8 @@ from pyarrow import parquet
 from domainbed.algorithms import ALGORITHMS, Algorithm
 from domainbed.datasets import FileEnvironment, get_dataset_class, num_environments
 from domainbed.datasets.table import Table
-from domainbed.datasets.table_rows import find_missing, format_columns, parse_columns, sorted_names
+from domainbed.datasets.table_columns import format_columns, parse_columns
+from domainbed.datasets.table_rows import find_missing, sorted_names
 from domainbed.datasets.verify import verify
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
