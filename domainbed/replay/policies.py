@@ -66,6 +66,7 @@ def prune(curves: pd.DataFrame, rng: RandomState, options: PruneOptions) -> pd.D
     steps_of = curves.groupby("dataset")["step"].unique()
     rungs = {name: options.rungs(sorted(evaluated)) for name, evaluated in steps_of.items()}
     is_kept = np.ones(len(curves), dtype=bool)
+    dataset: str
     for (dataset, *_), rows in curves.groupby(TRIAL_COLUMNS).indices.items():  # type: ignore[misc]
         runs = np.split(rows, np.flatnonzero(np.diff(seeds[rows])) + 1)
         reached: dict[int, list[float]] = defaultdict(list)

@@ -29,7 +29,7 @@ from domainbed.sweep.launchers import LAUNCHERS, Launcher
 from domainbed.sweep.log import log_launch, requested_jobs
 from domainbed.sweep.preflight import check_jobs, describe_datasets
 from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
-from domainbed.sweep.status import FINISHED, JobState, Status, count_states, survey
+from domainbed.sweep.status import FINISHED, JobState, Status, count_states, read_status, survey
 
 MAX_WATCH = 86_400  # seconds
 # Destinations of the options that `delete_incomplete` shares with `launch` and that do not describe the launch.
@@ -331,13 +331,14 @@ def check_and_estimate(
 
 def import_results(archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status]) -> None:
     """Import jobs from an archive and update their statuses."""
-    result = import_jobs(archive, statuses)
-    statuses.update(dict.fromkeys(result.jobs, Status(JobState.DONE)))
+    result = import_jobs(archive, statuses, with_pruned=grid.pruning is not None)
+    statuses.update({job: read_status(job.folder) for job in result.jobs})
     if result.jobs:
         log_launch(sweep_dir, grid)  # even if the launch is not confirmed
+    pruned = f", {result.n_pruned} that are pruned (`--prune` imports them)" if result.n_pruned else ""
     print(
         f"{len(result.jobs)} jobs imported from {archive}; skipped {result.n_not_requested} that were not requested, "
-        f"{result.n_existing} that already exist"
+        f"{result.n_existing} that already exist" + pruned
     )
 
 
@@ -432,13 +433,16 @@ def export(args: argparse.Namespace) -> int:
         raise UsageError(f"--archive {args.archive}: the name must end in .tar.xz")
     sweep_dir, archive = Path(args.output_dir), Path(args.archive)
     statuses = survey(requested_jobs(sweep_dir), read_queue_or_warn(sweep_dir))
-    done = [job for job, s in statuses.items() if s.state == JobState.DONE]
+    done = [job for job, s in statuses.items() if s.state in FINISHED]
     if unknown := sorted({job.kind for job in done if not has_known_hparams(job)}):
         kinds = ", ".join(f"{algorithm} on {dataset}" for dataset, algorithm in unknown)
         print(f"warning: not registered (see --import), so hyperparameters are not verified: {kinds}", file=sys.stderr)
     export_jobs(done, sweep_dir, archive)
     left_out = len(statuses) - len(done)
-    print(f"{len(done)} jobs written to {archive} ({archive.stat().st_size:,} bytes); {left_out} jobs are not done")
+    n_pruned = sum(s.state == JobState.PRUNED for s in statuses.values())
+    pruned = f" {n_pruned} of them pruned," if n_pruned else ""
+    size = f"{archive.stat().st_size:,} bytes"
+    print(f"{len(done)} jobs written to {archive} ({size}),{pruned} {left_out} jobs are not done")
     return exit_status(statuses)
 
 
