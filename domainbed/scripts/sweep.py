@@ -440,9 +440,9 @@ def export(args: argparse.Namespace) -> int:
     export_jobs(done, sweep_dir, archive)
     left_out = len(statuses) - len(done)
     n_pruned = sum(s.state == JobState.PRUNED for s in statuses.values())
-    pruned = f" {n_pruned} of them pruned," if n_pruned else ""
+    pruned = f", {n_pruned} of them pruned" if n_pruned else ""
     size = f"{archive.stat().st_size:,} bytes"
-    print(f"{len(done)} jobs written to {archive} ({size}),{pruned} {left_out} jobs are not done")
+    print(f"{len(done)} jobs written to {archive} ({size}){pruned}; {left_out} jobs are not done")
     return exit_status(statuses)
 
 
