@@ -1,6 +1,7 @@
 """Pruned sweeps: which jobs stop, that nothing else changes, and that they resume as if they had never stopped."""
 
 import os
+import pickle
 import random
 import shlex
 import shutil
@@ -32,6 +33,7 @@ from domainbed.scripts import sweep, train
 from domainbed.sweep.job import Job
 from domainbed.sweep.json_output import status_object
 from domainbed.sweep.launchers import LAUNCHERS, accept_launcher
+from domainbed.sweep.launchers.slurm_task import Task
 from domainbed.sweep.log import log_launch
 from domainbed.sweep.peers import Pruner, best_accuracy, find_peers
 from domainbed.sweep.status import JobState, read_status, survey
@@ -249,6 +251,20 @@ def test_functions_of_command_lines_prune(tmp_path: Path, full: dict[str, Job]):
     assert train.main(replace(first, pruning=None).command()[3:]) == 0, "by hand, it runs to its end"
     assert records(first) == records(full[first.folder.name])
     assert read_status(first.folder).state == DONE
+
+
+def test_requeued_slurm_task_skips_pruned_jobs(tmp_path: Path, full: dict[str, Job], monkeypatch: pytest.MonkeyPatch):
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.setenv(name, "1")
+    prune = words(tmp_path, "--prune", "asha")
+    log_launch(tmp_path, sweep.grid_of(sweep.parse_args(prune)))
+    jobs = pickle.loads(pickle.dumps(jobs_of(prune)))
+    siblings = {jobs[0].kind: [job.folder.name for job in jobs]}
+    ended = Task(60)(jobs, siblings)
+    n = check_pruned(jobs, full)
+    assert list(ended.values()).count("pruned") == n > 0
+    assert Task(60)(jobs, siblings) == {}
+    assert check_pruned(jobs, full) == n
 
 
 def test_archives_and_deletion(tmp_path: Path, full: dict[str, Job], capsys: pytest.CaptureFixture):
