@@ -34,7 +34,7 @@ from domainbed.sweep.job import Job
 from domainbed.sweep.json_output import status_object
 from domainbed.sweep.launchers import LAUNCHERS, accept_launcher
 from domainbed.sweep.launchers.slurm_task import Task
-from domainbed.sweep.log import log_launch
+from domainbed.sweep.log import log_launch, read_launches
 from domainbed.sweep.peers import Pruner, best_accuracy, find_peers
 from domainbed.sweep.status import JobState, read_status, survey
 from tests.conftest import make_record
@@ -42,6 +42,7 @@ from tests.processes import wait_until
 from tests.sweep.helpers import (
     jobs_of,
     launch_words,
+    log_only,
     main,
     make_job,
     records,
@@ -362,6 +363,7 @@ def test_peers_are_the_draws_of_all_launches_with_the_same_arguments(tmp_path: P
     def log(*others: object) -> list[Job]:
         launch = words(tmp_path, "--prune", "asha", *others)
         log_launch(tmp_path, sweep.grid_of(sweep.parse_args(launch)))
+        assert read_launches(tmp_path)[-1][0].pruning == PruneOptions("asha"), "the log says so"
         return jobs_of(launch)
 
     first = log("--n_hparams", 2)
@@ -374,6 +376,22 @@ def test_peers_are_the_draws_of_all_launches_with_the_same_arguments(tmp_path: P
 
 
 # --- mistakes
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"step": 1}', b'{"step": 1, "rule": "r", "accuracy": "high", "peers": {}}']
+)
+def test_damaged_decision(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture):
+    """The job is pruned, but nobody knows why."""
+    (job, *_) = log_only(words(tmp_path, "--prune", "asha"))
+    write(job, (0, 4), (100, 4))
+    (job.folder / "pruned.json").write_bytes(content)
+    assert read_pruned(job.folder) is None
+    assert read_status(job.folder).state == PRUNED
+    assert status_object(tmp_path, survey([job]), {})["jobs"][0]["pruned"] == {}
+    assert load_sweep(str(tmp_path)).rules == []
+    assert main(["export", "--output_dir", tmp_path, "--archive", tmp_path / "a.tar.xz"]) == 2
+    assert "pruned.json is damaged" in capsys.readouterr().err
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture):
