@@ -4,7 +4,7 @@ A selection method is a function from a DataFrame of records (`reporting.load.Sw
 row per run. Its columns are SELECTED_COLUMNS: the run (dataset, algorithm, index of its test environment, trial_seed,
 hparams_seed), the selected record's `step` and `folder`, the `val_acc` by which the runs of a trial are ranked, and the
 `test_acc` that is reported, the accuracy on the test environment's *in* split. Runs without a selectable record have no
-row.
+row. Pruned runs (`pruning`) are not among the records.
 """
 
 from __future__ import annotations  # pandas is imported when it is needed, so that --help is fast
@@ -136,7 +136,7 @@ def select_records(name: str, records: pd.DataFrame) -> pd.DataFrame:
     """
     method = SELECTION_METHODS[name]
     try:
-        selected = method(_without_unfinished_averages(records))
+        selected = method(_without_unfinished_averages(_without_pruned(records)))
         return selected[SELECTED_COLUMNS].dropna(subset=["val_acc", "test_acc"])
     except Exception as error:
         if name in CLASS_NAMES.values():
@@ -234,6 +234,12 @@ def _is_evaluated_once(records: pd.DataFrame) -> pd.Series:
 def _evaluation(records: pd.DataFrame) -> pd.Series:
     """Return the step of each record; -1 if it is the only one of its run, because such runs may end early."""
     return records["step"].where(~_is_evaluated_once(records), -1)
+
+
+def _without_pruned(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the records of runs that are not pruned."""
+    is_pruned = records["pruned"].to_numpy(dtype=bool) if "pruned" in records else np.zeros(len(records), dtype=bool)
+    return records[~is_pruned] if is_pruned.any() else records
 
 
 def _without_unfinished_averages(records: pd.DataFrame) -> pd.DataFrame:

@@ -8,17 +8,21 @@ job does not evaluate (`--eval`) are missing. Records of this package also have 
 """
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed.files import atomic_write, open_regular, open_to_append, read_end, read_regular
+from domainbed.errors import printable
+from domainbed.files import MAX_JSON_SIZE, atomic_write, open_regular, open_to_append, read_end, read_regular
 
 RESULTS_FILE = "results.jsonl"
 DONE_FILE = "done"
+PRUNED_FILE = "pruned.json"  # of a job that was stopped because it was behind; see `PruneDecision`
 MAX_RESULTS_SIZE = 256 * 2**20  # bytes; 50,000 evaluations on 20 environments take about half of it
 CHECKPOINT_FILE = "checkpoint.pt"  # of an unfinished job; written by engine/checkpoint.py
 
@@ -105,6 +109,67 @@ def mark_done(folder: Path) -> None:
 def is_done(folder: Path) -> bool:
     """Return whether a job is finished."""
     return (folder / DONE_FILE).exists()
+
+
+@dataclass(frozen=True)
+class PruneDecision:
+    """Why a job was pruned: the content of its PRUNED_FILE.
+
+    Attributes:
+        step: the step after whose evaluation the job stopped.
+        rule: the rule, as text, such as "asha, factor 2, grace 0.1".
+        accuracy: the job's best validation accuracy so far.
+        peers: those of the other draws that had reached this step, by the names of their folders.
+    """
+
+    step: int
+    rule: str
+    accuracy: float
+    peers: dict[str, float]
+
+    def __str__(self) -> str:
+        better = sum(peer > self.accuracy for peer in self.peers.values())
+        return (
+            f"pruned at step {self.step}: {better} of {len(self.peers)} other draws are better than its validation "
+            f"accuracy {100 * self.accuracy:.1f} ({self.rule})"
+        )
+
+
+def mark_pruned(folder: Path, decision: PruneDecision) -> None:
+    """Mark a job as pruned, once its checkpoint is on disk."""
+    with atomic_write(folder / PRUNED_FILE) as file:
+        file.write(json.dumps(asdict(decision), indent=1).encode())
+
+
+def is_pruned(folder: Path) -> bool:
+    """Return whether a job is pruned."""
+    return (folder / PRUNED_FILE).exists()
+
+
+def read_pruned(folder: Path) -> PruneDecision | None:
+    """Return why a job was pruned; None if it was not, or if its PRUNED_FILE cannot be read."""
+    try:
+        return parse_pruned(read_regular(folder / PRUNED_FILE, MAX_JSON_SIZE))
+    except OSError:
+        return None
+
+
+def parse_pruned(data: bytes) -> PruneDecision | None:
+    """Return the content of a PRUNED_FILE; None if it is damaged."""
+    try:
+        decision = PruneDecision(**json.loads(data))
+        peers = {printable(name): float(accuracy) for name, accuracy in decision.peers.items()}
+        rule, accuracy = printable(decision.rule), float(decision.accuracy)
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None
+    if type(decision.step) is not int or not all(map(math.isfinite, [accuracy, *peers.values()])):
+        return None
+    return PruneDecision(decision.step, rule, accuracy, peers)
+
+
+def clear_pruned(folder: Path) -> None:
+    """Mark a job as not pruned, so that it can be resumed."""
+    (folder / PRUNED_FILE).unlink(missing_ok=True)
 
 
 def read_job(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

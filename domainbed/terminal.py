@@ -11,7 +11,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 LINE_INTERVAL = 30.0  # seconds between lines of progress where stderr is not a terminal
-COLORS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
+COLORS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "cyan": 36}
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

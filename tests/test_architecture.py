@@ -24,6 +24,7 @@ BOTTOM_UP = [
     "hparams_registry",
     "records",
     "model_selection",
+    "pruning",
     "engine",
     "sweep",
     "command_launchers",

@@ -144,6 +144,10 @@ class Checkpointer:
         self._first_step = progress.step
         return progress
 
+    def updates(self, progress: Progress) -> int:
+        """Return the number of updates since the job started or was resumed."""
+        return progress.step - self._first_step
+
     def stop_if_requested(self, progress: Progress, rng_state: dict[str, Any] | None = None) -> None:
         """Save a checkpoint and raise Interrupted if the caller of `train` requests a stop.
 
@@ -153,8 +157,7 @@ class Checkpointer:
         """
         if self._should_stop():
             self.save(progress, rng_state)
-            updates = progress.step - self._first_step
-            raise Interrupted(f"stopped after {progress.step} of {self._config.steps} steps", updates)
+            raise Interrupted(f"stopped after {progress.step} of {self._config.steps} steps", self.updates(progress))
 
     def save_if_due(self, progress: Progress) -> None:
         """Save a checkpoint if the last one is older than `--save_every`."""

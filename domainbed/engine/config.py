@@ -272,6 +272,10 @@ class JobConfig:
         config._set(output_dir=folder)
         return config
 
+    def evaluation_steps(self) -> list[int]:
+        """Return the steps after which the job is evaluated, unless it ends early."""
+        return sorted({*range(0, self.steps, self.checkpoint_freq), self.steps - 1})
+
     def _default_checkpoint_freq(self) -> int:
         published = CHECKPOINT_FREQS.get(self.averaging, {})
         return published.get(self.dataset, self.dataset_spec().checkpoint_freq)

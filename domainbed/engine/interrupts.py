@@ -23,6 +23,10 @@ class Interrupted(Exception):
         self.updates = updates
 
 
+class Pruned(Interrupted):
+    """A job stopped because it is behind (`JobControl.should_prune`)."""
+
+
 class StopRequest:
     """A callable that returns whether this process has received a request to stop.
 

@@ -18,14 +18,14 @@ from domainbed.compute import featurizers_of
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.algorithm_errors import locate_errors, step_place
 from domainbed.engine.averaging.base import Averaging, Images, make_averaging
-from domainbed.engine.checkpoint import Checkpointer, Progress, remove_checkpoints, software_versions
+from domainbed.engine.checkpoint import PREVIOUS_FILE, Checkpointer, Progress, remove_checkpoints, software_versions
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
 from domainbed.engine.data import Batches, evaluation_requests, validation_requests
 from domainbed.engine.evaluate import cross_entropy, split_means
 from domainbed.engine.feed import open_feed
 from domainbed.engine.frozen import is_frozen, load_inputs
-from domainbed.engine.interrupts import Interrupted
+from domainbed.engine.interrupts import Interrupted, Pruned
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.loggers.base import JobLoggers
 from domainbed.engine.memory import keep_freed_memory
@@ -43,8 +43,10 @@ from domainbed.records import (
     BEST_MODEL_FILE,
     SELECTIVE,
     append_record,
+    clear_pruned,
     is_done,
     mark_done,
+    mark_pruned,
     read_job,
     records_length,
     validation_accuracy,
@@ -69,6 +71,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         AlgorithmError: the code of a user's algorithm failed.
         NonFiniteError: training diverged; the records of earlier steps are kept.
         Interrupted: `control.should_stop` returned True; everything needed to resume has been saved.
+        Pruned: so did `control.should_prune`; the folder is marked as pruned.
     """
     control = control or JobControl()
     import_modules(config.imports)
@@ -80,6 +83,15 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     with hold_folder(folder, control.lock) as lock, loggers, tqdm(total=config.steps, unit="step", disable=None) as bar:
         checkpointer = Checkpointer(config, algorithm, averaging, setup.feed, lock, control.should_stop)
         progress = checkpointer.resume()
+        clear_pruned(folder)
+
+        def stop_if_pruned() -> None:
+            if decision := control.should_prune(progress.step - 1):
+                lock.check()
+                mark_pruned(folder, decision)
+                (folder / PREVIOUS_FILE).unlink(missing_ok=True)  # pruned jobs are many, and few are ever resumed
+                raise Pruned(str(decision), checkpointer.updates(progress))
+
         print_header(config, setup)
         loggers.start(read_job(folder)[0] if records_length(folder) else [])
         steps = make_steps(algorithm, setup.device, setup.is_captured)
@@ -88,6 +100,8 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         start = progress.step
         if not progress.is_evaluated and is_evaluation_due(start - 1, config):
             start -= 1  # the run was stopped between this update and its evaluation
+        if progress.step and progress.is_evaluated:  # the job may have been killed before it was compared
+            stop_if_pruned()
         progress.start_timer()
         for step in range(start, config.steps):
             if averaging.has_ended and progress.is_evaluated:
@@ -116,6 +130,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 checkpointer.save(progress)
                 tqdm.write(format_progress(record, config.test_envs))
                 control.on_record(step)
+                stop_if_pruned()
                 progress.start_timer()
         lock.check()
         if not config.skip_model_save:

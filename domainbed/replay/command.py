@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sweep = load_sweep(options.input_dir)
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
+    if n_pruned := int(sweep.jobs["pruned"].sum()):
+        print(f"warning: {n_pruned:,} runs were pruned; replays are of the finished ones only", file=sys.stderr)
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     records = sweep.records

@@ -6,9 +6,8 @@ columns of `model_selection.RUN_COLUMNS`, `step`, `val_acc` (training-domain val
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from statistics import median
 from typing import TypeAlias
 
 import numpy as np
@@ -16,11 +15,9 @@ import pandas as pd
 from numpy.random import RandomState
 
 from domainbed.model_selection import EVALUATED_ONCE, RUN_COLUMNS, TRIAL_COLUMNS, training_domain
+from domainbed.pruning import PruneOptions
 
 Policy: TypeAlias = Callable[[pd.DataFrame, RandomState], pd.DataFrame]
-
-GRACE = 0.1  # fraction of a job's steps before which no run is pruned
-MIN_PEERS = 4  # runs before the median of their accuracies is compared
 
 
 def score_records(records: pd.DataFrame) -> pd.DataFrame:
@@ -58,62 +55,18 @@ def keep_evaluations(curves: pd.DataFrame, rng: RandomState, every: int) -> pd.D
     return curves[((number % every == 0) | (number_from_end == 0)).reindex(curves.index)]
 
 
-def prune_by_median(curves: pd.DataFrame, rng: RandomState) -> pd.DataFrame:
-    """Return the records of runs that stop below the median of their peers (the median stopping rule of Vizier).
-
-    At each evaluation, a run's best accuracy so far is compared with those of at least MIN_PEERS earlier runs of its
-    trial at the same step.
-    """
-
-    def should_stop(accuracy: float, peers: Sequence[float]) -> bool:
-        return len(peers) >= MIN_PEERS and accuracy < median(peers)
-
-    return _prune(curves, rng, lambda steps: steps, should_stop)
-
-
-def prune_by_asha(curves: pd.DataFrame, rng: RandomState, factor: int) -> pd.DataFrame:
-    """Return the records of runs pruned by ASHA with stopping (Li et al., MLSys 2020) with a reduction factor.
-
-    The rungs are the evaluations at or after 1 / factor, 1 / factor², … of the steps. At a rung, a run goes on if it
-    is among the best 1 / factor of the runs of its trial that have reached it, or if these are fewer than `factor`.
-    """
-
-    def find_rungs(steps: Sequence[int]) -> list[int]:
-        targets, target = [], steps[-1] / factor
-        while target >= GRACE * steps[-1] and target > 0:
-            targets.append(target)
-            target /= factor
-        return [min(step for step in steps if step >= target) for target in targets]
-
-    def should_stop(accuracy: float, peers: Sequence[float]) -> bool:
-        reached = len(peers) + 1
-        return reached >= factor and sum(peer > accuracy for peer in peers) >= reached // factor
-
-    return _prune(curves, rng, find_rungs, should_stop)
-
-
-def _prune(
-    curves: pd.DataFrame,
-    rng: RandomState,
-    find_rungs: Callable[[Sequence[int]], Sequence[int]],
-    should_stop: Callable[[float, Sequence[float]], bool],
-) -> pd.DataFrame:
-    """Return the records up to the step at which each run stops.
+def prune(curves: pd.DataFrame, rng: RandomState, options: PruneOptions) -> pd.DataFrame:
+    """Return the records up to the step at which each run stops, as `sweep launch --prune` stops it.
 
     The runs of a trial (of one dataset, algorithm and test environment) are trained one after another, in random order.
-
-    Args:
-        find_rungs: returns, from the steps at which the runs on a dataset are evaluated, those of the decisions.
-        should_stop: decides from a run's best accuracy so far, and those of earlier runs at the same step.
     """
     curves = curves.sort_values([*RUN_COLUMNS, "step"])
     best = curves.groupby(RUN_COLUMNS)["val_acc"].cummax().to_numpy()
     seeds, steps = curves["hparams_seed"].to_numpy(), curves["step"].to_numpy()
-    rungs = {}
-    for dataset, evaluated in curves.groupby("dataset")["step"]:
-        all_steps = sorted(set(evaluated))
-        rungs[dataset] = {s for s in find_rungs(all_steps) if GRACE * all_steps[-1] <= s < all_steps[-1]}
+    steps_of = curves.groupby("dataset")["step"].unique()
+    rungs = {name: options.rungs(sorted(evaluated)) for name, evaluated in steps_of.items()}
     is_kept = np.ones(len(curves), dtype=bool)
+    dataset: str
     for (dataset, *_), rows in curves.groupby(TRIAL_COLUMNS).indices.items():  # type: ignore[misc]
         runs = np.split(rows, np.flatnonzero(np.diff(seeds[rows])) + 1)
         reached: dict[int, list[float]] = defaultdict(list)
@@ -122,7 +75,7 @@ def _prune(
                 if steps[row] not in rungs[dataset]:
                     continue
                 peers = reached[steps[row]]
-                is_stopped = should_stop(best[row], peers)
+                is_stopped = options.should_stop(best[row], peers)
                 peers.append(best[row])
                 if is_stopped:
                     is_kept[runs[i][position + 1 :]] = False
@@ -140,7 +93,7 @@ def all_policies(curves: pd.DataFrame) -> dict[str, Policy]:
         policies[f"{n} of {trials} trials"] = partial(keep_trials, n=n)
     for every in (2, 4):
         policies[f"1 of {every} evaluations"] = partial(keep_evaluations, every=every)
-    policies["median"] = prune_by_median
+    policies["median"] = partial(prune, options=PruneOptions("median"))
     for factor in (2, 3, 4):
-        policies[f"ASHA, factor {factor}"] = partial(prune_by_asha, factor=factor)
+        policies[f"ASHA, factor {factor}"] = partial(prune, options=PruneOptions("asha", factor))
     return policies

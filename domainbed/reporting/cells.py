@@ -15,7 +15,7 @@ from domainbed.datasets import DATASETS
 from domainbed.model_selection import WITH_PAIRS, best_hparams
 from domainbed.reporting.published import AVERAGE, PublishedResult, find_published, find_published_average
 from domainbed.reporting.statistics import bootstrap_interval, standard_error
-from domainbed.sweep.status import JobState
+from domainbed.sweep.status import FINISHED, JobState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +26,7 @@ RELATIVE = "vs."  # the difference of AVERAGE from that of another algorithm; pr
 SUMMARIES = (AVERAGE, RELATIVE, RANK)  # columns that are no environments and no datasets
 PARTIAL_MARK = "*"
 UNFINISHED_MARK = "~"
+PRUNED_MARK = "^"
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,24 @@ class Cell:
 
     @property
     def is_partial(self) -> bool:
-        """True if requested trials or runs are missing, not done, or unusable."""
-        return self.runs_done < self.runs_asked or self.trials < self.trials_asked or self.runs_of_no_use > 0
+        """True if requested trials or runs are missing, neither done nor pruned, or unusable."""
+        return (
+            sum(self.runs[state] for state in FINISHED) < self.runs_asked
+            or self.trials < self.trials_asked
+            or self.runs_of_no_use > 0
+        )
 
     @property
     def mark(self) -> str:
         """The marks after the number; the notes below the table explain them."""
         if self.is_missing:
             return ""
-        return (PARTIAL_MARK if self.is_partial else "") + (UNFINISHED_MARK if self.unfinished_chosen else "")
+        marks = {
+            PARTIAL_MARK: self.is_partial,
+            UNFINISHED_MARK: self.unfinished_chosen,
+            PRUNED_MARK: self.runs[JobState.PRUNED],
+        }
+        return "".join(mark for mark, is_set in marks.items() if is_set)
 
     @property
     def counts(self) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from domainbed.engine.lock import LOCK_FILE
 from domainbed.engine.tracking import TRACKERS
-from domainbed.records import CHECKPOINT_FILE, DONE_FILE, RESULTS_FILE
+from domainbed.records import CHECKPOINT_FILE, DONE_FILE, PRUNED_FILE, RESULTS_FILE, read_pruned
 from domainbed.reporting.record_cache import Signature
 from domainbed.sweep.failures import ATTEMPT_FILE, FAILURE_FILE
 from domainbed.sweep.job import LOG_FILE, SWEEP_FOLDER
@@ -29,11 +29,13 @@ class FolderScan(NamedTuple):
     Attributes:
         signatures: the size and modification time of each job's records.
         done: the jobs that are done.
+        pruned: the jobs that are pruned, and the rule of each; "" if it is unknown.
         problems: warnings, one line each.
     """
 
     signatures: dict[str, Signature]
     done: set[str]
+    pruned: dict[str, str]
     problems: list[str]
 
 
@@ -61,12 +63,13 @@ def scan_folders(sweep_dir: Path) -> FolderScan:
     return FolderScan(
         {name: signature for scan in scans for name, signature in scan.signatures.items()},
         {name for scan in scans for name in scan.done},
+        {name: rule for scan in scans for name, rule in scan.pruned.items()},
         [*sorted(problems), *(problem for scan in scans for problem in scan.problems)],
     )
 
 
 def _scan_batch(sweep_dir: Path, names: Sequence[str]) -> FolderScan:
-    scan = FolderScan({}, set(), [])
+    scan = FolderScan({}, set(), {}, [])
     for name in names:
         path = f"{sweep_dir}/{name}"  # pathlib would take as long as the rest of this loop
         is_done = os.path.exists(f"{path}/{DONE_FILE}")  # checked first: nothing is written after this file
@@ -81,6 +84,9 @@ def _scan_batch(sweep_dir: Path, names: Sequence[str]) -> FolderScan:
             scan.signatures[name] = stat.st_size, stat.st_mtime_ns
             if is_done:
                 scan.done.add(name)
+            elif os.path.exists(f"{path}/{PRUNED_FILE}"):
+                decision = read_pruned(Path(path))
+                scan.pruned[name] = decision.rule if decision else ""
     return scan
 
 

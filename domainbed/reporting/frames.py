@@ -28,18 +28,26 @@ def to_csv(frame: pd.DataFrame) -> str:
     return pd.DataFrame(columns).set_axis([quoted(name) for name in frame], axis=1).to_csv(index=False)
 
 
-def jobs_frame(jobs: pd.DataFrame, done: Container[str]) -> pd.DataFrame:
-    """Convert the jobs of parts: add `done`, decode environments to tuples, make repeated values categorical."""
+def jobs_frame(jobs: pd.DataFrame, done: Container[str], pruned: Container[str]) -> pd.DataFrame:
+    """Convert the jobs of parts.
+
+    Adds the columns `done` and `pruned`, decodes environments to tuples, and makes repeated values categorical.
+    """
     for name in ("test_envs", "environments"):
         texts = pd.Categorical(jobs[name])
         values = pd.Index([tuple(json.loads(text)) for text in texts.categories], tupleize_cols=False)
         jobs[name] = pd.Categorical.from_codes(texts.codes, values)
     for name in ("dataset", "algorithm"):
         jobs[name] = pd.Categorical(jobs[name])
-    return jobs.assign(done=[name in done for name in jobs["folder"]])
+    return jobs.assign(
+        **{
+            name: [folder in folders for folder in jobs["folder"]]
+            for name, folders in (("done", done), ("pruned", pruned))
+        }
+    )
 
 
-def records_frame(parts: Sequence[SweepPart], done: Container[str]) -> pd.DataFrame:
+def records_frame(parts: Sequence[SweepPart], done: Container[str], pruned: Container[str]) -> pd.DataFrame:
     """Return the records of all parts, as in `load.Sweep.records`.
 
     The records of a dataset's runs with the same number of test environments are consecutive: a selection method reads
@@ -49,7 +57,7 @@ def records_frame(parts: Sequence[SweepPart], done: Container[str]) -> pd.DataFr
     jobs = pd.concat([part.jobs.to_pandas() for part in parts if part.jobs.num_rows])
     jobs["start"] = jobs["n_records"].cumsum() - jobs["n_records"]
     jobs["n_test_envs"] = jobs["test_envs"].str.count(",")
-    jobs = jobs_frame(jobs.sort_values(["dataset", "n_test_envs", "start"], ignore_index=True), done)
+    jobs = jobs_frame(jobs.sort_values(["dataset", "n_test_envs", "start"], ignore_index=True), done, pruned)
     job_of_record = np.repeat(np.arange(len(jobs)), jobs["n_records"])
     offset = jobs["start"] - (jobs["n_records"].cumsum() - jobs["n_records"])
     source_rows = np.arange(len(job_of_record)) + offset.to_numpy()[job_of_record]
@@ -63,7 +71,7 @@ def records_frame(parts: Sequence[SweepPart], done: Container[str]) -> pd.DataFr
         return np.concatenate(columns)[source_rows]
 
     columns: dict[str, Any] = {"folder": pd.Categorical.from_codes(job_of_record, pd.Index(jobs["folder"]))}
-    for name in ("done", *RUN_KEYS, "environments"):
+    for name in ("done", "pruned", *RUN_KEYS, "environments"):
         columns[name] = jobs[name].take(job_of_record).array
     accuracies = {name for part in parts for name in part.records.column_names} - {"step"}
     names = ["step", *sorted(accuracies)]

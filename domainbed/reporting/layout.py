@@ -15,6 +15,7 @@ from domainbed.reporting.cells import (
     AVERAGE,
     AVERAGES,
     PARTIAL_MARK,
+    PRUNED_MARK,
     RANK,
     RELATIVE,
     SUMMARIES,
@@ -193,6 +194,9 @@ class Table:
             notes.append(f"{PARTIAL_MARK}: some of the requested runs are not done or not usable{counts}")
         if any(UNFINISHED_MARK in cell.mark for cell in self.cells):
             notes.append(f"{UNFINISHED_MARK}: includes unfinished runs, with their records so far")
+        if any(PRUNED_MARK in cell.mark for cell in self.cells):
+            counts = self._list_counts(cell for cell in own if PRUNED_MARK in cell.mark)
+            notes.append(f"{PRUNED_MARK}: some of the requested runs were pruned, and cannot be selected{counts}")
         if any(map(_is_single_trial, self.cells)):
             uncertainty = "interval" if self.options.interval == "bootstrap" else "standard error"
             notes.append(f"{SINGLE_TRIAL}: a single trial, which has no {uncertainty}")

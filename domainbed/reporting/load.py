@@ -39,7 +39,7 @@ class Sweep:
 
     Attributes:
         folder: the sweep's folder.
-        jobs: one row per folder with records, indexed by folder: the columns of records.RUN_KEYS, `done`,
+        jobs: one row per folder with records, indexed by folder: the columns of records.RUN_KEYS, `done`, `pruned`,
             `environments`, `n_environments`, `steps` (the requested number of updates; NaN if unknown), `settings`
             (other arguments that affect the result, as text), `backbone` (such as "frozen resnet50"; "" if it is
             fine-tuned), `eval` (which accuracies the records have) and `hparams` (JSON).
@@ -48,6 +48,7 @@ class Sweep:
         has_launch_log: whether the folder says which runs were requested. If not, all test environments, trials and
             hyperparameter draws of any algorithm on a dataset count as requested for all of them (and all pairs of test
             environments for an algorithm with any pair).
+        rules: the rules by which runs were pruned, as text.
         problems: warnings, one line each.
         state: identifies the state of the job folders (`record_cache.state_of`).
         load_records: returns `records`; not called for a large sweep that has not changed.
@@ -57,14 +58,15 @@ class Sweep:
     jobs: pd.DataFrame
     runs: pd.DataFrame
     has_launch_log: bool
+    rules: list[str]
     problems: list[str]
     state: str
     load_records: Callable[[], pd.DataFrame] = field(repr=False)
 
     @cached_property
     def records(self) -> pd.DataFrame:
-        """One row per record: `folder`, `done`, the columns of records.RUN_KEYS (`test_envs` as a tuple), `step`,
-        `environments` (a tuple of names, empty if unknown), and every `env…_acc`."""
+        """One row per record: `folder`, `done`, `pruned`, the columns of records.RUN_KEYS (`test_envs` as a tuple),
+        `step`, `environments` (a tuple of names, empty if unknown), and every `env…_acc`."""
         return self.load_records()
 
     def select(self, selection: str) -> pd.DataFrame:
@@ -113,7 +115,7 @@ def load_sweep(input_dir: str) -> Sweep:
     problems = scan.problems
     if not scan.signatures:
         raise _no_records(input_dir, problems)
-    state = state_of(scan.signatures, scan.done)
+    state = state_of(scan.signatures, scan.done, scan.pruned)
     parts: list[SweepPart] = []
     table = load_snapshot(folder, state, "jobs")
     if table is None:
@@ -121,7 +123,7 @@ def load_sweep(input_dir: str) -> Sweep:
         table = pa.concat_tables([part.jobs for part in parts])
         if table.num_rows >= MIN_JOBS:
             save_snapshot(folder, state, "jobs", table)
-    jobs = jobs_frame(table.to_pandas(), scan.done)
+    jobs = jobs_frame(table.to_pandas(), scan.done, scan.pruned)
     flawed = jobs.loc[jobs["problems"] != "[]", ["folder", "problems"]].sort_values("folder")
     for name, texts in zip(flawed["folder"], flawed["problems"], strict=True):
         problems += [f"{folder / name / RESULTS_FILE}: {problem}" for problem in json.loads(texts)]
@@ -135,17 +137,29 @@ def load_sweep(input_dir: str) -> Sweep:
         raise _no_records(input_dir, problems)
     jobs = jobs[~jobs["folder"].isin(duplicates)].set_index("folder")
     jobs = jobs[
-        [*RUN_KEYS, "done", "environments", "n_environments", "steps", "settings", "backbone", "eval", "hparams"]
+        [
+            *RUN_KEYS,
+            "done",
+            "pruned",
+            "environments",
+            "n_environments",
+            "steps",
+            "settings",
+            "backbone",
+            "eval",
+            "hparams",
+        ]
     ]
     runs, has_launch_log = requested_runs(folder, jobs, problems.append)
 
     def load_records() -> pd.DataFrame:
-        records = records_frame(parts or _read_parts(folder, scan.signatures), scan.done)
+        records = records_frame(parts or _read_parts(folder, scan.signatures), scan.done, scan.pruned)
         parts.clear()  # to free their memory
         skipped = [*duplicates, *incompatible]
         return records[~records["folder"].isin(skipped)].reset_index(drop=True) if skipped else records
 
-    return Sweep(folder, jobs, runs, has_launch_log, [*map(printable, problems)], state, load_records)
+    rules = sorted(set(filter(None, scan.pruned.values())))
+    return Sweep(folder, jobs, runs, has_launch_log, rules, [*map(printable, problems)], state, load_records)
 
 
 def _no_records(input_dir: str, problems: Sequence[str]) -> UsageError:

@@ -88,7 +88,7 @@ def _job(results: Path, output_dir: Path, data_dir: str | None, imports: Sequenc
         imports=tuple(imports),
     )
     job = Job.in_sweep(config, output_dir)
-    if problem := find_problem(job, data):
+    if problem := find_problem(job, {RESULTS_FILE: data}):
         raise UsageError(f"{results}: {problem}; the run cannot be retrained here")
     environments, recorded = config.environment_names(), record.get("environments")
     if recorded and recorded != environments:

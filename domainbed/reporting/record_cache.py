@@ -77,9 +77,11 @@ def load_part(path: Path) -> SweepPart | None:
     return SweepPart(*tables) if tables else None
 
 
-def state_of(signatures: Mapping[str, Signature], done: Container[str]) -> str:
+def state_of(signatures: Mapping[str, Signature], done: Container[str], pruned: Container[str] = ()) -> str:
     """Return a hash of the state of all jobs of a sweep; it changes when any job does."""
-    lines = "\n".join(f"{name} {signature} {name in done}" for name, signature in sorted(signatures.items()))
+    lines = "\n".join(
+        f"{name} {signature} {name in done} {name in pruned}" for name, signature in sorted(signatures.items())
+    )
     return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 

@@ -134,7 +134,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
             "The launch log of this sweep is missing or unreadable: the requested runs are assumed to be, for each "
             "dataset, all trials and hyperparameter draws that any algorithm has."
         )
-    notes += [*_unused_notes(sweep, sections), *_omitted_notes(sweep)]
+    notes += [*_pruned_notes(sweep, options), *_unused_notes(sweep, sections), *_omitted_notes(sweep)]
     if options.compare:
         notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms, titles(dataset))]
     return Report(sweep, options, environments, algorithms, titles, sections, notes)
@@ -307,6 +307,21 @@ def power_table(section: Section, report: Report) -> TextTable:
     return TextTable("Smallest difference that can be shown", headers, [*rows.values()], note)
 
 
+def _pruned_notes(sweep: Sweep, options: ReportOptions) -> list[str]:
+    """Return a note on the pruned runs, if there are any."""
+    n = int((sweep.runs["state"] == JobState.PRUNED).sum())
+    if not n:
+        return []
+    rules = f" ({'; '.join(sweep.rules)})" if sweep.rules else ""
+    note = (
+        f"{n:,} of {len(sweep.runs):,} runs were pruned{rules}: they stopped early, because they were behind other "
+        "draws of their trial by training-domain validation. What they would have reached later is unknown."
+    )
+    if others := [name for name in options.selections if name != "training-domain"]:
+        note += f" With {' and '.join(others)}, cells may differ more: these methods might have selected pruned runs."
+    return [note]
+
+
 def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:
     """Return a note on the runs with several test environments that no selection method uses, if there are any."""
     lacks_pairs = any(section.selection in WITH_PAIRS and not section.tables for section in sections)
@@ -340,6 +355,8 @@ def _protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str], title
         if dataset in DATASETS:
             counts += [(int(n), DATASETS[dataset].N_STEPS, "steps") for n in sorted(jobs["steps"].dropna().unique())]
         differences |= {f"{n:,} {unit} (published: {usual:,})": None for n, usual, unit in counts if n != usual}
+        if n := int((runs["state"] == JobState.PRUNED).sum()):
+            differences[f"{n:,} of {len(runs):,} {algorithm} runs were pruned"] = None
         settings = {text.partition(", ")[2] for text in jobs["settings"]}  # without the number of steps
         differences |= dict.fromkeys(sorted(settings - PUBLISHED_SETTINGS))
     notes = []

@@ -23,8 +23,8 @@ def requested_runs(sweep_dir: Path, jobs: pd.DataFrame, warn: Callable[[str], ob
     runs = list(map(RunKey._make, zip(*(jobs[name].astype(object).tolist() for name in RUN_KEYS), strict=True)))
     folders = dict(zip(runs, jobs.index.tolist(), strict=True))
     recorded = {
-        run: JobState.DONE if done else JobState.INCOMPLETE
-        for run, done in zip(runs, jobs["done"].tolist(), strict=True)
+        run: JobState.DONE if done else JobState.PRUNED if pruned else JobState.INCOMPLETE
+        for run, done, pruned in zip(runs, jobs["done"].tolist(), jobs["pruned"].tolist(), strict=True)
     }
     done = {run for run, state in recorded.items() if state == JobState.DONE}
     requested = run_states(sweep_dir, done, warn)

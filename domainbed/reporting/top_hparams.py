@@ -1,6 +1,7 @@
 """The runs behind one cell of the tables, ranked within each trial."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class CellRuns:
         test_env: the environment's number.
         runs: as returned by `ranked_runs`.
         hparams: the runs' hyperparameters, as returned by `decode_hparams`.
+        pruned: the folders of the pruned runs of the sweep.
     """
 
     dataset: str
@@ -34,6 +36,7 @@ class CellRuns:
     selection: str
     runs: pd.DataFrame
     hparams: pd.DataFrame
+    pruned: Collection[str] = ()
 
     def __str__(self) -> str:
         return (
@@ -158,7 +161,7 @@ def format_json(cell: CellRuns, n: int) -> str:
 
 
 def unranked_notes(cell: CellRuns) -> list[str]:
-    """Return a note on the runs without records, and one on those from which the method selects no record."""
+    """Return notes on the runs without records, pruned runs, and others from which the method selects no record."""
     reason = "every record lacks an accuracy that the method requires"
     if cell.selection in WITH_PAIRS:
         reason = (
@@ -167,10 +170,12 @@ def unranked_notes(cell: CellRuns) -> list[str]:
         )
     unranked = cell.runs[cell.runs["rank"].isna()]
     has_records = unranked["folder"].notna()
+    is_pruned = unranked["folder"].isin(list(cell.pruned))
     notes = []
     for runs, description in (
         (unranked[~has_records], "without records"),
-        (unranked[has_records], f"from which {cell.selection} selects no record: {reason}"),
+        (unranked[is_pruned], "that were pruned"),
+        (unranked[has_records & ~is_pruned], f"from which {cell.selection} selects no record: {reason}"),
     ):
         seeds = "; ".join(
             f"trial {trial}: hparams_seed {', '.join(map(str, sorted(trial_runs['hparams_seed'])))}"

@@ -63,4 +63,5 @@ def find_cell(sweep: "Sweep", dataset: str, algorithm: str, test_env: str, selec
         )
     ranked = ranked_runs(sweep.runs, sweep.select(selection), dataset, algorithm, number)
     hparams = decode_hparams(sweep.jobs, ranked)
-    return CellRuns(dataset, algorithm, test_envs[number], number, selection, ranked, hparams)
+    pruned = set(sweep.jobs.index[sweep.jobs["pruned"]])
+    return CellRuns(dataset, algorithm, test_envs[number], number, selection, ranked, hparams, pruned)

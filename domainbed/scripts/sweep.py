@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +16,7 @@ from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
 from domainbed.options import add_options, from_args, option
+from domainbed.pruning import NO_PRUNING, PruneOptions
 from domainbed.registry import import_modules
 from domainbed.scripts import config_file
 from domainbed.sweep import json_output, price, progress
@@ -28,14 +29,15 @@ from domainbed.sweep.launchers import LAUNCHERS, Launcher
 from domainbed.sweep.log import log_launch, requested_jobs
 from domainbed.sweep.preflight import check_jobs, describe_datasets
 from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
-from domainbed.sweep.status import JobState, Status, count_states, survey
+from domainbed.sweep.status import FINISHED, JobState, Status, count_states, read_status, survey
 
 MAX_WATCH = 86_400  # seconds
 # Destinations of the options that `delete_incomplete` shares with `launch` and that do not describe the launch.
-NOT_OF_LAUNCH = {"help", "output_dir", "failed", "imports", "skip_confirmation"}
+NOT_OF_LAUNCH = {"help", "output_dir", "failed", "pruned", "imports", "skip_confirmation"}
 EXIT_STATUS = (
-    "Exit status: 0 if every job is done, 1 if some failed (or could not be stopped), 2 if the command is invalid, 3 "
-    "if some jobs are not done yet, 128 + n if signal n stopped the command."
+    "Exit status: 0 if every job is done or pruned (for a launch without --prune: done), 1 if some failed (or could "
+    "not be stopped), 2 if the command is invalid, 3 if some jobs are not done yet, 128 + n if signal n stopped the "
+    "command."
 )
 
 
@@ -59,6 +61,7 @@ class LaunchOptions:
         None, help="import jobs that have not been launched yet, from an archive written by `export`", metavar="ARCHIVE"
     )
     retry_failed: bool = option(False, help="retry failed jobs")
+    unprune: bool = option(False, help="resume pruned jobs, and run all jobs to their end")
     dry_run: bool = option(False, help="print what would be run or submitted, without running it")
     estimate: bool = option(
         False,
@@ -129,10 +132,11 @@ def parser() -> cli.Parser:
         "--failed",
     )
     delete.add_argument("--failed", action="store_true", help="also delete the folders of failed jobs")
+    delete.add_argument("--pruned", action="store_true", help="also delete the folders of pruned jobs")
     add_launch_options(delete, is_hidden=True)
     export = command(
         "export",
-        "write the records of all finished jobs to an archive",
+        "write the records of all finished and pruned jobs to an archive",
         "--archive first.tar.xz",
         "--archive first.tar.xz --import my_algorithms",
     )
@@ -160,6 +164,7 @@ def add_launch_options(launch: cli.Parser, is_hidden: bool = False) -> None:
     add_options(pairs, Grid, skip={f.name for f in fields(Grid)} - {"leave_one_out"})
     add_options(launch.add_argument_group("options of each job"), JobConfig, skip=NOT_SHARED)
     add_options(launch, LaunchOptions)
+    add_options(launch.add_argument_group("pruning"), PruneOptions)
     declared: set[str] = set()
     for options in dict.fromkeys(LAUNCHERS[name].Options for name in LAUNCHERS):
         names = [name for name in LAUNCHERS if LAUNCHERS[name].Options is options]
@@ -213,11 +218,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def grid_of(args: argparse.Namespace) -> Grid:
     """Return the grid of a launch, with groups of algorithms expanded. Its paths are absolute."""
-    names = [f.name for f in fields(Grid) if f.name not in ("job_args", "specs", "left_out")]
+    names = [f.name for f in fields(Grid) if f.name not in ("job_args", "specs", "pruning", "left_out")]
     names += [f.name for f in fields(JobConfig) if f.name not in NOT_SHARED]
     values = {name: getattr(args, name) for name in names}
     if args.init_from:  # so that the launch is known by its content once the file is gone
         values["init_digest"] = file_digest(args.init_from)
+    pruning = from_args(PruneOptions, args)
+    values["pruning"] = None if pruning.prune == NO_PRUNING else pruning
     grid, skipped = Grid.from_args(values | absolute_paths(values)).expand_groups()
     warnings = [f"warning: {text}" for name in args.algorithms if (text := ALGORITHMS.homonym_warning(name))]
     for line in (*warnings, *skipped):
@@ -237,7 +244,8 @@ def launch(args: argparse.Namespace) -> int:
         if result.stop_signal:
             status = 128 + result.stop_signal
         else:
-            status = 1 if result.n_failed else exit_status(result.statuses)
+            finished = {JobState.DONE} if args.prune == NO_PRUNING else FINISHED
+            status = 1 if result.n_failed else exit_status(result.statuses, finished)
         if events:
             json_output.print_ended(events, result.statuses, status)
     return 0 if args.estimate else status
@@ -250,6 +258,8 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
         args: the arguments of `launch`.
         events: the stream to which to print the events as JSON lines, if any.
     """
+    if args.unprune and args.prune != NO_PRUNING:
+        raise UsageError("--unprune cannot be combined with --prune: it runs all jobs to their end")
     is_dummy = args.command_launcher == "dummy"
     is_dry_run = args.dry_run or is_dummy
     if is_dry_run and args.import_results:
@@ -267,6 +277,10 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
         states.add(JobState.FAILED)
     elif any(status.state == JobState.FAILED for status in statuses.values()):
         print("Skipping failed jobs (see `status --failed`; `--retry_failed` retries them)", file=info)
+    if args.unprune:
+        states.add(JobState.PRUNED)
+    elif any(status.state == JobState.PRUNED for status in statuses.values()):
+        print("Skipping pruned jobs (`--unprune` resumes them)", file=info)
     jobs = launch_order([job for job, status in statuses.items() if status.state in states], statuses)
     if events:
         json_output.print_launched(events, args.output_dir, statuses, jobs)
@@ -280,9 +294,13 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
         if not is_dummy:  # the checks read the datasets, and download what is missing
             check_jobs(jobs)
         launcher.print_commands(jobs)
+        if grid.pruning:
+            print("warning: these commands prune nothing before a launch is in the launch log", file=sys.stderr)
         return None
     estimated = check_and_estimate(args, launcher, jobs, statuses)
     print(*describe_datasets(jobs), *estimated.lines(), sep="\n", flush=True)
+    if grid.pruning:
+        print("  with --prune, this is an upper bound")
     if events:
         json_output.print_event(events, "estimate", **estimated.to_json())
     if args.estimate:
@@ -293,7 +311,7 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
     make_folder(sweep_dir)
     log_launch(sweep_dir, grid)
     result = run_launch(launcher, jobs, statuses, json_output.JsonDisplay(jobs, events) if events else None)
-    is_waiting = any(s.state not in (JobState.DONE, JobState.FAILED) for s in result.statuses.values())
+    is_waiting = any(s.state not in (*FINISHED, JobState.FAILED) for s in result.statuses.values())
     if is_waiting and not (launcher.WAITS or result.stop_signal):
         print(f"Watch the progress with `{cli.command_name('sweep')} status --output_dir {args.output_dir} --watch`")
     return result
@@ -313,13 +331,14 @@ def check_and_estimate(
 
 def import_results(archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status]) -> None:
     """Import jobs from an archive and update their statuses."""
-    result = import_jobs(archive, statuses)
-    statuses.update(dict.fromkeys(result.jobs, Status(JobState.DONE)))
+    result = import_jobs(archive, statuses, with_pruned=grid.pruning is not None)
+    statuses.update({job: read_status(job.folder) for job in result.jobs})
     if result.jobs:
         log_launch(sweep_dir, grid)  # even if the launch is not confirmed
+    pruned = f", {result.n_pruned} that are pruned (`--prune` imports them)" if result.n_pruned else ""
     print(
         f"{len(result.jobs)} jobs imported from {archive}; skipped {result.n_not_requested} that were not requested, "
-        f"{result.n_existing} that already exist"
+        f"{result.n_existing} that already exist" + pruned
     )
 
 
@@ -393,13 +412,15 @@ def delete_incomplete(args: argparse.Namespace) -> int:
             raise UsageError("nothing was deleted; repeat the options of the launch, or omit them to select all jobs")
     statuses = survey(jobs, read_queue(sweep_dir))
     print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses)}")
-    states = {JobState.INCOMPLETE} | ({JobState.FAILED} if args.failed else set())
+    states = {JobState.INCOMPLETE}
+    states |= {JobState.FAILED} if args.failed else set()
+    states |= {JobState.PRUNED} if args.pruned else set()
     to_delete = [job for job, s in statuses.items() if s.state in states]
     if to_delete and not args.skip_confirmation:
         confirm(f"Delete the folders of {len(to_delete)} jobs, including their checkpoints?", "nothing was deleted")
     queue = read_queue(sweep_dir)  # after the question; failed jobs may be part of a queued task as well
     to_delete = [job for job in to_delete if not (queue and queue.has(job.folder.name))]
-    for job in delete_jobs(to_delete, sweep_dir):
+    for job in delete_jobs(to_delete, sweep_dir, FINISHED - states):
         print(f"{job} was resumed in the meantime; not deleted", file=sys.stderr)
     statuses = survey(statuses, read_queue(sweep_dir))
     print(f"Now: {count_states(statuses)}")
@@ -412,20 +433,23 @@ def export(args: argparse.Namespace) -> int:
         raise UsageError(f"--archive {args.archive}: the name must end in .tar.xz")
     sweep_dir, archive = Path(args.output_dir), Path(args.archive)
     statuses = survey(requested_jobs(sweep_dir), read_queue_or_warn(sweep_dir))
-    done = [job for job, s in statuses.items() if s.state == JobState.DONE]
+    done = [job for job, s in statuses.items() if s.state in FINISHED]
     if unknown := sorted({job.kind for job in done if not has_known_hparams(job)}):
         kinds = ", ".join(f"{algorithm} on {dataset}" for dataset, algorithm in unknown)
         print(f"warning: not registered (see --import), so hyperparameters are not verified: {kinds}", file=sys.stderr)
     export_jobs(done, sweep_dir, archive)
     left_out = len(statuses) - len(done)
-    print(f"{len(done)} jobs written to {archive} ({archive.stat().st_size:,} bytes); {left_out} jobs are not done")
+    n_pruned = sum(s.state == JobState.PRUNED for s in statuses.values())
+    pruned = f", {n_pruned} of them pruned" if n_pruned else ""
+    size = f"{archive.stat().st_size:,} bytes"
+    print(f"{len(done)} jobs written to {archive} ({size}){pruned}; {left_out} jobs are not done")
     return exit_status(statuses)
 
 
-def exit_status(statuses: Mapping[Job, Status]) -> int:
-    """Return the status described by EXIT_STATUS."""
+def exit_status(statuses: Mapping[Job, Status], finished: Set[JobState] = FINISHED) -> int:
+    """Return the status described by EXIT_STATUS, given the states that count as finished."""
     states = {s.state for s in statuses.values()}
-    return 0 if states == {JobState.DONE} else 1 if JobState.FAILED in states else 3
+    return 0 if states <= finished else 1 if JobState.FAILED in states else 3
 
 
 def remove_leftovers(statuses: Mapping[Job, Status]) -> None:

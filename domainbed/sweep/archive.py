@@ -1,4 +1,4 @@
-"""Archives: compressed files with the records of a sweep's finished jobs, which another launch can import."""
+"""Archives: compressed files with the records of finished and pruned jobs, which another launch can import."""
 
 import errno
 import lzma
@@ -18,12 +18,21 @@ from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.errors import UsageError, one_line
 from domainbed.files import MAX_JSON_SIZE, atomic_write, file_lock, open_regular, read_regular
 from domainbed.hparams import parse_overrides
-from domainbed.records import DONE_FILE, MAX_RESULTS_SIZE, RESULTS_FILE, parse_records
+from domainbed.records import (
+    DONE_FILE,
+    MAX_RESULTS_SIZE,
+    PRUNED_FILE,
+    RESULTS_FILE,
+    is_done,
+    parse_pruned,
+    parse_records,
+)
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.log import launch_files
 from domainbed.sweep.status import JobState, Status
 
-ARCHIVED_FILES = (DONE_FILE, RESULTS_FILE)  # of each job
+END_FILES = (DONE_FILE, PRUNED_FILE)  # say how a job ended; an archive contains one for each job
+ARCHIVED_FILES = (*END_FILES, RESULTS_FILE)
 HASHED_FIELDS = [f for f in fields(JobConfig) if f.compare]
 # The records of the sweeps in results/ are 13 to 23 times the size of their archives. Bombs would fill memory or disk.
 MAX_RATIO = 500
@@ -38,15 +47,17 @@ class ImportResult(NamedTuple):
         jobs: the imported jobs.
         n_not_requested: number of jobs in the archive that the launch does not request.
         n_existing: number of requested jobs in the archive that already had a folder.
+        n_pruned: number of requested jobs that were not imported because they are pruned.
     """
 
     jobs: list[Job]
     n_not_requested: int
     n_existing: int
+    n_pruned: int = 0
 
 
 def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
-    """Write the records of finished jobs and the sweep's launch log to a .tar.xz; equal sweeps give equal bytes.
+    """Write the records of finished or pruned jobs and the launch log to a .tar.xz; equal sweeps give equal bytes.
 
     Raises:
         UsageError: there are no jobs, or a job could not be imported because of its records. Nothing is written.
@@ -63,13 +74,16 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
         for path, time in sorted(times.items()):
             _add(tar, path.relative_to(sweep_dir).as_posix(), read_regular(path, MAX_JSON_SIZE), time)
         for job in sorted(jobs, key=lambda job: job.folder.name):
-            if links := [job.folder / name for name in ARCHIVED_FILES if (job.folder / name).is_symlink()]:
+            names = (DONE_FILE if is_done(job.folder) else PRUNED_FILE, RESULTS_FILE)
+            if links := [job.folder / name for name in names if (job.folder / name).is_symlink()]:
                 raise UsageError(f"{links[0]} is a symbolic link, which may lead to any file; replace it with a copy")
             try:
-                contents = {name: read_regular(job.folder / name, MAX_RESULTS_SIZE) for name in ARCHIVED_FILES}
+                contents = {name: read_regular(job.folder / name, MAX_RESULTS_SIZE) for name in names}
             except FileNotFoundError as error:
+                if error.filename == str(job.folder / PRUNED_FILE):
+                    raise UsageError(f"{job} was resumed in the meantime; export again") from None
                 raise UsageError(f"{error.filename} is missing; delete the folder and launch again") from None
-            if problem := find_problem(job, contents[RESULTS_FILE]):
+            if problem := find_problem(job, contents):
                 is_newer = "schema version" in problem
                 remedy = "export with that version" if is_newer else "delete the folder and launch again"
                 raise UsageError(f"{job.folder / RESULTS_FILE}: {problem}; {remedy}")
@@ -83,7 +97,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes, time: int = 0) -> None:
     tar.addfile(member, BytesIO(data))
 
 
-def import_jobs(archive: Path, statuses: Mapping[Job, Status]) -> ImportResult:
+def import_jobs(archive: Path, statuses: Mapping[Job, Status], with_pruned: bool = False) -> ImportResult:
     """Import those of the requested jobs that have not been launched and that an archive contains.
 
     The whole archive is checked first. Each job's folder then appears complete or not at all.
@@ -91,6 +105,7 @@ def import_jobs(archive: Path, statuses: Mapping[Job, Status]) -> ImportResult:
     Args:
         archive: the file.
         statuses: the requested jobs and their statuses.
+        with_pruned: whether to import pruned jobs as well.
 
     Raises:
         UsageError: the archive cannot be read, is damaged, has an unsafe member, or has records that do not belong to
@@ -103,11 +118,12 @@ def import_jobs(archive: Path, statuses: Mapping[Job, Status]) -> ImportResult:
     except OSError as error:
         raise UsageError(f"--import_results {archive}: {error.strerror}") from error
     with file:
-        found = _check_archive(file, archive, missing)
-        selected = {name: job for name, job in missing.items() if name in found}
+        found, pruned = _check_archive(file, archive, missing)
+        skipped = set() if with_pruned else pruned & missing.keys()
+        selected = {name: job for name, job in missing.items() if name in found - skipped}
         imported = _extract(file, archive, selected) if selected else []
     n_requested = len(found & requested)
-    return ImportResult(imported, len(found) - n_requested, n_requested - len(imported))
+    return ImportResult(imported, len(found) - n_requested, n_requested - len(imported) - len(skipped), len(skipped))
 
 
 def last_records(archive: Path) -> Iterator[dict[str, Any]]:
@@ -118,20 +134,26 @@ def last_records(archive: Path) -> Iterator[dict[str, Any]]:
                 yield records[-1]
 
 
-def _check_archive(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> set[str]:
-    """Return the folder names of all jobs in an archive, and check the records of the selected ones."""
+def _check_archive(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> tuple[set[str], set[str]]:
+    """Return the folder names of all jobs in an archive, and of those that are pruned. Check the selected ones."""
     found: dict[str, set[str]] = defaultdict(set)
+    contents: dict[str, dict[str, bytes]] = defaultdict(dict)  # of jobs that are not complete yet
     for folder, name, data in _read_members(file, archive, selected):
+        if data is not None and name in found[folder]:
+            raise _bad_job(archive, selected[folder], f"it has {name} twice")
         found[folder].add(name)
-        if data is not None and name == RESULTS_FILE and (problem := find_problem(selected[folder], data)):
-            raise _bad_job(archive, selected[folder], problem)
+        if data is not None:
+            contents[folder][name] = data
+            is_complete = RESULTS_FILE in contents[folder] and len(contents[folder]) > 1
+            if is_complete and (problem := find_problem(selected[folder], contents.pop(folder))):
+                raise _bad_job(archive, selected[folder], problem)
     if not found:
         raise UsageError(f"--import_results {archive} contains no jobs: members must be named FOLDER/{RESULTS_FILE}")
     for folder in sorted(found.keys() & selected.keys()):
-        for name in ARCHIVED_FILES:
-            if name not in found[folder]:
+        for name, files in ((DONE_FILE, END_FILES), (RESULTS_FILE, [RESULTS_FILE])):
+            if found[folder].isdisjoint(files):
                 raise _bad_job(archive, selected[folder], f"{name} is missing")
-    return set(found)
+    return set(found), {name for name, files in found.items() if PRUNED_FILE in files and DONE_FILE not in files}
 
 
 def _bad_job(archive: Path, job: Job, problem: str) -> UsageError:
@@ -140,17 +162,26 @@ def _bad_job(archive: Path, job: Job, problem: str) -> UsageError:
     )
 
 
-def find_problem(job: Job, data: bytes) -> str:
-    """Return why the content of a records file is not that of the finished job; "" if it is.
+def find_problem(job: Job, contents: Mapping[str, bytes]) -> str:
+    """Return why the contents of files are not those of the finished or pruned job; "" if they are.
 
     Arguments that records of older versions lack are taken to have been at their defaults. Without the job's classes
     (`has_known_hparams`), the hyperparameters must equal the overrides and those of the last record.
+
+    Args:
+        job: the job.
+        contents: the contents of its RESULTS_FILE and, of a pruned job, its PRUNED_FILE.
     """
-    records, problems = parse_records(data)
+    last_step = job.config.steps - 1
+    is_complete = True
+    if DONE_FILE not in contents and PRUNED_FILE in contents:
+        if (decision := parse_pruned(contents[PRUNED_FILE])) is None:
+            return f"{PRUNED_FILE} is damaged"
+        last_step, is_complete = decision.step, False
+    records, problems = parse_records(contents[RESULTS_FILE])
     if problems:
         return one_line(problems[0].partition(";")[0])  # what follows concerns tables only
-    last_step = job.config.steps - 1
-    if not records or (records[-1]["step"] != last_step and not records[-1].get("ended_early")):
+    if not records or (records[-1]["step"] != last_step and not (is_complete and records[-1].get("ended_early"))):
         last = f"the last record is of step {records[-1]['step']}" if records else "there are no records"
         return f"the records do not reach step {last_step}: {last}"
     for record in records:

@@ -5,14 +5,15 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from domainbed.engine.lock import TakenError, locked, parent_pid
 from domainbed.errors import UsageError
 from domainbed.files import file_lock
-from domainbed.records import is_done
+from domainbed.records import is_done, is_pruned
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.queue import Queue, read_queue, slurm_output
 from domainbed.sweep.status import JobState, Status, read_status
@@ -63,27 +64,33 @@ def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str
     ]
 
 
-def delete_jobs(jobs: Sequence[Job], sweep_dir: Path) -> list[Job]:
+def delete_jobs(jobs: Sequence[Job], sweep_dir: Path, kept: Collection[JobState] = (JobState.DONE,)) -> list[Job]:
     """Delete the folders of jobs, and what killed deletions left behind.
 
+    Args:
+        jobs: the jobs.
+        sweep_dir: the sweep's folder.
+        kept: states in which a job is not deleted.
+
     Returns:
-        The jobs that were not deleted, because they are running or done by now.
+        The jobs that were not deleted, because they are running or in one of these states by now.
     """
     folder = sweep_dir / SWEEP_FOLDER
     folder.mkdir(exist_ok=True)
     message = f"Another process is deleting jobs of {sweep_dir}; waiting for it"
     with file_lock(folder / "deleting.lock", message), ThreadPoolExecutor(32) as pool:
         list(pool.map(shutil.rmtree, folder.glob(f"{DELETED_PREFIX}*")))
-        are_deleted = list(pool.map(_delete, jobs))  # each may have to watch a stale lock for a while
+        # Each may have to watch a stale lock for a while.
+        are_deleted = list(pool.map(partial(_delete, kept=kept), jobs))
     return [job for job, is_deleted in zip(jobs, are_deleted, strict=True) if not is_deleted]
 
 
-def _delete(job: Job) -> bool:
+def _delete(job: Job, kept: Collection[JobState]) -> bool:
     # Rename first, then delete file by file, so that no folder of a job is ever half deleted.
     trash = job.folder.parent / SWEEP_FOLDER / f"{DELETED_PREFIX}{uuid.uuid4().hex}"
     try:
         with locked(job.folder):
-            if is_done(job.folder):
+            if (is_done(job.folder) and JobState.DONE in kept) or (is_pruned(job.folder) and JobState.PRUNED in kept):
                 return False
             os.rename(job.folder, trash)
     except TakenError:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from domainbed.engine.lock import lock_owner
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.run import JobEvent
-from domainbed.sweep.status import JobState, colored_state
+from domainbed.sweep.status import FINISHED, JobState, colored_state
 from domainbed.terminal import duration, is_terminal
 
 REFRESH_INTERVAL = 1.0  # seconds between reads of the running jobs' locks, which hold their progress
@@ -51,11 +51,11 @@ class Display:
         self.show_state(event)
 
     def show_reason(self, event: JobEvent) -> None:
-        """Print why a job failed, was interrupted or was not started, to stderr."""
+        """Print why a job failed, was interrupted or was not started, to stderr. Why one was pruned is in its log."""
         if event.state == JobState.FAILED:
             failed = colored_state(event.state, "FAILED", sys.stderr)
             tqdm.write(f"{failed} {event.job}: {event.reason}", file=sys.stderr)
-        elif event.reason and (event.job.kind, event.reason) not in self._printed:
+        elif event.state != JobState.PRUNED and event.reason and (event.job.kind, event.reason) not in self._printed:
             self._printed.add((event.job.kind, event.reason))  # once for all jobs of a blocked kind
             tqdm.write(f"{event.job}: {event.reason}", file=sys.stderr)
 
@@ -98,8 +98,9 @@ class BarDisplay(Display):
                 self._set_steps(event.job, event.steps)
             elif event.job in self._bars:
                 self._bars.pop(event.job).close()
-            if event.state == JobState.DONE:
+            if event.state in FINISHED:
                 self._set_steps(event.job, event.steps)
+                self._total.total = (self._total.total or 0) - steps_saved(event)
             if event.has_ended:
                 self._total.set_postfix_str(f"{self.n_ended}/{self.n_jobs} jobs, {self.n_failed} failed")
 
@@ -155,11 +156,17 @@ class WidgetDisplay(Display):
         if self._bar.disable:
             super().show_state(event)
             return
-        if event.is_progress or event.state == JobState.DONE:
+        if event.is_progress or event.state in FINISHED:
+            self._bar.total = (self._bar.total or 0) - steps_saved(event)
             self._bar.update(event.steps - self._steps[event.job])
             self._steps[event.job] = event.steps
         if event.has_ended:
             self._bar.set_postfix_str(f"{self.n_ended}/{self.n_jobs} jobs, {self.n_failed} failed")
+
+
+def steps_saved(event: JobEvent) -> int:
+    """Return the number of updates of a job that are not done because it is pruned."""
+    return event.job.config.steps - event.steps if event.state == JobState.PRUNED else 0
 
 
 def make_display(jobs: Sequence[Job]) -> Display:

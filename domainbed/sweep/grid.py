@@ -13,6 +13,7 @@ from domainbed.engine.config import JobConfig, LoggedJobConfig, check_test_envs
 from domainbed.errors import UsageError
 from domainbed.hparams import parse_overrides
 from domainbed.options import as_tuple, check_options, option
+from domainbed.pruning import PruneOptions
 from domainbed.seeding import seed_hash
 from domainbed.sweep.job import Job
 from domainbed.terminal import ProgressBar
@@ -45,6 +46,7 @@ class Grid:
         job_args: arguments shared by all jobs, by their names in JobConfig.
         specs: the specification of each dataset, for a grid from the launch log. Nothing that it names need be
             registered here, and its jobs cannot be trained.
+        pruning: the rule by which jobs may stop early, if any.
         left_out: pairs (dataset, algorithm) without jobs; see `expand_groups`.
 
     Raises:
@@ -82,6 +84,7 @@ class Grid:
     )
     job_args: Mapping[str, Any] = field(default_factory=dict)
     specs: Mapping[str, DatasetSpec] = field(default_factory=dict)
+    pruning: PruneOptions | None = None
     left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -96,6 +99,13 @@ class Grid:
                 "--eval selection omits accuracies that leave-one-domain-out needs; with --leave_one_out, pass --eval "
                 "leave_one_out"
             )
+        if self.pruning and self.leave_one_out:
+            raise UsageError(
+                "--prune cannot be combined with --leave_one_out: leave-one-domain-out selection needs the runs of a "
+                "draw with every pair of test environments, which would be pruned independently of each other"
+            )
+        if self.pruning and self.job_args.get("averaging") == "swad":
+            raise UsageError("--prune cannot be combined with --averaging swad, of which only the last record counts")
         if self.n_hparams <= self.n_hparams_from:
             raise UsageError(f"--n_hparams {self.n_hparams} must be above --n_hparams_from {self.n_hparams_from}")
         self._check_size(len(set(self.datasets)))  # before datasets are known to exist
@@ -122,7 +132,7 @@ class Grid:
 
     def args(self) -> dict[str, Any]:
         """Return the arguments from which `from_args` creates the same grid, without `specs`."""
-        not_args = ("job_args", "specs", "left_out")
+        not_args = ("job_args", "specs", "pruning", "left_out")
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in not_args}
         left_out = {"left_out": self.left_out} if self.left_out else {}
         return {**own, **left_out, **self.job_args}
@@ -163,7 +173,12 @@ class Grid:
 
     def to_log(self) -> dict[str, Any]:
         """Return the launch as a JSON object, from which `from_log` reads its jobs without importing anything."""
-        return {**self.args(), "specs": {name: asdict(spec) for name, spec in self._with_specs().specs.items()}}
+        pruning = {"pruning": asdict(self.pruning)} if self.pruning else {}
+        return {
+            **self.args(),
+            **pruning,
+            "specs": {name: asdict(spec) for name, spec in self._with_specs().specs.items()},
+        }
 
     @classmethod
     def from_log(cls, logged: Mapping[str, Any]) -> "Grid":
@@ -173,12 +188,13 @@ class Grid:
             ValueError, TypeError, LookupError, AttributeError: the object is not a launch.
             UsageError: a dataset is neither specified nor registered.
         """
-        args = {name: value for name, value in logged.items() if name != "specs"}
+        args = {name: value for name, value in logged.items() if name not in ("specs", "pruning")}
+        pruning = PruneOptions(**logged["pruning"]) if "pruning" in logged else None
         specs = {
             name: DatasetSpec(**{**spec, "environments": tuple(spec["environments"])})
             for name, spec in logged.get("specs", {}).items()
         }
-        grid = replace(cls.from_args(args), specs=specs)._with_specs()
+        grid = replace(cls.from_args(args), specs=specs, pruning=pruning)._with_specs()
         if not all(type(env) is int for envs in grid.test_envs for env in envs):
             raise ValueError("a test environment is not an integer")
         for name in (*grid.datasets, *grid.algorithms, *(env for spec in specs.values() for env in spec.environments)):
@@ -232,7 +248,7 @@ class Grid:
         seed = seed_hash(*coordinates, *([self.seed] if self.seed else []))  # 0: DomainBed's seed
         args = {**run._asdict(), "seed": seed, **self.job_args}
         config = LoggedJobConfig(spec=self.specs[run.dataset], **args) if self.specs else JobConfig(**args)
-        return Job.in_sweep(config, sweep_dir)
+        return Job.in_sweep(config, sweep_dir, self.pruning)
 
     def jobs(self, sweep_dir: Path) -> list[Job]:
         """Return the jobs of all runs. Raises UsageError if an argument is invalid."""

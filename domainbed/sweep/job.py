@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from domainbed.engine.config import JobConfig
 from domainbed.options import to_args
+from domainbed.pruning import PruneOptions
 from domainbed.records import algorithm_name
 
 LOG_FILE = "log.txt"
@@ -24,9 +25,16 @@ def absolute_paths(args: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A job and its folder in a sweep. Two jobs are equal if they have the same folder."""
+    """A job and its folder in a sweep. Two jobs are equal if they have the same folder.
+
+    Attributes:
+        config: what the job trains.
+        pruning: the rule by which it may stop early, if any. It is not part of the job's configuration, so pruned and
+            unpruned sweeps share their jobs.
+    """
 
     config: JobConfig
+    pruning: PruneOptions | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and self.config.output_dir == other.config.output_dir
@@ -35,7 +43,7 @@ class Job:
         return hash(self.config.output_dir)
 
     @classmethod
-    def in_sweep(cls, config: JobConfig, sweep_dir: Path) -> "Job":
+    def in_sweep(cls, config: JobConfig, sweep_dir: Path, pruning: PruneOptions | None = None) -> "Job":
         """Return the job whose folder in `sweep_dir` is named by a hash of all that determines its records.
 
         Its paths are absolute, so that it can run from any folder.
@@ -44,7 +52,7 @@ class Job:
         paths = absolute_paths(vars(config))
         if any(getattr(config, name) != path for name, path in paths.items()):
             config = replace(config, **paths)
-        return cls(config.with_output_dir(folder))
+        return cls(config.with_output_dir(folder), pruning)
 
     @property
     def folder(self) -> Path:
@@ -56,7 +64,8 @@ class Job:
 
     def command(self) -> list[str]:
         """Return the command line that trains this job alone."""
-        return [sys.executable, "-m", "domainbed.scripts.train", *to_args(self.config)]
+        pruning = to_args(self.pruning) if self.pruning else []
+        return [sys.executable, "-m", "domainbed.scripts.train", *to_args(self.config), *pruning]
 
     def __str__(self) -> str:
         return self.config.title()

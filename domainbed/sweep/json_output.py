@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from domainbed.engine.lock import LockOwner
+from domainbed.records import read_pruned
 from domainbed.sweep.display import Display, print_or_stop
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.progress import count_updates, updates_done
@@ -23,6 +24,7 @@ EVENTS = {
     JobState.RUNNING: "skipped",  # because another process is training it
     JobState.INCOMPLETE: "interrupted",
     JobState.FAILED: "failed",
+    JobState.PRUNED: "pruned",
     JobState.DONE: "done",
 }
 
@@ -78,10 +80,17 @@ def _job_object(job: Job, status: Status, task_outcome: str | None) -> dict[str,
         "state": status.state.value,
         **_progress(updates_done(job, status), job.config.steps, owner.rate() if owner else 0.0),
         "process": _process(owner) if owner else None,
+        "pruned": _pruned(job) if status.state == JobState.PRUNED else None,
         "failure": {**vars(failure), "reason": failure.reason or None} if failure else None,
         "task_outcome": task_outcome,
         "args": {name: value for name, value in job.config.args().items() if name != "spec"},
     }
+
+
+def _pruned(job: Job) -> dict[str, Any]:
+    """Return why a job is pruned; empty if that is unknown, because the file is damaged."""
+    decision = read_pruned(job.folder)
+    return vars(decision) if decision else {}
 
 
 def _process(owner: LockOwner) -> dict[str, Any]:
@@ -112,6 +121,8 @@ class JsonDisplay(Display):
             details = _progress(event.steps, job.config.steps, self._rate(event) if name == "progress" else 0.0)
         elif event.state == JobState.DONE:
             details = {"step": job.config.steps, "steps": job.config.steps}
+        elif event.state == JobState.PRUNED:
+            details = {"step": event.steps, "steps": job.config.steps, "reason": event.reason}
         elif event.reason:
             details = {"reason": event.reason}
         run = {key: getattr(job.config, key) for key in ("test_envs", "trial_seed", "hparams_seed")}

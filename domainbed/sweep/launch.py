@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from domainbed.engine.interrupts import stop_on_signals
+from domainbed.records import clear_pruned
 from domainbed.sweep.display import Display, make_display
 from domainbed.sweep.failures import clear_failure
 from domainbed.sweep.job import Job
@@ -56,7 +57,7 @@ def run_launch(
 ) -> LaunchResult:
     """Run checked jobs until they end or a signal stops them, and print their progress and a summary.
 
-    Failed jobs among them are retried. A second Ctrl-C kills jobs on this machine at once.
+    Failed jobs among them are retried, and pruned ones resumed. A second Ctrl-C kills jobs on this machine at once.
 
     Args:
         launcher: runs the jobs.
@@ -69,6 +70,9 @@ def run_launch(
     for job in jobs:
         if statuses[job].failure:
             clear_failure(job.folder)
+            statuses[job] = Status(JobState.INCOMPLETE)
+        elif statuses[job].state == JobState.PRUNED:
+            clear_pruned(job.folder)
             statuses[job] = Status(JobState.INCOMPLETE)
     start = time.monotonic()
     if display is None:

@@ -350,8 +350,7 @@ def estimate(
 
 def count_models(config: JobConfig) -> int:
     """Return the number of models that a job saves: at most, if it may end early."""
-    n_evaluations = len({*range(0, config.steps, config.checkpoint_freq), config.steps - 1})
-    every = n_evaluations if config.save_model_every_checkpoint else 0
+    every = len(config.evaluation_steps()) if config.save_model_every_checkpoint else 0
     return (not config.skip_model_save) + config.save_best_model + every
 
 

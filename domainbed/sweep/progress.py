@@ -40,12 +40,16 @@ def status_table(statuses: Mapping[Job, Status]) -> str:
 
 
 def count_updates(statuses: Mapping[Job, Status]) -> tuple[int, int, float]:
-    """Return the number of updates of some jobs: in total, done, and currently done per second."""
+    """Return the number of updates of some jobs: in total, done, and currently done per second.
+
+    The total does not include what pruned jobs have not done.
+    """
     total = done = 0
     rate = 0.0
     for job, status in statuses.items():
-        total += job.config.steps
-        done += updates_done(job, status)
+        n = updates_done(job, status)
+        total += n if status.state == JobState.PRUNED else job.config.steps
+        done += n
         rate += status.owner.rate() if status.owner else 0.0
     return total, done, rate
 
@@ -63,8 +67,12 @@ def updates_done(job: Job, status: Status) -> int:
 def summary_line(statuses: Mapping[Job, Status]) -> str:
     """Return a line such as "12 of 84 jobs done; 1,200 of 8,484 updates, 75.2 per second, 2 min left at this rate"."""
     total, done, rate = count_updates(statuses)
-    jobs = sum(status.state == JobState.DONE for status in statuses.values())
-    line = f"{jobs} of {len(statuses)} jobs done; {done:,} of {total:,} updates"
+    counts = Counter(status.state for status in statuses.values())
+    pruned = ""
+    if counts[JobState.PRUNED]:
+        saved = sum(job.config.steps for job in statuses) - total
+        pruned = f", {counts[JobState.PRUNED]} pruned, which saves {saved:,} updates"
+    line = f"{counts[JobState.DONE]} of {len(statuses)} jobs done{pruned}; {done:,} of {total:,} updates"
     return line + (f", {rate:,.1f} per second, {duration((total - done) / rate)} left at this rate" if rate else "")
 
 

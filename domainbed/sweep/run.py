@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from domainbed.engine.control import JobControl
-from domainbed.engine.interrupts import Interrupted
+from domainbed.engine.interrupts import Interrupted, Pruned
 from domainbed.engine.lock import Lock, TakenError, is_locked, locked
 from domainbed.errors import AlgorithmError, UsageError
 from domainbed.files import open_to_append
-from domainbed.records import is_done
+from domainbed.records import is_done, is_pruned, read_pruned
 from domainbed.sweep.failures import begin_attempt, describe_error, record_failure, remove_failure_files
 from domainbed.sweep.job import LOG_FILE, Job
+from domainbed.sweep.peers import Pruner
 from domainbed.sweep.status import JobState
 
 TAKEN = "another process is training it"
@@ -27,8 +28,8 @@ class JobEvent:
     Attributes:
         job: the job.
         state: its state from now on.
-        steps: number of updates done: by a running job up to its last record, by a stopped job in this process.
-        reason: why the job failed, was interrupted or was not started; more lines may follow the first.
+        steps: number of updates done: by a running or pruned job up to its last record, by a stopped one here.
+        reason: why the job failed, was interrupted, pruned or not started; more lines may follow the first.
     """
 
     job: Job
@@ -44,7 +45,7 @@ class JobEvent:
     @property
     def has_ended(self) -> bool:
         """True if the job has ended, at least for this launch."""
-        return self.state in (JobState.DONE, JobState.FAILED, JobState.INCOMPLETE)
+        return self.state in (JobState.DONE, JobState.PRUNED, JobState.FAILED, JobState.INCOMPLETE)
 
 
 def run_job(job: Job, on_event: Callable[[JobEvent], object], should_stop: Callable[[], bool]) -> JobEvent:
@@ -71,13 +72,17 @@ def run_job(job: Job, on_event: Callable[[JobEvent], object], should_stop: Calla
 def _attempt(job: Job, on_event: Callable[[JobEvent], object], should_stop: Callable[[], bool], lock: Lock) -> JobEvent:
     """Train a job under its lock, and record the result."""
 
+    should_prune = Pruner(job) if job.pruning else JobControl.should_prune
+
     def on_record(step: int) -> None:
         on_event(JobEvent(job, JobState.RUNNING, steps=step + 1))
 
+    if job.pruning and is_pruned(job.folder):  # by another process
+        return pruned_event(job)
     try:
         begin_attempt(job.folder)
         with _output_to_log(job):
-            event = _train(job, JobControl(should_stop, on_record, lock))
+            event = _train(job, JobControl(should_stop, on_record, should_prune, lock))
     except OSError as error:
         event = JobEvent(job, JobState.FAILED, reason=describe_error(error, job.folder))
     if event.state == JobState.FAILED:
@@ -95,6 +100,9 @@ def _train(job: Job, control: JobControl) -> JobEvent:
     except TakenError as error:
         print(error)
         return _taken(job)
+    except Pruned as pruned:
+        print(pruned)
+        return pruned_event(job)
     except Interrupted as interrupted:
         print(interrupted)
         return JobEvent(job, JobState.INCOMPLETE, steps=interrupted.updates)
@@ -107,6 +115,12 @@ def _train(job: Job, control: JobControl) -> JobEvent:
         print(f"error: {reason}")
         return JobEvent(job, JobState.FAILED, reason=reason)
     return JobEvent(job, JobState.DONE, steps=job.config.steps)
+
+
+def pruned_event(job: Job) -> JobEvent:
+    """Return the event of a job that is pruned."""
+    decision = read_pruned(job.folder)
+    return JobEvent(job, JobState.PRUNED, decision.step + 1 if decision else 0, str(decision) if decision else "")
 
 
 def _taken(job: Job) -> JobEvent:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from domainbed.engine.lock import LOCK_FILE, LockOwner, file_system_time, is_locked, lock_owner
-from domainbed.records import CHECKPOINT_FILE, DONE_FILE
+from domainbed.records import CHECKPOINT_FILE, DONE_FILE, PRUNED_FILE
 from domainbed.sweep.failures import FAILURE_FILE, Failure, read_failure
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.queue import Queue
@@ -30,14 +30,17 @@ class JobState(Enum):
     RUNNING = "running"
     INCOMPLETE = "incomplete"
     FAILED = "failed"
+    PRUNED = "pruned"
     DONE = "done"
 
 
+FINISHED = {JobState.PRUNED, JobState.DONE}  # states of jobs that a launch with a pruning rule does not run anymore
 COLORS = {
     JobState.QUEUED: "blue",
     JobState.RUNNING: "cyan",
     JobState.INCOMPLETE: "yellow",
     JobState.FAILED: "red",
+    JobState.PRUNED: "magenta",
     JobState.DONE: "green",
 }
 
@@ -110,16 +113,16 @@ def blocked_kinds(statuses: Mapping[Job, Status]) -> dict[Kind, str]:
 def blocked_reason(statuses: Iterable[Status]) -> str:
     """Return why no more jobs of a kind are started, or "" if it is not blocked.
 
-    A kind is blocked while none of its jobs is done and MAX_ALIKE of them have failed for the same reason. Reasons that
-    differ only in numbers or in the names of job folders are the same.
+    A kind is blocked while none of its jobs is done or pruned and MAX_ALIKE of them have failed for the same reason.
+    Reasons that differ only in numbers or in the names of job folders are the same.
 
     Args:
-        statuses: of the kind's jobs. Iteration stops at the first job that is done.
+        statuses: of the kind's jobs. Iteration stops at the first job that is done or pruned.
     """
     counts: Counter[str] = Counter()
     blocked = ""
     for status in statuses:
-        if status.state == JobState.DONE:
+        if status.state in FINISHED:
             return ""
         if status.failure and status.failure.reason:
             masked = re.sub(r"\b[0-9a-f]{32}\b|[-+]?\d[\d.e+-]*", "#", status.failure.reason)
@@ -137,6 +140,8 @@ def _status(folder: Path, names: set[str], queue: Queue | None, now: float | Non
         return Status(JobState.RUNNING, owner=owner)
     if FAILURE_FILE in names:
         return Status(JobState.FAILED, failure=read_failure(folder / FAILURE_FILE))
+    if PRUNED_FILE in names:
+        return Status(JobState.PRUNED)
     if queue and queue.has(folder.name):
         return Status(JobState.QUEUED)
     if queue and not names and folder.name in queue.failures:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.random import RandomState
 
 from domainbed.model_selection import RUN_COLUMNS, TRIAL_COLUMNS, best_hparams, training_domain
-from domainbed.replay import policies
+from domainbed.pruning import PruneOptions
 from domainbed.replay.fidelity import compare, count_computing, find_answers
-from domainbed.replay.policies import all_policies, keep_draws, keep_evaluations, keep_trials, score_records
+from domainbed.replay.policies import all_policies, keep_draws, keep_evaluations, keep_trials, prune, score_records
 from domainbed.replay.replays import CHANGED, cheapest_faithful, replay, summarize
 from tests.conftest import make_record, read_sweep, write_sweep
 
@@ -71,10 +71,10 @@ def pruned(frame: pd.DataFrame, rng: RandomState, rule: str, factor: int = 0) ->
 @settings(max_examples=12, deadline=None)
 @given(curves(), st.integers(0, 99))
 def test_pruning_equals_the_reference(frame: pd.DataFrame, seed: int):
-    kept = policies.prune_by_median(frame, RandomState(seed)).sort_index()
+    kept = prune(frame, RandomState(seed), PruneOptions("median")).sort_index()
     pd.testing.assert_frame_equal(kept, pruned(frame, RandomState(seed), "median"))
     for factor in (2, 3, 4):
-        kept = policies.prune_by_asha(frame, RandomState(seed), factor).sort_index()
+        kept = prune(frame, RandomState(seed), PruneOptions("asha", factor)).sort_index()
         pd.testing.assert_frame_equal(kept, pruned(frame, RandomState(seed), "asha", factor))
 
 

@@ -353,16 +353,17 @@ README = Path(sweep.__file__).parents[1] / "sweep" / "README.md"
 
 PRINT_TABLE = """
 from domainbed.options import options_table
+from domainbed.pruning import PruneOptions
 from domainbed.scripts.sweep import Grid, LaunchOptions
 from domainbed.sweep.launchers.local import LocalOptions
 from domainbed.sweep.launchers.slurm import SlurmOptions
-print(options_table(Grid, LaunchOptions, LocalOptions, SlurmOptions), end="")
+print(options_table(Grid, LaunchOptions, PruneOptions, LocalOptions, SlurmOptions), end="")
 """
 
 
 def test_options_table_in_readme():
     """In a new process, in which no test has registered an algorithm."""
-    marker = "<!-- options_table(Grid, LaunchOptions, LocalOptions, SlurmOptions) -->\n"
+    marker = "<!-- options_table(Grid, LaunchOptions, PruneOptions, LocalOptions, SlurmOptions) -->\n"
     _, table, _ = README.read_text().split(marker)
     finished = subprocess.run([sys.executable, "-c", PRINT_TABLE], capture_output=True, text=True, check=True)
     assert table == finished.stdout

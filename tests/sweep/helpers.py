@@ -15,7 +15,7 @@ import tests.sweep.misbehaving  # noqa: F401  registers the algorithm
 from domainbed import cli
 from domainbed.engine.config import JobConfig
 from domainbed.engine.lock import LOCK_FILE, LockOwner, this_process
-from domainbed.records import mark_done
+from domainbed.records import PruneDecision, mark_done, mark_pruned
 from domainbed.scripts import sweep
 from domainbed.sweep.failures import record_failure
 from domainbed.sweep.job import Job
@@ -79,6 +79,8 @@ def fill_folder(job: Job, state: JobState) -> Status:
         (job.folder / "log.txt").write_text("once upon a time")
     if state == JobState.DONE:
         mark_done(job.folder)
+    if state == JobState.PRUNED:
+        mark_pruned(job.folder, PruneDecision(0, "a rule", 0.5, {"another": 0.6}))
     if state == JobState.FAILED:
         record_failure(job.folder, "RuntimeError: it was too much")
     if state == JobState.RUNNING:

@@ -274,10 +274,10 @@ def test_existing_jobs_are_not_imported(tmp_path: Path, archive: Path, capsys: p
         fill_folder(job, state)
     before = tree(tmp_path / "o")
     statuses = survey(jobs.values())
-    assert import_jobs(archive, statuses) == ([], 3, 3)
+    assert import_jobs(archive, statuses) == ([], 3, 3, 0)
     assert tree(tmp_path / "o") == before
     existing[0].folder.joinpath("log.txt").unlink()  # an empty folder may be replaced
-    assert import_jobs(archive, survey(jobs.values())) == ([existing[0]], 3, 2)
+    assert import_jobs(archive, survey(jobs.values())) == ([existing[0]], 3, 2, 0)
     assert states(existing) == [JobState.DONE, JobState.FAILED, JobState.RUNNING]
 
 
@@ -290,7 +290,7 @@ def test_jobs_that_appear_during_the_import_are_kept(tmp_path: Path, archive: Pa
     (tmp_path / "elsewhere").mkdir()
     jobs[2].folder.symlink_to(tmp_path / "elsewhere")
     with locked(jobs[0].folder):
-        assert import_jobs(archive, statuses) == ([], 0, 3)
+        assert import_jobs(archive, statuses) == ([], 0, 3, 0)
         assert {path.name for path in jobs[0].folder.iterdir()} == {"lock"}
     assert jobs[1].folder.read_text() == "in the way"
     assert not list((tmp_path / "elsewhere").iterdir())

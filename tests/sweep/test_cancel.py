@@ -190,7 +190,7 @@ def test_slurm_tasks_are_cancelled_by_submission(tmp_path: Path, slurm, capsys: 
 
 def one_job_per_state(tmp_path: Path, slurm):
     """Return a job in each state. The queued one has a folder, too."""
-    words = launch_words(tmp_path / "sweep", "--n_trials", 2)
+    words = launch_words(tmp_path / "sweep", "--n_trials", 7, "--test_envs", 0)
     jobs = log_only(words)
     by_state = dict(zip(JobState, jobs, strict=True))
     for state, job in by_state.items():
@@ -204,25 +204,24 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("with_failed", [False, True])
-def test_only_incomplete_jobs_are_deleted(tmp_path: Path, slurm, capsys: pytest.CaptureFixture, with_failed: bool):
+@pytest.mark.parametrize("others", [[], [JobState.FAILED], [JobState.FAILED, JobState.PRUNED]])
+def test_only_incomplete_jobs_are_deleted(tmp_path: Path, slurm, capsys: pytest.CaptureFixture, others: list[JobState]):
     by_state = one_job_per_state(tmp_path, slurm)
-    deleted = {JobState.INCOMPLETE} | ({JobState.FAILED} if with_failed else set())
+    deleted = {JobState.INCOMPLETE, *others}
+    status = 3 if JobState.FAILED in deleted else 1
     kept = {state: content(job.folder) for state, job in by_state.items() if state not in deleted}
-    delete = ["delete_incomplete", YES, "--output_dir", tmp_path / "sweep", *["--failed"] * with_failed]
-    assert main(delete) == (3 if with_failed else 1)
+    delete = ["delete_incomplete", YES, "--output_dir", tmp_path / "sweep", *(f"--{state.value}" for state in others)]
+    assert main(delete) == status
     output = capsys.readouterr()
     assert output.err == ""
-    assert "1 not launched, 1 queued, 1 running, 1 incomplete, 1 failed, 1 done\n" in output.out
-    if with_failed:
-        assert output.out.endswith("Now: 3 not launched, 1 queued, 1 running, 1 done\n")
-    else:
-        assert output.out.endswith("Now: 2 not launched, 1 queued, 1 running, 1 failed, 1 done\n")
+    assert "1 not launched, 1 queued, 1 running, 1 incomplete, 1 failed, 1 pruned, 1 done\n" in output.out
+    left = "".join(f", 1 {s.value}" for s in (JobState.FAILED, JobState.PRUNED) if s not in deleted)
+    assert output.out.endswith(f"Now: {1 + len(deleted)} not launched, 1 queued, 1 running{left}, 1 done\n")
     assert not any(by_state[state].folder.exists() for state in deleted)
     assert {state: content(by_state[state].folder) for state in kept} == kept
     assert {path.name for path in (tmp_path / "sweep" / ".sweep").iterdir()} == {"deleting.lock", "launches", "slurm"}
     capsys.readouterr()
-    assert main(delete[:1] + delete[2:]) == (3 if with_failed else 1), "no question, because there is nothing to delete"
+    assert main(delete[:1] + delete[2:]) == status, "no question, because there is nothing to delete"
 
 
 def test_answer_no_deletes_nothing(

@@ -37,7 +37,7 @@ def run_with_lock(job: Job, **owner) -> JobEvent:
 
 def test_each_running_job_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     terminal = use_terminal(monkeypatch)
-    jobs = [make_job(tmp_path, seed=seed, steps=100) for seed in range(3)]
+    jobs = [make_job(tmp_path, seed=seed, steps=100) for seed in range(4)]
     with BarDisplay(jobs) as display:
         for job in jobs[:2]:
             display.show(run_with_lock(job, step=60, first_step=20, seconds=80.0))
@@ -55,8 +55,12 @@ def test_each_running_job_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert {job: bar.pos for job, bar in display._bars.items()} == {jobs[1]: -2, jobs[2]: -1}, "lines are reused"
         display.show(JobEvent(jobs[1], JobState.FAILED, reason="no luck"))
         display.show(JobEvent(jobs[2], JobState.RUNNING, reason="another process is training it"))
+        display.show(JobEvent(jobs[3], JobState.RUNNING))
+        display.show(JobEvent(jobs[3], JobState.PRUNED, steps=30, reason="it was behind"))
+        assert (display._total.n, display._total.total) == (190, 330), "without the updates that pruning saves"
         assert not display._bars
-        assert display._total.postfix == "2/3 jobs, 1 failed"
+        assert display._total.postfix == "3/4 jobs, 1 failed"
+    assert "it was behind" not in terminal.getvalue()
     assert f"\033[31mFAILED\033[0m {jobs[1]}: no luck\n" in terminal.getvalue()
 
 

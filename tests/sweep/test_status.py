@@ -47,20 +47,19 @@ def create_lock(folder: Path, kind: str, slurm_job: str) -> None:
 
 
 def test_all_combinations(tmp_path: Path):
-    """The order of precedence: `done`, a live owner, a failure, the queue, any other file."""
-    parts = ("done", "failed", "attempt", "checkpoint")
+    """The order of precedence: `done`, a live owner, a failure, pruning, the queue, any other file."""
+    parts = ("done", "failed", "pruned", "attempt", "checkpoint")
     combinations = list(itertools.product(LOCKS, QUEUES, *[(False, True)] * len(parts)))
     first = make_job(tmp_path)
     n = len(combinations)
     jobs = [replace(first, config=replace(first.config, seed=i, output_dir=str(tmp_path / str(i)))) for i in range(n)]
     expected = []
-    for job, (lock, queue, done, failed, attempt, checkpoint) in zip(jobs, combinations, strict=True):
+    for job, (lock, queue, done, failed, pruned, attempt, checkpoint) in zip(jobs, combinations, strict=True):
         job.folder.mkdir()
-        for exists, name in ((done, "done"), (failed, "failed.json"), (attempt, "attempt.json")):
+        names = ("done", "failed.json", "pruned.json", "attempt.json", "checkpoint.pt")
+        for exists, name in zip((done, failed, pruned, attempt, checkpoint), names, strict=True):
             if exists:
                 (job.folder / name).touch()
-        if checkpoint:
-            (job.folder / "checkpoint.pt").touch()
         create_lock(job.folder, lock, "9_0" if queue in ("waits", "runs", "gone") else "")
 
         is_running = LOCKS[lock]
@@ -72,6 +71,8 @@ def test_all_combinations(tmp_path: Path):
             expected.append(JobState.RUNNING)
         elif failed:
             expected.append(JobState.FAILED)
+        elif pruned:
+            expected.append(JobState.PRUNED)
         elif queue in ("waits", "runs"):
             expected.append(JobState.QUEUED)
         elif attempt or checkpoint or lock != "none":

@@ -7,7 +7,7 @@ import pandas as pd
 
 from domainbed.errors import one_line
 from domainbed.model_selection import CLASS_NAMES
-from domainbed.reporting.cells import AVERAGES, PARTIAL_MARK, UNFINISHED_MARK, Cell
+from domainbed.reporting.cells import AVERAGES, PARTIAL_MARK, PRUNED_MARK, UNFINISHED_MARK, Cell
 from domainbed.reporting.layout import SINGLE_TRIAL, Table
 from domainbed.reporting.references import find_entries, find_keys
 from domainbed.reporting.report import Report, comparison_table
@@ -128,7 +128,7 @@ def _result(table: Table, cell: Cell) -> str:
     text = escape(table.format_result(cell)).replace("+/-", r"$\pm$").replace(SINGLE_TRIAL, f"${SINGLE_TRIAL}$")
     if cell.place:
         text = {1: r"\textbf{%s}", 2: r"\underline{%s}"}[cell.place] % text
-    for mark, symbol in ((PARTIAL_MARK, "*"), (UNFINISHED_MARK, r"\sim")):
+    for mark, symbol in ((PARTIAL_MARK, "*"), (UNFINISHED_MARK, r"\sim"), (PRUNED_MARK, r"\wedge")):
         text += f"$^{{{symbol}}}$" if mark in cell.mark else ""
     return text
 

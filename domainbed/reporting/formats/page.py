@@ -17,7 +17,7 @@ from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, RELATIVE, SUMMARI
 from domainbed.reporting.formats.base import PACKAGE, Picture, data_url, render_page
 from domainbed.reporting.layout import Table, format_number
 from domainbed.reporting.report import Report, Section, comparison_table
-from domainbed.sweep.status import JobState
+from domainbed.sweep.status import FINISHED, JobState
 from domainbed.terminal import ProgressBar
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def as_html(report: Report, folder: Path) -> str:
         "runs": {section.selection: _selected_runs(report, section, folder) for section in report.sections},
         "missing": missing,
         "states": [state for state in reversed(JobState) if any(cell.runs[state] for cell in missing)],
-        "is_all_done": bool((report.sweep.runs["state"] == JobState.DONE).all()),
+        "is_all_done": bool(report.sweep.runs["state"].isin(FINISHED).all()),
         "pictures": pictures,
         "common_pictures": common_pictures,
         "not_drawn": not_drawn,

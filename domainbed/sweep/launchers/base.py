@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from domainbed.sweep.job import Job
-from domainbed.sweep.run import TAKEN, JobEvent
+from domainbed.sweep.run import TAKEN, JobEvent, pruned_event
 from domainbed.sweep.status import MAX_ALIKE, JobState, Status
 
 
@@ -90,6 +90,8 @@ def skip_event(job: Job, state: JobState, blocked_reason: str) -> JobEvent | Non
     """
     if state == JobState.DONE:
         return JobEvent(job, state, steps=job.config.steps)
+    if state == JobState.PRUNED:
+        return pruned_event(job)
     if state not in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE):
         reasons = {JobState.FAILED: "failed in another launch", JobState.RUNNING: TAKEN}
         return JobEvent(job, state, reason=reasons.get(state, ""))

@@ -12,7 +12,7 @@ from typing import ClassVar
 from domainbed.errors import UsageError, one_line
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.base import Launcher, skip_event
-from domainbed.sweep.run import JobEvent
+from domainbed.sweep.run import JobEvent, pruned_event
 from domainbed.sweep.status import JobState, Status, blocked_kinds, read_status
 
 
@@ -48,7 +48,9 @@ class FunctionLauncher(Launcher):
                 raise UsageError(f"launcher {self.name!r} failed: {reason}") from error
         for job in started:
             status = read_status(job.folder)
-            if status.state != JobState.NOT_LAUNCHED:
+            if status.state == JobState.PRUNED:
+                yield pruned_event(job)
+            elif status.state != JobState.NOT_LAUNCHED:
                 yield JobEvent(job, status.state, reason=status.failure.reason if status.failure else "")
 
 

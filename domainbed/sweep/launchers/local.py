@@ -12,11 +12,10 @@ from multiprocessing.connection import Connection, wait
 from domainbed.errors import UsageError, printable
 from domainbed.files import read_end
 from domainbed.options import check_options, option
-from domainbed.records import is_done
 from domainbed.sweep.failures import Failure, record_failure
 from domainbed.sweep.job import LOG_FILE, Job, Kind
 from domainbed.sweep.launchers.base import Capacity, Launcher, skip_event
-from domainbed.sweep.run import JobEvent
+from domainbed.sweep.run import JobEvent, pruned_event
 from domainbed.sweep.status import JobState, Status, blocked_reason, read_status
 from domainbed.sweep.torch_process import count_gpus
 from domainbed.sweep.worker import describe_exit, serve, start_process
@@ -190,8 +189,11 @@ class _Worker:
     def _death(self, exitcode: int | None) -> JobEvent:
         """Return the event of a job whose process died, and record a failure if the job is to blame."""
         was_asked = exitcode == 0 or (self._is_stopping and exitcode == -signal.SIGTERM)  # before the job started
-        if was_asked or is_done(self._job.folder):
-            return JobEvent(self._job, read_status(self._job.folder).state)
+        state = read_status(self._job.folder).state
+        if state == JobState.PRUNED:
+            return pruned_event(self._job)
+        if was_asked or state == JobState.DONE:
+            return JobEvent(self._job, state)
         reason = describe_exit(exitcode)
         if exitcode is not None and -exitcode in EXTERNAL_SIGNALS:
             return JobEvent(self._job, JobState.INCOMPLETE, reason=reason)

@@ -15,7 +15,7 @@ from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.launchers.base import skip_event
 from domainbed.sweep.queue import mark_started
 from domainbed.sweep.run import JobEvent, run_job
-from domainbed.sweep.status import JobState, blocked_reason, read_status
+from domainbed.sweep.status import FINISHED, JobState, blocked_reason, read_status
 
 # SLURM requeues only a task that it ended itself, which it does some time after SIGTERM.
 TERM_WAIT = 15 * 60  # seconds; longer than any grace time
@@ -87,7 +87,7 @@ class Task:
         """Train a job and return how it ended; None if it was finished before, or the task is stopping."""
         while not stop_request():
             state = read_status(job.folder).state
-            if state in (JobState.DONE, JobState.FAILED):
+            if state in (*FINISHED, JobState.FAILED):
                 return None
             now = file_system_time(job.folder.parent)
             statuses = (read_status(job.folder.parent / name, now) for name in siblings)
