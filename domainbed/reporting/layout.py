@@ -74,6 +74,14 @@ class ReportOptions:
         help="show the smallest difference between two algorithms that numbers of trials and draws can show with "
         "probability 0.8, from the variance of this sweep (text, Markdown and JSON)",
     )
+    significance: bool = option(
+        False,
+        help="test whether algorithms differ from --baseline, corrected for their number, and whether mean ranks "
+        "differ, in plain sentences (--format csv: these comparisons instead of the cells)",
+    )
+    baseline: str = option(
+        "ERM", help="the algorithm that --significance compares all others with", metavar="ALGORITHM"
+    )
     rename: tuple[str, ...] = option(
         (),
         help="other names to print for algorithms, datasets, environments (if several datasets have one of this name: "

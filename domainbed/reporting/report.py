@@ -27,6 +27,8 @@ from domainbed.reporting.cells import (
     testable_names,
     with_differences,
 )
+from domainbed.reporting.comparisons import Significance, compare_all
+from domainbed.reporting.findings import Findings, significance_findings
 from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.power import LEVEL, POWER, TRIALS, SmallestDifference, smallest_differences
@@ -72,6 +74,7 @@ class Section:
         why_empty: the reason if there is no table, otherwise "".
         versus: the comparison of two algorithms on each dataset and on average; empty if not requested.
         power: the smallest differences that sweeps of several sizes show; empty if not requested.
+        significance: the tests of all algorithms; None if not requested.
     """
 
     selection: str
@@ -80,6 +83,7 @@ class Section:
     why_empty: str = ""
     versus: Sequence[Comparison] = ()
     power: Sequence[SmallestDifference] = ()
+    significance: Significance | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     compared = {"--versus": options.versus, "--relative_to": filter(None, [options.relative_to])}
+    if options.significance:
+        compared["--baseline"] = (options.baseline,)
     for flag, names in compared.items():
         for name in names:
             select_names([name], algorithms_of(sweep.runs), flag)
@@ -204,6 +210,9 @@ def _make_section(
     averages = average_cells(cells, backbones)
     if bootstrap:
         averages = [_with_interval(cell, best, environments) for cell in averages]
+    significance = None
+    if options.significance:
+        significance = compare_all(best, cells, environments, algorithms, options.baseline)
     if options.relative_to:
         cells = with_differences(cells, options.relative_to)
         averages = with_differences(averages, options.relative_to)
@@ -217,7 +226,7 @@ def _make_section(
     tables.append(make_table(averages, options, titles, _protocol(runs)))
     versus = _compare(best, environments, *options.versus) if options.versus else []
     power = smallest_differences(selected, environments, algorithms) if options.power else []
-    return Section(selection, tables, best, versus=versus, power=power)
+    return Section(selection, tables, best, versus=versus, power=power, significance=significance)
 
 
 def _protocol(runs: pd.DataFrame) -> str:
@@ -305,6 +314,13 @@ def power_table(section: Section, report: Report) -> TextTable:
     )
     headers = ["Dataset", "Draws", *(f"{n} trials" for n in TRIALS)]
     return TextTable("Smallest difference that can be shown", headers, [*rows.values()], note)
+
+
+def section_findings(section: Section, report: Report) -> dict[str, Findings]:
+    """Return the tests of a section of a report as text, by the ends of their labels; none if not requested."""
+    if section.significance is None:
+        return {}
+    return significance_findings(section.significance, report.titles, report.options.decimals)
 
 
 def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:

@@ -10,7 +10,7 @@ from domainbed.model_selection import CLASS_NAMES
 from domainbed.reporting.cells import AVERAGES, PARTIAL_MARK, UNFINISHED_MARK, Cell
 from domainbed.reporting.layout import SINGLE_TRIAL, Table
 from domainbed.reporting.references import find_entries, find_keys
-from domainbed.reporting.report import Report, comparison_table
+from domainbed.reporting.report import Report, comparison_table, section_findings
 
 DOCUMENT = r"""{bibliography}\documentclass{{article}}
 \usepackage[utf8]{{inputenc}}
@@ -74,6 +74,13 @@ def as_latex_fragment(report: Report) -> str:
             frame = pd.DataFrame([[escape(text) for text in row] for row in rows], columns=[*map(escape, headers)])
             caption = escape(f"{title}, {section.selection} selection")
             lines.append(_float(frame, caption, f"{section.selection}-versus", [note]))
+        for label, (title, headers, rows, sentences, note) in section_findings(section, report).items():
+            if rows:
+                frame = pd.DataFrame([[escape(text) for text in row] for row in rows], columns=[*map(escape, headers)])
+                caption = escape(f"{title}, {section.selection} selection")
+                lines.append(_float(frame, caption, f"{section.selection}-{label}", [*sentences, note]))
+            else:
+                lines += [f"% {one_line(sentence)}" for sentence in sentences]
     return "\n".join(lines) + "\n"
 
 

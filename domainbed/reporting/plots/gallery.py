@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -12,15 +13,20 @@ from domainbed.engine.tracking import TRACKERS
 from domainbed.model_selection import WITH_PAIRS, best_hparams, resolve_method
 from domainbed.reporting.cells import (
     AVERAGE,
+    Cell,
     algorithms_of,
     average_cells,
     environment_names,
     frozen_backbone,
     make_cells,
+    testable_names,
 )
+from domainbed.reporting.comparisons import rank_algorithms
+from domainbed.reporting.findings import describe_blocks, format_p, list_names
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
+from domainbed.reporting.plots.ranks import plot_ranks
 from domainbed.reporting.plots.scales import MAX_MAGNITUDE
 from domainbed.reporting.plots.scatter import RHO, plot_hparams, plot_in_and_out, sample_hparams, without_ignored
 from domainbed.reporting.plots.style import make_style
@@ -103,6 +109,7 @@ class _SweepPlots:
             self.warn(f"no bar chart: {self.explain_empty(self.by_training_domain)}")
         else:
             yield self.draw_bars()
+            yield from self.draw_ranks()
         for dataset in self.datasets:
             yield from self.draw_dataset(dataset)
 
@@ -127,18 +134,39 @@ class _SweepPlots:
                 reason = self.explain_empty(runs[runs["algorithm"] == algorithm])
                 self.warn(f"no curves or hyperparameters of {self.titles(algorithm)} on {title}: {reason}")
 
-    def draw_bars(self) -> Plot:
-        cells = average_cells(
-            make_cells(
-                self.sweep.runs,
-                self.selected,
-                self.selection,
-                self.environment_names,
-                self.algorithms,
-                self.backbones,
-            ),
-            self.backbones,
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The cells of the tables of all datasets."""
+        testable = {dataset: testable_names(self.sweep.jobs, dataset) for dataset in self.datasets}
+        return make_cells(self.sweep.runs, self.selected, self.selection, testable, self.algorithms, self.backbones)
+
+    def draw_ranks(self) -> Iterator[Plot]:
+        ranks = rank_algorithms(self.cells, self.algorithms)
+        blocks = describe_blocks(ranks)
+        if ranks.test is None:
+            if len(self.algorithms) > 2:
+                needs = f"3 algorithms with a result in every {ranks.unit}, and 2 of these"
+                self.warn(f"no mean ranks: Friedman's test requires {needs}")
+            return
+        titles = self.titles
+        figure = plot_ranks(
+            {titles(name): rank for name, rank in ranks.ranks.items()},
+            ranks.critical_difference,
+            [[titles(name) for name in group] for group in ranks.groups],
+            self.styles,
+            f"Mean ranks over {blocks}, {self.selection} selection",
         )
+        excluded = f" Not ranked: {list_names([*map(titles, ranks.excluded)])}." if ranks.excluded else ""
+        caption = (
+            f"Mean ranks of the algorithms over {blocks} (1 is best), with the runs selected by {self.selection}. "
+            f"Thick bars join algorithms that do not differ by the critical difference of the Nemenyi test, or all of "
+            f"them if Friedman's test finds no difference (here p {format_p(ranks.test.p_value)}).{excluded}"
+            f"{self.unfinished_note(self.best)}"
+        )
+        yield ("ranks", self.selection), caption, figure
+
+    def draw_bars(self) -> Plot:
+        cells = average_cells(self.cells, self.backbones)
         accuracies = {
             (self.titles(cell.algorithm), self.titles(cell.column)): (
                 cell.mean,
