@@ -30,7 +30,9 @@ from domainbed.reporting.cells import (
 from domainbed.reporting.comparisons import Significance, compare_all
 from domainbed.reporting.findings import Findings, significance_findings
 from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
+from domainbed.reporting.line_findings import line_findings
 from domainbed.reporting.load import Sweep
+from domainbed.reporting.on_the_line import LineResult, compare_with_line
 from domainbed.reporting.power import LEVEL, POWER, TRIALS, SmallestDifference, smallest_differences
 from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
@@ -94,6 +96,7 @@ class Report:
         environments: the names of each dataset's environments.
         titles: the printed names of algorithms, datasets and environments.
         notes: notes on the whole report, one per line.
+        lines: all runs compared with the line of the baseline; empty if not requested.
     """
 
     sweep: Sweep
@@ -103,6 +106,7 @@ class Report:
     titles: Titles
     sections: list[Section]
     notes: list[str]
+    lines: Sequence[LineResult] = ()
 
     @property
     def progress(self) -> str:
@@ -121,7 +125,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     compared = {"--versus": options.versus, "--relative_to": filter(None, [options.relative_to])}
-    if options.significance:
+    if options.significance or options.on_the_line:
         compared["--baseline"] = (options.baseline,)
     for flag, names in compared.items():
         for name in names:
@@ -143,7 +147,10 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     notes += [*_unused_notes(sweep, sections), *_omitted_notes(sweep)]
     if options.compare:
         notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms, titles(dataset))]
-    return Report(sweep, options, environments, algorithms, titles, sections, notes)
+    lines = []
+    if options.on_the_line:
+        lines = compare_with_line(sweep.select("training-domain"), environments, algorithms, options.baseline)
+    return Report(sweep, options, environments, algorithms, titles, sections, notes, lines)
 
 
 def sweep_titles(sweep: Sweep, rename: Collection[str]) -> Titles:
@@ -321,6 +328,14 @@ def section_findings(section: Section, report: Report) -> dict[str, Findings]:
     if section.significance is None:
         return {}
     return significance_findings(section.significance, report.titles, report.options.decimals)
+
+
+def report_findings(report: Report) -> dict[str, Findings]:
+    """Return what a report shows about all runs, as text, by the ends of its labels; none if not requested."""
+    if not report.lines:
+        return {}
+    options = report.options
+    return {"line": line_findings(report.lines, report.environments, options.baseline, report.titles, options.decimals)}
 
 
 def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:

@@ -12,6 +12,7 @@ from domainbed.reporting.comparisons import BaselineComparison
 from domainbed.reporting.findings import compare_sentence
 from domainbed.reporting.frames import to_csv
 from domainbed.reporting.layout import Table
+from domainbed.reporting.on_the_line import LineResult
 from domainbed.reporting.published import PublishedResult
 from domainbed.reporting.report import Report
 from domainbed.sweep.status import JobState
@@ -26,11 +27,13 @@ COLUMNS = [
 def as_csv(report: Report) -> str:
     """Return one row per cell: accuracies in percent, empty if missing. The columns are the keys of JSON's `cells`.
 
-    With `--significance`, return one row per comparison instead, with the keys of JSON's `significance`.
+    With `--significance` or `--on_the_line`, return those results instead, with the keys of the JSON of this name.
 
     Names are the printed ones. A name that spreadsheets would run as a formula begins with a single quote
     (`frames.to_csv`); JSON has it as it is.
     """
+    if report.options.on_the_line:
+        return to_csv(_lines_frame(report))
     return to_csv(_significance_frame(report) if report.options.significance else cells_frame(report))
 
 
@@ -40,7 +43,8 @@ def as_json(report: Report) -> str:
     `cells`: the cells, with accuracies in percent and the number of runs in each state. `best`: the run behind each
     cell and trial, with accuracies from 0 to 1. `versus`: the comparison of two algorithms. `power`: the smallest
     differences that can be shown. `significance`: the comparisons with the baseline. `ranks`: the mean rank of each
-    algorithm. `no_table`: why selection methods have no tables. `notes` and `problems`: lines of text.
+    algorithm. `on_the_line`: the lines of all runs. `no_table`: why selection methods have no tables. `notes` and
+    `problems`: lines of text.
     """
     best = [_renamed(section.best, report).assign(selection=section.selection) for section in report.sections]
     versus = [
@@ -59,6 +63,7 @@ def as_json(report: Report) -> str:
         "power": _records(pd.concat(power)),
         "significance": _records(_significance_frame(report)),
         "ranks": _records(_ranks_frame(report)),
+        "on_the_line": _records(_lines_frame(report)),
         "no_table": {section.selection: section.why_empty for section in report.sections if section.why_empty},
         "notes": report.notes,
         "problems": report.sweep.problems,
@@ -98,6 +103,16 @@ def _ranks_frame(report: Report) -> pd.DataFrame:
                 for name, rank in ranks.ranks.items()
             ]
     return _renamed(pd.DataFrame(rows), report)
+
+
+def _lines_frame(report: Report) -> pd.DataFrame:
+    """Return one row per test environment and algorithm."""
+    frame = pd.DataFrame(report.lines, columns=[field.name for field in fields(LineResult)])
+    names = [
+        report.titles.environment(line.dataset, report.environments[line.dataset][line.test_env])
+        for line in report.lines
+    ]
+    return _renamed(frame.assign(test_env=names), report)
 
 
 def _row(table: Table, cell: Cell) -> dict[str, Any]:

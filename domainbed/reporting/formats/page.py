@@ -16,7 +16,7 @@ from PIL import Image
 from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, RELATIVE, SUMMARIES, Cell
 from domainbed.reporting.formats.base import PACKAGE, Picture, data_url, render_page
 from domainbed.reporting.layout import Table, format_number
-from domainbed.reporting.report import Report, Section, comparison_table, section_findings
+from domainbed.reporting.report import Report, Section, comparison_table, report_findings, section_findings
 from domainbed.sweep.status import JobState
 from domainbed.terminal import ProgressBar
 
@@ -81,6 +81,7 @@ def as_html(report: Report, folder: Path) -> str:
         "title": report.titles,
         "comparison_table": comparison_table,
         "section_findings": section_findings,
+        "report_findings": report_findings,
         "AVERAGES": AVERAGES,
         "AVERAGE": AVERAGE,
         "SUMMARIES": SUMMARIES,

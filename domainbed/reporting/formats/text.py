@@ -7,7 +7,7 @@ from tabulate import tabulate
 from domainbed.reporting.cells import Cell
 from domainbed.reporting.findings import Findings
 from domainbed.reporting.layout import Table
-from domainbed.reporting.report import Report, comparison_table, power_table, section_findings
+from domainbed.reporting.report import Report, comparison_table, power_table, report_findings, section_findings
 
 
 def as_text(report: Report) -> str:
@@ -26,6 +26,7 @@ def as_text(report: Report) -> str:
             title, headers, rows, note = power_table(section, report)
             blocks.append("\n".join([title, _tabulate(headers, rows), note]))
         blocks += map(_findings_text, section_findings(section, report).values())
+    blocks += map(_findings_text, report_findings(report).values())
     blocks += ["\n".join(report.notes)] if report.notes else []
     blocks += ["\n".join(["Warnings:", *report.sweep.problems])] if report.sweep.problems else []
     return "\n\n".join(blocks) + "\n"
@@ -52,6 +53,8 @@ def as_markdown(report: Report) -> str:
             blocks += [f"### {title}", _tabulate(headers, rows, "github"), note]
         for findings in section_findings(section, report).values():
             blocks += _findings_markdown(findings)
+    for findings in report_findings(report).values():
+        blocks += _findings_markdown(findings, "##")
     blocks += [_bullets(report.notes)] if report.notes else []
     blocks += ["Warnings:", _bullets(report.sweep.problems)] if report.sweep.problems else []
     return "\n\n".join(blocks) + "\n"
@@ -62,11 +65,11 @@ def _findings_text(findings: Findings) -> str:
     return "\n".join([findings.title, *table, *findings.sentences, *filter(None, [findings.note])])
 
 
-def _findings_markdown(findings: Findings) -> list[str]:
+def _findings_markdown(findings: Findings, heading: str = "###") -> list[str]:
     rows = [[_escape(text) for text in row] for row in findings.rows]
     table = [_tabulate([*map(_escape, findings.headers)], rows, "github")] if rows else []
     note = [_escape(findings.note)] if findings.note else []
-    return [f"### {_escape(findings.title)}", *table, _bullets(findings.sentences), *note]
+    return [f"{heading} {_escape(findings.title)}", *table, _bullets(findings.sentences), *note]
 
 
 def _rows(table: Table, plus_minus: str, indent: str) -> list[list[str]]:

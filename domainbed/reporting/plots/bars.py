@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from domainbed.reporting.plots.style import (
-    FIGURE_WIDTH,
-    FONT_SIZE,
     Style,
     add_legend,
+    current_look,
     label_text,
     print_style,
     set_title,
@@ -38,9 +37,10 @@ def plot_bars(
         groups: the datasets (or averages), in order.
         algorithms: the style of each algorithm, in order.
     """
+    look = current_look()
     rows = math.ceil(len(groups) / MAX_GROUPS)
     columns = math.ceil(len(groups) / rows)
-    figure = Figure(figsize=(FIGURE_WIDTH, 1.8 * rows + 0.4))
+    figure = Figure(figsize=(look.width, 1.8 * rows + 0.4))
     set_title(figure, title)
     missing = (np.nan, np.nan)
     grid = np.array([[accuracies.get((algorithm, group), missing) for group in groups] for algorithm in algorithms])
@@ -49,7 +49,7 @@ def plot_bars(
     width = 0.84 / len(algorithms)
     error_bars: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 1.5}
     cross: dict[str, Any] = {"ha": "center", "va": "bottom", "fontweight": "bold"}
-    cross["fontsize"] = max(5.0, min(FONT_SIZE, 60 * width))
+    cross["fontsize"] = max(5.0, min(look.font_size, 60 * width))
     for row, ax in enumerate(figure.subplots(rows, 1, squeeze=False).ravel()):
         shown = range(row * columns, min((row + 1) * columns, len(groups)))
         for i, style in enumerate(algorithms.values()):

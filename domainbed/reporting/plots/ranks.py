@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from domainbed.reporting.plots.style import FIGURE_WIDTH, Style, label_text, print_style, set_title
+from domainbed.reporting.plots.style import FONT_SIZE, Style, current_look, label_text, print_style, set_title
 
-ROW = 0.19  # inches between two labels
+ROW = 0.19  # inches between two labels of FONT_SIZE
 GROUP_ROW = 0.1  # inches between two bars of groups
 LEADER: dict[str, Any] = {"color": "0.25", "linewidth": 0.7, "zorder": 1}  # from the axis to a label
 
@@ -33,11 +33,13 @@ def plot_ranks(
         groups: groups of algorithms that are not separated.
         algorithms: the style of each algorithm.
     """
+    look = current_look()
+    row_height = ROW * look.font_size / FONT_SIZE
     names = sorted(ranks, key=lambda name: ranks[name])
     n_left = (len(names) + 1) // 2
-    bottom = GROUP_ROW * (len(groups) + 1) + ROW * n_left + 0.05  # inches below the axis
+    bottom = GROUP_ROW * (len(groups) + 1) + row_height * n_left + 0.05  # inches below the axis
     height = bottom + 0.55
-    figure = Figure(figsize=(FIGURE_WIDTH, height + 0.3))
+    figure = Figure(figsize=(look.width, height + 0.3))
     set_title(figure, title)
     ax = figure.subplots()
     left, right = 1.0, float(max(2, len(names)))
@@ -54,7 +56,7 @@ def plot_ranks(
     for i, name in enumerate(names):
         is_left = i < n_left
         row = i if is_left else len(names) - 1 - i
-        y = -GROUP_ROW * (len(groups) + 1) - ROW * (row + 0.5)
+        y = -GROUP_ROW * (len(groups) + 1) - row_height * (row + 0.5)
         edge = left - 0.04 * margin if is_left else right + 0.04 * margin
         ax.plot([ranks[name], ranks[name], edge], [0, y, y], gid="rank", **LEADER)
         style = algorithms[name]
