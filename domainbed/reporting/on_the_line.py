@@ -30,11 +30,11 @@ ALL = "all"  # the line over the runs of all algorithms
 
 
 class Line(NamedTuple):
-    """A least-squares line of scaled accuracies, out of domain on in domain; NaN if it is undefined."""
+    """Least-squares lines of scaled accuracies, out of domain on in domain: scalars or arrays; NaN if undefined."""
 
-    slope: float
-    intercept: float
-    r_squared: float
+    slope: np.ndarray
+    intercept: np.ndarray
+    r_squared: np.ndarray
 
 
 class Interval(NamedTuple):
@@ -103,8 +103,8 @@ def fit_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) ->
         weights: `[..., n]`; 1 by default.
 
     Returns:
-        The line of each vector of weights: a scalar or an array `[...]` in each field. It is NaN where fewer than two
-        values of x or, for R², of y have weight.
+        The line of each vector of weights: arrays `[...]`. They are NaN where fewer than two values of x or, for R²,
+        of y have weight.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     weights = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=float)
@@ -132,7 +132,7 @@ def effective_robustness(
         line: with scalars, or with arrays `[resamples]`.
         weights: `[n]` or `[resamples, n]`; 1 by default. NaN results where they are all 0.
     """
-    predicted = unscale(np.asarray(line.intercept)[..., None] + np.asarray(line.slope)[..., None] * scale(in_domain))
+    predicted = unscale(line.intercept[..., None] + line.slope[..., None] * scale(in_domain))
     weights = np.ones(len(in_domain)) if weights is None else weights
     with np.errstate(divide="ignore", invalid="ignore"):
         return (weights * (np.asarray(out_of_domain) - predicted)).sum(axis=-1) / weights.sum(axis=-1)

@@ -19,6 +19,7 @@ from domainbed.reporting.plots.style import (
 )
 
 MAX_GROUPS = 4  # per row of the figure
+LABELS_LENGTH = 64  # characters below a row
 
 
 @print_style
@@ -61,7 +62,7 @@ def plot_bars(
             ax.errorbar(x[has_error], mean[has_error], error[has_error], **error_bars)
             for position in x[~has_mean]:
                 ax.annotate("X", (position, 0), (0, 2), textcoords="offset points", **cross)
-        ax.set_xticks(range(len(shown)), [label_text(groups[i], 16) for i in shown])
+        ax.set_xticks(range(len(shown)), [label_text(groups[i], LABELS_LENGTH // columns) for i in shown])
         ax.tick_params(axis="x", length=0)
         ax.set_xlim(-0.5, columns - 0.5)
         ax.set_ylim(0, 1.05 * top)

@@ -94,12 +94,12 @@ def curve_values(records: pd.DataFrame, best: pd.DataFrame, environments: Mappin
             split = "in" if env == run.test_env else "out"
             if f"env{env}_{split}_acc" not in run_records:
                 continue
-            points = pd.DataFrame({"step": run_records["step"], "accuracy": 100 * run_records[f"env{env}_{split}_acc"]})
-            is_selected = (points["step"] == run.step) & (env == run.test_env)
-            columns = {"folder": run.folder, "test_env": run.test_env, "environment": name, "split": split}
-            rows.append(points.assign(**columns, is_selected=is_selected).dropna(subset="accuracy"))
-    columns = ["folder", "test_env", "environment", "split", "step", "accuracy", "is_selected"]
-    return pd.concat(rows)[columns].reset_index(drop=True)
+            columns: dict[str, Any] = {"folder": run.folder, "test_env": run.test_env, "environment": name}
+            columns |= {"split": split, "step": run_records["step"]}
+            columns["accuracy"] = 100 * run_records[f"env{env}_{split}_acc"]
+            columns["is_selected"] = (run_records["step"] == run.step) & (env == run.test_env)
+            rows.append(pd.DataFrame(columns).dropna(subset="accuracy"))
+    return pd.concat(rows, ignore_index=True)
 
 
 def metric_values(metrics: pd.DataFrame, best: pd.DataFrame, algorithms: Sequence[str]) -> pd.DataFrame:

@@ -141,8 +141,11 @@ def without_ignored(hparams: pd.DataFrame, dataset: str) -> pd.DataFrame:
         return hparams
     if DATASETS[dataset].SMALL_IMAGES:
         return hparams.drop(columns=list(PHOTO_NETWORK_HPARAMS), errors="ignore")
-    is_vit = hparams["vit"].eq(True) if "vit" in hparams else pd.Series(False, hparams.index)
-    ignored = {"resnet_dropout": is_vit, "vit_dropout": ~is_vit}
+    is_vit, is_frozen = (
+        hparams[name].eq(True) if name in hparams else pd.Series(False, hparams.index) for name in ("vit", "frozen")
+    )
+    # The features of a frozen backbone are extracted without dropout.
+    ignored = {"resnet_dropout": is_vit | is_frozen, "vit_dropout": ~is_vit | is_frozen}
     return hparams.assign(**{name: hparams[name].mask(runs) for name, runs in ignored.items() if name in hparams})
 
 

@@ -140,7 +140,7 @@ class SweepPlots:
         ranks = rank_algorithms(self.cells, self.algorithms)
         blocks = describe_blocks(ranks)
         if ranks.test is None:
-            if len(self.algorithms) > 2:
+            if len(self.algorithms) > 2 or "bars" not in self.kinds:  # expected of two algorithms, unless requested
                 needs = f"3 algorithms with a result in every {ranks.unit}, and 2 of these"
                 self.warn(f"no mean ranks: Friedman's test requires {needs}")
             return
