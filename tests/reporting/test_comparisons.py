@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from scipy import stats
 
+from domainbed.reporting import plots
 from domainbed.reporting.formats.render import render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import Report, make_report, section_findings
 from tests.conftest import make_record, write_sweep
+from tests.reporting.test_page import by_id, parsed, text_of
 
 SELECTION = "training-domain"
 
@@ -49,7 +52,7 @@ def sentences(report: Report) -> list[str]:
 def test_differences_are_told_in_plain_sentences(tmp_path: Path):
     report = report_of(write(tmp_path, {"ERM": 0, "CORAL": 0.2, "IRM": -0.2, "Fish": 0, "Fishr": 0.001}))
     below, above, rest, friedman, *ranks = sentences(report)  # by p-value
-    assert above.startswith("With 3 trials, CORAL is above ERM on ColoredDigits (difference +2")
+    assert above.startswith("With 3 trials, CORAL is above ERM on ColoredDigits (difference +19.8")
     assert below.startswith("With 3 trials, IRM is below ERM on ColoredDigits (difference -")
     assert below.endswith("corrected p < 0.001).")
     assert rest.startswith("With 3 trials, nothing separates Fish")
@@ -186,3 +189,16 @@ def test_command(tmp_path: Path, run_command):
     )
     assert absent.returncode == 2
     assert "--baseline ERM: not among --algorithms; add it there" in absent.stderr
+
+
+def test_page_contains_sentences_and_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write(tmp_path, {"ERM": 0, "CORAL": 0.2, "Fishr": 0.001})
+    monkeypatch.setattr(plots, "all_figures", lambda *_: [])
+    report = report_of(folder, on_the_line=True)
+    html = render(report, "html", tmp_path)
+    root = parsed(html)
+    for name in ("significance", "ranks"):
+        assert text_of(by_id(root, SELECTION, "", name)).startswith(("Differences from ERM", "Mean ranks over 3 test"))
+    assert "Accuracy on the line" in text_of(by_id(root, "", "line"))
+    for line in sentences(report):
+        assert f"<li>{escape(line)}</li>" in html
