@@ -98,12 +98,9 @@ def _dataset_sentences(dataset: DatasetComparisons, baseline: str, titles: Title
     if not dataset.trials:
         yield f"No comparison {place}: {titles(baseline)} has no trial with a result in every test environment."
         return
-    rest = []
-    for c in sorted(dataset.comparisons, key=lambda c: c.corrected_p_value):
-        if c.is_significant:
-            yield compare_sentence(c, dataset.n_datasets, titles, decimals)
-        else:
-            rest.append(c)
+    rest = [c for c in dataset.comparisons if not c.is_significant]
+    for c in sorted(set(dataset.comparisons) - set(rest), key=lambda c: (c.corrected_p_value, c.p_value)):
+        yield compare_sentence(c, dataset.n_datasets, titles, decimals)
     if len(rest) == 1:
         yield compare_sentence(rest[0], dataset.n_datasets, titles, decimals)
     elif rest:

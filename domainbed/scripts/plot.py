@@ -43,7 +43,9 @@ class PlotOptions:
     )
     datasets: tuple[str, ...] = option((), help="datasets to plot (default: all)", metavar="NAME")
     algorithms: tuple[str, ...] = option((), help="algorithms to plot, or groups (default: all)", metavar="NAME")
-    baseline: str = option("ERM", help="algorithm whose line the kind line draws, if plotted", metavar="NAME")
+    baseline: str | None = option(
+        None, help="algorithm whose line the kind line draws", metavar="NAME", if_unset="ERM, if it is plotted"
+    )
     rename: tuple[str, ...] = option(
         (),
         help="other names to print for algorithms, datasets and environments, as in collect_results",
@@ -103,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"warning: {problem}", file=sys.stderr)
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
+    if options.baseline:
+        select_names([options.baseline], algorithms, "--baseline")
     titles = sweep_titles(sweep, options.rename)
     output_dir = Path(options.output_dir or Path(options.input_dir, PLOTS_FOLDER))
     from domainbed.reporting.frames import to_csv
@@ -114,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with use_look(options.style), ProgressBar(total=total, desc="plotting", unit="plot", leave=False) as bar:
         warn = partial(tqdm.write, file=sys.stderr)
         plots = draw_plots(
-            *(sweep, options.selection, datasets, algorithms, warn, titles, options.baseline, options.kind)
+            *(sweep, options.selection, datasets, algorithms, warn, titles, options.baseline or "ERM", options.kind)
         )
         for stem, caption, figure, data in plots:
             make_folder(output_dir)

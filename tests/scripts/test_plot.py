@@ -116,6 +116,7 @@ def test_plots_that_cannot_be_drawn_are_reported(sweep_dir: Path, capsys: pytest
         (["--algorithms", "ERM", "Fishy"], "--algorithms Fishy: this sweep has no such runs; did you mean Fishr"),
         (["--selection", "test_domain"], "unknown selection method 'test_domain'; did you mean test-domain"),
         (["--rename", "Fisher=F"], "--rename Fisher: no such algorithm, dataset or environment; did you mean Fishr"),
+        (["--baseline", "Fisher"], "--baseline Fisher: this sweep has no such runs; did you mean Fishr"),
         (["--kind", "rank"], "--kind rank: no such plot; did you mean ranks"),
         (
             ["--kind", "pie", "bars"],

@@ -205,11 +205,12 @@ class SweepPlots:
 
     def draw_line(self, dataset: str, runs: pd.DataFrame) -> Drawing:
         title, baseline = self.titles(dataset), self.titles(self.baseline)
+        line = f"Line: least squares of the runs of {baseline}, dotted outside their range. "
         caption = (
             f"Accuracy on the test environment (in split) against mean accuracy on the training environments (out "
             f"splits), on probit axes, for all {len(runs):,} runs on {title} at the step selected by training-domain. "
-            f"Line: least squares of the runs of {baseline}, dotted outside their range. R²: of the line through all "
-            f"runs.{self.unfinished_note(runs)}"
+            f"{line if self.baseline in self.algorithms else ''}R²: of the line through all runs."
+            f"{self.unfinished_note(runs)}"
         )
         figure = plot_line(
             self.with_titles(runs), self.environments(dataset), self.styles, baseline, f"Accuracy on the line, {title}"
