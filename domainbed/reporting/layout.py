@@ -75,6 +75,21 @@ class ReportOptions:
         help="show the smallest difference between two algorithms that numbers of trials and draws can show with "
         "probability 0.8, from the variance of this sweep (text, Markdown and JSON)",
     )
+    significance: bool = option(
+        False,
+        help="test whether algorithms differ from --baseline, corrected for their number, and whether mean ranks "
+        "differ, in plain sentences (--format csv: these comparisons instead of the cells)",
+    )
+    on_the_line: bool = option(
+        False,
+        help="show how accuracy out of domain follows accuracy in domain over all runs, and which algorithms are above "
+        "the line of --baseline (--format csv: these lines instead of the cells)",
+    )
+    baseline: str = option(
+        "ERM",
+        help="the algorithm that --significance and --on_the_line compare all others with",
+        metavar="ALGORITHM",
+    )
     rename: tuple[str, ...] = option(
         (),
         help="other names to print for algorithms, datasets, environments (if several datasets have one of this name: "

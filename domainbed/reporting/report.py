@@ -27,8 +27,12 @@ from domainbed.reporting.cells import (
     testable_names,
     with_differences,
 )
+from domainbed.reporting.comparisons import Significance, compare_all
+from domainbed.reporting.findings import Findings, significance_findings
 from domainbed.reporting.layout import MISSING_MARK, ReportOptions, Table, format_number, make_table
+from domainbed.reporting.line_findings import line_findings
 from domainbed.reporting.load import Sweep
+from domainbed.reporting.on_the_line import LineResult, compare_with_line
 from domainbed.reporting.power import LEVEL, POWER, TRIALS, SmallestDifference, smallest_differences
 from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
 from domainbed.reporting.statistics import bootstrap_interval, paired_difference, probability_of_improvement
@@ -72,6 +76,7 @@ class Section:
         why_empty: the reason if there is no table, otherwise "".
         versus: the comparison of two algorithms on each dataset and on average; empty if not requested.
         power: the smallest differences that sweeps of several sizes show; empty if not requested.
+        significance: the tests of all algorithms; None if not requested.
     """
 
     selection: str
@@ -80,6 +85,7 @@ class Section:
     why_empty: str = ""
     versus: Sequence[Comparison] = ()
     power: Sequence[SmallestDifference] = ()
+    significance: Significance | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ class Report:
         environments: the names of each dataset's environments.
         titles: the printed names of algorithms, datasets and environments.
         notes: notes on the whole report, one per line.
+        lines: all runs compared with the line of the baseline; empty if not requested.
     """
 
     sweep: Sweep
@@ -99,6 +106,7 @@ class Report:
     titles: Titles
     sections: list[Section]
     notes: list[str]
+    lines: Sequence[LineResult] = ()
 
     @property
     def progress(self) -> str:
@@ -117,6 +125,8 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     compared = {"--versus": options.versus, "--relative_to": filter(None, [options.relative_to])}
+    if options.significance or options.on_the_line:
+        compared["--baseline"] = (options.baseline,)
     for flag, names in compared.items():
         for name in names:
             select_names([name], algorithms_of(sweep.runs), flag)
@@ -137,7 +147,10 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     notes += [*_pruned_notes(sweep, options), *_unused_notes(sweep, sections), *_omitted_notes(sweep)]
     if options.compare:
         notes += [note for dataset in datasets for note in _protocol_notes(sweep, dataset, algorithms, titles(dataset))]
-    return Report(sweep, options, environments, algorithms, titles, sections, notes)
+    lines = []
+    if options.on_the_line:
+        lines = compare_with_line(sweep.select("training-domain"), environments, algorithms, options.baseline)
+    return Report(sweep, options, environments, algorithms, titles, sections, notes, lines)
 
 
 def sweep_titles(sweep: Sweep, rename: Collection[str]) -> Titles:
@@ -204,6 +217,9 @@ def _make_section(
     averages = average_cells(cells, backbones)
     if bootstrap:
         averages = [_with_interval(cell, best, environments) for cell in averages]
+    significance = None
+    if options.significance:
+        significance = compare_all(best, cells, environments, algorithms, options.baseline)
     if options.relative_to:
         cells = with_differences(cells, options.relative_to)
         averages = with_differences(averages, options.relative_to)
@@ -217,7 +233,7 @@ def _make_section(
     tables.append(make_table(averages, options, titles, _protocol(runs)))
     versus = _compare(best, environments, *options.versus) if options.versus else []
     power = smallest_differences(selected, environments, algorithms) if options.power else []
-    return Section(selection, tables, best, versus=versus, power=power)
+    return Section(selection, tables, best, versus=versus, power=power, significance=significance)
 
 
 def _protocol(runs: pd.DataFrame) -> str:
@@ -320,6 +336,21 @@ def _pruned_notes(sweep: Sweep, options: ReportOptions) -> list[str]:
     if others := [name for name in options.selections if name != "training-domain"]:
         note += f" With {' and '.join(others)}, cells may differ more: these methods might have selected pruned runs."
     return [note]
+
+
+def section_findings(section: Section, report: Report) -> dict[str, Findings]:
+    """Return the tests of a section of a report as text, by the ends of their labels; none if not requested."""
+    if section.significance is None:
+        return {}
+    return significance_findings(section.significance, report.titles, report.options.decimals)
+
+
+def report_findings(report: Report) -> dict[str, Findings]:
+    """Return what a report shows about all runs, as text, by the ends of its labels; none if not requested."""
+    if not report.lines:
+        return {}
+    options = report.options
+    return {"line": line_findings(report.lines, report.environments, options.baseline, report.titles, options.decimals)}
 
 
 def _unused_notes(sweep: Sweep, sections: Sequence[Section]) -> list[str]:

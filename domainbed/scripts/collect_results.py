@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--format csv does not support --versus; use --format json")
     if args.power and args.format not in ("text", "markdown", "json"):
         raise UsageError(f"--format {args.format} does not support --power; use --format text, markdown or json")
+    if args.significance and args.on_the_line and args.format == "csv":
+        raise UsageError("--format csv contains one table: use either --significance or --on_the_line")
     if args.cite and args.format not in ("latex", "latex-fragment"):
         raise UsageError(f"--format {args.format} does not support --cite; use --format latex or latex-fragment")
     cli.check_output(args.output)

@@ -61,7 +61,8 @@ def test_formats_equal_golden_files(tmp_path: Path):
 def test_json_equals_csv_and_report(report: Report):
     content = json.loads(render(report, "json", Path()))
     assert list(content) == [
-        *("input_dir", "progress", "cells", "best", "versus", "power", "no_table", "notes", "problems"),
+        *("input_dir", "progress", "cells", "best", "versus", "power", "significance", "ranks"),
+        *("on_the_line", "no_table", "notes", "problems"),
     ]
     assert (content["input_dir"], content["progress"]) == (str(report.sweep.folder), report.progress)
     assert (content["notes"], content["problems"]) == (report.notes, report.sweep.problems)

@@ -23,11 +23,11 @@ from PIL import Image
 from domainbed.engine.tracking import TRACKERS, Tracker
 from domainbed.errors import UsageError
 from domainbed.reporting.load import Sweep, load_sweep
-from domainbed.reporting.plots import all_figures, write_figure
+from domainbed.reporting.plots import all_figures, draw_plots, write_figure
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
 from domainbed.reporting.plots.scatter import plot_hparams, plot_in_and_out, sample_hparams, without_ignored
-from domainbed.reporting.plots.style import label_text, make_style
+from domainbed.reporting.plots.style import label_text, make_style, use_look
 from domainbed.reporting.titles import Titles
 from tests.conftest import make_record, write_sweep
 
@@ -256,6 +256,9 @@ def test_hyperparameters_that_the_network_ignores():
     assert kept["resnet_dropout"].dropna().to_dict() == {"resnet": 0.5}
     assert kept["vit_dropout"].dropna().to_dict() == {"vit": 0.5}
     assert kept["lr"].to_dict() == {"vit": 0.1, "resnet": 0.2}
+    frozen = without_ignored(hparams.assign(frozen=[True, False]), "PACS")  # dropout is not part of the features
+    assert frozen["resnet_dropout"].dropna().to_dict() == {"resnet": 0.5}
+    assert frozen["vit_dropout"].isna().all()
     no_flag = without_ignored(hparams.drop(columns="vit"), "PACS")
     assert no_flag["vit_dropout"].isna().all()
     assert no_flag["resnet_dropout"].tolist() == [0.1, 0.5]
@@ -525,7 +528,8 @@ def test_all_figures_of_a_sweep(tmp_path: Path):
     assert [stem for stem, _, _ in found] == [
         "bars-training-domain",
         "in_out-ColoredDigits",
-        "figures-ColoredDigits-training-domain",
+        "line-ColoredDigits",
+        "metrics-ColoredDigits-training-domain",
         "curves-ColoredDigits-ERM-training-domain",
         "hparams-ColoredDigits-ERM-training-domain",
         "curves-ColoredDigits-IRM-training-domain",
@@ -551,6 +555,7 @@ def test_titles_name_what_is_shown_with_printed_names(tmp_path: Path):
     assert [figure.get_suptitle() for _, _, figure in renamed] == [
         "Test accuracy, training-domain selection",
         "Out-of-domain against in-domain accuracy, Digits",
+        "Accuracy on the line, Digits",
         "Metrics over training, Digits",
         "Accuracy over training, ERM on Digits",
         "Test accuracy by hyperparameter, ERM on Digits",
@@ -570,7 +575,70 @@ def test_titles_name_what_is_shown_with_printed_names(tmp_path: Path):
     figures = {stem: figure for stem, _, figure in renamed}
     ticks = figures["bars-training-domain"].axes[0].get_xticklabels()
     assert [tick.get_text() for tick in ticks] == ["Digits"]
-    assert "IRMv1: loss" in [ax.get_title() for ax in figures["figures-ColoredDigits-training-domain"].axes]
+    assert "IRMv1: loss" in [ax.get_title() for ax in figures["metrics-ColoredDigits-training-domain"].axes]
+
+
+def test_data_of_plots_are_what_they_draw(tmp_path: Path):
+    """Compare the values of each plot's data with those of its bars, points and lines."""
+    sweep = load_sweep(str(small_sweep(tmp_path, ("ERM", "IRM", "Fishr"))))
+    args = (sweep, "training-domain", ["ColoredDigits"], ["ERM", "IRM", "Fishr"])
+    plots = {plot.stem.split("-")[0]: plot for plot in draw_plots(*args)}
+    assert set(plots) == {"bars", "ranks", "in_out", "line", "metrics", "curves", "hparams"}
+
+    def drawn(kind: str) -> np.ndarray:
+        found = [xy for ax in plots[kind].figure.axes for xy in points(ax)]
+        return np.array(sorted(map(tuple, np.concatenate(found))))
+
+    heights = [bar.get_height() for bar in plots["bars"].figure.axes[0].patches]
+    np.testing.assert_allclose(plots["bars"].data["mean"], heights)
+    ranks = [line.get_xdata()[0] for line in plots["ranks"].figure.axes[0].lines if line.get_gid() == "rank"]
+    np.testing.assert_allclose(plots["ranks"].data["mean_rank"], ranks)
+    for kind, columns in (
+        ("in_out", ["in_domain", "out_of_domain"]),
+        ("line", ["in_domain_probit", "out_of_domain_probit"]),
+        ("hparams", ["lr", "test_accuracy"]),
+    ):
+        data = plots[kind].data[columns].astype(float)
+        np.testing.assert_allclose(drawn(kind), sorted(map(tuple, data.to_numpy())))
+    lines_drawn = [line for ax in plots["curves"].figure.axes for line in ax.lines]
+    curves = [line.get_xydata() for line in lines_drawn if len(line.get_xdata()) > 1]
+    curves = [xy for xy in curves if xy[0][0] != xy[1][0]]  # without the vertical lines of selected steps
+    data = plots["curves"].data
+    assert sorted(map(tuple, np.concatenate(curves))) == sorted(map(tuple, data[["step", "accuracy"]].to_numpy()))
+    circles = [
+        line.get_xydata()[0] for ax in plots["curves"].figure.axes for line in ax.lines if line.get_marker() == "o"
+    ]
+    selected = data.loc[data["is_selected"], ["step", "accuracy"]].to_numpy()
+    assert sorted(map(tuple, circles)) == sorted(map(tuple, selected))
+    metrics = [line.get_xydata() for ax in plots["metrics"].figure.axes for line in ax.lines]
+    values = plots["metrics"].data[["step", "value"]].to_numpy()
+    assert sorted(map(tuple, np.concatenate(metrics))) == sorted(map(tuple, values))
+
+
+def test_environments_that_cannot_be_tested_on_are_not_missing(tmp_path: Path):
+    """Spawrious has three environments, of which only the first is a test environment."""
+    write_sweep(tmp_path, [make_record("SpawriousO2O_easy", "ERM", (0,), trial) for trial in range(2)])
+    sweep = load_sweep(str(tmp_path))
+    figures = {stem: figure for stem, _, figure in plot_sweep(sweep, warn=[].append)}
+    (ax,) = figures["bars-training-domain"].axes
+    assert len(ax.patches) == 1
+    assert not ax.texts
+    assert len(figures["in_out-SpawriousO2O_easy"].axes) == 1
+
+
+def test_looks_fit_their_purpose():
+    runs = pd.concat([selected_runs(9, (0, 1, 2)).assign(algorithm=name) for name in ("ERM", "A long name", "Fishr")])
+    styles = {name: make_style(i) for i, name in enumerate(("ERM", "A long name", "Fishr"))}
+    with use_look("slides"):
+        figure = plot_in_and_out(runs, ENVIRONMENTS, styles, "A title that is long enough for two lines of a slide")
+    png(figure, dpi=100)
+    assert figure.get_figwidth() == 4.5
+    assert figure.axes[0].get_gridspec().ncols == 2
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    assert figure._suptitle.get_window_extent(renderer).width < figure.bbox.width
+    assert figure.legends[0].get_window_extent(renderer).width < figure.bbox.width
+    assert figure.axes[0].title.get_fontsize() == 10
+    assert plot_in_and_out(runs, ENVIRONMENTS, styles).axes[0].title.get_fontsize() == 9
 
 
 def test_curves_show_runs_selected_by_method(tmp_path: Path):
@@ -604,17 +672,17 @@ def test_figures_are_drawn_one_at_a_time_and_only_selected_runs_are_read(
     alive = []
     for i, (_, _, figure) in enumerate(plots):
         alive.append(weakref.ref(figure))
-        assert i > 1 or not read
+        assert i > 2 or not read
         del figure
         gc.collect()
         assert sum(ref() is not None for ref in alive) <= 1
     assert len(read) == len(set(read)) == 2 * 3 * 2  # algorithms, environments, trials; one of the two draws
 
 
-def test_leave_one_domain_out_without_pairs_draws_one_plot_and_warns(tmp_path: Path):
+def test_leave_one_domain_out_without_pairs_draws_two_plots_and_warns(tmp_path: Path):
     messages: list[str] = []
     found = plot_sweep(load_sweep(str(small_sweep(tmp_path))), "leave-one-domain-out", messages.append)
-    assert [stem for stem, _, _ in found] == ["in_out-ColoredDigits"]
+    assert [stem for stem, _, _ in found] == ["in_out-ColoredDigits", "line-ColoredDigits"]
     assert len(messages) == 2
     assert all("each pair of test environments (sweep launch --leave_one_out)" in line for line in messages)
 
@@ -624,7 +692,7 @@ def test_algorithm_without_selected_runs_is_skipped(tmp_path: Path):
     write_sweep(tmp_path, [make_record("ColoredDigits", "Fish", (0, 1))])
     messages: list[str] = []
     found = plot_sweep(load_sweep(str(tmp_path)), warn=messages.append)
-    assert [stem.split("-")[0] for stem, _, _ in found] == ["bars", "in_out", "figures", "curves", "hparams"]
+    assert [stem.split("-")[0] for stem, _, _ in found] == ["bars", "in_out", "line", "metrics", "curves", "hparams"]
     assert messages == ["no curves or hyperparameters of Fish on ColoredDigits: no run has a single test environment"]
     (chart,) = [figure for stem, _, figure in found if stem.startswith("bars")]
     assert [mark.get_text() for mark in chart.axes[0].texts] == ["X"]
@@ -653,7 +721,7 @@ def test_file_names_are_safe_and_unique(tmp_path: Path):
         record = make_record(dataset, "al/go", (env,), in_acc=(0.5, 0.5), out_acc=(0.5, 0.5))
         (tmp_path / f"{i}-{env}" / "results.jsonl").write_text(json.dumps(record))
     stems = [stem for stem, _, _ in plot_sweep(load_sweep(str(tmp_path)), warn=[].append)]
-    assert len({stem.lower() for stem in stems}) == len(stems) == 1 + 3 * len(names)
+    assert len({stem.lower() for stem in stems}) == len(stems) == 1 + 4 * len(names)
     for stem in stems:
         assert not set(stem) & set("/\\% .:*?\"<>|'$")
         assert len(stem.encode()) < 200
@@ -679,7 +747,7 @@ def test_tracker_plots_its_own_entries(tmp_path: Path):
     (plotted,) = SharpnessTracker.plotted
     assert sorted(plotted["sharpness_mean"]) == [0.5, 1.5, 2.5]
     assert set(plotted["algorithm"]) == {"ERM"}
-    _, metrics = found["figures-ColoredDigits-training-domain"]
+    _, metrics = found["metrics-ColoredDigits-training-domain"]
     assert [ax.get_title() for ax in metrics.axes] == ["ERM: loss"]
     assert "sharpness-ColoredDigits-training-domain" not in {stem for stem, _, _ in plot_sweep(sweep, warn=[].append)}
 

@@ -36,21 +36,45 @@ def test_all_plots_as_png_and_pdf(sweep_dir: Path, capsys: pytest.CaptureFixture
     out, err = capsys.readouterr()
     assert err == ""
     written = files(sweep_dir / "plots")
-    stems = ["bars-training-domain", "in_out-ColoredDigits", "figures-ColoredDigits-training-domain"]
+    stems = ["bars-training-domain", "in_out-ColoredDigits", "line-ColoredDigits"]
+    stems.append("metrics-ColoredDigits-training-domain")
     for algorithm in ("ERM", "Fishr"):
         stems += [f"{kind}-ColoredDigits-{algorithm}-training-domain" for kind in ("curves", "hparams")]
-    assert set(written) == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    assert set(written) == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
     for name, content in written.items():
         assert str(sweep_dir / "plots" / name) in out
         if name.endswith(".pdf"):
             assert content.startswith(b"%PDF")
             assert content.rstrip().endswith(b"%%EOF")
+        elif name.endswith(".csv"):
+            assert content.count(b"\n") > 2
         else:
             with Image.open(sweep_dir / "plots" / name) as image:
                 image.load()
                 assert image.width == 275
                 assert image.info["Title"].endswith(".")
-    assert out.endswith(f"7 plots in {sweep_dir / 'plots'}, as PNG and PDF\n")
+    assert out.endswith(f"8 plots in {sweep_dir / 'plots'}, as PNG, PDF and CSV\n")
+
+
+def test_kinds_and_formats(sweep_dir: Path, capsys: pytest.CaptureFixture):
+    options = ["--kind", "line", "curves", "--style", "slides", "--format", "svg", "png", "svg"]
+    main(["--input_dir", str(sweep_dir), "--algorithms", "ERM", *options])
+    written = files(sweep_dir / "plots")
+    stems = ("curves-ColoredDigits-ERM-training-domain", "line-ColoredDigits")
+    assert list(written) == [f"{stem}.{suffix}" for stem in stems for suffix in ("csv", "png", "svg")]
+    assert b"Accuracies of the runs of ERM" in written[f"{stems[0]}.svg"]
+    with Image.open(sweep_dir / "plots" / f"{stems[0]}.png") as image:
+        assert image.width == 4.5 * 300
+    assert capsys.readouterr().out.endswith(f"2 plots in {sweep_dir / 'plots'}, as SVG, PNG and CSV\n")
+    assert style.current_look() == style.LOOKS["paper"]  # as before
+    main(["--input_dir", str(sweep_dir), "--algorithms", "ERM", *options])
+    assert files(sweep_dir / "plots") == written  # bit for bit, SVG files too
+
+
+def test_requested_kind_that_cannot_be_drawn(sweep_dir: Path, capsys: pytest.CaptureFixture):
+    with pytest.raises(UsageError, match="has nothing to plot"):
+        main(["--input_dir", str(sweep_dir), "--kind", "ranks"])
+    assert "no mean ranks: Friedman's test requires 3 algorithms" in capsys.readouterr().err
 
 
 def test_plots_are_reproducible_and_do_not_affect_the_sweep(sweep_dir: Path, tmp_path: Path):
@@ -69,7 +93,8 @@ def test_one_algorithm_by_domainbeds_method_name(sweep_dir: Path):
     assert {path.stem for path in (sweep_dir / "plots").iterdir()} == {
         "bars-test-domain",
         "in_out-ColoredDigits",
-        "figures-ColoredDigits-test-domain",
+        "line-ColoredDigits",
+        "metrics-ColoredDigits-test-domain",
         "curves-ColoredDigits-Fishr-test-domain",
         "hparams-ColoredDigits-Fishr-test-domain",
     }
@@ -78,11 +103,8 @@ def test_one_algorithm_by_domainbeds_method_name(sweep_dir: Path):
 def test_plots_that_cannot_be_drawn_are_reported(sweep_dir: Path, capsys: pytest.CaptureFixture):
     main(["--input_dir", str(sweep_dir), "--selection", "leave-one-domain-out"])
     out, err = capsys.readouterr()
-    assert {path.name for path in (sweep_dir / "plots").iterdir()} == {
-        "in_out-ColoredDigits.png",
-        "in_out-ColoredDigits.pdf",
-    }
-    assert "1 plot in" in out
+    assert {path.stem for path in (sweep_dir / "plots").iterdir()} == {"in_out-ColoredDigits", "line-ColoredDigits"}
+    assert "2 plots in" in out
     assert all(line.startswith("no ") and "--leave_one_out" in line for line in err.splitlines())
     assert len(err.splitlines()) == 2
 
@@ -94,6 +116,14 @@ def test_plots_that_cannot_be_drawn_are_reported(sweep_dir: Path, capsys: pytest
         (["--algorithms", "ERM", "Fishy"], "--algorithms Fishy: this sweep has no such runs; did you mean Fishr"),
         (["--selection", "test_domain"], "unknown selection method 'test_domain'; did you mean test-domain"),
         (["--rename", "Fisher=F"], "--rename Fisher: no such algorithm, dataset or environment; did you mean Fishr"),
+        (["--baseline", "Fisher"], "--baseline Fisher: this sweep has no such runs; did you mean Fishr"),
+        (["--kind", "rank"], "--kind rank: no such plot; did you mean ranks"),
+        (
+            ["--kind", "pie", "bars"],
+            "--kind pie: no such plot; choose from bars, ranks, in_out, line, metr",
+        ),
+        (["--format", "jpg"], "--format jpg: no such format; choose from png, pdf, svg"),
+        (["--style", "poster"], "invalid --style 'poster'; choose from paper, slides"),
         (["--dpi", "0"], "--dpi must be at least 10 and at most 2,400, not 0"),
     ],
 )
@@ -129,4 +159,4 @@ def test_as_a_process_without_display(sweep_dir: Path, run_module):
         "plot", "--input_dir", sweep_dir, env={"MPLBACKEND": "TkAgg", "PATH": "", "HOME": str(sweep_dir)}
     )
     assert finished.returncode == 0, finished.stderr
-    assert len(list((sweep_dir / "plots").iterdir())) == 14
+    assert len(list((sweep_dir / "plots").iterdir())) == 24

@@ -8,9 +8,10 @@ import pandas as pd
 from domainbed.errors import one_line
 from domainbed.model_selection import CLASS_NAMES
 from domainbed.reporting.cells import AVERAGES, PARTIAL_MARK, PRUNED_MARK, UNFINISHED_MARK, Cell
+from domainbed.reporting.findings import Findings
 from domainbed.reporting.layout import SINGLE_TRIAL, Table
 from domainbed.reporting.references import find_entries, find_keys
-from domainbed.reporting.report import Report, comparison_table
+from domainbed.reporting.report import Report, comparison_table, report_findings, section_findings
 
 DOCUMENT = r"""{bibliography}\documentclass{{article}}
 \usepackage[utf8]{{inputenc}}
@@ -38,6 +39,7 @@ SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "\N{MINUS SIGN}": "$-$",
+    "²": "$^2$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -74,7 +76,20 @@ def as_latex_fragment(report: Report) -> str:
             frame = pd.DataFrame([[escape(text) for text in row] for row in rows], columns=[*map(escape, headers)])
             caption = escape(f"{title}, {section.selection} selection")
             lines.append(_float(frame, caption, f"{section.selection}-versus", [note]))
+        for label, findings in section_findings(section, report).items():
+            lines += _findings(findings, f"{section.selection}-{label}", f", {section.selection} selection")
+    for label, findings in report_findings(report).items():
+        lines += _findings(findings, label)
     return "\n".join(lines) + "\n"
+
+
+def _findings(findings: Findings, label: str, suffix: str = "") -> list[str]:
+    """Return a table with its sentences below it, or the sentences as comments if it has no rows."""
+    if not findings.rows:
+        return [f"% {one_line(sentence)}" for sentence in findings.sentences]
+    rows = [[escape(text) for text in row] for row in findings.rows]
+    frame = pd.DataFrame(rows, columns=[*map(escape, findings.headers)])
+    return [_float(frame, escape(findings.title + suffix), label, [*findings.sentences, findings.note])]
 
 
 def escape(text: str) -> str:

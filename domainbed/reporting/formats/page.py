@@ -16,7 +16,7 @@ from PIL import Image
 from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, RELATIVE, SUMMARIES, Cell
 from domainbed.reporting.formats.base import PACKAGE, Picture, data_url, render_page
 from domainbed.reporting.layout import Table, format_number
-from domainbed.reporting.report import Report, Section, comparison_table
+from domainbed.reporting.report import Report, Section, comparison_table, report_findings, section_findings
 from domainbed.sweep.status import FINISHED, JobState
 from domainbed.terminal import ProgressBar
 
@@ -80,6 +80,8 @@ def as_html(report: Report, folder: Path) -> str:
         "not_drawn": not_drawn,
         "title": report.titles,
         "comparison_table": comparison_table,
+        "section_findings": section_findings,
+        "report_findings": report_findings,
         "AVERAGES": AVERAGES,
         "AVERAGE": AVERAGE,
         "SUMMARIES": SUMMARIES,

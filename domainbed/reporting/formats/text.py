@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from domainbed.reporting.cells import Cell
+from domainbed.reporting.findings import Findings
 from domainbed.reporting.layout import Table
-from domainbed.reporting.report import Report, comparison_table, power_table
+from domainbed.reporting.report import Report, comparison_table, power_table, report_findings, section_findings
 
 
 def as_text(report: Report) -> str:
@@ -24,6 +25,8 @@ def as_text(report: Report) -> str:
         if section.power:
             title, headers, rows, note = power_table(section, report)
             blocks.append("\n".join([title, _tabulate(headers, rows), note]))
+        blocks += map(_findings_text, section_findings(section, report).values())
+    blocks += map(_findings_text, report_findings(report).values())
     blocks += ["\n".join(report.notes)] if report.notes else []
     blocks += ["\n".join(["Warnings:", *report.sweep.problems])] if report.sweep.problems else []
     return "\n\n".join(blocks) + "\n"
@@ -48,9 +51,25 @@ def as_markdown(report: Report) -> str:
             title, headers, rows, note = power_table(section, report)
             rows = [[_escape(text) for text in row] for row in rows]
             blocks += [f"### {title}", _tabulate(headers, rows, "github"), note]
+        for findings in section_findings(section, report).values():
+            blocks += _findings_markdown(findings)
+    for findings in report_findings(report).values():
+        blocks += _findings_markdown(findings, "##")
     blocks += [_bullets(report.notes)] if report.notes else []
     blocks += ["Warnings:", _bullets(report.sweep.problems)] if report.sweep.problems else []
     return "\n\n".join(blocks) + "\n"
+
+
+def _findings_text(findings: Findings) -> str:
+    table = [_tabulate(findings.headers, findings.rows)] if findings.rows else []
+    return "\n".join([findings.title, *table, *findings.sentences, *filter(None, [findings.note])])
+
+
+def _findings_markdown(findings: Findings, heading: str = "###") -> list[str]:
+    rows = [[_escape(text) for text in row] for row in findings.rows]
+    table = [_tabulate([*map(_escape, findings.headers)], rows, "github")] if rows else []
+    note = [_escape(findings.note)] if findings.note else []
+    return [f"{heading} {_escape(findings.title)}", *table, _bullets(findings.sentences), *note]
 
 
 def _rows(table: Table, plus_minus: str, indent: str) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """Plots of a sweep, written to files. Only this package, `landscape.plots` and `replay.plots` import matplotlib."""
 
-from domainbed.reporting.plots.gallery import all_figures
+from domainbed.reporting.plots.gallery import all_figures, draw_plots
 from domainbed.reporting.plots.style import save_figure, write_figure
 
-__all__ = ["all_figures", "save_figure", "write_figure"]
+__all__ = ["all_figures", "draw_plots", "save_figure", "write_figure"]

@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from domainbed.reporting.plots.style import (
-    FIGURE_WIDTH,
-    FONT_SIZE,
     Style,
     add_legend,
+    current_look,
     label_text,
     print_style,
     set_title,
 )
 
 MAX_GROUPS = 4  # per row of the figure
+LABELS_LENGTH = 64  # characters below a row
 
 
 @print_style
@@ -38,9 +38,10 @@ def plot_bars(
         groups: the datasets (or averages), in order.
         algorithms: the style of each algorithm, in order.
     """
+    look = current_look()
     rows = math.ceil(len(groups) / MAX_GROUPS)
     columns = math.ceil(len(groups) / rows)
-    figure = Figure(figsize=(FIGURE_WIDTH, 1.8 * rows + 0.4))
+    figure = Figure(figsize=(look.width, 1.8 * rows + 0.4))
     set_title(figure, title)
     missing = (np.nan, np.nan)
     grid = np.array([[accuracies.get((algorithm, group), missing) for group in groups] for algorithm in algorithms])
@@ -49,7 +50,7 @@ def plot_bars(
     width = 0.84 / len(algorithms)
     error_bars: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 1.5}
     cross: dict[str, Any] = {"ha": "center", "va": "bottom", "fontweight": "bold"}
-    cross["fontsize"] = max(5.0, min(FONT_SIZE, 60 * width))
+    cross["fontsize"] = max(5.0, min(look.font_size, 60 * width))
     for row, ax in enumerate(figure.subplots(rows, 1, squeeze=False).ravel()):
         shown = range(row * columns, min((row + 1) * columns, len(groups)))
         for i, style in enumerate(algorithms.values()):
@@ -61,7 +62,7 @@ def plot_bars(
             ax.errorbar(x[has_error], mean[has_error], error[has_error], **error_bars)
             for position in x[~has_mean]:
                 ax.annotate("X", (position, 0), (0, 2), textcoords="offset points", **cross)
-        ax.set_xticks(range(len(shown)), [label_text(groups[i], 16) for i in shown])
+        ax.set_xticks(range(len(shown)), [label_text(groups[i], LABELS_LENGTH // columns) for i in shown])
         ax.tick_params(axis="x", length=0)
         ax.set_xlim(-0.5, columns - 0.5)
         ax.set_ylim(0, 1.05 * top)

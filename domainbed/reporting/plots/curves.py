@@ -81,6 +81,48 @@ def plot_training_curves(
     return figure
 
 
+def curve_values(records: pd.DataFrame, best: pd.DataFrame, environments: Mapping[int, str]) -> pd.DataFrame:
+    """Return the accuracies that `plot_training_curves` draws, which has the same arguments: one row per point.
+
+    The columns are `folder`, `test_env` (number), `step`, `environment` and `split` of the accuracy, `accuracy` in
+    percent, and `is_selected`, whether a circle marks the point.
+    """
+    rows = []
+    for run in best.itertuples():
+        run_records = records[records["folder"] == run.folder].sort_values("step")
+        for env, name in environments.items():
+            split = "in" if env == run.test_env else "out"
+            if f"env{env}_{split}_acc" not in run_records:
+                continue
+            columns: dict[str, Any] = {"folder": run.folder, "test_env": run.test_env, "environment": name}
+            columns |= {"split": split, "step": run_records["step"]}
+            columns["accuracy"] = 100 * run_records[f"env{env}_{split}_acc"]
+            columns["is_selected"] = (run_records["step"] == run.step) & (env == run.test_env)
+            rows.append(pd.DataFrame(columns).dropna(subset="accuracy"))
+    return pd.concat(rows, ignore_index=True)
+
+
+def metric_values(metrics: pd.DataFrame, best: pd.DataFrame, algorithms: Sequence[str]) -> pd.DataFrame:
+    """Return the values that `plot_metrics` draws: one row per point, in the order of the panels.
+
+    The columns are `algorithm`, `metric`, `test_env`, `folder`, `step` and `value`, which is NaN at a gap.
+    """
+    # Metrics with these names would be confused with the columns of `best`.
+    metrics = metrics.drop(columns=["algorithm", "test_env"], errors="ignore")
+    merged = metrics.merge(best[["folder", "algorithm", "test_env"]], on="folder").sort_values("step")
+    prefixes = [re.escape(TRACKERS[name].PREFIX) for name in TRACKERS]
+    excluded = re.compile("|".join(["env.*_acc", *(f"{prefix}.*" for prefix in prefixes)]))
+    names = [name for name in map(str, metrics) if name not in OTHER_ENTRIES and not excluded.fullmatch(name)]
+    columns = ["algorithm", "metric", "test_env", "folder", "step", "value"]
+    panels = []
+    for algorithm in algorithms:
+        runs = merged[merged["algorithm"] == algorithm]
+        for name in (name for name in names if runs[name].notna().any()):
+            values = runs[name].astype(float)
+            panels.append(runs.assign(metric=name, value=values.where(values.abs() <= MAX_MAGNITUDE))[columns])
+    return pd.concat(panels) if panels else pd.DataFrame(columns=columns)
+
+
 @print_style
 def plot_metrics(
     metrics: pd.DataFrame,
@@ -104,29 +146,19 @@ def plot_metrics(
     Returns:
         The figure, or None if no metric was recorded.
     """
-    # Metrics with these names would be confused with the columns of `best`.
-    metrics = metrics.drop(columns=["algorithm", "test_env"], errors="ignore")
-    merged = metrics.merge(best[["folder", "algorithm", "test_env"]], on="folder").sort_values("step")
-    prefixes = [re.escape(TRACKERS[name].PREFIX) for name in TRACKERS]
-    excluded = re.compile("|".join(["env.*_acc", *(f"{prefix}.*" for prefix in prefixes)]))
-    names = [name for name in map(str, metrics) if name not in OTHER_ENTRIES and not excluded.fullmatch(name)]
-    shown = []
-    for algorithm in algorithms:
-        runs = merged[merged["algorithm"] == algorithm]
-        shown += [(algorithm, name, runs) for name in names if runs[name].notna().any()]
-    if not shown:
+    values = metric_values(metrics, best, algorithms)
+    if values.empty:
         return None
+    shown = list(values.groupby(["algorithm", "metric"], sort=False))
     figure, axes = make_panels(len(shown), title, 1.35, "Training step")
-    for (algorithm, name, runs), ax in zip(shown, axes, strict=True):
-        values = runs[name].astype(float)
-        values = values.where(values.abs() <= MAX_MAGNITUDE)
+    for ((algorithm, name), runs), ax in zip(shown, axes, strict=True):
         for _, run in runs.groupby(["test_env", "folder"], observed=True):
             style = make_style(run["test_env"].iloc[0])
             # The markers show a value between two gaps.
-            ax.plot(run["step"], values[run.index], color=style.color, linestyle=style.line, marker=".", markersize=2)
+            ax.plot(run["step"], run["value"], color=style.color, linestyle=style.line, marker=".", markersize=2)
         ax.set_title(f"{label_text(algorithm, 14)}: {label_text(name, 16)}")
         set_step_ticks(ax)
-        finite = values.dropna()
+        finite = runs["value"].dropna()
         if finite.empty:
             annotate_empty(ax, "no finite value")
         elif spans_decades(finite):

@@ -31,8 +31,8 @@ def set_log_scale(axis: Axis, values: Iterable[float]) -> None:
             low = max(low, high / 10**SYMLOG_DECADES)
         # The linear part, from zero to `low`, is wide enough to label both its ends.
         set_scale("symlog", linthresh=low, linscale=max(0.5, 0.25 * (math.log10(high) - math.log10(low))))
-        positive = _log_ticks(low, values.max(), max_ticks=2) if values.max() >= low else []
-        negative = _log_ticks(low, -values.min(), max_ticks=2) if -values.min() >= low else []
+        positive = _log_ticks(low, values.max(), max_ticks=2, min_ticks=1) if values.max() >= low else []
+        negative = _log_ticks(low, -values.min(), max_ticks=2, min_ticks=1) if -values.min() >= low else []
         ticks = [*(-tick for tick in reversed(negative)), 0.0, *positive]
         axis.set_minor_locator(NullLocator())
     axis.set_major_locator(FixedLocator(ticks))
@@ -40,12 +40,12 @@ def set_log_scale(axis: Axis, values: Iterable[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _log_ticks(low: float, high: float, max_ticks: int) -> list[float]:
-    """Return powers of ten from `low` to `high`, plus three times each of them if there are fewer than two."""
+def _log_ticks(low: float, high: float, max_ticks: int, min_ticks: int = 2) -> list[float]:
+    """Return powers of ten from `low` to `high`, plus three times each of them if there are too few."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     powers = [10.0**e for e in exponents]
     ticks = [t for t in powers if 0.99 * low <= t <= 1.01 * high]
-    if len(ticks) < 2:
+    if len(ticks) < min_ticks:
         ticks = [t for p in powers for t in (p, 3 * p) if 0.99 * low <= t <= 1.01 * high]
     return ticks[:: math.ceil(len(ticks) / max_ticks)] if ticks else []
 

@@ -58,8 +58,7 @@ def plot_hparams(
     Returns:
         The figure, or None if no hyperparameter differs.
     """
-    shown = {str(name): _usable_values(values) for name, values in hparams.items()}
-    shown = {name: values for name, values in shown.items() if values.nunique() > 1}
+    shown = varying_hparams(hparams)
     if not shown:
         return None
     test_envs = sorted(selected["test_env"].unique())
@@ -71,12 +70,18 @@ def plot_hparams(
             runs = selected[(selected["test_env"] == test_env) & selected["folder"].isin(x.index)]
             # Within a category, each test environment has its own column of points.
             offset = CATEGORY_WIDTH * ((i + 0.5) / len(test_envs) - 0.5) if is_categorical else 0.0
-            _plot_points(ax, x.loc[runs["folder"]] + offset, 100 * runs["test_acc"], make_style(test_env))
+            plot_points(ax, x.loc[runs["folder"]] + offset, 100 * runs["test_acc"], make_style(test_env))
         ax.set_xlabel(label_text(name))
     figure.supylabel("Test accuracy (%)")
     entries = [(label_text(environments[env]), legend_point(make_style(env))) for env in test_envs]
     add_legend(figure, entries, "test environment")
     return figure
+
+
+def varying_hparams(hparams: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the usable values of each hyperparameter that differs between runs, by name; each is indexed by folder."""
+    usable = {str(name): _usable_values(values) for name, values in hparams.items()}
+    return {name: values for name, values in usable.items() if values.nunique() > 1}
 
 
 @print_style
@@ -100,7 +105,7 @@ def plot_in_and_out(
         ax.axline((0, 0), slope=1, color="0.4", linewidth=0.8, linestyle="--", zorder=1)
         for algorithm, style in algorithms.items():
             points = 100 * runs.loc[runs["algorithm"] == algorithm, ["val_acc", "test_acc"]]
-            _plot_points(ax, points["val_acc"], points["test_acc"], style)
+            plot_points(ax, points["val_acc"], points["test_acc"], style)
         ax.set_title(f"{label_text(environments[test_env], 12)} ({_correlation(runs)})")
         ax.xaxis.set_major_locator(MaxNLocator(4))
     in_domain, out_of_domain = 100 * selected["val_acc"], 100 * selected["test_acc"]
@@ -136,12 +141,16 @@ def without_ignored(hparams: pd.DataFrame, dataset: str) -> pd.DataFrame:
         return hparams
     if DATASETS[dataset].SMALL_IMAGES:
         return hparams.drop(columns=list(PHOTO_NETWORK_HPARAMS), errors="ignore")
-    is_vit = hparams["vit"].eq(True) if "vit" in hparams else pd.Series(False, hparams.index)
-    ignored = {"resnet_dropout": is_vit, "vit_dropout": ~is_vit}
+    is_vit, is_frozen = (
+        hparams[name].eq(True) if name in hparams else pd.Series(False, hparams.index) for name in ("vit", "frozen")
+    )
+    # The features of a frozen backbone are extracted without dropout.
+    ignored = {"resnet_dropout": is_vit | is_frozen, "vit_dropout": ~is_vit | is_frozen}
     return hparams.assign(**{name: hparams[name].mask(runs) for name, runs in ignored.items() if name in hparams})
 
 
-def _plot_points(ax: Axes, x: pd.Series, y: pd.Series, style: Style) -> None:
+def plot_points(ax: Axes, x: pd.Series | np.ndarray, y: pd.Series | np.ndarray, style: Style) -> None:
+    """Draw the runs of one category as points."""
     ax.scatter(
         x,
         y,

@@ -1,0 +1,97 @@
+"""Accuracy on the line as text: plain sentences, and the table behind them."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from domainbed.reporting.findings import UNKNOWN, Findings, list_names
+from domainbed.reporting.layout import format_number
+from domainbed.reporting.on_the_line import ALL, CLIP, MIN_GROUPS, LineResult
+from domainbed.reporting.titles import Titles
+
+HEADERS = ["Dataset", "Test env", "Algorithm", "Runs", "Slope", "R²", "Effective robustness", "Outside"]
+
+
+def line_findings(
+    results: Sequence[LineResult],
+    environments: Mapping[str, Sequence[str]],
+    baseline: str,
+    titles: Titles,
+    decimals: int,
+) -> Findings:
+    """Return the comparisons of all runs with the line as text.
+
+    Args:
+        results: those of `on_the_line.compare_with_line`.
+        environments: the names of each dataset's environments.
+        baseline: the algorithm whose line predicts the accuracies of the others.
+    """
+    rows: list[list[str]] = []
+    sentences: list[str] = []
+    for (dataset, test_env), group in itertools.groupby(results, key=lambda r: (r.dataset, r.test_env)):
+        environment = titles.environment(dataset, environments[dataset][test_env])
+        own = list(group)
+        for r in own:
+            rows.append(
+                [
+                    *(titles(dataset), environment, "all algorithms" if r.algorithm == ALL else titles(r.algorithm)),
+                    *(str(r.runs), _with_interval(r.slope, r.slope_low, r.slope_high, 2)),
+                    _with_interval(r.r_squared, r.r_squared_low, r.r_squared_high, 2),
+                    _with_interval(
+                        *(r.effective_robustness, r.effective_robustness_low, r.effective_robustness_high),
+                        *(decimals, "+"),
+                    ),
+                    UNKNOWN if math.isnan(r.effective_robustness) else str(r.outside),
+                ]
+            )
+        place = f"On {titles(dataset)}, test environment {environment}"
+        sentences += _sentences(own, place, titles(baseline), titles)
+    note = (
+        "All runs, at the step selected by training-domain. Line: least squares of the accuracy on the test "
+        "environment (in split) on the mean accuracy on the training environments (out splits), both as probits of "
+        f"accuracies clipped to [{CLIP}, {1 - CLIP}] (Miller et al., 2021). Effective robustness: mean accuracy above "
+        f"the line of {titles(baseline)}, in percentage points, of the runs within the range of its accuracies in "
+        "domain; outside: the number of the other runs (Taori et al., 2020). [low, high]: 95% bootstrap interval over "
+        f"the hyperparameter draws of all trials, if there are at least {MIN_GROUPS}; it is not corrected for the "
+        "number of algorithms, and does not describe other trials."
+    )
+    return Findings("Accuracy on the line", HEADERS, rows, sentences, note)
+
+
+def _sentences(results: Sequence[LineResult], place: str, baseline: str, titles: Titles) -> Iterator[str]:
+    """Yield what the runs on one test environment show; the first result is that of all algorithms."""
+    overall, *algorithms = results
+    if math.isnan(overall.slope) or math.isnan(overall.r_squared):
+        yield f"{place}: no line, for lack of runs that differ in accuracy ({overall.runs} in total)."
+        return
+    numbers = (
+        f"slope {_with_interval(overall.slope, overall.slope_low, overall.slope_high, 2)}, "
+        f"R² = {overall.r_squared:.2f} over {overall.runs} runs"
+    )
+    if math.isnan(overall.slope_low) or overall.slope_low <= 0 <= overall.slope_high:
+        yield f"{place}: nothing shows that accuracy out of domain depends on accuracy in domain ({numbers})."
+    else:
+        verb = "rises" if overall.slope > 0 else "falls"
+        yield f"{place}: accuracy out of domain {verb} with accuracy in domain ({numbers})."
+    above = [r for r in algorithms if r.effective_robustness_low > 0]
+    below = [r for r in algorithms if r.effective_robustness_high < 0]
+    for side, apart in (("above", above), ("below", below)):
+        if apart:
+            names = list_names([f"{titles(r.algorithm)} ({r.effective_robustness:+.1f})" for r in apart])
+            yield f"{place}: {side} the line of {baseline}, at equal accuracy in domain, {_is(apart)} {names}."
+    if not above and not below and any(not math.isnan(r.effective_robustness_low) for r in algorithms):
+        yield f"{place}: no algorithm is above or below the line of {baseline}."
+
+
+def _is(items: Sequence[object]) -> str:
+    return "is" if len(items) == 1 else "are"
+
+
+def _with_interval(value: float, low: float, high: float, decimals: int, sign: str = "") -> str:
+    """Return a number with its interval, if it has one: "0.92 [0.90, 0.94]"; "-" if it is NaN."""
+    if math.isnan(value):
+        return UNKNOWN
+    text = format_number(value, decimals, sign)
+    if math.isnan(low):
+        return text
+    return f"{text} [{format_number(low, decimals, sign)}, {format_number(high, decimals, sign)}]"
