@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--format {args.format} does not support --power; use --format text, markdown or json")
     if args.cite and args.format not in ("latex", "latex-fragment"):
         raise UsageError(f"--format {args.format} does not support --cite; use --format latex or latex-fragment")
+    if args.pictures and args.format != "html":
+        raise UsageError(f"--format {args.format} does not support --pictures; use --format html, or the command plot")
     cli.check_output(args.output)
     import_modules(args.imports)
     options = from_args(ReportOptions, args)
