@@ -36,7 +36,8 @@ def load_metric_columns(
     columns: dict[str, np.ndarray] = {}
     omitted: set[str] = set()
     for i, folder in enumerate(ProgressBar(folders, "reading metrics", unit=" jobs", leave=False)):
-        by_step = {step: record for record in _read_records(sweep_dir / folder) if type(step := record.get("step")) is int}
+        all_records = _read_records(sweep_dir / folder)
+        by_step = {step: record for record in all_records if type(step := record.get("step")) is int}
         records = [by_step.get(step, {}) for step in steps[first[i] : first[i + 1]].tolist()]
         for name in dict.fromkeys(name for record in records for name in record):
             if not _is_metric(name):

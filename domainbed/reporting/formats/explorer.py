@@ -131,7 +131,7 @@ class _Dataset:
         states = dict(zip(self.report.sweep.runs["folder"], self.report.sweep.runs["state"], strict=True))
         trials, trial_values = pd.factorize(jobs["trial_seed"], sort=True)
         draws, draw_values = pd.factorize(jobs["hparams_seed"], sort=True)
-        state_codes, state_values = pd.factorize(np.array([states[folder].value for folder in jobs.index], dtype=object))
+        state_codes, state_values = pd.factorize(jobs.index.map({name: state.value for name, state in states.items()}))
         steps = self.records["step"].to_numpy()
         step_codes, step_values = pd.factorize(steps, sort=True)
         metrics, n_omitted = load_metric_columns(self.report.sweep.folder, list(jobs.index), self.first, steps)
@@ -158,7 +158,11 @@ class _Dataset:
                 "test": block.add(encode_accuracies(self._test_accuracies())),
                 "out": [block.add(encode_accuracies(self._accuracies(env, "out"))) for env in range(self.n_envs)],
             },
-            "metrics": [{"name": name, "column": block.add(encode_floats(v))} for name, v in metrics.items()],
+            "metrics": [
+                {"name": name, "column": block.add(encode_floats(values))}
+                for name, values in metrics.items()
+                if np.nanmin(values) < np.nanmax(values)  # mem_gb is 0 without a GPU
+            ],
             "hparams": [*self._add_hparams(block)],
             "omitted_metrics": n_omitted,
         }

@@ -33,6 +33,7 @@ function fillChecks(fieldset, items, chosen, palette, onChange) {
   });
   const notify = () => onChange(new Set(items.filter((_, i) => inputs[i].checked).map(({ value }) => value)));
   const all = fieldset.querySelector("button.all");
+  all.hidden = inputs.every((input) => input.checked);
   all.onclick = () => {
     inputs.forEach((input) => (input.checked = true));
     notify();

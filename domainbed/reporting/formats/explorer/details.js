@@ -5,7 +5,7 @@
 function describeRun(state, run) {
   const { runs, selection } = state;
   const record = runs.selectedRecord(run, selection);
-  const facts = [`trial ${runs.trials[runs.trial[run]]}`, `draw ${runs.draws[runs.draw[run]]}`];
+  const facts = [`Trial ${runs.trials[runs.trial[run]]}`, `draw ${runs.draws[runs.draw[run]]}`];
   if (record >= 0) {
     facts.push(`step ${runs.step(record).toLocaleString("en-US")}`);
   }
@@ -115,8 +115,9 @@ function openRun(dialog, state, run) {
       panel.figure.insertBefore(legend, panel.plot);
     }
     charts.append(panel.figure);
-    const size = isLarge || width < 480 ? width : (width - 32) / Math.min(3, specs.length - 1 || 1);
-    panel.draw(Math.min(size, isLarge ? 900 : 420), isLarge ? 290 : 170);
+    const size = isLarge || width < 480 ? width : Math.floor((width - 32) / 3);
+    panel.figure.style.width = `${size}px`;
+    panel.draw(size, isLarge ? 290 : 150);
   });
 }
 

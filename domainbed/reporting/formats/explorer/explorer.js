@@ -54,6 +54,11 @@ class Explorer {
         this.update();
       });
     }
+    for (const details of document.querySelectorAll("details.runs")) {
+      const add = () => details.open && this.addButtons(details);
+      details.addEventListener("toggle", add);
+      add();
+    }
     this.panelsRoot.addEventListener("pointermove", (event) => this.point(event));
     this.panelsRoot.addEventListener("pointerleave", () => this.leave());
     this.panelsRoot.addEventListener("click", (event) => this.click(event));
@@ -120,7 +125,6 @@ class Explorer {
     this.active = undefined;
     this.fillLegends(state, made.colored);
     this.find(".note-of-view").textContent = made.note ?? "";
-    this.find(".clear").hidden = view !== "parallel";
     this.summarize();
     this.width = 0;
     this.resize();
@@ -155,6 +159,7 @@ class Explorer {
       const [median, low, high] = [d3.median(values), ...d3.extent(values)].map((value) => formatQuantity(value ?? NaN, quantity.unit));
       text = `${values.length.toLocaleString("en-US")} of ${count(shown.length)} within the brushes. ${quantity.label}: median ${median}, from ${low} to ${high}.`;
     }
+    this.find(".clear").hidden = this.view !== "parallel" || !this.brushes.size;
     this.find(".summary").textContent = shown.length ? text : `No runs of ${runs.title} match.`;
     const hints = {
       overview: "Each point is a run. Outlined: the best run of each trial, which the tables report. Bars: their mean and standard error.",
@@ -228,7 +233,29 @@ class Explorer {
   }
 
   open(run) {
+    const { visited } = this;
     openRun(this.dialog, this.current, run);
+    // Return to the run when the dialog is closed.
+    const revisit = () => visited && this.panels.includes(visited.panel) && this.visit(visited.panel, visited.mark);
+    this.dialog.addEventListener("close", revisit, { once: true });
+  }
+
+  // Add a button to each run behind the results of a table, which shows its training curves.
+  addButtons(details) {
+    const { header } = this.block;
+    this.places ??= new Map(header.datasets.flatMap(({ folders }, i) => folders.map((folder, run) => [folder, [i, run]])));
+    for (const link of details.querySelectorAll("td a[href$='/']")) {
+      const place = this.places.get(link.getAttribute("href").split("/").at(-2));
+      if (place && !link.nextElementSibling) {
+        const button = element("button", "curves", "curves");
+        button.type = "button";
+        button.addEventListener("click", () => {
+          const runs = new Runs(this.block, header.datasets[place[0]]);
+          openRun(this.dialog, { ...this.current, runs, quantity: runs.quantities[0] }, place[1]);
+        });
+        link.after(" ", button);
+      }
+    }
   }
 
   // The keys on a panel: arrows from run to run, PageUp and PageDown from panel to panel, Enter, Escape.

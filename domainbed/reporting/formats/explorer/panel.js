@@ -4,7 +4,8 @@
 //
 // A panel's specification has a title and a note; its axes `x` and `y`; `marks`, with the position of each mark (from 0
 // to 1) and its run; and a `look` (colors.js). With `isLine`, consecutive marks of a run are joined, and `selected` lists
-// the marks at the selected steps. Marks of `emphasized` runs are outlined. `diagonal` draws the line of equal values.
+// the marks at the selected steps, and `rule` is the position of a vertical line. Marks of `emphasized` runs are outlined.
+// `diagonal` draws the line of equal values, and `summaries` are means with intervals.
 
 const MARGIN = { top: 26, right: 12, bottom: 40, left: 44 };
 const REACH = 28; // pixels from the pointer to the nearest mark
@@ -30,7 +31,8 @@ class Panel {
     this.canvas = this.plot.appendChild(document.createElement("canvas"));
     this.svg = d3.select(this.plot).append("svg").attr("aria-hidden", "true");
     const longest = spec.y.isCategory ? d3.max(spec.y.values, (value) => String(value).length) : 0;
-    this.margin = { ...MARGIN, left: Math.max(MARGIN.left, Math.min(150, 14 + CHARACTER_WIDTH * longest)) };
+    const left = Math.max(MARGIN.left, Math.min(150, 14 + CHARACTER_WIDTH * longest));
+    this.margin = { ...MARGIN, left, top: spec.y.label ? MARGIN.top : 8, bottom: spec.x.label ? MARGIN.bottom : 26 };
   }
 
   draw(width, height) {
@@ -51,6 +53,7 @@ class Panel {
     } else {
       this.drawPoints(context);
     }
+    this.drawSummaries(context);
     this.overlay = this.svg.append("g").attr("class", "highlight");
   }
 
@@ -72,7 +75,7 @@ class Panel {
       axes.append("line").attr("class", "grid").attr("x1", left).attr("x2", right).attr("y1", this.py(position)).attr("y2", this.py(position));
       axes.append("text").attr("class", "y").attr("x", left - 7).attr("y", this.py(position)).text(shorten(label, 22));
     }
-    const ticks = x.ticks(Math.max(2, Math.floor((right - left) / 70)));
+    const ticks = x.ticks(Math.max(2, Math.floor((right - left) / 80)));
     const slot = (right - left) / Math.max(1, ticks.length);
     const isCrowded = d3.max(ticks, ([, label]) => label.length) * CHARACTER_WIDTH > slot;
     for (const [position, label] of ticks) {
@@ -112,7 +115,7 @@ class Panel {
 
   drawPoints(context) {
     const { marks, emphasized } = this.spec;
-    const size = Math.min(40, Math.max(10, 9000 / marks.run.length)); // square pixels
+    const size = Math.min(40, Math.max(16, 12_000 / marks.run.length)); // square pixels
     const paths = new Map();
     const drawAll = (area, isEmphasized, style) => {
       for (let i = 0; i < marks.run.length; i++) {
@@ -135,7 +138,7 @@ class Panel {
     };
     context.save();
     drawAll(size, false, () => {
-      context.globalAlpha = marks.run.length > 400 ? 0.45 : 0.65;
+      context.globalAlpha = marks.run.length > 1000 ? 0.5 : 0.65;
       context.strokeStyle = this.look.paper;
       context.lineWidth = 0.4;
     });
@@ -147,10 +150,37 @@ class Panel {
     context.restore();
   }
 
+  // Draw means with their standard errors.
+  drawSummaries(context) {
+    context.save();
+    context.strokeStyle = this.look.ink;
+    for (const { x, low, high, y } of this.spec.summaries ?? []) {
+      context.lineWidth = 3;
+      context.beginPath();
+      context.moveTo(this.px(x), this.py(y) - 8);
+      context.lineTo(this.px(x), this.py(y) + 8);
+      context.stroke();
+      context.lineWidth = 1.5;
+      context.beginPath();
+      context.moveTo(this.px(low), this.py(y));
+      context.lineTo(this.px(high), this.py(y));
+      context.stroke();
+    }
+    context.restore();
+  }
+
   drawLines(context) {
-    const { marks, selected } = this.spec;
+    const { marks, selected, rule } = this.spec;
     const n = marks.run.length;
     context.save();
+    if (rule !== undefined) {
+      context.strokeStyle = this.look.quiet;
+      context.lineWidth = 0.8;
+      context.beginPath();
+      context.moveTo(this.px(rule), this.py(0));
+      context.lineTo(this.px(rule), this.py(1));
+      context.stroke();
+    }
     context.lineJoin = "round";
     const nLines = new Set(marks.run).size;
     context.lineWidth = nLines > 60 ? 0.7 : 1.3;

@@ -4,6 +4,7 @@
 //
 // Runs outside of a brush on any axis are gray. Brushes are dragged, or moved with the arrow keys by their two handles.
 
+const TOP = 72; // pixels above the axes, for their titles
 const HANDLE_STEP = 0.02; // of the axis, per press of an arrow key
 
 // Return the axes: each has a title, `position(run)` and `ticks`.
@@ -13,7 +14,7 @@ function parallelAxes(state) {
   const axes = [];
   const addCategories = (title, values, value) => {
     if (values.length > 1) {
-      const axis = new CategoryAxis(title, values);
+      const axis = new CategoryAxis(title, values.toReversed()); // the first one at the top
       axes.push({ title, axis, position: (run) => axis.position(value(run), run) });
     }
   };
@@ -64,7 +65,7 @@ class ParallelPanel {
   }
 
   y(position) {
-    return this.height - 16 - position * (this.height - 16 - 54);
+    return this.height - 16 - position * (this.height - 16 - TOP);
   }
 
   draw(width, height) {
@@ -121,8 +122,9 @@ class ParallelPanel {
 
   drawAxis({ title, axis, isQuantity }, i) {
     const group = this.svg.append("g").attr("class", "axes parallel").attr("transform", `translate(${this.x(i)},0)`);
-    const label = group.append("text").attr("class", "label tilted").attr("transform", `translate(-4,${this.y(1) - 14}) rotate(-18)`);
-    label.text(shorten(title, 20));
+    const isTilted = i < this.axes.length - 1;
+    const label = group.append("text").attr("class", isTilted ? "label" : "label end");
+    label.attr("transform", `translate(${isTilted ? -4 : 50},${isTilted ? TOP - 14 : 12})${isTilted ? " rotate(-18)" : ""}`).text(shorten(title, 20));
     group.append("line").attr("class", "base").attr("y1", this.y(0)).attr("y2", this.y(1));
     for (const [position, text] of axis.ticks(6)) {
       group.append("text").attr("class", isQuantity ? "right" : "tick").attr("x", 7).attr("y", this.y(position)).text(shorten(text, 10));

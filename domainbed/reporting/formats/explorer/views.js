@@ -45,9 +45,21 @@ function overview(state) {
     y,
     marks: makeMarks(runs, (run) => x.position(read(run)), (run) => y.position(title(run), run)),
     emphasized: emphasize(state),
+    summaries: titles.flatMap((name) => summarizeBest(runs.filter((run) => title(run) === name && emphasize(state)(run)).map(read), x, y.position(name))),
   }));
-  const height = (width) => Math.max(width * 0.5, 26 * titles.length + 70);
+  const height = (width) => Math.max(width * 0.5, 34 * titles.length + 50);
   return { panels, category: byAlgorithm(state), colored: "algorithms", height };
+}
+
+// Return the mean of the best runs of all trials with its standard error, as in the tables; empty without runs.
+function summarizeBest(values, x, y) {
+  const known = values.filter(Number.isFinite);
+  if (!known.length) {
+    return [];
+  }
+  const mean = d3.mean(known);
+  const error = Math.sqrt(d3.mean(known, (value) => (value - mean) ** 2) / known.length);
+  return [{ x: x.position(mean), low: x.position(mean - error), high: x.position(mean + error), y }];
 }
 
 function inAndOut(state) {
@@ -65,7 +77,7 @@ function inAndOut(state) {
     emphasized: emphasize(state),
     diagonal: state.quantity.unit === "%",
   }));
-  return { panels, category: byAlgorithm(state), colored: "algorithms", height: (width) => width * 0.8 };
+  return { panels, category: byAlgorithm(state), colored: "algorithms", height: (width) => Math.min(width * 0.8, 360) };
 }
 
 function hyperparameters(state) {
@@ -84,12 +96,13 @@ function hyperparameters(state) {
       emphasized: emphasize(state),
     };
   });
-  const isSingle = state.algorithms.length === 1;
+  // Accuracies differ more between test environments than between algorithms.
+  const isSingle = state.environments.length === 1;
   return {
     panels,
-    category: isSingle ? byEnvironment(state) : byAlgorithm(state),
-    colored: isSingle ? "environments" : "algorithms",
-    height: (width) => width * 0.75,
+    category: isSingle ? byAlgorithm(state) : byEnvironment(state),
+    colored: isSingle ? "algorithms" : "environments",
+    height: (width) => Math.min(width * 0.75, 340),
     note: hparamNote(state, panels.length),
   };
 }
@@ -111,7 +124,7 @@ function curves(state) {
     const selected = d3.range(marks.run.length).filter((i) => marks.record[i] === runs.selectedRecord(marks.run[i], selection));
     return { title: name, note: count(some.length), x, y, marks, selected, isLine: true };
   });
-  return { panels, category: byAlgorithm(state), colored: "algorithms", height: (width) => width * 0.7 };
+  return { panels, category: byAlgorithm(state), colored: "algorithms", height: (width) => Math.min(width * 0.7, 380) };
 }
 
 // Return the marks of the records of runs; those without a value are skipped.
