@@ -1,8 +1,8 @@
 """Columns of numbers as a compact text that a page contains and its script decodes (`explorer/decode.js`).
 
 A block is a JSON header and columns of unsigned integers, compressed by gzip and written in base64, which contains no
-character that HTML interprets. A column stores the differences between consecutive values modulo 2^bits, first the low bytes of all values,
-then the higher ones: values that change slowly compress to a third of their size or less.
+character that HTML interprets. A column stores the differences between consecutive values modulo 2^bits, first the low
+bytes of all values, then the higher ones: values that change slowly compress to a third of their size or less.
 """
 
 import base64
