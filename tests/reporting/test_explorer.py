@@ -1,7 +1,10 @@
 """The data of the page's explorer: equal to the records, whatever these contain."""
 
+import hashlib
 import json
+import re
 import shutil
+from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,6 +15,7 @@ from domainbed.errors import printable
 from domainbed.reporting import metrics
 from domainbed.reporting.formats import explorer
 from domainbed.reporting.formats.explorer import explorer_data
+from domainbed.reporting.formats.page import as_html
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import Report, make_report
@@ -164,6 +168,18 @@ def test_strange_records(tmp_path: Path):
     assert "loss" not in first["records"][1]  # 1.7e308
     texts = json.dumps(block.header, ensure_ascii=False)
     assert printable(texts) == texts
+
+
+def test_vendored_files_are_those_in_the_readme():
+    folder = Path(explorer.__file__).parent / "vendor"
+    listed = dict(re.findall(r"`(\S+\.js)`.*`([0-9a-f]{64})`", (folder / "README.md").read_text()))
+    assert listed == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.js")}
+
+
+def test_page_contains_the_license(tmp_path: Path):
+    report = report_of(write_sweep(tmp_path, [make_record(test_envs=(e,)) for e in range(3)]))
+    license = (Path(explorer.__file__).parent / "vendor" / "LICENSE-d3").read_text()
+    assert license.strip() in unescape(as_html(report, tmp_path))
 
 
 def test_unfinished_sweep_without_selectable_runs(tmp_path: Path):
