@@ -97,8 +97,8 @@ def write_jobs(jobs: Sequence[Job], n_records: int) -> int:
     return sum(write_records(job, n_records) for job in jobs)
 
 
-def write_records(job: Job, n_records: int) -> int:
-    """Write random records of a job, with rising accuracies. Return their size in bytes."""
+def write_records(job: Job, n_records: int, every: int = 100) -> int:
+    """Write random records of a job, one after `every` steps, with rising accuracies. Return their size in bytes."""
     environments = job.config.environment_names()
     accuracies = [f"env{e}_{part}_acc" for e in range(len(environments)) for part in ("in", "out")]
     metrics = [*accuracies, "epoch", "loss", "mem_gb", "step_time"]
@@ -116,7 +116,7 @@ def write_records(job: Job, n_records: int) -> int:
     columns = {name: draws.random(n_records).tolist() for name in order}
     rise = 0.5 + 0.4 * np.sqrt(np.arange(n_records) / n_records)
     columns |= {name: (rise + 0.1 * draws.random(n_records)).tolist() for name in accuracies}
-    columns["step"] = [100 * i for i in range(n_records)]
+    columns["step"] = [every * i for i in range(n_records)]
     text = "".join(template % row for row in zip(*(columns[name] for name in order), strict=True))
     (job.folder / RESULTS_FILE).write_text(text)
     return len(text)

@@ -32,7 +32,7 @@ def as_html(contents: DatasetContents, sizes: bytes | None) -> str:
     }
     path = os.path.abspath(contents.data_dir) if contents.data_dir else ""
     return render_page(
-        "domainbed.inspection", "inspection.html", contents.name, path, summary, values, "inspection.css"
+        "domainbed.inspection", "inspection.html", contents.name, path, summary, values, ["inspection.css"]
     )
 
 

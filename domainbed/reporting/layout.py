@@ -101,6 +101,11 @@ class ReportOptions:
         False,
         help="LaTeX: cite the papers of algorithms, datasets and model selection; --format bibtex prints their entries",
     )
+    pictures: bool = option(
+        False,
+        help="HTML: also draw all plots as pictures, for readers without JavaScript and for print; takes minutes for a "
+        "large sweep",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

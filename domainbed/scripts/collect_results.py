@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--format csv contains one table: use either --significance or --on_the_line")
     if args.cite and args.format not in ("latex", "latex-fragment"):
         raise UsageError(f"--format {args.format} does not support --cite; use --format latex or latex-fragment")
+    if args.pictures and args.format != "html":
+        raise UsageError(f"--format {args.format} does not support --pictures; use --format html, or the command plot")
     cli.check_output(args.output)
     import_modules(args.imports)
     options = from_args(ReportOptions, args)

@@ -1,11 +1,13 @@
 """The HTML page of small sweeps: valid, self-contained, and equal to the report."""
 
 import base64
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
@@ -17,7 +19,7 @@ from PIL import Image
 
 from domainbed.reporting import plots
 from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK
-from domainbed.reporting.formats.base import anchor
+from domainbed.reporting.formats.base import PACKAGE, anchor
 from domainbed.reporting.formats.page import as_html
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
@@ -30,7 +32,7 @@ VOID = {"meta", "link", "img", "input", "br"}
 
 @pytest.fixture(autouse=True)
 def few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Draw only two small plots: one that depends on the selection method, and one that does not."""
+    """With --pictures, draw only two small plots: one that depends on the selection method, and one that does not."""
     if "slow" in request.keywords:
         return
 
@@ -65,8 +67,14 @@ class StrictParser(HTMLParser):
             self.tree.data(data)
 
 
+D3 = (resources.files(PACKAGE) / "vendor" / "d3.min.js").read_text()
+
+
 def parsed(html: str, has_script: bool = True) -> Element:
-    """Return the tree of a page, after checking that it is valid and self-contained."""
+    """Return the tree of a page, after checking that it is valid and self-contained.
+
+    Its content security policy must allow its own scripts, and nothing else.
+    """
     assert html.startswith("<!DOCTYPE html>\n")
     parser = StrictParser()
     parser.feed(html)
@@ -87,9 +95,16 @@ def parsed(html: str, has_script: bool = True) -> Element:
             assert element.get("scope") in ("col", "row", "rowgroup")
         if element.tag == "table":
             assert text_of(element.find("caption"))
-    assert not re.search(r"url\(|@import|https?:", html.replace("'none'", ""))
-    expected = ["link", "style", *(["script"] if has_script else [])]
-    assert [e.tag for e in root.iter() if e.tag in ("script", "style", "link")] == expected
+    assert not re.search(r"url\(|@import|https?:", html.replace(D3, ""))
+    assert [e.tag for e in root.iter() if e.tag in ("style", "link")] == ["link", "style"]
+    scripts = [e for e in root.iter("script") if e.get("type") != "text/plain"]
+    assert bool(scripts) == has_script
+    digests = [base64.b64encode(hashlib.sha256((e.text or "").encode()).digest()).decode() for e in scripts]
+    (policy,) = (e.get("content", "") for e in root.iter("meta") if "http-equiv" in e.attrib)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    assert re.fullmatch(
+        rf"default-src 'none'; img-src data:; style-src 'sha256-[^ ]+'; script-src {re.escape(allowed)}", policy
+    )
     return root
 
 
@@ -330,22 +345,28 @@ def test_long_lists_of_warnings_are_collapsed(tmp_path: Path, n: int):
     root = parsed(as_html(report, tmp_path))
     (notes,) = (e for e in root.iter("section") if e.get("id") == "/notes")
     items = [text_of(e) for e in notes.iter("li")]
-    assert set(report.notes + report.sweep.problems) < set(items)
+    assert set(report.notes + report.sweep.problems) == set(items)
     assert len(notes.findall("details")) == (n > 20)
 
 
 def test_shared_plots_appear_once(tmp_path: Path):
-    root = parsed(as_html(report_of(sweep_with_gaps(tmp_path)), tmp_path))
+    root = parsed(as_html(report_of(sweep_with_gaps(tmp_path), pictures=True), tmp_path))
     captions = [img.get("alt") for img in root.iter("img")]
     assert captions == ["Bars of <training-domain>", "Bars of <test-domain>", "Of all runs"]
     assert all(img.get("src", "").startswith("data:image/png;base64,iVBOR") for img in root.iter("img"))
     assert text_of(root).count("no other plots") == 1
 
 
+def test_pictures_are_drawn_on_request_only(tmp_path: Path):
+    root = parsed(as_html(report_of(sweep_with_gaps(tmp_path)), tmp_path))
+    assert not list(root.iter("img"))
+    assert "no other plots" not in text_of(root)
+
+
 @pytest.mark.slow
 def test_page_contains_real_plots(tmp_path: Path):
     records = [make_record(test_envs=(e,), trial_seed=t, step=s) for e in range(3) for t in range(2) for s in (0, 100)]
-    root = parsed(as_html(report_of(write_sweep(tmp_path, records)), tmp_path))
+    root = parsed(as_html(report_of(write_sweep(tmp_path, records), pictures=True), tmp_path))
     images = list(root.iter("img"))
     assert len(images) > 5
     for img in images:

@@ -78,7 +78,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
                     records.append(make_record(dataset, algorithm, (env,), trial, 0, 300, accuracies, accuracies))
     report = make_report(
         load_sweep(str(write_sweep(folder, records))),
-        ReportOptions(compare="published", versus=("CORAL", "Mixup")),
+        ReportOptions(compare="published", versus=("CORAL", "Mixup"), pictures=True),
     )
     file = tmp_path_factory.mktemp("pages") / "page.html"
     with pytest.MonkeyPatch.context() as patch:
@@ -284,7 +284,8 @@ def test_page_works_without_javascript(opened: "Callable[[str], Chrome]", browse
         driver = opened("")
         assert len(visible_methods(driver)) == 3
         assert not driver.find_element(By.CLASS_NAME, "switch").is_displayed()
-        assert not driver.find_elements(By.TAG_NAME, "button")
+        assert not any(e.is_displayed() for e in driver.find_elements(By.TAG_NAME, "button"))
+        assert not driver.find_element(By.ID, "/explore").is_displayed()
         assert all(e.is_displayed() for e in driver.find_elements(By.CSS_SELECTOR, "table.sortable"))
         driver.find_element(By.CSS_SELECTOR, "details.runs summary").click()
         assert driver.find_element(By.CSS_SELECTOR, "section.row").is_displayed()

@@ -60,7 +60,7 @@ def test_text_formats(report: Report, name: str):
 
 
 def test_page(report: Report, tmp_path: Path):
-    html = as_html(report, tmp_path)
+    html = as_html(make_report(report.sweep, ReportOptions(pictures=True)), tmp_path)
     assert printable(html) == html
     assert "above 1e+300" in html
 

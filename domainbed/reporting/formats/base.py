@@ -7,7 +7,7 @@ for its content.
 import base64
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import resources
 from typing import Any, NamedTuple
@@ -37,8 +37,8 @@ def render_page(
     path: str,
     summary: str,
     values: Mapping[str, Any],
-    style: str = "",
-    script: str = "",
+    styles: Sequence[str] = (),
+    scripts: Sequence[str] = (),
 ) -> str:
     """Return a page.
 
@@ -49,8 +49,8 @@ def render_page(
         path: the folder or file that the page is about; "" for none.
         summary: a line below the title.
         values: the variables of the template.
-        style: the file of its own style, if any.
-        script: the file of its script, if any.
+        styles: the files of its own style.
+        scripts: the files of its scripts, in this order.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(PACKAGE, ".")]),
@@ -60,8 +60,8 @@ def render_page(
         undefined=StrictUndefined,
     )
     environment.filters["anchor"] = anchor
-    css = _read(PACKAGE, "base.css") + (_read(package, style) if style else "")
-    js = _read(package, script) if script else ""
+    css = _read(PACKAGE, "base.css") + "".join(_read(package, file) for file in styles)
+    js = [_read(package, file) for file in scripts]
     html = environment.get_template(template).render(
         name=name,
         path=path,
@@ -69,9 +69,9 @@ def render_page(
         now=datetime.now().astimezone(),
         version=__version__,
         style=Markup(css),
-        script=Markup(js),
+        scripts=[Markup(text) for text in js],
         style_hash=_csp_hash(css),
-        script_hash=_csp_hash(js),
+        script_hashes=[_csp_hash(text) for text in js],
         **values,
     )
     # The page is UTF-8, but the name of a folder may not be; links are percent-encoded and stay correct.

@@ -10,9 +10,10 @@ function showMethod(shown) {
   for (const item of document.querySelectorAll("[data-method]")) {
     item.hidden = item.dataset.method !== shown.id;
   }
-  for (const radio of document.querySelectorAll(".switch input")) {
+  for (const radio of document.querySelectorAll(".methods input")) {
     radio.checked = radio.value === shown.id;
   }
+  document.dispatchEvent(new CustomEvent("methodchange", { detail: shown.id })); // the explorer shows the same method
 }
 
 // Show the target of the URL's fragment. Not every browser opens the <details> around it.
@@ -25,7 +26,7 @@ function showTarget() {
   target?.scrollIntoView();
 }
 
-for (const radio of document.querySelectorAll(".switch input")) {
+for (const radio of document.querySelectorAll(".methods input")) {
   radio.addEventListener("change", () => {
     showMethod(document.getElementById(radio.value));
     history.replaceState(null, "", `#${radio.value}`);
@@ -75,7 +76,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
-for (const element of document.querySelectorAll(".switch, .with-script")) {
+for (const element of document.querySelectorAll(".methods, .with-script")) {
   element.hidden = false;
 }
 showTarget();

@@ -15,7 +15,9 @@ from PIL import Image
 
 from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, RELATIVE, SUMMARIES, Cell
 from domainbed.reporting.formats.base import PACKAGE, Picture, data_url, render_page
+from domainbed.reporting.formats.explorer import explorer_data
 from domainbed.reporting.layout import Table, format_number
+from domainbed.reporting.plots.style import COLORS
 from domainbed.reporting.report import Report, Section, comparison_table, report_findings, section_findings
 from domainbed.sweep.status import FINISHED, JobState
 from domainbed.terminal import ProgressBar
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 # palette makes the files a quarter of the size, with no visible difference.
 DPI = 150
 PALETTE_SIZE = 128
+
+D3 = "vendor/d3.min.js"
+# In this order: each uses the ones before it.
+EXPLORER_SCRIPTS = ("decode", "runs", "axes", "colors", "panel", "views", "parallel", "details", "controls", "explorer")
 
 
 class SelectedRun(NamedTuple):
@@ -68,13 +74,16 @@ class SelectedRuns:
 def as_html(report: Report, folder: Path) -> str:
     """Return the page. It links to the jobs relative to `folder`, the folder that it will be written to."""
     missing = _missing_cells(report)
-    pictures, common_pictures, not_drawn = _draw(report)
+    explorer = explorer_data(report, folder)
+    pictures, common_pictures, not_drawn = _draw(report) if report.options.pictures else ({}, [], [])
     values = {
         "report": report,
         "runs": {section.selection: _selected_runs(report, section, folder) for section in report.sections},
         "missing": missing,
         "states": [state for state in reversed(JobState) if any(cell.runs[state] for cell in missing)],
         "is_all_done": bool(report.sweep.runs["state"].isin(FINISHED).all()),
+        "explorer": explorer,
+        "palette": COLORS,
         "pictures": pictures,
         "common_pictures": common_pictures,
         "not_drawn": not_drawn,
@@ -89,7 +98,11 @@ def as_html(report: Report, folder: Path) -> str:
         "RANK": RANK,
     }
     path = os.path.abspath(report.sweep.folder)
-    return render_page(PACKAGE, "page.html", Path(path).name, path, report.progress, values, "page.css", "page.js")
+    styles, scripts = ["page.css"], ["page.js"]
+    if explorer:
+        styles.append("explorer.css")
+        scripts = [D3, "page.js", *(f"explorer/{name}.js" for name in EXPLORER_SCRIPTS)]
+    return render_page(PACKAGE, "page.html", Path(path).name, path, report.progress, values, styles, scripts)
 
 
 def _selected_runs(report: Report, section: Section, folder: Path) -> dict[str, dict[str, SelectedRuns]]:

@@ -80,7 +80,7 @@ def plot_hparams(
 
 def varying_hparams(hparams: pd.DataFrame) -> dict[str, pd.Series]:
     """Return the usable values of each hyperparameter that differs between runs, by name; each is indexed by folder."""
-    usable = {str(name): _usable_values(values) for name, values in hparams.items()}
+    usable = {str(name): usable_values(values) for name, values in hparams.items()}
     return {name: values for name, values in usable.items() if values.nunique() > 1}
 
 
@@ -172,7 +172,7 @@ def _correlation(runs: pd.DataFrame) -> str:
     return f"{RHO} = {ranks['val_acc'].corr(ranks['test_acc']):.2f}"
 
 
-def _usable_values(values: pd.Series) -> pd.Series:
+def usable_values(values: pd.Series) -> pd.Series:
     """Return the values that are present: numbers up to MAX_MAGNITUDE if all of them are numbers, else text."""
     values = values.dropna()
     if all(isinstance(v, (int, float, np.number)) and not isinstance(v, (bool, np.bool_)) for v in values):
@@ -188,7 +188,8 @@ def _set_up_axis(ax: Axes, values: pd.Series, samples: Sequence[Any]) -> pd.Seri
     span more than two decades. A value of 0 is then at the left end.
     """
     levels = sorted(values.unique())
-    if values.dtype.kind != "f" or len({*levels, *samples}) <= MAX_CATEGORIES:
+    scale = hparam_scale(values, samples)
+    if scale == "category":
         labels = [f"{level:g}" if isinstance(level, float) else label_text(level, 12) for level in levels]
         is_crowded = sum(map(len, labels)) + len(labels) > 20
         ax.set_xticks(range(len(levels)), labels, rotation=90 if is_crowded else 0)
@@ -198,9 +199,17 @@ def _set_up_axis(ax: Axes, values: pd.Series, samples: Sequence[Any]) -> pd.Seri
         for i in range(1, len(levels)):  # between two categories
             ax.axvline(i - 0.5, color="0.75", linewidth=0.6, zorder=0)
         return values.map({level: i for i, level in enumerate(levels)})
-    if _is_logarithmic(levels, samples):
+    if scale == "log":
         set_log_scale(ax.xaxis, values)
     return values
+
+
+def hparam_scale(values: pd.Series, samples: Sequence[Any]) -> str:
+    """Return the scale of an axis for a hyperparameter's values (`usable_values`): "category", "log" or "linear"."""
+    levels = sorted(values.unique())
+    if values.dtype.kind != "f" or len(levels) < 2 or len({*levels, *samples}) <= MAX_CATEGORIES:
+        return "category"
+    return "log" if _is_logarithmic(levels, samples) else "linear"
 
 
 def _is_logarithmic(levels: Sequence[float], samples: Sequence[float]) -> bool:
