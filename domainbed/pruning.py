@@ -31,7 +31,6 @@ class PruneOptions:
         help="stop jobs that are behind the other draws of their trial, by training-domain validation. asha: at 1/F, "
         "1/F², … of the steps, unless among the best 1/F of the draws so far (F: --prune_factor); median: at any "
         f"evaluation, below the median of at least {MIN_PEERS} other draws. Stopped jobs can be resumed (--unprune)",
-        metavar="RULE",
         choices=(NO_PRUNING, "asha", "median"),
     )
     prune_factor: int = option(2, help="reduction factor F of --prune asha", metavar="F", at_least=2)
