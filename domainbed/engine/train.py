@@ -113,7 +113,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 append_record(folder, record)
                 loggers.log(record)
                 progress.finish_evaluation()
-                checkpointer.save(progress)
+                checkpointer.save_if_due(progress)
                 tqdm.write(format_progress(record, config.test_envs))
                 control.on_record(step)
                 progress.start_timer()
