@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -38,6 +39,12 @@ print(json.dumps({
     "cuda": torch.version.cuda, "torch": torch.__version__, "torchvision": torchvision.__version__,
     "python": platform.python_version(), "cores": __import__("os").cpu_count(),
 }))
+"""
+
+# Makes the packages in a folder visible in the environment that runs it.
+SEE_PACKAGES = """
+import pathlib, sys, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "parent.pth").write_text(sys.argv[1])
 """
 
 
@@ -141,6 +148,7 @@ def make_parts(python: str, args: argparse.Namespace) -> list[Part]:
 
     steps, repeats = ("1", "1") if is_small else ("50", "3")
     sides = ("--sides", "eager") if is_small else ()
+    algorithms = ("--algorithms", "ERM") if is_small else ()
     cell = str(output / "cell")
     launch = [
         *("sweep", "launch", *arrays, "--algorithms", "ERM", "--n_hparams", "1", "--n_trials", "1", "--test_envs", "2"),
@@ -164,7 +172,7 @@ def make_parts(python: str, args: argparse.Namespace) -> list[Part]:
     return [
         Part("captured_steps", 70, captured),
         Part("resume_and_memory", 70, resumed),
-        Part("step", 80, benchmark("step", *arrays, "--steps", steps, "--repeats", repeats, *sides)),
+        Part("step", 80, benchmark("step", *arrays, "--steps", steps, "--repeats", repeats, *algorithms, *sides)),
         Part("job", 80, benchmark("job", *arrays, *job_steps, *job_sides)),
         Part("eval", 30, benchmark("eval", *arrays, "--repeats", repeats, *sides)),
         Part("data", 25, benchmark("data", *photos[2:], "--seconds", "0.1" if is_small else "3"), no_photos),
@@ -324,6 +332,7 @@ def install(wheels_dir: str, folder: Path) -> tuple[str, Result]:
     python = str(venv / "bin" / "python")
     commands = (
         (sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", "--clear", str(venv)),
+        (python, "-c", SEE_PACKAGES, sysconfig.get_path("purelib")),  # this Python may be that of an environment, too
         (
             *(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index"),
             *("--find-links", str(Path(wheels_dir).resolve()), *required_packages()),
