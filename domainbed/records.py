@@ -66,10 +66,14 @@ def validation_accuracy(record: Mapping[str, Any]) -> float:
 
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Append a record to a job's results and flush it to disk."""
+    """Append a record to a job's results. `flush_records` makes it survive a power failure."""
     with open_to_append(folder / RESULTS_FILE) as file:
         file.write(json.dumps({**record, "schema_version": SCHEMA_VERSION}, sort_keys=True).encode() + b"\n")
-        file.flush()
+
+
+def flush_records(folder: Path) -> None:
+    """Flush a job's results to disk, if there are any."""
+    with suppress(FileNotFoundError), open_regular(folder / RESULTS_FILE) as file:
         os.fsync(file.fileno())
 
 
@@ -101,7 +105,8 @@ def truncate_records(folder: Path, length: int) -> None:
 
 
 def mark_done(folder: Path) -> None:
-    """Mark a job as finished, once everything else is on disk."""
+    """Flush a job's results to disk, then mark the job as finished."""
+    flush_records(folder)
     with atomic_write(folder / DONE_FILE) as file:
         file.write(b"done")
 

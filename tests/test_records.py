@@ -7,6 +7,7 @@ import pytest
 from domainbed.records import (
     SCHEMA_VERSION,
     append_record,
+    flush_records,
     is_done,
     mark_done,
     read_job,
@@ -52,9 +53,19 @@ def test_writes_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     append_record(tmp_path, {"step": 0})
     append_record(tmp_path, {"step": 5})
     line = len(json.dumps({"schema_version": SCHEMA_VERSION, "step": 0}) + "\n")
+    assert synced == []
+    flush_records(tmp_path)
     truncate_records(tmp_path, line)
+    append_record(tmp_path, {"step": 5})
     mark_done(tmp_path)
-    assert synced == [line, 2 * line, line, 4]
+    assert synced == [2 * line, line, 2 * line, 4]
+
+
+def test_job_without_records_is_marked_as_done(tmp_path: Path):
+    flush_records(tmp_path)
+    mark_done(tmp_path)
+    assert is_done(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
 
 
 def test_links_are_neither_extended_nor_truncated(tmp_path: Path):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from domainbed import __version__
 from domainbed.algorithms.base import Algorithm
-from domainbed.algorithms.state import check_plain
+from domainbed.algorithms.state import check_plain, is_builtin
 from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.engine.interrupts import Interrupted
@@ -29,6 +29,7 @@ from domainbed.loading.base import Feed
 from domainbed.records import (
     CHECKPOINT_FILE,
     RESULTS_FILE,
+    flush_records,
     last_record,
     read_job,
     records_checksum,
@@ -39,6 +40,7 @@ from domainbed.seeding import get_rng_state, set_rng_state
 
 PREVIOUS_FILE = "checkpoint_previous.pt"
 CHECKPOINT_FILES = (CHECKPOINT_FILE, PREVIOUS_FILE)
+EVALUATION_INTERVAL = 10.0  # seconds between checkpoints at evaluations; a job of a second or two needs none
 
 KEYS = {"args", "step", "is_evaluated", "figures", "seconds", "records_length", "bad_images", "algorithm", "generators"}
 
@@ -110,6 +112,7 @@ class Checkpointer:
         self._should_stop = should_stop
         self._first_step = 0
         self._saved_at = time.monotonic()
+        self._is_checked = is_builtin(type(algorithm))  # whether the state is known to be one that can be saved
         algorithm.record_construction()
 
     def resume(self) -> Progress:
@@ -160,16 +163,29 @@ class Checkpointer:
             raise Interrupted(f"stopped after {progress.step} of {self._config.steps} steps", self.updates(progress))
 
     def save_if_due(self, progress: Progress) -> None:
-        """Save a checkpoint if the last one is older than `--save_every`."""
-        if time.monotonic() - self._saved_at > 60 * self._config.save_every:
+        """Save a checkpoint if the last one is older than `--save_every` or, at an evaluation, EVALUATION_INTERVAL.
+
+        Raises:
+            UsageError: the first evaluation finds that the algorithm has a state that cannot be saved.
+        """
+        age, limit = time.monotonic() - self._saved_at, 60 * self._config.save_every
+        if age > (min(limit, EVALUATION_INTERVAL) if progress.is_evaluated else limit):
             self.save(progress)
+        elif progress.is_evaluated and not self._is_checked:
+            self._training_state()
+
+    def _training_state(self) -> dict[str, Any]:
+        state = self._algorithm.training_state()
+        if not self._config.trust_checkpoint:
+            check_plain(state)
+        self._is_checked = True
+        return state
 
     def save(self, progress: Progress, rng_state: dict[str, Any] | None = None) -> None:
         """Save a checkpoint atomically, and keep the previous one in case this one is damaged later."""
         self._lock.check()
-        state = self._algorithm.training_state()
-        if not self._config.trust_checkpoint:
-            check_plain(state)
+        state = self._training_state()
+        flush_records(self._folder)  # first, because the checkpoint requires them
         length = records_length(self._folder)
         saved = {
             "args": self._config.args(),

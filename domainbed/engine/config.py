@@ -193,7 +193,7 @@ class JobConfig:
     )
     save_every: float = option(
         10.0,
-        help="time between checkpoints to resume from; each evaluation saves one as well",
+        help="longest time between checkpoints to resume from; evaluations also save one, at most every 10 seconds",
         metavar="MINUTES",
         above=0,
         compare=False,

@@ -15,8 +15,8 @@ class JobControl:
         should_stop: called after every update, before every batch of an evaluation, and for every image that is added
             to the cache, also by other threads; True stops the job.
         on_record: called with the step after each record has been written.
-        should_prune: called with the step after each record has been written and a checkpoint saved, and when a job
-            resumes right after one; a decision stops the job.
+        should_prune: called with the step after each record has been written, and when a job resumes right after one; a
+            decision stops the job, which saves a checkpoint first.
         lock: the lock of the job's folder, if the caller already holds it.
     """
 

@@ -161,7 +161,8 @@ class Lock:
     def start_from(self, step: int) -> None:
         """Note that training starts or resumes at this step."""
         self.step = self._first_step = step
-        self._write()
+        if step:  # otherwise the file says so already
+            self._write()
 
     def check(self) -> None:
         """Check that this process still holds the lock. It loses it if it is presumed dead, as when suspended.

@@ -64,7 +64,7 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
         except ValueError as error:
             where = "" if is_builtin(algorithm_class) else location(error, algorithm_class)
             raise UsageError(f"cannot create {config.algorithm} with these hyperparameters: {error}{where}") from error
-        if not config.trust_checkpoint:
+        if not (config.trust_checkpoint or is_builtin(algorithm_class)):
             check_plain(algorithm.training_state())
     return algorithm
 

@@ -87,7 +87,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
 
         def stop_if_pruned() -> None:
             if decision := control.should_prune(progress.step - 1):
-                lock.check()
+                checkpointer.save(progress)
                 mark_pruned(folder, decision)
                 (folder / PREVIOUS_FILE).unlink(missing_ok=True)  # pruned jobs are many, and few are ever resumed
                 raise Pruned(str(decision), checkpointer.updates(progress))
@@ -127,7 +127,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 append_record(folder, record)
                 loggers.log(record)
                 progress.finish_evaluation()
-                checkpointer.save(progress)
+                checkpointer.save_if_due(progress)
                 tqdm.write(format_progress(record, config.test_envs))
                 control.on_record(step)
                 stop_if_pruned()

@@ -40,7 +40,7 @@ def begin_attempt(folder: Path) -> None:
     """Prepare the folder of a job that is about to start. Raises OSError if the disk is full."""
     clear_failure(folder)
     if not (folder / ATTEMPT_FILE).exists():
-        _write(folder / ATTEMPT_FILE, Failure())
+        _write(folder / ATTEMPT_FILE, Failure(), is_flushed=False)  # reserves the space; its content does not matter
 
 
 def clear_failure(folder: Path) -> None:
@@ -77,7 +77,7 @@ def read_failure(path: Path) -> Failure:
     return Failure(reason, failure.times, host, at)
 
 
-def _write(path: Path, failure: Failure) -> None:
+def _write(path: Path, failure: Failure, is_flushed: bool = True) -> None:
     """Write a file of FILE_SIZE bytes. An existing file is overwritten in place, which requires no free space."""
     reason = failure.reason[: FILE_SIZE // 16]  # JSON takes up to 12 bytes per character
     content = json.dumps(asdict(failure) | {"reason": reason}).encode()
@@ -91,7 +91,8 @@ def _write(path: Path, failure: Failure) -> None:
         descriptor = os.open(path, flags, 0o666)
     try:
         os.pwrite(descriptor, content.ljust(FILE_SIZE), 0)
-        os.fsync(descriptor)
+        if is_flushed:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

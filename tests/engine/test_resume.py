@@ -106,7 +106,10 @@ def registered() -> Iterator[None]:
         DATASETS.temporarily("Tiny", Tiny),
         ALGORITHMS.temporarily("DrawsRandomly", DrawsRandomly),
         ALGORITHMS.temporarily("MeanColor", MeanColor),
+        pytest.MonkeyPatch.context() as patch,
     ):
+        # Save a checkpoint at every evaluation, although these jobs take less than a second.
+        patch.setattr(checkpoint, "EVALUATION_INTERVAL", 0.0)
         yield
 
 
@@ -180,34 +183,66 @@ def test_job_stopped_at_any_point_equals_undisturbed(tmp_path: Path, capsys: pyt
     assert n == 7 + 3 * 6 + 1, "7 updates and three evaluations of 6 batches"
 
 
-@pytest.mark.parametrize("save_every", [1e-9, 10.0])
-def test_job_killed_at_any_point_equals_undisturbed(tmp_path: Path, save_every: float):
+@pytest.mark.parametrize(
+    ("save_every", "interval"),
+    [(1e-9, 0.0), (10.0, 0.0), (10.0, 10.0)],
+    ids=["checkpoint after every update", "at every evaluation", "none"],
+)
+def test_job_killed_at_any_point_equals_undisturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: float, interval: float
+):
+    monkeypatch.setattr(checkpoint, "EVALUATION_INTERVAL", interval)
     expected = cached_undisturbed()
     for n in range(1, 26):
         assert train_disturbed(make(tmp_path / str(n), save_every=save_every), [crash_at(n)]) == 1
         assert result(tmp_path / str(n)) == expected, f"crashed at call {n}"
 
 
-def test_checkpoint_is_saved_when_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Updates before it are not repeated."""
-    now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    calls = itertools.count()
+@given(
+    times=st.lists(st.floats(0.01, 30), min_size=12, max_size=12),
+    save_every=st.sampled_from([0.05, 0.1, 10.0]),
+    freq=st.integers(1, 8),
+)
+@settings(max_examples=6, deadline=None)
+def test_checkpoint_is_as_old_as_documented(times: list[float], save_every: float, freq: int):
+    """After an evaluation at most 10 seconds, otherwise at most --save_every plus the update."""
+    now, saved_at = [0.0], [0.0]
+    n_steps = len(times)
+    save, update = checkpoint.Checkpointer.save, DrawsRandomly.update
 
-    def should_stop() -> bool:
-        now[0] += 30
-        if next(calls) == 1 + 6 + 7:
-            raise Crash
-        return False
+    def timed_save(self, progress, rng_state=None):
+        save(self, progress, rng_state)
+        saved_at[0] = now[0]
 
-    config = make(tmp_path / "job", steps=20, checkpoint_freq=100, save_every=1.0)
-    with pytest.raises(Crash):
-        train(config, JobControl(should_stop=should_stop))
-    before = UPDATES[0]
-    train(config)
-    # The evaluation after the first update saves; after that, every third update is more than a minute later.
-    assert UPDATES[0] - before == 20 - 1 - 6
-    assert result(tmp_path / "job") == undisturbed(steps=20, checkpoint_freq=100)
+    def timed_update(self, minibatches, unlabeled=None):
+        assert now[0] - saved_at[0] <= 60 * save_every
+        now[0] += times.pop()
+        return update(self, minibatches, unlabeled)
+
+    ages = []
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "EVALUATION_INTERVAL", 10.0)
+        patch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+        patch.setattr(checkpoint.Checkpointer, "save", timed_save)
+        patch.setattr(DrawsRandomly, "update", timed_update)
+        config = make(Path(folder), steps=n_steps, checkpoint_freq=freq, save_every=save_every)
+        train(config, JobControl(on_record=lambda step: ages.append(now[0] - saved_at[0])))
+    assert len(ages) == len({*range(0, n_steps, freq), n_steps - 1})
+    assert max(ages) <= min(10.0, 60 * save_every)
+
+
+def test_records_without_a_checkpoint_are_not_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A job killed before its first checkpoint starts over, and removes what it had recorded."""
+    monkeypatch.setattr(checkpoint, "EVALUATION_INTERVAL", 10.0)
+    folder = tmp_path / "job"
+    for n, expected in ((20, [0, 3]), (12, [0]), (5, [])):
+        recorded: list[int] = []
+        with pytest.raises(Crash):
+            train(make(folder), JobControl(crash_at(n), recorded.append))
+        assert recorded == expected
+        assert not list(folder.glob("checkpoint*"))
+    train(make(folder))
+    assert result(folder) == cached_undisturbed()
 
 
 disturbance = st.builds(lambda end, n: end(n), st.sampled_from([stop_at, crash_at]), st.integers(1, 30))
@@ -528,8 +563,9 @@ def kill_and_resume(root: str) -> None:
         started_at = time.monotonic()
         assert os.waitpid(start_process(make(Path(root) / f"undisturbed {i}", **more), log), 0)[1] == 0, log.read_text()
         duration = time.monotonic() - started_at
-        # Half of them save a checkpoint after every update.
-        config = make(folder, **more, save_every=[1e-9, 10.0][i % 2])
+        # A third each save a checkpoint after every update, at every evaluation, and never.
+        checkpoint.EVALUATION_INTERVAL = [0.0, 0.0, 10.0][i % 3]
+        config = make(folder, **more, save_every=[1e-9, 10.0, 10.0][i % 3])
         for moment in rng.uniform(0.05, 0.65, 5):
             pid = start_process(config, log)
             time.sleep(moment * duration)
@@ -544,7 +580,7 @@ def kill_and_resume(root: str) -> None:
         resumed += log.read_text().count("Resuming from checkpoint at step ")
     print(f"{killed} kills, {resumed} resumed from a checkpoint")
     assert killed > 60
-    assert resumed > 30
+    assert resumed > 20
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from domainbed.loading import arrays, device_memory
 from domainbed.loading.arrays import ArrayFeed
@@ -43,6 +45,30 @@ def test_batches_have_the_order_of_requests_for_any_block_size(block_size: int, 
     assert [x.unique().tolist() for batches in found for x, _ in batches] == [[3.0], [4.0], [4.0]]
     endless = feed.batches([Request(0, np.array([i % 3]))] for i in itertools.count())
     assert [y.item() for ((_, y),) in itertools.islice(endless, 5)] == [0, 1, 2, 0, 1]
+
+
+sizes = st.lists(st.integers(0, 5), max_size=4)  # of the requests of a step
+
+
+@given(steps=st.lists(st.lists(st.tuples(st.integers(0, 2), sizes), max_size=3), max_size=9), n_read=st.integers(1, 99))
+@settings(max_examples=100, deadline=None)
+def test_batches_are_those_of_single_requests(steps: list[list[tuple[int, list[int]]]], n_read: int):
+    """However many are read at once, also if a step requests an environment twice, or no images."""
+    images = [np.random.RandomState(env).randint(0, 256, (6, 1, 2, 1 + env)).astype(np.uint8) for env in range(3)]
+    labels = [np.arange(6) + 10 * env for env in range(3)]
+    requests = [[Request(env, np.array(indices, dtype=np.int64)) for env, indices in step] for step in steps]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "VALUES_PER_READ", n_read)
+        patch.setattr(arrays, "REQUESTS_PER_TRANSFER", 4)
+        found = list(ArrayFeed(images, labels, CPU).batches(requests))
+    assert [len(batches) for batches in found] == [len(step) for step in steps]
+    for step, batches in zip(requests, found, strict=True):
+        for request, (x, y) in zip(step, batches, strict=True):
+            expected = torch.from_numpy(images[request.env])[request.indices].float() / 255
+            assert x.shape == expected.shape
+            assert x.is_contiguous()
+            assert torch.equal(x, expected)
+            assert y.tolist() == labels[request.env][request.indices].tolist()
 
 
 def test_images_that_do_not_fit_stay_on_the_host(monkeypatch, capsys):

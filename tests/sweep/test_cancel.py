@@ -112,7 +112,7 @@ def test_launch_on_this_machine_is_cancelled_and_resumed(
     launcher = start_launch(words, tmp_path / "log", quick_workers=False)
     cancel = ["cancel", "--output_dir", tmp_path / "sweep"]
     try:
-        wait_until(lambda: sum(job.folder.joinpath("checkpoint.pt").exists() for job in jobs) == 2)
+        wait_until(lambda: sum(job.folder.joinpath("results.jsonl").exists() for job in jobs) == 2)
         monkeypatch.setattr("builtins.input", lambda question: print(question) or "n")
         assert main(cancel) == 2
         output = capsys.readouterr()
