@@ -23,6 +23,7 @@ BOTTOM_UP = [
     "algorithms",
     "hparams_registry",
     "records",
+    "predictions",
     "model_selection",
     "engine",
     "sweep",
