@@ -31,6 +31,7 @@ BOTTOM_UP = [
     "reporting",
     "landscape",
     "replay",
+    "analysis",
     "inspection",
     "colored_mnist",
     "scripts",
