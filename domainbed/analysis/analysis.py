@@ -82,7 +82,7 @@ def _make_section(
     present = [name for name in algorithms if any(run.run["algorithm"] == name for run in runs)]
     runs.sort(key=lambda run: (present.index(run.run["algorithm"]), run.run["test_env"], run.run["trial_seed"]))
     runs = [run for run in runs if len(run.classes) == len(runs[0].classes)]
-    ensembles = _measure_ensembles(sweep, selected, best, names)
+    ensembles = _measure_ensembles(sweep, selected, best, names, present)
     made = [
         tables.accuracy_table(runs, environments),
         tables.calibration_table(runs, environments),
@@ -96,9 +96,11 @@ def _make_section(
 
 
 def _measure_ensembles(
-    sweep: Sweep, selected: pd.DataFrame, best: pd.DataFrame, environments: Sequence[str]
+    sweep: Sweep, selected: pd.DataFrame, best: pd.DataFrame, environments: Sequence[str], algorithms: Sequence[str]
 ) -> pd.DataFrame:
     """Return the ensembles over the draws of each trial, and over the selected runs of all trials."""
+    selected = selected[selected["algorithm"].isin(algorithms)]
+    best = best[best["algorithm"].isin(algorithms)]
     groups: list[tuple[str, pd.DataFrame]] = []
     for kind, frame, keys in (("draws", selected, TRIAL_COLUMNS), ("trials", best, TRIAL_COLUMNS[:-1])):
         groups += [(kind, group) for _, group in frame.groupby(keys) if len(group) > 1]
@@ -108,4 +110,4 @@ def _measure_ensembles(
         members = load_runs(sweep.folder, group.sort_values(RUN_COLUMNS), environments, lambda problem: None)
         if row := measure_ensemble(members, kind):
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(sorted(rows, key=lambda row: (row["kind"], algorithms.index(row["algorithm"]))))

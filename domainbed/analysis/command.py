@@ -124,7 +124,7 @@ def format_sections(sections: "Sequence[Section]", format: str, names: Sequence[
                 "selection": section.selection,
                 "dataset": section.dataset,
                 "tables": {
-                    table.name: json.loads(table.frame.to_json(orient="records"))
+                    table.name: json.loads(table.frame.to_json(orient="records", double_precision=15))
                     for table in section.tables
                     if not names or table.name in names
                 },

@@ -91,7 +91,7 @@ def plot_reliability(frame: pd.DataFrame, title: str) -> Figure:
 def plot_confusion(frame: pd.DataFrame, title: str) -> Figure:
     """Plot confusion matrices: shares of the images of each class."""
     environments, classes = list(frame["environment"].unique()), list(frame["class"].unique())
-    figure, axes = make_panels(len(environments), title, 2.6, "Predicted class")
+    figure, axes = make_panels(len(environments), title, 2.2, "Predicted class")
     for ax, environment in zip(axes, environments, strict=True):
         share = frame.loc[frame["environment"] == environment, "share"].to_numpy()
         _draw_matrix(ax, share.reshape(len(classes), len(classes)), classes, 100)
@@ -146,7 +146,7 @@ def agreement_matrix(table: Table, algorithms: Sequence[str]) -> pd.DataFrame:
 def plot_agreement(frame: pd.DataFrame, title: str, algorithms: Sequence[str]) -> Figure:
     """Plot the agreement of algorithms (`agreement_matrix`)."""
     environments = list(frame["environment"].unique())
-    figure, axes = make_panels(len(environments), title, 2.4)
+    figure, axes = make_panels(len(environments), title, 2.0)
     for ax, environment in zip(axes, environments, strict=True):
         values = frame[frame["environment"] == environment].pivot(
             index="algorithm", columns="other", values="agreement"

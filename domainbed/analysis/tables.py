@@ -86,8 +86,8 @@ def accuracy_table(runs: Sequence[Measured], environments: Sequence[str]) -> Tab
     ]
     notes = [
         "Percent, on the in split of the test environment; mean +/- standard error over trials. Macro F1: of "
-        "all classes; worst class: the lowest accuracy on a class in each run; rejection: the area under the ROC curve of "
-        "rejecting errors by their confidence (50: chance)."
+        "all classes; worst class: the lowest accuracy on a class in each run; rejection: the area under the ROC curve "
+        "of rejecting errors by their confidence (50: chance)."
     ]
     headers = ["Algorithm", "Test", "Accuracy", "Macro F1", "Worst class", "Rejection"]
     return Table("accuracy", "Accuracy", headers, rows, notes, frame)
@@ -205,7 +205,7 @@ def images_table(extremes: pd.DataFrame, runs: Sequence[Measured], environments:
             rows.append([environment, str(outcome), f"{len(group):,} ({share:.1f}%)", ", ".join(examples)])
     notes = [
         "All fail: images that no run of any algorithm classifies correctly, in any trial whose in split has them; "
-        "only X: that all runs of X do, and no run of another algorithm. With their classes; the first three of each kind."
+        "only X: that all runs of X do, and no run of another algorithm. With their classes; three of each kind."
     ]
     return Table("images", "Images", ["Test", "Outcome", "Images", "Such as"], rows, notes, extremes)
 
