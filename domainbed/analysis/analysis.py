@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -104,10 +105,11 @@ def _measure_ensembles(
     groups: list[tuple[str, pd.DataFrame]] = []
     for kind, frame, keys in (("draws", selected, TRIAL_COLUMNS), ("trials", best, TRIAL_COLUMNS[:-1])):
         groups += [(kind, group) for _, group in frame.groupby(keys) if len(group) > 1]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind, group in groups:
         # Unusable files of the best runs have been reported; other draws are members only if they can be.
         members = load_runs(sweep.folder, group.sort_values(RUN_COLUMNS), environments, lambda problem: None)
         if row := measure_ensemble(members, kind):
             rows.append(row)
-    return pd.DataFrame(sorted(rows, key=lambda row: (row["kind"], algorithms.index(row["algorithm"]))))
+    rows.sort(key=lambda row: (row["kind"], algorithms.index(row["algorithm"])))
+    return pd.DataFrame(rows)

@@ -47,8 +47,7 @@ def test_ensembles_over_trials_use_all_images_in_common():
     # Images of the same number that differ between trials, by name or by label, are never combined.
     assert measure_ensemble([runs[0], make_run("ERM", 0, 1, rng, name="other")], "trials") is None
     labels = np.zeros(1000, int)
-    others = [outputs for outputs in (runs[0].unseen, make_outputs(rng, np.arange(30), labels=labels))]
-    assert find_common(others) is None
+    assert find_common([runs[0].unseen, make_outputs(rng, np.arange(30), labels=labels)]) is None
 
 
 @settings(max_examples=30, deadline=None)
