@@ -96,6 +96,13 @@ _DAMAGE = (
 )
 
 
+def file_size(n_images: int, n_classes: int) -> int:
+    """Return the size of a file in bytes, at most, without the names of the images."""
+    per_evaluation = sum(np.dtype(DTYPES[name]).itemsize for name in ("predicted", "logsumexp"))
+    per_image = sum(np.dtype(DTYPES[name]).itemsize for name in ("environment", "index", "part", "label"))
+    return n_images * (2 * (per_evaluation + 2 * n_classes) + per_image)
+
+
 class DamagedError(ValueError):
     """A file does not contain predictions in this format."""
 
