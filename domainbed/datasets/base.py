@@ -27,10 +27,13 @@ class ArrayEnvironment:
     Attributes:
         images: [n, channels, height, width]; uint8 in 0..255, or floating point, passed to the network unchanged.
         labels: [n], integers in 0..num_classes - 1.
+        sources: [n], the number of each image in the set of images that environments are made of, if their assignment
+            to environments depends on the trial; None if an environment always has the same images.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    sources: np.ndarray | None = None
     is_augmented: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -39,6 +42,11 @@ class ArrayEnvironment:
                 f"expected images [n, channels, height, width] and labels [n], "
                 f"got {self.images.shape} and {self.labels.shape}"
             )
+
+    @property
+    def image_names(self) -> list[str] | None:
+        """A name of each image that is the same in all trials; None if its index is."""
+        return None if self.sources is None else list(map(str, self.sources.tolist()))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,6 +87,11 @@ class FileEnvironment:
             if values is not None and values.shape != (len(self.files),):
                 raise ValueError(f"expected {name} [{len(self.files)}], one per file, got {values.shape}")
 
+    @property
+    def image_names(self) -> list[str]:
+        """The path of each image, relative to `folder`."""
+        return list(self.files)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -103,10 +116,12 @@ class FeatureEnvironment:
     Attributes:
         views: for each view of the images, [n, n_features]: the images themselves, then augmented views, if any.
         labels: [n], integers in 0..num_classes - 1.
+        image_names: [n], the paths of the images, as in FileEnvironment; None if they are unknown.
     """
 
     views: Sequence[np.ndarray]
     labels: np.ndarray
+    image_names: Sequence[str] | None = None
 
     @property
     def is_augmented(self) -> bool:

@@ -5,6 +5,7 @@ difference: the assignment of images to environments depends only on the trial.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -33,8 +34,16 @@ class Digits(MultipleDomainDataset):
     @classmethod
     @lru_cache(maxsize=2)  # a process that runs several jobs of a trial builds its environments once
     def _environments_of_trial(cls, root: str | None, version: Hashable, trial_seed: int) -> list[ArrayEnvironment]:
-        rng = RandomState(seed_hash(trial_seed))
-        return cls.make_environments(partition(*cls.load_images(root), len(cls.ENVIRONMENTS), rng), rng)
+        images, digits = cls.load_images(root)
+        n = len(cls.ENVIRONMENTS)
+        rng = trial_rng(trial_seed)
+        environments = cls.make_environments(partition(images, digits, n, rng), rng)
+        sources, _ = zip(*partition(np.arange(len(digits)), digits, n, trial_rng(trial_seed)), strict=True)
+        # A subclass may leave images out, which are then known by their index only.
+        return [
+            replace(environment, sources=numbers) if len(environment) == len(numbers) else environment
+            for environment, numbers in zip(environments, sources, strict=True)
+        ]
 
     @staticmethod
     def load_images(root: str | None) -> LabeledImages:
@@ -78,6 +87,11 @@ class Rotated(Digits):
     @classmethod
     def make_environments(cls, parts: Sequence[LabeledImages], rng: RandomState) -> list[ArrayEnvironment]:
         return [rotate(*part, int(angle)) for part, angle in zip(parts, cls.ENVIRONMENTS, strict=True)]
+
+
+def trial_rng(trial_seed: int) -> RandomState:
+    """Return the random generator that assigns a trial's images to environments, and draws their labels and colors."""
+    return RandomState(seed_hash(trial_seed))
 
 
 def partition(images: np.ndarray, digits: np.ndarray, n: int, rng: RandomState) -> list[LabeledImages]:

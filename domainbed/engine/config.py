@@ -142,6 +142,12 @@ class JobConfig:
         help="also save model_best.pkl, the model with the best accuracy on the training environments' out splits",
         compare=False,
     )
+    save_predictions: bool = option(
+        False,
+        help="also save predictions.npz, the class probabilities of every evaluated image with the model of "
+        "model_best.pkl and with the last one, which `analyze` reads",
+        compare=False,
+    )
     imports: tuple[str, ...] = option(
         (),
         help="your modules to import first, such as my_algorithms",

@@ -10,6 +10,7 @@ from domainbed.algorithms.base import Algorithm, predicted_classes
 from domainbed.engine.algorithm_errors import locate_errors
 from domainbed.loading.base import Feed, Request
 
+Observer: TypeAlias = Callable[[Request, torch.Tensor], object]  # of a request and the logits [n, classes]
 Score: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits and labels [n]; returns [n]
 
 
@@ -33,6 +34,7 @@ def split_means(
     before_batch: Callable[[], None] = lambda: None,
     score: Score = is_correct,
     place: str = "predict",
+    observe: Observer = lambda request, logits: None,
 ) -> dict[str, float]:
     """Return the mean of a score over the images of each split; by default, the accuracy.
 
@@ -43,6 +45,7 @@ def split_means(
         before_batch: called before each batch; an exception that it raises ends the evaluation.
         score: the score of each image.
         place: where an error in `predict` is reported to have happened.
+        observe: called with each request and its logits; it must not synchronize with the device.
     """
     named = list(requests)
     sums: dict[str, list[torch.Tensor]] = {}
@@ -53,6 +56,7 @@ def split_means(
         before_batch()
         with locate_errors(type(algorithm), lambda: place):
             logits = split_on_oom(algorithm.predict, x)
+        observe(request, logits)
         sums.setdefault(name, []).append(score(logits, y).sum())
         images[name] = images.get(name, 0) + len(request.indices)
     algorithm.train()

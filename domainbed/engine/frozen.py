@@ -210,7 +210,7 @@ def extract_features(
             extractors.append(partial(_extract, backbone, feed, device, view, check_stop))
     features = iter(fill(files, extractors, config.cache_gb, check_stop))
     environments = [
-        FeatureEnvironment([next(features) for _ in range(views)], environment.labels)
+        FeatureEnvironment([next(features) for _ in range(views)], environment.labels, environment.image_names)
         for environment, views in zip(dataset, n_views, strict=True)
     ]
     return FeatureDataset(dataset, environments, backbone.n_outputs)

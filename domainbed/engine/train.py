@@ -31,6 +31,7 @@ from domainbed.engine.loggers.base import JobLoggers
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.metrics import NonFiniteError, check_weights
 from domainbed.engine.model import MODEL_FILE, load_initial_weights, make_algorithm, save_model, to_device
+from domainbed.engine.predictions import PredictionLog
 from domainbed.engine.steps import fuse_adam, make_steps, should_capture
 from domainbed.engine.tracking import Tracker, make_tracker
 from domainbed.errors import printable
@@ -124,6 +125,8 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 for name in models_to_save(config, averaging, record):  # before the checkpoint, so that none is missing
                     with averaging.applied(final_images(config, setup, progress)):
                         save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
+                if setup.predictions:
+                    save_predictions(setup.predictions, config, averaging, record)
                 append_record(folder, record)
                 loggers.log(record)
                 progress.finish_evaluation()
@@ -173,6 +176,7 @@ class Setup(NamedTuple):
     feed: Feed
     batches: Batches
     tracker: Tracker | None
+    predictions: PredictionLog | None
     is_captured: bool
 
 
@@ -211,7 +215,8 @@ def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
     batches = Batches(config, hparams, dataset, splits, feed)
     tracker = make_tracker(config, algorithm, splits, feed)
     names = config.environment_names()
-    return Setup(dataset, names, splits, device, algorithm, averaging, feed, batches, tracker, is_captured)
+    predictions = PredictionLog(dataset, names, splits) if config.save_predictions else None
+    return Setup(dataset, names, splits, device, algorithm, averaging, feed, batches, tracker, predictions, is_captured)
 
 
 def set_determinism(is_required: bool) -> None:
@@ -257,6 +262,8 @@ def evaluate(
     averaging.end_interval(step, fmean(losses.values()) if losses else math.nan)
     requests = evaluation_requests(config, setup.dataset, setup.splits, step, batch_size)
     measure = partial(split_means, algorithm, feed, before_batch=before_batch, place=place)
+    if setup.predictions:
+        measure = partial(measure, observe=setup.predictions.add)
     with averaging.applied(final_images(config, setup, progress)):
         if config.eval in SELECTIVE:
             accuracies = measure_needed(config, averaging, step, list(requests), measure)
@@ -310,11 +317,16 @@ def measure_needed(
     return accuracies | measure(r for r in requests if r[0] in names)
 
 
-def improves_validation(config: JobConfig, record: Mapping[str, Any]) -> bool:
-    """Return whether a record that has not been written yet is better than all of the job's, by training-domain."""
+def best_record(config: JobConfig, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the best record by training-domain, of the job's and one that has not been written yet."""
     folder = Path(config.output_dir)
     earlier = read_job(folder)[0] if records_length(folder) else []
-    return all(validation_accuracy(record) > validation_accuracy(e) for e in earlier)
+    return max([*earlier, record], key=validation_accuracy)  # of equals, the earliest
+
+
+def improves_validation(config: JobConfig, record: Mapping[str, Any]) -> bool:
+    """Return whether a record that has not been written yet is better than all of the job's, by training-domain."""
+    return best_record(config, record) is record
 
 
 def models_to_save(config: JobConfig, averaging: Averaging, record: Mapping[str, Any]) -> list[str]:
@@ -323,6 +335,17 @@ def models_to_save(config: JobConfig, averaging: Averaging, record: Mapping[str,
     if config.save_best_model and (averaging.IS_EVALUATED_ONCE or improves_validation(config, record)):
         names.append(BEST_MODEL_FILE)
     return names
+
+
+def save_predictions(
+    predictions: PredictionLog, config: JobConfig, averaging: Averaging, record: Mapping[str, Any]
+) -> None:
+    """Save the predictions of a record that has not been written yet, if a selection method may choose it."""
+    step = record["step"]
+    best_step = step if averaging.IS_EVALUATED_ONCE else best_record(config, record)["step"]
+    if step == config.steps - 1 or averaging.has_ended or (best_step == step and not averaging.IS_EVALUATED_ONCE):
+        predictions.save(Path(config.output_dir), step, best_step)
+    predictions.clear()
 
 
 def final_images(config: JobConfig, setup: Setup, progress: Progress) -> Images | None:

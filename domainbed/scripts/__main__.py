@@ -16,6 +16,7 @@ COMMANDS = {
     "ensemble": "combine the trained models of a sweep: DiWA, EoA",
     "predict": "classify images with a trained model",
     "export_model": "write a trained model as safetensors, TorchScript, torch.export, ONNX, or for Hugging Face",
+    "analyze": "what the predictions of a sweep show: calibration, classes, agreement, ensembles",
     "plot": "draw the results of a sweep",
     "download": "download and verify datasets",
     "inspect": "show what is in a dataset: counts, images, augmented views, warnings",

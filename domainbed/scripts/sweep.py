@@ -16,6 +16,7 @@ from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
 from domainbed.options import add_options, from_args, option
+from domainbed.predictions import PREDICTIONS_FILE
 from domainbed.pruning import NO_PRUNING, PruneOptions
 from domainbed.registry import import_modules
 from domainbed.scripts import config_file
@@ -141,6 +142,11 @@ def parser() -> cli.Parser:
         "--archive first.tar.xz --import my_algorithms",
     )
     export.add_argument("--archive", required=True, metavar="FILE", help="the .tar.xz file to write")
+    export.add_argument(
+        "--predictions",
+        action="store_true",
+        help="also write the predictions of jobs with --save_predictions; a launch with that option imports them",
+    )
     for c in (status, cancel, export):
         cli.add_import_option(c)
     cancel.add_argument("--skip_confirmation", action="store_true", help="do not ask for confirmation")
@@ -269,7 +275,7 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
     sweep_dir, grid = Path(args.output_dir), grid_of(args)
     statuses = survey(grid.jobs(sweep_dir), read_queue(sweep_dir))
     if args.import_results:
-        import_results(Path(args.import_results), sweep_dir, grid, statuses)
+        import_results(Path(args.import_results), sweep_dir, grid, statuses, args.save_predictions)
     info = sys.stderr if is_dry_run else sys.stdout  # stdout of a dry run is a script
     print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses, info)}", file=info, flush=True)
     states = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE}
@@ -329,9 +335,11 @@ def check_and_estimate(
     return price.estimate(jobs, statuses, recorded, measurements, launcher.capacity(len(jobs)))
 
 
-def import_results(archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status]) -> None:
+def import_results(
+    archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status], with_predictions: bool
+) -> None:
     """Import jobs from an archive and update their statuses."""
-    result = import_jobs(archive, statuses, with_pruned=grid.pruning is not None)
+    result = import_jobs(archive, statuses, with_predictions, with_pruned=grid.pruning is not None)
     statuses.update({job: read_status(job.folder) for job in result.jobs})
     if result.jobs:
         log_launch(sweep_dir, grid)  # even if the launch is not confirmed
@@ -340,6 +348,9 @@ def import_results(archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Jo
         f"{len(result.jobs)} jobs imported from {archive}; skipped {result.n_not_requested} that were not requested, "
         f"{result.n_existing} that already exist" + pruned
     )
+    n_without = sum(not (job.folder / PREDICTIONS_FILE).exists() for job in result.jobs)
+    if with_predictions and n_without:
+        print(f"{n_without} of the imported jobs have no predictions in the archive (see export --predictions)")
 
 
 def status(args: argparse.Namespace) -> int:
@@ -437,7 +448,7 @@ def export(args: argparse.Namespace) -> int:
     if unknown := sorted({job.kind for job in done if not has_known_hparams(job)}):
         kinds = ", ".join(f"{algorithm} on {dataset}" for dataset, algorithm in unknown)
         print(f"warning: not registered (see --import), so hyperparameters are not verified: {kinds}", file=sys.stderr)
-    export_jobs(done, sweep_dir, archive)
+    export_jobs(done, sweep_dir, archive, args.predictions)
     left_out = len(statuses) - len(done)
     n_pruned = sum(s.state == JobState.PRUNED for s in statuses.values())
     pruned = f", {n_pruned} of them pruned" if n_pruned else ""

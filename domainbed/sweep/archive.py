@@ -1,4 +1,7 @@
-"""Archives: compressed files with the records of finished and pruned jobs, which another launch can import."""
+"""Archives: compressed files with the records of finished and pruned jobs, which another launch can import.
+
+On request, they also contain the jobs' predictions.
+"""
 
 import errno
 import lzma
@@ -6,7 +9,7 @@ import os
 import shutil
 import tarfile
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -18,6 +21,7 @@ from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.errors import UsageError, one_line
 from domainbed.files import MAX_JSON_SIZE, atomic_write, file_lock, open_regular, read_regular
 from domainbed.hparams import parse_overrides
+from domainbed.predictions import MAX_SIZE, PREDICTIONS_FILE, DamagedError, read_predictions
 from domainbed.records import (
     DONE_FILE,
     MAX_RESULTS_SIZE,
@@ -33,6 +37,8 @@ from domainbed.sweep.status import JobState, Status
 
 END_FILES = (DONE_FILE, PRUNED_FILE)  # say how a job ended; an archive contains one for each job
 ARCHIVED_FILES = (*END_FILES, RESULTS_FILE)
+WITH_PREDICTIONS = (*ARCHIVED_FILES, PREDICTIONS_FILE)
+MAX_SIZES = {PREDICTIONS_FILE: MAX_SIZE}  # bytes; of other files MAX_RESULTS_SIZE
 HASHED_FIELDS = [f for f in fields(JobConfig) if f.compare]
 # The records of the sweeps in results/ are 13 to 23 times the size of their archives. Bombs would fill memory or disk.
 MAX_RATIO = 500
@@ -56,14 +62,24 @@ class ImportResult(NamedTuple):
     n_pruned: int = 0
 
 
-def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
+def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path, with_predictions: bool = False) -> None:
     """Write the records of finished or pruned jobs and the launch log to a .tar.xz; equal sweeps give equal bytes.
 
+    Args:
+        jobs: the jobs.
+        sweep_dir: the sweep's folder.
+        archive: the file to write.
+        with_predictions: whether to include the predictions of the jobs that have them.
+
     Raises:
-        UsageError: there are no jobs, or a job could not be imported because of its records. Nothing is written.
+        UsageError: there are no jobs, or no predictions if requested; or a job could not be imported because of its
+            files. Nothing is written.
     """
     if not jobs:
         raise UsageError(f"no job in {sweep_dir} is done; {archive} was not written")
+    predicting = [job for job in jobs if with_predictions and (job.folder / PREDICTIONS_FILE).exists()]
+    if with_predictions and not predicting:
+        raise UsageError(f"--predictions: no finished job in {sweep_dir} has {PREDICTIONS_FILE}; export without it")
     with (
         atomic_write(archive) as file,
         lzma.open(file, "wb", preset=PRESET) as compressed,
@@ -74,11 +90,15 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
         for path, time in sorted(times.items()):
             _add(tar, path.relative_to(sweep_dir).as_posix(), read_regular(path, MAX_JSON_SIZE), time)
         for job in sorted(jobs, key=lambda job: job.folder.name):
-            names = (DONE_FILE if is_done(job.folder) else PRUNED_FILE, RESULTS_FILE)
+            names = [DONE_FILE if is_done(job.folder) else PRUNED_FILE, RESULTS_FILE]
+            if job in predicting:
+                names.append(PREDICTIONS_FILE)
             if links := [job.folder / name for name in names if (job.folder / name).is_symlink()]:
                 raise UsageError(f"{links[0]} is a symbolic link, which may lead to any file; replace it with a copy")
             try:
-                contents = {name: read_regular(job.folder / name, MAX_RESULTS_SIZE) for name in names}
+                contents = {
+                    name: read_regular(job.folder / name, MAX_SIZES.get(name, MAX_RESULTS_SIZE)) for name in names
+                }
             except FileNotFoundError as error:
                 if error.filename == str(job.folder / PRUNED_FILE):
                     raise UsageError(f"{job} was resumed in the meantime; export again") from None
@@ -87,6 +107,8 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path) -> None:
                 is_newer = "schema version" in problem
                 remedy = "export with that version" if is_newer else "delete the folder and launch again"
                 raise UsageError(f"{job.folder / RESULTS_FILE}: {problem}; {remedy}")
+            if problem := find_damage(contents.get(PREDICTIONS_FILE)):
+                raise UsageError(f"{job.folder / PREDICTIONS_FILE}: {problem}; delete the file to export without it")
             for name, data in contents.items():
                 _add(tar, f"{job.folder.name}/{name}", data)
 
@@ -97,7 +119,19 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes, time: int = 0) -> None:
     tar.addfile(member, BytesIO(data))
 
 
-def import_jobs(archive: Path, statuses: Mapping[Job, Status], with_pruned: bool = False) -> ImportResult:
+def find_damage(predictions: bytes | None) -> str:
+    """Return why the content of a file of predictions cannot be used; "" if it can, or if there is no file."""
+    try:
+        if predictions is not None:
+            read_predictions(BytesIO(predictions))
+    except DamagedError as error:
+        return one_line(error)
+    return ""
+
+
+def import_jobs(
+    archive: Path, statuses: Mapping[Job, Status], with_predictions: bool = False, with_pruned: bool = False
+) -> ImportResult:
     """Import those of the requested jobs that have not been launched and that an archive contains.
 
     The whole archive is checked first. Each job's folder then appears complete or not at all.
@@ -105,6 +139,7 @@ def import_jobs(archive: Path, statuses: Mapping[Job, Status], with_pruned: bool
     Args:
         archive: the file.
         statuses: the requested jobs and their statuses.
+        with_predictions: whether to import the predictions of the jobs that have them.
         with_pruned: whether to import pruned jobs as well.
 
     Raises:
@@ -117,11 +152,12 @@ def import_jobs(archive: Path, statuses: Mapping[Job, Status], with_pruned: bool
         file = open_regular(archive)
     except OSError as error:
         raise UsageError(f"--import_results {archive}: {error.strerror}") from error
+    names = WITH_PREDICTIONS if with_predictions else ARCHIVED_FILES
     with file:
-        found, pruned = _check_archive(file, archive, missing)
+        found, pruned = _check_archive(file, archive, missing, names)
         skipped = set() if with_pruned else pruned & missing.keys()
         selected = {name: job for name, job in missing.items() if name in found - skipped}
-        imported = _extract(file, archive, selected) if selected else []
+        imported = _extract(file, archive, selected, names) if selected else []
     n_requested = len(found & requested)
     return ImportResult(imported, len(found) - n_requested, n_requested - len(imported) - len(skipped), len(skipped))
 
@@ -134,19 +170,26 @@ def last_records(archive: Path) -> Iterator[dict[str, Any]]:
                 yield records[-1]
 
 
-def _check_archive(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> tuple[set[str], set[str]]:
+def _check_archive(
+    file: BinaryIO, archive: Path, selected: Mapping[str, Job], names: Collection[str]
+) -> tuple[set[str], set[str]]:
     """Return the folder names of all jobs in an archive, and of those that are pruned. Check the selected ones."""
     found: dict[str, set[str]] = defaultdict(set)
     contents: dict[str, dict[str, bytes]] = defaultdict(dict)  # of jobs that are not complete yet
-    for folder, name, data in _read_members(file, archive, selected):
+    for folder, name, data in _read_members(file, archive, selected, names):
         if data is not None and name in found[folder]:
             raise _bad_job(archive, selected[folder], f"it has {name} twice")
         found[folder].add(name)
-        if data is not None:
-            contents[folder][name] = data
-            is_complete = RESULTS_FILE in contents[folder] and len(contents[folder]) > 1
-            if is_complete and (problem := find_problem(selected[folder], contents.pop(folder))):
-                raise _bad_job(archive, selected[folder], problem)
+        if data is None:
+            continue
+        if name == PREDICTIONS_FILE:
+            if problem := find_damage(data):
+                raise _bad_job(archive, selected[folder], f"{PREDICTIONS_FILE}: {problem}")
+            continue
+        contents[folder][name] = data
+        is_complete = RESULTS_FILE in contents[folder] and len(contents[folder]) > 1
+        if is_complete and (problem := find_problem(selected[folder], contents.pop(folder))):
+            raise _bad_job(archive, selected[folder], problem)
     if not found:
         raise UsageError(f"--import_results {archive} contains no jobs: members must be named FOLDER/{RESULTS_FILE}")
     for folder in sorted(found.keys() & selected.keys()):
@@ -208,7 +251,7 @@ def has_known_hparams(job: Job) -> bool:
     return job.config.dataset in DATASETS and job.config.algorithm in ALGORITHMS
 
 
-def _extract(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> list[Job]:
+def _extract(file: BinaryIO, archive: Path, selected: Mapping[str, Job], names: Collection[str]) -> list[Job]:
     """Extract jobs to a temporary folder, then move each into place. Return those whose place was still free."""
     sweep_folder = next(iter(selected.values())).folder.parent / SWEEP_FOLDER
     sweep_folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +261,7 @@ def _extract(file: BinaryIO, archive: Path, selected: Mapping[str, Job]) -> list
         if temporary.exists():  # an import was killed
             shutil.rmtree(temporary)
         try:
-            for folder, name, data in _read_members(file, archive, selected):
+            for folder, name, data in _read_members(file, archive, selected, names):
                 if data is not None:
                     (temporary / folder).mkdir(parents=True, exist_ok=True)
                     (temporary / folder / name).write_bytes(data)
@@ -240,9 +283,11 @@ def _move(source: Path, target: Path) -> bool:
 
 
 def _read_members(
-    file: BinaryIO, archive: Path, selected: Container[str] | None
+    file: BinaryIO, archive: Path, selected: Container[str] | None, names: Collection[str] = ARCHIVED_FILES
 ) -> Iterator[tuple[str, str, bytes | None]]:
-    """Yield the folder and file name of each of the ARCHIVED_FILES, with the content for selected folders (None: all).
+    """Yield the folder and file name of each file with one of these names, with the content for selected folders.
+
+    All folders are selected if `selected` is None.
 
     Raises:
         UsageError: the archive is damaged, has an unsafe member, or is much larger than its compressed file.
@@ -254,7 +299,7 @@ def _read_members(
             with tarfile.open(fileobj=decompressed, mode="r|") as tar:
                 for member in tar:
                     parts = _safe_parts(member, archive)
-                    if member.isreg() and len(parts) == 2 and parts[0] != SWEEP_FOLDER and parts[1] in ARCHIVED_FILES:
+                    if member.isreg() and len(parts) == 2 and parts[0] != SWEEP_FOLDER and parts[1] in names:
                         content = tar.extractfile(member) if selected is None or parts[0] in selected else None
                         yield parts[0], parts[1], content.read() if content else None
             while decompressed.read(1 << 20):  # up to the end, where xz verifies its checksum
@@ -289,8 +334,8 @@ def _safe_parts(member: tarfile.TarInfo, archive: Path) -> tuple[str, ...]:
         problem = "is outside its folder"
     elif not (member.isreg() or member.isdir()):
         problem = "is neither a file nor a folder"
-    elif member.size > MAX_RESULTS_SIZE:
-        problem = f"is larger than {MAX_RESULTS_SIZE:,} bytes"
+    elif member.size > (limit := MAX_SIZES.get(path.name, MAX_RESULTS_SIZE)):
+        problem = f"is larger than {limit:,} bytes"
     else:
         return path.parts
     raise UsageError(f"--import_results {archive} is unsafe: its member {member.name!r} {problem}")

@@ -1,4 +1,5 @@
-"""The price of a launch, estimated before it starts: time, hours of cores and GPUs, and disk space for saved models.
+"""The price of a launch, estimated before it starts: time, hours of cores and GPUs, and disk space for saved models and
+predictions.
 
 The time of a job is its number of updates times the time per update of its kind: the mean over finished jobs of the
 same kind or, if there are none, that of two updates on random images. Loading and evaluations are not included.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from domainbed import predictions
 from domainbed.engine.config import JobConfig
 from domainbed.hparams import Hparams
 from domainbed.records import algorithm_name, last_record
@@ -59,10 +61,12 @@ class Measurement(NamedTuple):
     Attributes:
         model_bytes: size of a saved model, or None if it is unknown.
         step_time: time per update, if it was timed.
+        prediction_bytes: size of the saved predictions, at most, without the names of images; 0 if none are saved.
     """
 
     model_bytes: int | None
     step_time: StepTime | None
+    prediction_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,14 +173,17 @@ def measure(
         # As in the saved file, a tensor that has several names counts once.
         tensors = {id(t): t for t in algorithm.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)}
         model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    n_images = sum(map(len, dataset)) if config.save_predictions else 0
+    prediction_bytes = predictions.file_size(n_images, dataset.num_classes)
     on_gpu = torch.cuda.is_available()
     is_quick = dataset.SMALL_IMAGES and not on_gpu
     # Updates of other algorithms may do anything, such as never end.
     if timing is None or not is_builtin(type(algorithm)) or (timing.only_quick and not is_quick):
-        return Measurement(model_bytes, None)
+        return Measurement(model_bytes, None, prediction_bytes)
     with suppress(Exception):
-        return Measurement(model_bytes, StepTime(time_updates(config, hparams, dataset), 0, on_gpu))
-    return Measurement(model_bytes, None)
+        step_time = StepTime(time_updates(config, hparams, dataset), 0, on_gpu)
+        return Measurement(model_bytes, step_time, prediction_bytes)
+    return Measurement(model_bytes, None, prediction_bytes)
 
 
 def time_updates(config: JobConfig, hparams: Hparams, dataset: "MultipleDomainDataset") -> float:
@@ -233,6 +240,7 @@ class Price:
         basis: what the times per update are based on.
         n_models: number of models that will be saved.
         model_bytes: their size, or None if it is unknown.
+        prediction_bytes: size of the predictions that will be saved, at most.
         free_bytes: free space on the disk of the sweep's folder.
     """
 
@@ -245,6 +253,7 @@ class Price:
     basis: list[str]
     n_models: int
     model_bytes: int | None
+    prediction_bytes: int
     free_bytes: int
 
     @property
@@ -284,6 +293,10 @@ class Price:
             )
             if self.model_bytes > self.free_bytes:
                 lines.append("  warning: the models do not fit on the disk")
+        if self.prediction_bytes:
+            lines.append(f"  disk: {_gib(self.prediction_bytes)} for predictions; {_gib(self.free_bytes)} free")
+            if self.prediction_bytes > self.free_bytes:
+                lines.append("  warning: the predictions do not fit on the disk")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -300,6 +313,7 @@ class Price:
             "unknown": [{"dataset": dataset, "algorithm": algorithm} for dataset, algorithm in self.unknown],
             "n_models": self.n_models,
             "model_bytes": self.model_bytes,
+            "prediction_bytes": self.prediction_bytes,
             "free_bytes": self.free_bytes,
         }
 
@@ -322,7 +336,7 @@ def estimate(
     """
     timed = {kind: found.step_time for kind, found in measurements.items() if found.step_time}
     step_times = {**timed, **recorded}
-    updates, seconds, longest, n_models, model_bytes = 0, 0.0, 0.0, 0, 0
+    updates, seconds, longest, n_models, model_bytes, prediction_bytes = 0, 0.0, 0.0, 0, 0, 0
     sizes = {kind: found.model_bytes for kind, found in measurements.items()}
     for job in jobs:
         left = max(0, job.config.steps - updates_done(job, statuses[job]))
@@ -332,6 +346,7 @@ def estimate(
             longest = max(longest, left * step_time.seconds)
         n_models += (n := count_models(job.config))
         model_bytes += n * (sizes.get(job.kind) or 0)
+        prediction_bytes += measurements[job.kind].prediction_bytes if job.kind in measurements else 0
     kinds = dict.fromkeys(job.kind for job in jobs)
     folder = jobs[0].folder
     return Price(
@@ -344,6 +359,7 @@ def estimate(
         _describe_basis([step_times[kind] for kind in kinds if kind in step_times]),
         n_models,
         None if any(sizes.get(kind) is None for kind in kinds) else model_bytes,
+        prediction_bytes,
         shutil.disk_usage(next(path for path in folder.absolute().parents if path.is_dir())).free,
     )
 

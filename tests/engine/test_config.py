@@ -28,6 +28,7 @@ def test_name_hashes_exactly_what_determines_the_records():
         "skip_model_save": True,
         "save_model_every_checkpoint": True,
         "save_best_model": True,
+        "save_predictions": True,
         "imports": ("os",),
         "trust_checkpoint": True,
         "weights_dir": "/w",

@@ -15,6 +15,7 @@ import pytest
 
 from domainbed.engine.lock import locked
 from domainbed.errors import UsageError
+from domainbed.predictions import save_predictions
 from domainbed.records import append_record, mark_done
 from domainbed.scripts import collect_results
 from domainbed.sweep.archive import ImportResult, import_jobs
@@ -23,6 +24,7 @@ from domainbed.sweep.log import launch_files, read_launches
 from domainbed.sweep.status import JobState, survey
 from tests.conftest import make_record
 from tests.sweep.helpers import fill_folder, jobs_of, launch_words, log_only, main, start_launch, states, steps_recorded
+from tests.test_predictions import example
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "results" / "quickstart" / "records.tar.xz"
@@ -648,3 +650,30 @@ def test_job_that_ended_early_is_archived(tmp_path: Path, capsys: pytest.Capture
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert export(tmp_path / "sweep", tmp_path / "b.tar.xz") == 2
     assert "the records do not reach step 8: the last record is of step 4" in capsys.readouterr().err
+
+
+def test_predictions_are_carried_on_request(tmp_path: Path, capsys: pytest.CaptureFixture):
+    jobs = launched(tmp_path / "a", n_done=2)
+    assert main(["export", "--output_dir", tmp_path / "a", "--archive", tmp_path / "none.tar.xz", "--predictions"]) == 2
+    assert "no finished job in" in capsys.readouterr().err
+    save_predictions(jobs[0].folder, example())
+    export(tmp_path / "a", tmp_path / "without.tar.xz")
+    assert main(["export", "--output_dir", tmp_path / "a", "--archive", tmp_path / "with.tar.xz", "--predictions"]) == 3
+    name = f"{jobs[0].folder.name}/predictions.npz"
+    assert members(tmp_path / "with.tar.xz").keys() - members(tmp_path / "without.tar.xz").keys() == {name}
+    for archive, is_requested, expected in (("with", True, 1), ("with", False, 0), ("without", True, 0)):
+        folder = tmp_path / f"{archive} {is_requested}"
+        imported = jobs_of(launch_words(folder))
+        assert import_jobs(tmp_path / f"{archive}.tar.xz", survey(imported), is_requested).jobs == imported[:2]
+        assert len(list(folder.glob("*/predictions.npz"))) == expected
+    content = members(tmp_path / "with.tar.xz")
+    damaged = content | {name: content[name][:-300]}
+    pack(tmp_path / "damaged.tar.xz", damaged)
+    folder = tmp_path / "damaged"
+    with pytest.raises(UsageError, match=r"predictions\.npz: it is damaged"):
+        import_jobs(tmp_path / "damaged.tar.xz", survey(jobs_of(launch_words(folder))), True)
+    assert not list(folder.glob("*/done"))
+    (jobs[0].folder / "predictions.npz").write_bytes(b"oops")
+    assert main(["export", "--output_dir", tmp_path / "a", "--archive", tmp_path / "bad.tar.xz", "--predictions"]) == 2
+    assert "predictions.npz: it is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "bad.tar.xz").exists()

@@ -186,3 +186,20 @@ def test_capacity_of_this_machine(tmp_path: Path):
     launcher = LAUNCHERS["local"](LAUNCHERS["local"].Options(workers=2, threads=3))
     capacity = launcher.capacity(10)
     assert (capacity.jobs, capacity.cores) == (2, 3)
+
+
+def test_predictions_are_counted(tmp_path: Path, disk: None):
+    jobs = [make(tmp_path, "ERM", seed=seed, save_predictions=True, skip_model_save=True) for seed in range(2)]
+    measurements = check_jobs(jobs, Timing())
+    result = estimate(jobs, survey(jobs), {}, measurements, None)
+
+    from domainbed.engine.train import train
+    from domainbed.predictions import PREDICTIONS_FILE
+
+    train(dataclasses.replace(jobs[0].config, output_dir=str(tmp_path / "job")))
+    size = (tmp_path / "job" / PREDICTIONS_FILE).stat().st_size
+    assert result.prediction_bytes == result.to_json()["prediction_bytes"] == 2 * measurements[ERM].prediction_bytes
+    assert size - 10_000 < measurements[ERM].prediction_bytes < 4 * size  # the names of 1,797 digits; two evaluations
+    assert result.lines()[2:] == ["  disk: 0.1 MiB for predictions; 2.0 MiB free"]
+    full = dataclasses.replace(result, prediction_bytes=2**30)
+    assert full.lines()[-1] == "  warning: the predictions do not fit on the disk"

@@ -1,4 +1,4 @@
-"""Plots of a sweep, written to files. Only this package, `landscape.plots` and `replay.plots` import matplotlib."""
+"""Plots of a sweep, written to files. Only this package and `plots.py` of optional packages import matplotlib."""
 
 from domainbed.reporting.plots.gallery import all_figures, draw_plots
 from domainbed.reporting.plots.style import save_figure, write_figure

@@ -1,0 +1,115 @@
+"""The analysis of a sweep: the tables of each selection method and dataset."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from domainbed.analysis import tables
+from domainbed.analysis.measures import Measured, find_extremes, measure_agreement, measure_ensemble, measure_run
+from domainbed.analysis.runs import load_runs
+from domainbed.analysis.tables import Table
+from domainbed.model_selection import RUN_COLUMNS, TRIAL_COLUMNS, best_hparams
+from domainbed.predictions import PREDICTIONS_FILE
+from domainbed.reporting.cells import environment_names, testable_names
+from domainbed.reporting.load import Sweep
+
+
+@dataclass(frozen=True)
+class Section:
+    """The tables of a selection method and a dataset.
+
+    Attributes:
+        selection, dataset: these.
+        environments: the names of the environments that can be tested on.
+        algorithms: the algorithms with predictions, in the order of the request.
+        runs: the runs behind the tables.
+        tables: the tables.
+    """
+
+    selection: str
+    dataset: str
+    environments: Sequence[str]
+    algorithms: Sequence[str]
+    runs: Sequence[Measured]
+    tables: Sequence[Table]
+
+
+def analyze(
+    sweep: Sweep,
+    selections: Iterable[str],
+    datasets: Sequence[str],
+    algorithms: Sequence[str],
+    warn: Callable[[str], object],
+) -> list[Section]:
+    """Return the sections of those selection methods and datasets that have runs with predictions.
+
+    Args:
+        sweep: the sweep.
+        selections: selection methods.
+        datasets, algorithms: what to analyze.
+        warn: called with one line per problem.
+    """
+    sections = []
+    for selection in selections:
+        selected = sweep.select(selection)
+        for dataset in datasets:
+            of_dataset = selected[(selected["dataset"] == dataset) & selected["algorithm"].isin(algorithms)]
+            section = _make_section(sweep, selection, dataset, algorithms, of_dataset, warn)
+            sections += [section] if section else []
+    return sections
+
+
+def _make_section(
+    sweep: Sweep,
+    selection: str,
+    dataset: str,
+    algorithms: Sequence[str],
+    selected: pd.DataFrame,
+    warn: Callable[[str], object],
+) -> Section | None:
+    best = best_hparams(selected)
+    names = environment_names(sweep.jobs, dataset)
+    runs = [measure_run(run) for run in load_runs(sweep.folder, best, names, warn)]
+    if missing := len(best) - len(runs):
+        warn(
+            f"{dataset}, {selection}: {missing} of {len(best)} selected runs have no usable {PREDICTIONS_FILE} and are "
+            "left out; launch with --save_predictions"
+        )
+    if not runs:
+        return None
+    environments = testable_names(sweep.jobs, dataset)
+    present = [name for name in algorithms if any(run.run["algorithm"] == name for run in runs)]
+    runs.sort(key=lambda run: (present.index(run.run["algorithm"]), run.run["test_env"], run.run["trial_seed"]))
+    runs = [run for run in runs if len(run.classes) == len(runs[0].classes)]
+    ensembles = _measure_ensembles(sweep, selected, best, names, present)
+    made = [
+        tables.accuracy_table(runs, environments),
+        tables.calibration_table(runs, environments),
+        tables.classes_table(runs, environments),
+        tables.confusion_table(runs, environments),
+        tables.agreement_table(measure_agreement(runs), environments),
+        tables.images_table(find_extremes(runs, present), runs, environments),
+        tables.ensembles_table(ensembles, environments),
+    ]
+    return Section(selection, dataset, environments, present, runs, [table for table in made if table])
+
+
+def _measure_ensembles(
+    sweep: Sweep, selected: pd.DataFrame, best: pd.DataFrame, environments: Sequence[str], algorithms: Sequence[str]
+) -> pd.DataFrame:
+    """Return the ensembles over the draws of each trial, and over the selected runs of all trials."""
+    selected = selected[selected["algorithm"].isin(algorithms)]
+    best = best[best["algorithm"].isin(algorithms)]
+    groups: list[tuple[str, pd.DataFrame]] = []
+    for kind, frame, keys in (("draws", selected, TRIAL_COLUMNS), ("trials", best, TRIAL_COLUMNS[:-1])):
+        groups += [(kind, group) for _, group in frame.groupby(keys) if len(group) > 1]
+    rows: list[dict[str, Any]] = []
+    for kind, group in groups:
+        # Unusable files of the best runs have been reported; other draws are members only if they can be.
+        members = load_runs(sweep.folder, group.sort_values(RUN_COLUMNS), environments, lambda problem: None)
+        if row := measure_ensemble(members, kind):
+            rows.append(row)
+    rows.sort(key=lambda row: (row["kind"], algorithms.index(row["algorithm"])))
+    return pd.DataFrame(rows)

@@ -1,0 +1,178 @@
+"""Analyze the predictions of a sweep: `python -m domainbed.scripts.analyze --input_dir SWEEP`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainbed import cli
+from domainbed.errors import UsageError
+from domainbed.files import atomic_write, make_folder
+from domainbed.model_selection import CLASS_NAMES, SELECTION_METHODS, resolve_method
+from domainbed.options import add_options, check_options, from_args, option
+from domainbed.predictions import PREDICTIONS_FILE
+from domainbed.registry import import_modules
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from domainbed.analysis.analysis import Section
+
+TABLES = ("accuracy", "calibration", "classes", "confusion", "agreement", "images", "ensembles")
+FORMATS = ("text", "markdown", "csv", "json")
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """The options of the command."""
+
+    input_dir: str = option(help="folder of a sweep that was launched with --save_predictions", metavar="DIR")
+    selection: tuple[str, ...] = option(
+        ("training-domain", "test-domain"),
+        help=f"selection methods: {', '.join(SELECTION_METHODS)}, DomainBed's names ({', '.join(CLASS_NAMES)}), or "
+        "your own",
+        metavar="METHOD",
+    )
+    datasets: tuple[str, ...] | None = option(None, help="datasets to analyze", metavar="NAME", if_unset="all")
+    algorithms: tuple[str, ...] | None = option(
+        None, help="algorithms to analyze, or groups of them", metavar="NAME", if_unset="all"
+    )
+    tables: tuple[str, ...] = option((), help="tables to print", metavar="TABLE", choices=TABLES, if_unset="all")
+    format: str = option("text", help="format of the tables; csv requires one table", choices=FORMATS)
+    output: str | None = option(None, help="file to write the tables to", metavar="FILE", if_unset="they are printed")
+    output_dir: str | None = option(
+        None,
+        help="folder for all tables as text and CSV, and for figures as PNG and PDF, each with its data as CSV",
+        metavar="DIR",
+        if_unset="no figures",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.format == "csv" and len(set(self.tables)) != 1:
+            raise UsageError(
+                f"--format csv prints one table; add --tables with one of {', '.join(TABLES)}, or pass --output_dir, "
+                "which writes all of them"
+            )
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser(
+        prog=cli.command_name("analyze"),
+        description="Analyze the predictions of a sweep that was launched with --save_predictions: calibration before "
+        "and after temperature scaling, classes that fail, confusions, rejection by confidence, agreement between "
+        "algorithms, images that all of them fail, and ensembles.",
+        examples=(
+            "--input_dir runs/first",
+            "--input_dir runs/first --tables calibration --format csv --output calibration.csv",
+        ),
+    )
+    add_options(p, AnalyzeOptions)
+    cli.add_import_option(p)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    import_modules(args.imports)
+    options = from_args(AnalyzeOptions, args)
+    selections = list(dict.fromkeys(map(resolve_method, options.selection)))
+    cli.check_output(options.output)
+
+    from domainbed.analysis.analysis import analyze  # imports pandas: --help is fast
+    from domainbed.reporting.cells import algorithms_of, datasets_of
+    from domainbed.reporting.load import load_sweep
+    from domainbed.reporting.report import select_algorithms, select_names
+
+    def warn(problem: str) -> None:
+        print(f"warning: {problem}", file=sys.stderr)
+
+    sweep = load_sweep(options.input_dir)
+    for problem in sweep.problems:
+        warn(problem)
+    datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
+    algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
+    sections = analyze(sweep, selections, datasets, algorithms, warn)
+    if not sections:
+        raise UsageError(
+            f"--input_dir {options.input_dir!r} has no selected runs with usable {PREDICTIONS_FILE}; launch with "
+            "--save_predictions"
+        )
+    cli.write_output(format_sections(sections, options.format, options.tables), options.output)
+    if options.output_dir:
+        write_all(sections, Path(options.output_dir))
+
+
+def format_sections(sections: "Sequence[Section]", format: str, names: Sequence[str] = ()) -> str:
+    """Return tables in a format.
+
+    Args:
+        sections: the analysis.
+        format: one of FORMATS.
+        names: the names of the tables; all if there are none.
+    """
+    from domainbed.analysis.render import as_markdown, as_text
+    from domainbed.reporting.frames import to_csv
+
+    if format == "csv":
+        return to_csv(collect_frame(sections, names[0]))
+    if format == "json":
+        content = [
+            {
+                "selection": section.selection,
+                "dataset": section.dataset,
+                "tables": {
+                    table.name: json.loads(table.frame.to_json(orient="records", double_precision=15))
+                    for table in section.tables
+                    if not names or table.name in names
+                },
+            }
+            for section in sections
+        ]
+        return json.dumps(content, indent=1) + "\n"
+    return (as_markdown if format == "markdown" else as_text)(sections, names)
+
+
+def collect_frame(sections: "Sequence[Section]", name: str) -> "pd.DataFrame":
+    """Return a table of all sections, with the columns `selection` and `dataset` in addition."""
+    import pandas as pd
+
+    frames = []
+    for section in sections:
+        for table in section.tables:
+            if table.name == name:
+                frame = table.frame.copy()
+                frame.insert(0, "selection", section.selection)
+                frame.insert(1, "dataset", section.dataset)
+                frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["selection", "dataset"])
+
+
+def write_all(sections: "Sequence[Section]", folder: Path) -> None:
+    """Write all tables and figures. Raises UsageError if the folder cannot be created."""
+    from domainbed.analysis.plots import draw_section
+    from domainbed.analysis.tables import runs_frame
+    from domainbed.reporting.frames import to_csv
+    from domainbed.reporting.plots import save_figure
+    from domainbed.reporting.plots.gallery import file_stem
+
+    make_folder(folder)
+
+    def write(name: str, content: str) -> None:
+        with atomic_write(folder / name) as file:
+            file.write(content.encode())
+
+    write("analysis.txt", format_sections(sections, "text"))
+    for name in TABLES:
+        write(f"{name}.csv", to_csv(collect_frame(sections, name)))
+    n = 0
+    for section in sections:
+        write(f"{file_stem(['runs', section.dataset, section.selection])}.csv", to_csv(runs_frame(section.runs)))
+        for names, caption, figure, frame in draw_section(section):
+            stem = file_stem([*names, section.selection])
+            save_figure(figure, folder, stem, caption)
+            write(f"{stem}.csv", to_csv(frame))
+            n += 1
+    print(f"tables and {n} figures in {folder}", file=sys.stderr)

@@ -1,0 +1,208 @@
+"""Measures of runs: their metrics, the agreement of algorithms, the images that models fail, and ensembles."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix
+
+from domainbed.analysis import metrics
+from domainbed.analysis.runs import Outputs, Run, find_common
+
+TRAINING, TEST = "training", "test"  # domains
+# Of each run, on each domain. Those of calibration are measured before and after temperature scaling.
+ACCURACY_METRICS = ("accuracy", "macro_f1", "worst_class_accuracy", "rejection_auroc")
+CALIBRATION_METRICS = ("nll", "brier", "ece", "ece_if_calibrated")
+SCALED = "_scaled"
+KEYS = ["dataset", "algorithm", "test_env", "environment", "trial_seed"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is kept of a run, without its probabilities.
+
+    Attributes:
+        run: the run's keys: KEYS and hparams_seed.
+        classes: the names of the classes.
+        rows: its metrics, one row per domain.
+        class_accuracies: `[classes]`, on the test environment.
+        confusion: `[classes, classes]`, numbers of test images by class and predicted class.
+        confidence: by whether they are scaled, the confidences on the test environment.
+        outputs: on the test environment, without probabilities.
+    """
+
+    run: dict[str, Any]
+    classes: tuple[str, ...]
+    rows: list[dict[str, Any]]
+    class_accuracies: np.ndarray
+    confusion: np.ndarray
+    confidence: dict[bool, np.ndarray]
+    outputs: Outputs
+
+
+def measure_run(run: Run) -> Measured:
+    """Return the measures of a run. The temperature is fitted on the out splits of the training environments."""
+    keys = {name: getattr(run, name) for name in (*KEYS, "hparams_seed")}
+    temperature = metrics.fit_temperature(run.validation.log_probabilities, run.validation.labels)
+    rows, confidence = [], {}
+    for domain, outputs in ((TRAINING, run.validation), (TEST, run.test)):
+        accuracies = metrics.class_accuracies(outputs.labels, outputs.predicted, len(run.classes))
+        row = {
+            **keys,
+            "domain": domain,
+            "n_images": len(outputs.labels),
+            "accuracy": float(outputs.is_correct.mean()),
+            "macro_f1": metrics.macro_f1(outputs.labels, outputs.predicted),
+            "worst_class_accuracy": float(np.nanmin(accuracies)),
+            "temperature": temperature,
+        }
+        for is_scaled in (False, True):
+            calibration = measure_calibration(outputs, temperature if is_scaled else 1.0)
+            confidence[is_scaled] = calibration.confidence
+            if not is_scaled:
+                row["rejection_auroc"] = metrics.rejection_auroc(calibration.confidence, outputs.is_correct)
+            suffix = SCALED if is_scaled else ""
+            row |= {f"{name}{suffix}": getattr(calibration, name) for name in CALIBRATION_METRICS}
+        rows.append(row)
+    return Measured(
+        keys,
+        run.classes,
+        rows,
+        accuracies,
+        confusion_matrix(run.test.labels, run.test.predicted, labels=range(len(run.classes))),
+        confidence,
+        replace(run.test, log_probabilities=np.zeros((len(run.test.labels), 0), np.float16)),
+    )
+
+
+class Calibration(NamedTuple):
+    """The metrics in CALIBRATION_METRICS, and the confidence of each image."""
+
+    nll: float
+    brier: float
+    ece: float
+    ece_if_calibrated: float
+    confidence: np.ndarray
+
+
+def measure_calibration(outputs: Outputs, temperature: float = 1.0) -> Calibration:
+    """Return the calibration of predictions whose logits are divided by a temperature."""
+    p = metrics.probabilities(outputs.log_probabilities, temperature)
+    confidence = p[np.arange(len(p)), outputs.predicted]
+    return Calibration(
+        metrics.negative_log_likelihood(outputs.log_probabilities, outputs.labels, temperature),
+        metrics.brier_score(p, outputs.labels),
+        metrics.calibration_error(confidence, outputs.is_correct),
+        metrics.calibrated_error(confidence),
+        confidence,
+    )
+
+
+def by_task(runs: Sequence[Measured]) -> dict[tuple[int, int], dict[str, Measured]]:
+    """Return the runs of one dataset by (test environment, trial) and algorithm."""
+    tasks: dict[tuple[int, int], dict[str, Measured]] = defaultdict(dict)
+    for run in runs:
+        tasks[run.run["test_env"], run.run["trial_seed"]][run.run["algorithm"]] = run
+    return dict(sorted(tasks.items()))
+
+
+def measure_agreement(runs: Sequence[Measured]) -> pd.DataFrame:
+    """Return how far algorithms agree on test images: one row per pair of algorithms, test environment and trial."""
+    rows = []
+    for algorithms in by_task(runs).values():
+        for (a, first), (b, second) in itertools.combinations(algorithms.items(), 2):
+            x, y = first.outputs, second.outputs
+            if find_common([x, y]) is None or len(x.index) != len(y.index):
+                continue  # they were trained on different versions of the data
+            row = {
+                **{name: first.run[name] for name in KEYS if name != "algorithm"},
+                "algorithm": a,
+                "other": b,
+                "agreement": metrics.agreement(x.predicted, y.predicted),
+                "error_consistency": metrics.error_consistency(x.predicted, y.predicted, x.labels),
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def find_extremes(runs: Sequence[Measured], algorithms: Sequence[str]) -> pd.DataFrame:
+    """Return the test images that every run misclassifies, or every run of one algorithm alone classifies correctly.
+
+    An image counts with the trials whose in split has it, if all algorithms have runs there.
+
+    Returns:
+        One row per image: `test_env`, `environment`, `image`, `index` (-1 if it differs between trials), `label`,
+        `outcome` ("all fail" or "only ALGORITHM"), `predicted` (the most frequent wrong class), `n_runs`.
+    """
+    columns = ["test_env", "environment", "image", "index", "label", "outcome", "predicted", "n_runs"]
+    frames = []
+    for (env, _), of_task in by_task(runs).items():
+        if set(of_task) != set(algorithms):
+            continue
+        for number, algorithm in enumerate(algorithms):
+            outputs = of_task[algorithm].outputs
+            frame = pd.DataFrame({name: getattr(outputs, name) for name in ("image", "index", "predicted")})
+            frames.append(frame.assign(label=outputs.labels, algorithm=number, test_env=env))
+    if not frames:
+        return pd.DataFrame(columns=columns)
+    table = pd.concat(frames, ignore_index=True)
+    table["is_correct"] = table["predicted"] == table["label"]
+    keys = ["test_env", "image", "label"]  # in some datasets, the label depends on the trial
+    shares = table.groupby([*keys, "algorithm"])["is_correct"].mean().unstack("algorithm")
+    solves, fails = (shares == 1).to_numpy(), (shares == 0).to_numpy()
+    is_alone = (solves.sum(1) == 1) & (fails.sum(1) == len(algorithms) - 1) & (len(algorithms) > 1)
+    outcome = np.where(fails.all(1), "all fail", "")
+    only = np.array([f"only {name}" for name in algorithms])
+    outcome = np.where(is_alone, only[solves.argmax(1)], outcome)
+    found = pd.DataFrame({"outcome": outcome}, index=shares.index)[outcome != ""].reset_index()
+    images = table.merge(found[keys], on=keys).groupby(keys)
+    details = images["index"].agg(lambda values: values.iloc[0] if values.nunique() == 1 else -1).to_frame("index")
+    details["n_runs"] = images.size()
+    wrong = images.obj[~images.obj["is_correct"]].groupby(keys)["predicted"]
+    details["predicted"] = wrong.agg(lambda values: values.mode().iloc[0])
+    found = found.merge(details.reset_index(), on=keys, how="left")
+    classes, environments = runs[0].classes, {run.run["test_env"]: run.run["environment"] for run in runs}
+    found["environment"] = found["test_env"].map(environments)
+    for name in ("label", "predicted"):
+        found[name] = ["" if pd.isna(number) else classes[int(number)] for number in found[name]]
+    return found[columns].sort_values(["test_env", "outcome", "index", "image"], ignore_index=True)
+
+
+def measure_ensemble(runs: Iterable[Run], kind: str) -> dict[str, Any] | None:
+    """Return the metrics of the mean probabilities of runs of the same algorithm and test environment.
+
+    Args:
+        runs: the members.
+        kind: "draws", on the in split of the test environment; or "trials", on all of its images that all members have
+            predicted.
+
+    Returns:
+        None if there are fewer than two members, or their images differ.
+    """
+    members = list(runs)
+    outputs = [run.test if kind == "draws" else run.unseen for run in members]
+    if len(members) < 2 or (rows := find_common(outputs)) is None or not len(rows[0]):
+        return None
+    outputs = [member.take(positions) for member, positions in zip(outputs, rows, strict=True)]
+    logarithms, predicted = [o.log_probabilities for o in outputs], [o.predicted for o in outputs]
+    p, classes = metrics.ensemble(logarithms, predicted)
+    labels = outputs[0].labels
+    combined = measure_calibration(replace(outputs[0], log_probabilities=_logarithms(p), predicted=classes))
+    single = [measure_calibration(member) for member in outputs]
+    accuracies = [float(member.is_correct.mean()) for member in outputs]
+    row = {name: getattr(members[0], name) for name in KEYS}
+    row |= {"trial_seed": members[0].trial_seed if kind == "draws" else -1}
+    row |= {"kind": kind, "n_members": len(members), "n_images": len(labels)}
+    row |= {"accuracy": float((classes == labels).mean()), "member_accuracy": float(np.mean(accuracies))}
+    for name in ("nll", "ece"):
+        row[name] = getattr(combined, name)
+        row[f"member_{name}"] = float(np.mean([getattr(calibration, name) for calibration in single]))
+    return row
+
+
+def _logarithms(p: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(p, np.finfo(np.float64).tiny))
