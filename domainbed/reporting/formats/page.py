@@ -74,6 +74,7 @@ def as_html(report: Report, folder: Path) -> str:
         "runs": {section.selection: _selected_runs(report, section, folder) for section in report.sections},
         "missing": missing,
         "states": [state for state in reversed(JobState) if any(cell.runs[state] for cell in missing)],
+        "n_pruned": int((report.sweep.runs["state"] == JobState.PRUNED).sum()),
         "is_all_done": bool(report.sweep.runs["state"].isin(FINISHED).all()),
         "pictures": pictures,
         "common_pictures": common_pictures,
