@@ -141,7 +141,7 @@ def _format_hparam(value: Any) -> str:
 
 
 def _missing_cells(report: Report) -> list[Cell]:
-    """Return the cells with unfinished or pruned runs, each from the selection method that requires the most runs for it."""
+    """Return the cells with unfinished or pruned runs, each from the method that requires the most runs for it."""
     cells: dict[tuple[str, str, str], Cell] = {}
     for table in (table for section in report.sections for table in section.tables if table.name != AVERAGES):
         for cell in table.cells:
