@@ -81,6 +81,7 @@ def as_html(report: Report, folder: Path) -> str:
         "runs": {section.selection: _selected_runs(report, section, folder) for section in report.sections},
         "missing": missing,
         "states": [state for state in reversed(JobState) if any(cell.runs[state] for cell in missing)],
+        "n_pruned": int((report.sweep.runs["state"] == JobState.PRUNED).sum()),
         "is_all_done": bool(report.sweep.runs["state"].isin(FINISHED).all()),
         "explorer": explorer,
         "palette": COLORS,
@@ -155,7 +156,7 @@ def _format_hparam(value: Any) -> str:
 
 
 def _missing_cells(report: Report) -> list[Cell]:
-    """Return the cells with unfinished runs, each from the selection method that requires the most runs for it."""
+    """Return the cells with unfinished or pruned runs, each from the method that requires the most runs for it."""
     cells: dict[tuple[str, str, str], Cell] = {}
     for table in (table for section in report.sections for table in section.tables if table.name != AVERAGES):
         for cell in table.cells:
