@@ -151,11 +151,24 @@ def make_parts(python: str, args: argparse.Namespace) -> list[Part]:
     algorithms = ("--algorithms", "ERM") if is_small else ()
     cell = str(output / "cell")
     launch = [
-        *("sweep", "launch", *arrays, "--algorithms", "ERM", "--n_hparams", "1", "--n_trials", "1", "--test_envs", "2"),
+        *(
+            "-m",
+            "domainbed.scripts.sweep",
+            "launch",
+            *arrays,
+            "--algorithms",
+            "ERM",
+            "--n_hparams",
+            "1",
+            "--n_trials",
+            "1",
+            "--test_envs",
+            "2",
+        ),
         *("--steps", "3" if is_small else "5001", "--output_dir", cell, "--skip_confirmation"),
     ]
     launch[launch.index("--dataset")] = "--datasets"
-    collect = ("collect_results", "--input_dir", cell, "--selection", "training-domain")
+    collect = ("-m", "domainbed.scripts.collect_results", "--input_dir", cell, "--selection", "training-domain")
     if is_small:
         captured = tests("tests/engine/test_steps.py", "-k", "captured", "--collect-only")
         resumed = tests("tests/engine/test_resume.py", "-k", "stopped_at_any_point")
@@ -177,7 +190,7 @@ def make_parts(python: str, args: argparse.Namespace) -> list[Part]:
         Part("eval", 30, benchmark("eval", *arrays, "--repeats", repeats, *sides)),
         Part("data", 25, benchmark("data", *photos[2:], "--seconds", "0.1" if is_small else "3"), no_photos),
         Part("features", 35, benchmark("features", *photos, "--repeats", "1", *job_steps[:2]), no_photos),
-        Part("cell", 120, ((python, "-m", "domainbed", *launch), (python, "-m", "domainbed", *collect))),
+        Part("cell", 120, ((python, *launch), (python, *collect))),
     ]
 
 
