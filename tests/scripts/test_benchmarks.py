@@ -336,3 +336,56 @@ def test_command_line_lists_the_benchmarks():
     assert all(f"\n  {name} " in usage for name in names)
     assert call() == (2, "", usage)
     assert call("setp") == (2, "", f"error: unknown benchmark 'setp'\n{usage}")
+
+
+def test_stopwatch_attributes_time_to_the_innermost_part(benchmark, monkeypatch: pytest.MonkeyPatch):
+    timers = benchmark("worker_timers")
+    now = [0.0]
+    monkeypatch.setattr(timers.Stopwatch, "_now", staticmethod(lambda: (now[0], now[0] / 2)))
+    watch = timers.Stopwatch()
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    def generate() -> Iterator[int]:
+        for i in range(2):
+            spend(10)
+            yield i
+
+    def fail() -> None:
+        spend(1)
+        raise ZeroDivisionError
+
+    spend(1)
+    with watch.part("outer"):
+        spend(2)
+        for _ in watch.measure("inner", generate)():
+            spend(4)
+        with pytest.raises(ZeroDivisionError):
+            watch.measure("failed", fail)()
+    times = {timers.BETWEEN_JOBS: 1, "outer": 2 + 8, "inner": 20, "failed": 1}
+    assert watch.read() == {name: [seconds, seconds / 2] for name, seconds in times.items()}
+    spend(3)
+    assert watch.read() == {timers.BETWEEN_JOBS: [3, 1.5]}
+
+
+@pytest.mark.slow
+def test_overhead(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """In a real worker: the parts add up to the job, and each was measured."""
+    overhead, timers = benchmark("benchmark_overhead"), benchmark("worker_timers")
+    monkeypatch.setattr(overhead.local, "serve", overhead.local.serve)  # restored at the end
+    monkeypatch.setenv(timers.TIMES_FILE, "")
+    file = tmp_path / "overhead.json"
+    assert overhead.main(["--steps", "3", "--repeats", "2", "--output", str(file)]) == 0
+    names = [*timers.PARTS, timers.REST, timers.BETWEEN_JOBS, timers.BARE_LOOP, overhead.WHOLE, overhead.OVERHEAD]
+    results = json.loads(file.read_text())["results"]
+    assert [result["side"] for result in results] == [name for name in names for _ in range(2)]
+    wall = {result["side"]: result["samples"] for result in results if "wall" in result["what"]}
+    for i in range(2):
+        assert min(times[i] for times in wall.values()) > 0
+        parts = [wall[name][i] for name in (*timers.PARTS, timers.REST)]
+        assert wall[overhead.WHOLE][i] == pytest.approx(sum(parts))
+        rest = sum(parts) - wall["updates"][i] - wall["evaluations"][i]
+        assert wall[overhead.OVERHEAD][i] == pytest.approx(rest)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[-len(names) :]] == names
