@@ -14,6 +14,7 @@ from domainbed.model_selection import RUN_COLUMNS, TRIAL_COLUMNS, best_hparams
 from domainbed.predictions import PREDICTIONS_FILE
 from domainbed.reporting.cells import environment_names, testable_names
 from domainbed.reporting.load import Sweep
+from domainbed.reporting.report import sweep_titles
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Section:
 
     Attributes:
         selection, dataset: these.
+        title: the printed name of the dataset, with a frozen backbone.
         environments: the names of the environments that can be tested on.
         algorithms: the algorithms with predictions, in the order of the request.
         runs: the runs behind the tables.
@@ -30,6 +32,7 @@ class Section:
 
     selection: str
     dataset: str
+    title: str
     environments: Sequence[str]
     algorithms: Sequence[str]
     runs: Sequence[Measured]
@@ -93,7 +96,8 @@ def _make_section(
         tables.images_table(find_extremes(runs, present), runs, environments),
         tables.ensembles_table(ensembles, environments),
     ]
-    return Section(selection, dataset, environments, present, runs, [table for table in made if table])
+    title = sweep_titles(sweep, ())(dataset)
+    return Section(selection, dataset, title, environments, present, runs, [table for table in made if table])
 
 
 def _measure_ensembles(

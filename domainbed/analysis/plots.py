@@ -31,7 +31,7 @@ def draw_section(section: Section) -> Iterator[Plot]:
     tables = {table.name: table for table in section.tables}
     dataset = section.dataset
     for algorithm in section.algorithms:
-        title = f"{algorithm} on {dataset}"
+        title = f"{algorithm} on {section.title}"
         frame = reliability(section, algorithm)
         caption = "Accuracy against confidence, in 15 bins of equal mass over all trials, before and after scaling."
         yield ["reliability", dataset, algorithm], caption, plot_reliability(frame, title), frame
@@ -42,11 +42,11 @@ def draw_section(section: Section) -> Iterator[Plot]:
     frame = tables["classes"].frame
     frame = frame[frame["environment"] != AVERAGE].reset_index(drop=True)
     caption = "Accuracy on each class of the test environment, with standard errors over trials."
-    yield ["classes", dataset], caption, plot_classes(frame, dataset, section.algorithms), frame
+    yield ["classes", dataset], caption, plot_classes(frame, section.title, section.algorithms), frame
     if "agreement" in tables:
         frame = agreement_matrix(tables["agreement"], section.algorithms)
         caption = "Percentage of test images on which two algorithms predict the same class."
-        yield ["agreement", dataset], caption, plot_agreement(frame, dataset, section.algorithms), frame
+        yield ["agreement", dataset], caption, plot_agreement(frame, section.title, section.algorithms), frame
 
 
 def reliability(section: Section, algorithm: str) -> pd.DataFrame:

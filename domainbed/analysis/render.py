@@ -14,7 +14,7 @@ def as_text(sections: Sequence[Section], names: Sequence[str] = ()) -> str:
     """Return the tables of these names for a terminal; all if there are none."""
     blocks = []
     for section, tables in _blocks(sections, names):
-        blocks.append(f"==== {section.dataset}, model selection: {section.selection} ====")
+        blocks.append(f"==== {section.title}, model selection: {section.selection} ====")
         blocks += ["\n".join([table.title, _tabulate(table, "simple"), *table.notes]) for table in tables]
     return "\n\n".join(blocks) + "\n"
 
@@ -23,7 +23,7 @@ def as_markdown(sections: Sequence[Section], names: Sequence[str] = ()) -> str:
     """Return the tables of these names as GitHub-flavored Markdown; all if there are none."""
     blocks = []
     for section, tables in _blocks(sections, names):
-        blocks.append(f"## {_escape(section.dataset)}, model selection: {_escape(section.selection)}")
+        blocks.append(f"## {_escape(section.title)}, model selection: {_escape(section.selection)}")
         for table in tables:
             blocks += [f"### {table.title}", _tabulate(table, "github"), *map(_escape, table.notes)]
     return "\n\n".join(blocks) + "\n"
