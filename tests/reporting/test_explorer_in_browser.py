@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domainbed.reporting.formats.base import anchor
 from domainbed.reporting.formats.page import as_html
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
@@ -195,6 +196,10 @@ def test_runs_of_the_tables_have_curves(page: "Chrome", written: tuple[Report, P
     assert dialog.find_element(By.TAG_NAME, "h3").text == "ERM, test environment A"
     assert dialog.find_element(By.CSS_SELECTOR, ".path a").text == folder
     assert written[0].sweep.jobs.at[folder, "dataset"] == "PACS"
+    press(page, Keys.ESCAPE)
+    link = page.find_element(By.XPATH, f"//section[@id='{anchor('training-domain', 'PACS', 'Fishr')}']/h4/a[2]")
+    page.execute_script("arguments[0].click()", link)
+    assert text(page, ".summary").startswith("40 runs on PACS")
 
 
 def test_phone_and_print_and_dark_mode(page: "Chrome"):

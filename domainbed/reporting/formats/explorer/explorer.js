@@ -54,6 +54,9 @@ class Explorer {
         this.update();
       });
     }
+    for (const link of document.querySelectorAll("a.explore")) {
+      link.addEventListener("click", () => this.showRunsOf(link.dataset));
+    }
     for (const details of document.querySelectorAll("details.runs")) {
       const add = () => details.open && this.addButtons(details);
       details.addEventListener("toggle", add);
@@ -77,13 +80,21 @@ class Explorer {
     this.runs = new Runs(this.block, header.datasets[i]);
     this.brushes.clear();
     const algorithms = [...new Set(this.runs.algorithm)].sort((a, b) => a - b);
-    this.algorithms = new Set(algorithm === undefined ? algorithms : [algorithm]);
+    this.algorithms = new Set(algorithms.includes(algorithm) ? [algorithm] : algorithms);
     this.environments = new Set(this.runs.env);
     this.find("[name=dataset]").value = i;
     fillSelect(this.find("[name=quantity]"), this.runs.quantities.map(({ label }) => label));
     this.find(".omitted").hidden = !this.runs.omitted_metrics;
     this.find(".omitted").textContent = `${this.runs.omitted_metrics} more recorded metrics are not shown.`;
     this.update();
+  }
+
+  showRunsOf({ dataset, algorithm }) {
+    const { datasets, algorithms } = this.block.header;
+    const i = datasets.findIndex(({ title }) => title === dataset);
+    if (i >= 0) {
+      this.setDataset(i, algorithms.findIndex(({ title }) => title === algorithm));
+    }
   }
 
   // Return the state that views are made from (views.js).
