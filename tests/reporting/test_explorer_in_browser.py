@@ -100,8 +100,10 @@ def test_filters_change_the_points(page: "Chrome"):
     assert text(page, ".summary") == "90 runs on ColoredMNIST, each at the step selected by training-domain."
     assert [note.partition(" runs")[0] for note in notes(page)] == [f"test: {e} 30" for e in ("+90%", "+80%", "-90%")]
     pixels = find(page, "canvas").screenshot_as_png
-    page.execute_script("arguments[0].click()", find(page, ".algorithms .chip:nth-child(2) .only"))
+    page.execute_script("arguments[0].focus()", find(page, ".algorithms .chip:nth-child(2) .only"))
+    press(page, Keys.ENTER)
     assert text(page, ".summary").startswith("30 runs ")
+    assert page.switch_to.active_element == find(page, ".algorithms .chip:nth-child(2) .only"), "focus stays"
     assert find(page, "canvas").screenshot_as_png != pixels
     find(page, ".environments .chip:nth-child(2) input").click()
     assert text(page, ".summary").startswith("20 runs ")
