@@ -117,6 +117,7 @@ def test_filters_change_the_points(page: "Chrome"):
     assert [e.get_attribute("id") for e in shown] == ["test-domain"], "the tables follow"
     choose(page, "dataset", "PACS")
     assert text(page, ".summary").startswith("24 runs on PACS"), "all algorithms and environments"
+    show(page, "scatter")
     choose(page, "quantity", "loss")
     assert "↑ loss" in text(page, ".panel svg")
     assert HOSTILE in text(page, ".algorithms")
@@ -128,6 +129,7 @@ def test_pointer_and_keyboard_reach_runs(page: "Chrome", written: tuple[Report, 
     selected = report.sweep.select("training-domain")
     runs = selected[(selected["dataset"] == "ColoredMNIST") & (selected["test_env"] == 0)].sort_values("val_acc")
     first, second = (row for _, row in runs.iloc[:2].iterrows())
+    show(page, "scatter")
     find(page, "[name=which]").send_keys(Keys.TAB)
     while page.switch_to.active_element != find(page, ".plot"):  # past the legends
         assert page.switch_to.active_element.tag_name in ("input", "button")

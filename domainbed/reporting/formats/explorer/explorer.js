@@ -12,7 +12,7 @@ class Explorer {
     this.find = (selector) => root.querySelector(selector);
     this.panelsRoot = this.find(".panels");
     this.dialog = this.find("dialog");
-    this.view = "scatter";
+    this.view = "overview";
     this.which = { curves: "best" }; // the runs that a view shows: "all" unless stated
     this.selection = 0;
     this.quantityName = "test";
