@@ -34,6 +34,31 @@ ALGORITHMS = ("ERM", "Fishr", HOSTILE)
 VIEWS = ("overview", "scatter", "hparams", "parallel", "curves")
 
 
+# Random clicks, choices, keys and moves of the pointer, from a seed.
+RANDOM_ACTIONS = """
+let seed = arguments[0];
+const random = (n) => Math.floor(n * ((seed = (seed * 1103515245 + 12345) % 2 ** 31) / 2 ** 31));
+const pick = (items) => items[random(items.length)];
+const all = (selector) => [...document.querySelectorAll(`.explorer ${selector}`)];
+const keys = "ArrowUp ArrowDown ArrowLeft ArrowRight Home End PageUp PageDown Escape Enter".split(" ");
+const press = (target) => target.dispatchEvent(new KeyboardEvent("keydown", { bubbles: true, key: pick(keys) }));
+for (let i = 0; i < arguments[1]; i++) {
+  pick([...all("[name=view]"), ...all(".checks input, .legend button")]).click();
+  const select = pick(all("select"));
+  select.selectedIndex = random(select.options.length);
+  select.dispatchEvent(new Event("change", { bubbles: true }));
+  for (const target of all(".plot, .limit").filter(() => random(2))) {
+    target.focus();
+    d3.range(4).forEach(() => press(target));
+    const { left, top, width, height } = target.getBoundingClientRect();
+    const place = { clientX: left + random(width), clientY: top + random(height) };
+    target.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, ...place }));
+    document.querySelector("dialog").close();
+  }
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     """Return the report of a sweep with random accuracies and hyperparameters, and its page."""
@@ -186,8 +211,23 @@ def test_brushes_select_runs(page: "Chrome"):
     both = re.match(r"(\d+) of 90 runs", text(page, ".summary"))
     assert both
     assert int(both[1]) < int(by_keyboard[1])
+    for i in range(len(ALGORITHMS)):
+        find(page, f".algorithms .chip:nth-child({i + 1}) input").click()
+    assert text(page, ".summary") == "No runs of ColoredMNIST match."
+    find(page, ".algorithms .all").click()
+    assert text(page, ".summary").startswith(both[0]), "brushes are kept"
     find(page, "button.clear").click()
     assert text(page, ".summary").startswith("90 runs on ColoredMNIST")
+
+
+def test_random_actions_cause_no_error(page: "Chrome"):
+    for seed in range(3):
+        page.execute_script(RANDOM_ACTIONS, seed, 30)  # the fixture checks that nothing is logged
+    for name in ("algorithms", "environments"):
+        button = find(page, f".{name} .all")
+        page.execute_script("arguments[0].click()", button)
+    choose(page, "which", "all")
+    assert re.match(r"\d+ runs on |\d+ of \d+ runs within", text(page, ".summary"))
 
 
 def test_runs_of_the_tables_have_curves(page: "Chrome", written: tuple[Report, Path]):

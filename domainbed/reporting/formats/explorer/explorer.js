@@ -187,7 +187,7 @@ class Explorer {
     const { runs, shown, selection, quantity } = this.current;
     const method = runs.header.selections[selection];
     let text = `${count(shown.length)} on ${runs.title}, each at the step selected by ${method}.`;
-    if (this.view === "parallel" && this.brushes.size) {
+    if (this.view === "parallel" && this.brushes.size && shown.length) {
       const read = runs.selectedReader(quantity, selection);
       const values = this.panels[0].activeRuns().map(read);
       const [median, low, high] = [d3.median(values), ...d3.extent(values)].map((value) =>
