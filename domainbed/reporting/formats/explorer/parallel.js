@@ -82,6 +82,10 @@ class ParallelPanel {
     const ratio = Math.max(2, window.devicePixelRatio);
     this.canvas.width = width * ratio;
     this.canvas.height = height * ratio;
+    // On a phone, many axes are wider than the page, and scroll.
+    const cssWidth = width > this.plot.clientWidth ? `${width}px` : "";
+    this.canvas.style.width = cssWidth;
+    this.svg.style("width", cssWidth || null);
     this.svg.attr("viewBox", `0 0 ${width} ${height}`).selectChildren().remove();
     this.overlay = this.svg.append("g").attr("class", "highlight");
     this.drawLines();
