@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 
 from domainbed.errors import printable
 from domainbed.files import read_regular
@@ -16,6 +17,7 @@ from domainbed.terminal import ProgressBar
 
 NO_METRICS = {"step", "epoch", "bad_images", "schema_version"}
 MAX_METRICS = 40  # with different names, of one dataset
+BATCH = 250  # jobs that a process reads at a time
 
 
 def load_metric_columns(
@@ -35,22 +37,39 @@ def load_metric_columns(
     """
     columns: dict[str, np.ndarray] = {}
     omitted: set[str] = set()
-    for i, folder in enumerate(ProgressBar(folders, "reading metrics", unit=" jobs", leave=False)):
+    batches = [range(i, min(i + BATCH, len(folders))) for i in range(0, len(folders), BATCH)]
+    # Processes pay off only for a large sweep.
+    parts = Parallel(cpu_count() if len(batches) > 2 else 1, return_as="generator")(
+        delayed(_read_batch)(sweep_dir, [(folders[i], steps[first[i] : first[i + 1]]) for i in batch])
+        for batch in batches
+    )
+    with ProgressBar(total=len(folders), desc="reading metrics", unit="job", leave=False) as bar:
+        for batch, part in zip(batches, parts, strict=True):
+            for i, metrics in zip(batch, part, strict=True):
+                for name, values in metrics.items():
+                    if name not in columns and len(columns) == MAX_METRICS:
+                        omitted.add(name)
+                        continue
+                    columns.setdefault(name, np.full(len(steps), np.nan))[first[i] : first[i + 1]] = values
+            bar.update(len(batch))
+    return columns, len(omitted)
+
+
+def _read_batch(sweep_dir: Path, jobs: Sequence[tuple[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Return the metrics of jobs, given by their folders and the steps of their records: a value per record."""
+    result = []
+    for folder, steps in jobs:
         all_records = _read_records(sweep_dir / folder)
         by_step = {step: record for record in all_records if type(step := record.get("step")) is int}
-        records = [by_step.get(step, {}) for step in steps[first[i] : first[i + 1]].tolist()]
+        records = [by_step.get(step, {}) for step in steps.tolist()]
+        metrics = {}
         for name in dict.fromkeys(name for record in records for name in record):
-            if not _is_metric(name):
-                continue
-            values = [_to_float(record.get(name)) for record in records]
-            if all(value != value for value in values):
-                continue
-            title = printable(name)
-            if title not in columns and len(columns) == MAX_METRICS:
-                omitted.add(title)
-                continue
-            columns.setdefault(title, np.full(len(steps), np.nan))[first[i] : first[i + 1]] = values
-    return columns, len(omitted)
+            if _is_metric(name):
+                values = np.array([_to_float(record.get(name)) for record in records])
+                if not np.isnan(values).all():
+                    metrics[printable(name)] = values
+        result.append(metrics)
+    return result
 
 
 def _read_records(folder: Path) -> Sequence[Mapping[str, Any]]:

@@ -33,7 +33,8 @@ def parser() -> cli.Parser:
         metavar="FORMAT",
         help=f"{', '.join(FORMATS[:-1])}, or {FORMATS[-1]}. latex is a complete document; latex-fragment is only the "
         "tables, for \\input (requires booktabs and graphicx); bibtex contains the entries that --cite cites; csv and "
-        "json contain every cell, unrounded, with its counts; html is a page with plots and the runs behind each cell",
+        "json contain every cell, unrounded, with its counts; html is a page with the runs behind each cell, on which "
+        "all runs can be explored",
     )
     p.add_argument(
         "--latex",

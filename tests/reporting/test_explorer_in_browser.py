@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domainbed.reporting.formats.base import anchor
 from domainbed.reporting.formats.page import as_html
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
@@ -31,6 +32,31 @@ if TYPE_CHECKING:
 
 ALGORITHMS = ("ERM", "Fishr", HOSTILE)
 VIEWS = ("overview", "scatter", "hparams", "parallel", "curves")
+
+
+# Random clicks, choices, keys and moves of the pointer, from a seed.
+RANDOM_ACTIONS = """
+let seed = arguments[0];
+const random = (n) => Math.floor(n * ((seed = (seed * 1103515245 + 12345) % 2 ** 31) / 2 ** 31));
+const pick = (items) => items[random(items.length)];
+const all = (selector) => [...document.querySelectorAll(`.explorer ${selector}`)];
+const keys = "ArrowUp ArrowDown ArrowLeft ArrowRight Home End PageUp PageDown Escape Enter".split(" ");
+const press = (target) => target.dispatchEvent(new KeyboardEvent("keydown", { bubbles: true, key: pick(keys) }));
+for (let i = 0; i < arguments[1]; i++) {
+  pick([...all("[name=view]"), ...all(".checks input, .legend button")]).click();
+  const select = pick(all("select"));
+  select.selectedIndex = random(select.options.length);
+  select.dispatchEvent(new Event("change", { bubbles: true }));
+  for (const target of all(".plot, .limit").filter(() => random(2))) {
+    target.focus();
+    d3.range(4).forEach(() => press(target));
+    const { left, top, width, height } = target.getBoundingClientRect();
+    const place = { clientX: left + random(width), clientY: top + random(height) };
+    target.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, ...place }));
+    document.querySelector("dialog").close();
+  }
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +125,10 @@ def test_filters_change_the_points(page: "Chrome"):
     assert text(page, ".summary") == "90 runs on ColoredMNIST, each at the step selected by training-domain."
     assert [note.partition(" runs")[0] for note in notes(page)] == [f"test: {e} 30" for e in ("+90%", "+80%", "-90%")]
     pixels = find(page, "canvas").screenshot_as_png
-    page.execute_script("arguments[0].click()", find(page, ".algorithms .chip:nth-child(2) .only"))
+    page.execute_script("arguments[0].focus()", find(page, ".algorithms .chip:nth-child(2) .only"))
+    press(page, Keys.ENTER)
     assert text(page, ".summary").startswith("30 runs ")
+    assert page.switch_to.active_element == find(page, ".algorithms .chip:nth-child(2) .only"), "focus stays"
     assert find(page, "canvas").screenshot_as_png != pixels
     find(page, ".environments .chip:nth-child(2) input").click()
     assert text(page, ".summary").startswith("20 runs ")
@@ -114,6 +142,7 @@ def test_filters_change_the_points(page: "Chrome"):
     assert [e.get_attribute("id") for e in shown] == ["test-domain"], "the tables follow"
     choose(page, "dataset", "PACS")
     assert text(page, ".summary").startswith("24 runs on PACS"), "all algorithms and environments"
+    show(page, "scatter")
     choose(page, "quantity", "loss")
     assert "↑ loss" in text(page, ".panel svg")
     assert HOSTILE in text(page, ".algorithms")
@@ -125,6 +154,7 @@ def test_pointer_and_keyboard_reach_runs(page: "Chrome", written: tuple[Report, 
     selected = report.sweep.select("training-domain")
     runs = selected[(selected["dataset"] == "ColoredMNIST") & (selected["test_env"] == 0)].sort_values("val_acc")
     first, second = (row for _, row in runs.iloc[:2].iterrows())
+    show(page, "scatter")
     find(page, "[name=which]").send_keys(Keys.TAB)
     while page.switch_to.active_element != find(page, ".plot"):  # past the legends
         assert page.switch_to.active_element.tag_name in ("input", "button")
@@ -181,8 +211,23 @@ def test_brushes_select_runs(page: "Chrome"):
     both = re.match(r"(\d+) of 90 runs", text(page, ".summary"))
     assert both
     assert int(both[1]) < int(by_keyboard[1])
+    for i in range(len(ALGORITHMS)):
+        find(page, f".algorithms .chip:nth-child({i + 1}) input").click()
+    assert text(page, ".summary") == "No runs of ColoredMNIST match."
+    find(page, ".algorithms .all").click()
+    assert text(page, ".summary").startswith(both[0]), "brushes are kept"
     find(page, "button.clear").click()
     assert text(page, ".summary").startswith("90 runs on ColoredMNIST")
+
+
+def test_random_actions_cause_no_error(page: "Chrome"):
+    for seed in range(3):
+        page.execute_script(RANDOM_ACTIONS, seed, 30)  # the fixture checks that nothing is logged
+    for name in ("algorithms", "environments"):
+        button = find(page, f".{name} .all")
+        page.execute_script("arguments[0].click()", button)
+    choose(page, "which", "all")
+    assert re.match(r"\d+ runs on |\d+ of \d+ runs within", text(page, ".summary"))
 
 
 def test_runs_of_the_tables_have_curves(page: "Chrome", written: tuple[Report, Path]):
@@ -195,6 +240,10 @@ def test_runs_of_the_tables_have_curves(page: "Chrome", written: tuple[Report, P
     assert dialog.find_element(By.TAG_NAME, "h3").text == "ERM, test environment A"
     assert dialog.find_element(By.CSS_SELECTOR, ".path a").text == folder
     assert written[0].sweep.jobs.at[folder, "dataset"] == "PACS"
+    press(page, Keys.ESCAPE)
+    link = page.find_element(By.XPATH, f"//section[@id='{anchor('training-domain', 'PACS', 'Fishr')}']/h4/a[2]")
+    page.execute_script("arguments[0].click()", link)
+    assert text(page, ".summary").startswith("40 runs on PACS")
 
 
 def test_phone_and_print_and_dark_mode(page: "Chrome"):

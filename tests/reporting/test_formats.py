@@ -480,6 +480,7 @@ def test_output_to_pipes_and_links(tmp_path: Path):
         (["--selection", "all", "bogus"], "unknown selection method 'bogus'"),
         (["--relative_to", "VREx"], "--relative_to VREx: this sweep has no such runs"),
         (["--relative_to", "Fishr", "--algorithms", "ERM"], "--relative_to Fishr: not among --algorithms"),
+        (["--pictures"], "--format text does not support --pictures; use --format html, or the command plot"),
         (["--cite"], "--format text does not support --cite; use --format latex or latex-fragment"),
         (["--rename", "Fishr"], "--rename 'Fishr': expected OLD=NEW, such as"),
         (["--rename", "Fisher=F"], "--rename Fisher: no such algorithm, dataset or environment; did you mean Fishr"),

@@ -32,7 +32,21 @@ PALETTE_SIZE = 128
 
 D3 = "vendor/d3.min.js"
 # In this order: each uses the ones before it.
-EXPLORER_SCRIPTS = ("decode", "runs", "axes", "colors", "panel", "views", "parallel", "details", "controls", "explorer")
+EXPLORER_SCRIPTS = (
+    "decode",
+    "runs",
+    "axes",
+    "colors",
+    "marks",
+    "panel",
+    "views",
+    "parallel",
+    "details",
+    "controls",
+    "navigator",
+    "links",
+    "explorer",
+)
 
 
 class SelectedRun(NamedTuple):

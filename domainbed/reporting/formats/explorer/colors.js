@@ -66,6 +66,10 @@ function symbolPath(symbol, area) {
 function swatch(palette, i) {
   const svg = d3.create("svg").attr("class", "swatch").attr("viewBox", "-7 -7 14 14").attr("aria-hidden", "true");
   const [type, degrees] = SYMBOLS[i % SYMBOLS.length];
-  svg.append("path").attr("d", d3.symbol(type, 70)()).attr("transform", `rotate(${degrees})`).attr("fill", categoryColor(palette, i));
+  svg
+    .append("path")
+    .attr("d", d3.symbol(type, 70)())
+    .attr("transform", `rotate(${degrees})`)
+    .attr("fill", categoryColor(palette, i));
   return svg.node();
 }

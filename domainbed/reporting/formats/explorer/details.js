@@ -13,12 +13,20 @@ function describeRun(state, run) {
   if (state_ !== "done") {
     facts.push(state_);
   }
-  const shownQuantities = runs.quantities.filter(({ name }) => name === "test" || name === "in_domain" || name === state.quantity.name);
+  const shownQuantities = runs.quantities.filter(
+    ({ name }) => name === "test" || name === "in_domain" || name === state.quantity.name,
+  );
   return {
     title: `${runs.algorithmTitle(run)}, test environment ${runs.environments[runs.env[run]]}`,
     facts: facts.join(", "),
-    quantities: shownQuantities.map((quantity) => [quantity.label, formatQuantity(runs.selectedReader(quantity, selection)(run), quantity.unit), quantity.unit]),
-    hparams: runs.hparams.map((hparam) => [hparam.name, runs.hparam(hparam, run)]).filter(([, value]) => value !== undefined),
+    quantities: shownQuantities.map((quantity) => [
+      quantity.label,
+      formatQuantity(runs.selectedReader(quantity, selection)(run), quantity.unit),
+      quantity.unit,
+    ]),
+    hparams: runs.hparams
+      .map((hparam) => [hparam.name, runs.hparam(hparam, run)])
+      .filter(([, value]) => value !== undefined),
     folder: runs.folderName(run),
     link: runs.link(run),
     isBest: runs.isBest(run, selection),
@@ -52,7 +60,10 @@ function fillTooltip(tooltip, state, run, varying) {
   tooltip.replaceChildren(
     element("b", title),
     element("p", facts + (isBest ? "; best of its trial" : "")),
-    definitionList(quantities.map(([label, text, unit]) => [label, unit === "%" ? `${text}%` : text]), "quantities"),
+    definitionList(
+      quantities.map(([label, text, unit]) => [label, unit === "%" ? `${text}%` : text]),
+      "quantities",
+    ),
     definitionList(values, "hparams"),
     element("p", `${shorten(folder, 20)} · click or Enter: training curves`, "quiet"),
   );
@@ -93,12 +104,21 @@ function openRun(dialog, state, run) {
   heading.id = "run-title";
   const note = `${facts}, selected by ${method}${isBest ? "; the best run of its trial, which the tables report" : ""}.`;
   const allValues = element("section");
-  allValues.append(element("h4", "Hyperparameters"), definitionList(hparams.map(([name, value]) => [name, formatNumber(value)]), "hparams"));
+  allValues.append(
+    element("h4", "Hyperparameters"),
+    definitionList(
+      hparams.map(([name, value]) => [name, formatNumber(value)]),
+      "hparams",
+    ),
+  );
   dialog.replaceChildren(
     close,
     heading,
     element("p", note),
-    definitionList(quantities.map(([label, text, unit]) => [label, unit === "%" ? `${text}%` : text]), "quantities"),
+    definitionList(
+      quantities.map(([label, text, unit]) => [label, unit === "%" ? `${text}%` : text]),
+      "quantities",
+    ),
     charts,
     allValues,
     place,
@@ -128,17 +148,31 @@ function accuracyCurves(state, run) {
   const readTest = runs.reader(test);
   const others = d3.range(runs.environments.length).filter((env) => env !== runs.env[run]);
   const series = [
-    ...others.map((env) => ({ name: `${runs.environments[env]}, out split`, style: env, read: (record) => runs.outAccuracy(env, record) })),
-    { name: `${runs.environments[runs.env[run]]} (test), in split`, style: -1, read: (record) => readTest(run, record) },
+    ...others.map((env) => ({
+      name: `${runs.environments[env]}, out split`,
+      style: env,
+      read: (record) => runs.outAccuracy(env, record),
+    })),
+    {
+      name: `${runs.environments[runs.env[run]]} (test), in split`,
+      style: -1,
+      read: (record) => readTest(run, record),
+    },
   ];
   const records = d3.range(runs.first[run], runs.first[run + 1]);
-  const y = new LinearAxis("Accuracy", series.flatMap(({ read }) => records.map(read)).filter(Number.isFinite), { unit: "%" });
+  const y = new LinearAxis("Accuracy", series.flatMap(({ read }) => records.map(read)).filter(Number.isFinite), {
+    unit: "%",
+  });
   const look = seriesLook(palette, series);
   const legend = element("p", undefined, "legend");
   series.forEach(({ name }, i) => {
     const item = legend.appendChild(element("span", name));
     const line = d3.create("svg").attr("class", "swatch line").attr("viewBox", "0 0 22 8").attr("aria-hidden", "true");
-    line.append("path").attr("d", "M0,4H22").attr("stroke", look.color(i)).attr("stroke-dasharray", look.dash(i).join(" "));
+    line
+      .append("path")
+      .attr("d", "M0,4H22")
+      .attr("stroke", look.color(i))
+      .attr("stroke-dasharray", look.dash(i).join(" "));
     item.prepend(line.node());
   });
   const spec = recordPanel(state, run, "Accuracy over training", series, y);
@@ -148,12 +182,21 @@ function accuracyCurves(state, run) {
 function metricCurves(state, run) {
   const { runs, palette } = state;
   const records = d3.range(runs.first[run], runs.first[run + 1]);
-  const shown = runs.quantities.filter(({ column }) => column && records.some((record) => Number.isFinite(runs.floats(column)[record])));
+  const shown = runs.quantities.filter(
+    ({ column }) => column && records.some((record) => Number.isFinite(runs.floats(column)[record])),
+  );
   return shown.map((quantity) => {
     const values = runs.floats(quantity.column);
     const series = [{ name: quantity.label, style: 0, read: (record) => values[record] }];
-    const y = quantityAxis({ label: "", unit: "" }, records.map((record) => values[record]));
-    return { spec: recordPanel(state, run, quantity.label, series, y), look: seriesLook(palette, series), isLarge: false };
+    const y = quantityAxis(
+      { label: "", unit: "" },
+      records.map((record) => values[record]),
+    );
+    return {
+      spec: recordPanel(state, run, quantity.label, series, y),
+      look: seriesLook(palette, series),
+      isLarge: false,
+    };
   });
 }
 
@@ -161,7 +204,11 @@ function metricCurves(state, run) {
 function recordPanel(state, run, title, series, y) {
   const { runs } = state;
   const records = d3.range(runs.first[run], runs.first[run + 1]);
-  const x = new LinearAxis(series.length > 1 ? "Training step" : "", records.map((record) => runs.step(record)), { margin: 0.02, integer: true });
+  const x = new LinearAxis(
+    series.length > 1 ? "Training step" : "",
+    records.map((record) => runs.step(record)),
+    { margin: 0.02, integer: true },
+  );
   const marks = { run: [], record: [], x: [], y: [] };
   series.forEach(({ read }, i) => {
     for (const record of records.filter((record) => Number.isFinite(y.position(read(record))))) {
@@ -173,7 +220,10 @@ function recordPanel(state, run, title, series, y) {
   });
   const selectedRecord = runs.selectedRecord(run, state.selection);
   const selected = d3.range(marks.run.length).filter((i) => marks.record[i] === selectedRecord);
-  const note = series.length > 1 && selectedRecord >= 0 ? `circles: the checkpoint at step ${runs.step(selectedRecord).toLocaleString("en-US")}` : "";
+  const note =
+    series.length > 1 && selectedRecord >= 0
+      ? `circles: the checkpoint at step ${runs.step(selectedRecord).toLocaleString("en-US")}`
+      : "";
   return { title, note, x, y, marks, selected, isLine: true, rule: selected.length ? marks.x[selected[0]] : undefined };
 }
 

@@ -1,6 +1,6 @@
 "use strict";
 
-// The explorer: its state, its controls, and the pointer and keyboard on its panels.
+// The explorer: its state, and what it shows.
 
 const VIEWS = { overview, scatter: inAndOut, hparams: hyperparameters, parallel: null, curves };
 
@@ -11,28 +11,38 @@ class Explorer {
     this.palette = JSON.parse(root.dataset.palette);
     this.find = (selector) => root.querySelector(selector);
     this.panelsRoot = this.find(".panels");
-    this.tooltip = this.find(".tooltip");
     this.dialog = this.find("dialog");
-    this.view = "scatter";
+    this.view = "overview";
     this.which = { curves: "best" }; // the runs that a view shows: "all" unless stated
     this.selection = 0;
     this.quantityName = "test";
     this.brushes = new Map();
     const { header } = block;
-    fillSelect(this.find("[name=dataset]"), header.datasets.map(({ title }) => title), 0);
+    fillSelect(
+      this.find("[name=dataset]"),
+      header.datasets.map(({ title }) => title),
+      0,
+    );
     fillSelect(this.find("[name=selection]"), header.selections, 0);
     this.find("[name=dataset]").parentElement.hidden = header.datasets.length === 1;
+    this.navigator = new Navigator(this.find(".canvas"), this.find(".tooltip"), this.find(".announcement"), (run) =>
+      this.open(run),
+    );
     this.listen();
     this.setDataset(0);
+    linkTables(this);
   }
 
   listen() {
-    const on = (selector, event, act) => this.root.querySelectorAll(selector).forEach((node) => node.addEventListener(event, act));
+    const on = (selector, event, act) =>
+      this.root.querySelectorAll(selector).forEach((node) => node.addEventListener(event, act));
     on("[name=dataset]", "change", ({ target }) => this.setDataset(Number(target.value)));
     on("[name=selection]", "change", ({ target }) => {
       showMethod(document.getElementById(encodeName(this.block.header.selections[target.value])));
     });
-    on("[name=quantity]", "change", ({ target }) => this.set({ quantityName: this.runs.quantities[target.value].name }));
+    on("[name=quantity]", "change", ({ target }) =>
+      this.set({ quantityName: this.runs.quantities[target.value].name }),
+    );
     on("[name=which]", "change", ({ target }) => this.set({ which: { ...this.which, [this.view]: target.value } }));
     on("[name=view]", "change", ({ target }) => this.set({ view: target.value }));
     on("button.clear", "click", () => {
@@ -48,23 +58,15 @@ class Explorer {
     });
     new ResizeObserver(() => this.resize()).observe(this.panelsRoot);
     darkMode.addEventListener("change", () => this.update());
-    for (const [event, isPrinted] of [["beforeprint", true], ["afterprint", false]]) {
+    for (const [event, isPrinted] of [
+      ["beforeprint", true],
+      ["afterprint", false],
+    ]) {
       addEventListener(event, () => {
         isPrinting = isPrinted;
         this.update();
       });
     }
-    for (const details of document.querySelectorAll("details.runs")) {
-      const add = () => details.open && this.addButtons(details);
-      details.addEventListener("toggle", add);
-      add();
-    }
-    this.panelsRoot.addEventListener("pointermove", (event) => this.point(event));
-    this.panelsRoot.addEventListener("pointerleave", () => this.leave());
-    this.panelsRoot.addEventListener("click", (event) => this.click(event));
-    this.panelsRoot.addEventListener("keydown", (event) => this.press(event));
-    this.panelsRoot.addEventListener("focusin", (event) => this.focus(event));
-    this.panelsRoot.addEventListener("focusout", () => this.leave());
   }
 
   set(changes) {
@@ -77,10 +79,13 @@ class Explorer {
     this.runs = new Runs(this.block, header.datasets[i]);
     this.brushes.clear();
     const algorithms = [...new Set(this.runs.algorithm)].sort((a, b) => a - b);
-    this.algorithms = new Set(algorithm === undefined ? algorithms : [algorithm]);
+    this.algorithms = new Set(algorithms.includes(algorithm) ? [algorithm] : algorithms);
     this.environments = new Set(this.runs.env);
     this.find("[name=dataset]").value = i;
-    fillSelect(this.find("[name=quantity]"), this.runs.quantities.map(({ label }) => label));
+    fillSelect(
+      this.find("[name=quantity]"),
+      this.runs.quantities.map(({ label }) => label),
+    );
     this.find(".omitted").hidden = !this.runs.omitted_metrics;
     this.find(".omitted").textContent = `${this.runs.omitted_metrics} more recorded metrics are not shown.`;
     this.update();
@@ -90,39 +95,56 @@ class Explorer {
   get state() {
     const { runs, selection, palette } = this;
     const onlyBest = (this.which[this.view] ?? "all") === "best";
-    const shown = d3.range(runs.length).filter(
-      (run) =>
-        this.algorithms.has(runs.algorithm[run]) &&
-        this.environments.has(runs.env[run]) &&
-        runs.selectedRecord(run, selection) >= 0 &&
-        (!onlyBest || runs.isBest(run, selection)),
-    );
+    const shown = d3
+      .range(runs.length)
+      .filter(
+        (run) =>
+          this.algorithms.has(runs.algorithm[run]) &&
+          this.environments.has(runs.env[run]) &&
+          runs.selectedRecord(run, selection) >= 0 &&
+          (!onlyBest || runs.isBest(run, selection)),
+      );
     const quantity = runs.quantities.find(({ name }) => name === this.quantityName) ?? runs.quantities[0];
     const sorted = (set) => [...set].sort((a, b) => a - b);
-    return { runs, shown, selection, quantity, palette, algorithms: sorted(this.algorithms), environments: sorted(this.environments) };
+    return {
+      runs,
+      shown,
+      selection,
+      quantity,
+      palette,
+      algorithms: sorted(this.algorithms),
+      environments: sorted(this.environments),
+    };
   }
 
   update() {
     const { runs, view } = this;
     const state = (this.current = this.state);
-    this.varying = runs.varyingHparams(state.shown);
     this.find("[name=selection]").value = this.selection;
     this.find("[name=quantity]").value = runs.quantities.indexOf(state.quantity);
+    this.find("[name=quantity]").title = state.quantity.hint;
     this.find("[name=which]").value = this.which[view] ?? "all";
     this.find(`[name=view][value=${view}]`).checked = true;
-    this.leave();
-    const made = VIEWS[view]?.(state) ?? { category: byAlgorithm(state), colored: "values", height: () => 440, note: hparamNote(state, this.varying.length) };
+    const made = VIEWS[view]?.(state) ?? {
+      category: byAlgorithm(state),
+      colored: "values",
+      height: () => 440,
+      note: hparamNote(state, runs.varyingHparams(state.shown).length),
+    };
     const look = makeLook(this.palette, made.category);
     if (view === "parallel") {
       this.panels = state.shown.length ? [new ParallelPanel(state, look, this.brushes, () => this.summarize())] : [];
     } else {
-      this.panels = made.panels.filter(({ marks }) => marks.run.length).map((spec) => new Panel(spec, look, `${spec.title}: ${state.quantity.label}, ${count(spec.marks.run.length)}`));
+      this.panels = made.panels
+        .filter(({ marks }) => marks.run.length)
+        .map(
+          (spec) => new Panel(spec, look, `${spec.title}: ${state.quantity.label}, ${count(spec.marks.run.length)}`),
+        );
     }
     this.height = made.height;
     this.panelsRoot.replaceChildren(...this.panels.map(({ figure }) => figure));
     this.panelsRoot.className = `panels n${this.panels.length === 4 ? 2 : Math.min(3, this.panels.length)}`;
-    this.panels.forEach(({ plot }, i) => (plot.tabIndex = i ? -1 : 0));
-    this.active = undefined;
+    this.navigator.setPanels(this.panels, state);
     this.fillLegends(state, made.colored);
     this.find(".note-of-view").textContent = made.note ?? "";
     this.summarize();
@@ -132,38 +154,54 @@ class Explorer {
 
   fillLegends(state, colored) {
     const { runs } = this;
-    const focused = document.activeElement?.closest?.(".explorer .checks input");
-    const keep = focused && [focused.closest("fieldset"), [...focused.closest("fieldset").querySelectorAll("input")].indexOf(focused)];
-    const algorithms = [...new Set(runs.algorithm)].sort((a, b) => a - b).map((value) => {
-      const { title, style } = runs.header.algorithms[value];
-      return { title, value, style: colored === "algorithms" ? style : undefined };
-    });
-    const environments = [...new Set(runs.env)].sort((a, b) => a - b).map((value) => {
-      return { title: runs.environments[value], value, style: colored === "environments" ? value : undefined };
-    });
-    for (const [kind, items] of [["algorithms", algorithms], ["environments", environments]]) {
+    // The entries are replaced; the one with the focus keeps it.
+    const focused = document.activeElement?.closest(".explorer .legend :is(input, button)");
+    const controlsOf = (fieldset) => [...fieldset.querySelectorAll("input, button")];
+    const keep = focused && [focused.closest("fieldset"), controlsOf(focused.closest("fieldset")).indexOf(focused)];
+    const algorithms = [...new Set(runs.algorithm)]
+      .sort((a, b) => a - b)
+      .map((value) => {
+        const { title, style } = runs.header.algorithms[value];
+        return { title, value, style: colored === "algorithms" ? style : undefined };
+      });
+    const environments = [...new Set(runs.env)]
+      .sort((a, b) => a - b)
+      .map((value) => {
+        return { title: runs.environments[value], value, style: colored === "environments" ? value : undefined };
+      });
+    for (const [kind, items] of [
+      ["algorithms", algorithms],
+      ["environments", environments],
+    ]) {
       const fieldset = this.find(`.${kind}`);
       fieldset.querySelector(".checks").replaceChildren();
       fillChecks(fieldset, items, this[kind], this.palette, (chosen) => this.set({ [kind]: chosen }));
     }
-    keep?.[0].querySelectorAll("input")[keep[1]]?.focus();
+    if (keep) {
+      const controls = controlsOf(keep[0]);
+      (controls[keep[1]].hidden ? controls[0] : controls[keep[1]]).focus();
+    }
   }
 
   summarize() {
     const { runs, shown, selection, quantity } = this.current;
     const method = runs.header.selections[selection];
     let text = `${count(shown.length)} on ${runs.title}, each at the step selected by ${method}.`;
-    if (this.view === "parallel" && this.brushes.size) {
+    if (this.view === "parallel" && this.brushes.size && shown.length) {
       const read = runs.selectedReader(quantity, selection);
       const values = this.panels[0].activeRuns().map(read);
-      const [median, low, high] = [d3.median(values), ...d3.extent(values)].map((value) => formatQuantity(value ?? NaN, quantity.unit));
+      const [median, low, high] = [d3.median(values), ...d3.extent(values)].map((value) =>
+        formatQuantity(value ?? NaN, quantity.unit),
+      );
       text = `${values.length.toLocaleString("en-US")} of ${count(shown.length)} within the brushes. ${quantity.label}: median ${median}, from ${low} to ${high}.`;
     }
     this.find(".clear").hidden = this.view !== "parallel" || !this.brushes.size;
     this.find(".summary").textContent = shown.length ? text : `No runs of ${runs.title} match.`;
     const hints = {
-      overview: "Each point is a run. Outlined: the best run of each trial, which the tables report. Bars: their mean and standard error.",
-      scatter: "Each point is a run. Outlined: the best run of each trial, which the tables report. Dashed: equal accuracies. ρ: Spearman’s rank correlation.",
+      overview:
+        "Each point is a run. Outlined: the best run of each trial, which the tables report. Bars: their mean and standard error.",
+      scatter:
+        "Each point is a run. Outlined: the best run of each trial, which the tables report. Dashed: equal accuracies. ρ: Spearman’s rank correlation.",
       hparams: "Each point is a run. Outlined: the best run of each trial, which the tables report.",
       parallel: "Each line is a run, colored by the last axis. Drag along an axis to select a range.",
       curves: "Each line is a run. Circles: the checkpoint chosen by the selection method.",
@@ -184,123 +222,15 @@ class Explorer {
     }
   }
 
-  // Return the panel of an event, and the place in it.
-  locate(event) {
-    const panel = this.panels.find(({ plot }) => plot.contains(event.target));
-    const box = panel?.canvas.getBoundingClientRect();
-    return panel && { panel, x: ((event.clientX - box.left) * panel.width) / box.width, y: ((event.clientY - box.top) * panel.height) / box.height };
-  }
-
-  point(event) {
-    const at = this.locate(event);
-    const mark = at ? at.panel.nearest(at.x, at.y) : -1;
-    if (mark < 0) {
-      this.leave();
-    } else {
-      this.visit(at.panel, mark);
-    }
-  }
-
-  click(event) {
-    const at = this.locate(event);
-    const mark = at && !event.target.closest(".brush .selection, .brush .handle") ? at.panel.nearest(at.x, at.y) : -1;
-    if (mark >= 0) {
-      this.visit(at.panel, mark);
-      this.open(at.panel.runOf(mark));
-    }
-  }
-
-  // Show a mark, on which the pointer or the keyboard is.
-  visit(panel, mark) {
-    if (this.visited && this.visited.panel === panel && this.visited.mark === mark) {
-      return;
-    }
-    this.visited = { panel, mark };
-    const run = panel.runOf(mark);
-    this.panels.forEach((other) => other.highlight(run, other === panel ? mark : -1));
-    fillTooltip(this.tooltip, this.current, run, this.varying);
-    const [x, y] = panel.place(mark);
-    const scale = panel.canvas.getBoundingClientRect().width / panel.width;
-    const box = panel.canvas.getBoundingClientRect();
-    const container = this.tooltip.offsetParent?.getBoundingClientRect() ?? this.panelsRoot.parentElement.getBoundingClientRect();
-    placeTooltip(this.tooltip, box.left - container.left + x * scale, box.top - container.top + y * scale);
-  }
-
-  leave() {
-    this.visited = undefined;
-    this.tooltip.hidden = true;
-    this.panels?.forEach((panel) => panel.highlight());
-  }
-
   open(run) {
-    const { visited } = this;
+    this.dialog.addEventListener("close", this.navigator.remember(), { once: true });
     openRun(this.dialog, this.current, run);
-    // Return to the run when the dialog is closed.
-    const revisit = () => visited && this.panels.includes(visited.panel) && this.visit(visited.panel, visited.mark);
-    this.dialog.addEventListener("close", revisit, { once: true });
   }
 
-  // Add a button to each run behind the results of a table, which shows its training curves.
-  addButtons(details) {
-    const { header } = this.block;
-    this.places ??= new Map(header.datasets.flatMap(({ folders }, i) => folders.map((folder, run) => [folder, [i, run]])));
-    for (const link of details.querySelectorAll("td a[href$='/']")) {
-      const place = this.places.get(link.getAttribute("href").split("/").at(-2));
-      if (place && !link.nextElementSibling) {
-        const button = element("button", "curves", "curves");
-        button.type = "button";
-        button.addEventListener("click", () => {
-          const runs = new Runs(this.block, header.datasets[place[0]]);
-          openRun(this.dialog, { ...this.current, runs, quantity: runs.quantities[0] }, place[1]);
-        });
-        link.after(" ", button);
-      }
-    }
-  }
-
-  // The keys on a panel: arrows from run to run, PageUp and PageDown from panel to panel, Enter, Escape.
-  press(event) {
-    const i = this.panels.findIndex(({ plot }) => plot === event.target);
-    if (i < 0) {
-      return;
-    }
-    const panel = this.panels[i];
-    const mark = this.visited?.panel === panel ? this.visited.mark : undefined;
-    if (event.key === "PageUp" || event.key === "PageDown") {
-      this.panels[i + (event.key === "PageUp" ? -1 : 1)]?.plot.focus();
-    } else if (event.key === "Enter" || event.key === " ") {
-      if (mark !== undefined) {
-        this.open(panel.runOf(mark));
-      }
-    } else if (event.key === "Escape") {
-      this.leave();
-    } else if (event.key === "Home" || event.key === "End") {
-      this.say(panel, panel.order(true).at(event.key === "Home" ? 0 : -1));
-    } else if (event.key.startsWith("Arrow")) {
-      this.say(panel, mark === undefined ? panel.order(true)[0] : panel.neighbor(mark, event.key));
-    } else {
-      return;
-    }
-    event.preventDefault();
-  }
-
-  // Visit a mark by keyboard: a screen reader reads the run.
-  say(panel, mark) {
-    if (mark === undefined) {
-      return;
-    }
-    this.visit(panel, mark);
-    const { title, facts, quantities, hparams } = describeRun(this.current, panel.runOf(mark));
-    const varying = new Set(this.varying.map(({ name }) => name));
-    const values = hparams.filter(([name]) => varying.has(name)).map(([name, value]) => `${name} ${formatNumber(value)}`);
-    this.find(".announcement").textContent = [title, facts, ...quantities.map(([label, text]) => `${label} ${text}`), ...values].join("; ");
-  }
-
-  focus(event) {
-    const panel = this.panels.find(({ plot }) => plot === event.target);
-    if (panel) {
-      this.panels.forEach(({ plot }) => (plot.tabIndex = plot === panel.plot ? 0 : -1));
-    }
+  // Open a run of any dataset.
+  openRunOf(dataset, run) {
+    const runs = new Runs(this.block, this.block.header.datasets[dataset]);
+    openRun(this.dialog, { ...this.current, runs, quantity: runs.quantities[0] }, run);
   }
 }
 

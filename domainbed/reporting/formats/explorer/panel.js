@@ -45,15 +45,7 @@ class Panel {
     context.scale(ratio, ratio);
     this.svg.attr("viewBox", `0 0 ${width} ${height}`).selectChildren().remove();
     this.drawAxes();
-    if (this.spec.diagonal) {
-      this.drawDiagonal(context);
-    }
-    if (this.spec.isLine) {
-      this.drawLines(context);
-    } else {
-      this.drawPoints(context);
-    }
-    this.drawSummaries(context);
+    drawMarks(this, context);
     this.overlay = this.svg.append("g").attr("class", "highlight");
   }
 
@@ -72,141 +64,57 @@ class Panel {
     const right = this.px(1);
     const bottom = this.py(0);
     for (const [position, label] of y.ticks(Math.max(2, Math.floor((bottom - this.py(1)) / 45)))) {
-      axes.append("line").attr("class", "grid").attr("x1", left).attr("x2", right).attr("y1", this.py(position)).attr("y2", this.py(position));
-      axes.append("text").attr("class", "y").attr("x", left - 7).attr("y", this.py(position)).text(shorten(label, 22));
+      axes
+        .append("line")
+        .attr("class", "grid")
+        .attr("x1", left)
+        .attr("x2", right)
+        .attr("y1", this.py(position))
+        .attr("y2", this.py(position));
+      axes
+        .append("text")
+        .attr("class", "y")
+        .attr("x", left - 7)
+        .attr("y", this.py(position))
+        .text(shorten(label, 22));
     }
     const ticks = x.ticks(Math.max(2, Math.floor((right - left) / 80)));
     const slot = (right - left) / Math.max(1, ticks.length);
     const isCrowded = d3.max(ticks, ([, label]) => label.length) * CHARACTER_WIDTH > slot;
     for (const [position, label] of ticks) {
       if (!x.isCategory) {
-        axes.append("line").attr("class", "grid").attr("x1", this.px(position)).attr("x2", this.px(position)).attr("y1", this.py(1)).attr("y2", bottom);
+        axes
+          .append("line")
+          .attr("class", "grid")
+          .attr("x1", this.px(position))
+          .attr("x2", this.px(position))
+          .attr("y1", this.py(1))
+          .attr("y2", bottom);
       }
       const text = axes.append("text").text(shorten(label, isCrowded ? 7 : 14));
       text.attr("class", isCrowded ? "x tilted" : "x");
-      text.attr("transform", `translate(${this.px(position)},${bottom + (isCrowded ? 10 : 16)})${isCrowded ? " rotate(-30)" : ""}`);
+      text.attr(
+        "transform",
+        `translate(${this.px(position)},${bottom + (isCrowded ? 10 : 16)})${isCrowded ? " rotate(-30)" : ""}`,
+      );
     }
     axes.append("line").attr("class", "base").attr("x1", left).attr("x2", right).attr("y1", bottom).attr("y2", bottom);
     if (y.label) {
-      axes.append("text").attr("class", "label").attr("x", 0).attr("y", 12).text(`↑ ${shorten(y.label, 44)}`);
+      axes
+        .append("text")
+        .attr("class", "label")
+        .attr("x", 0)
+        .attr("y", 12)
+        .text(`↑ ${shorten(y.label, 44)}`);
     }
     if (x.label) {
-      axes.append("text").attr("class", "label end").attr("x", right).attr("y", this.height - 4).text(`${shorten(x.label, 44)} →`);
+      axes
+        .append("text")
+        .attr("class", "label end")
+        .attr("x", right)
+        .attr("y", this.height - 4)
+        .text(`${shorten(x.label, 44)} →`);
     }
-  }
-
-  // Draw the line on which both quantities are equal; both axes are linear.
-  drawDiagonal(context) {
-    const [xs, ys] = [this.spec.x.scale.domain(), this.spec.y.scale.domain()];
-    const low = Math.max(xs[0], ys[0]);
-    const high = Math.min(xs[1], ys[1]);
-    if (low >= high) {
-      return;
-    }
-    context.save();
-    context.strokeStyle = this.look.quiet;
-    context.setLineDash([4, 4]);
-    context.beginPath();
-    context.moveTo(this.px(this.spec.x.position(low)), this.py(this.spec.y.position(low)));
-    context.lineTo(this.px(this.spec.x.position(high)), this.py(this.spec.y.position(high)));
-    context.stroke();
-    context.restore();
-  }
-
-  drawPoints(context) {
-    const { marks, emphasized } = this.spec;
-    const size = Math.min(40, Math.max(16, 12_000 / marks.run.length)); // square pixels
-    const paths = new Map();
-    const drawAll = (area, isEmphasized, style) => {
-      for (let i = 0; i < marks.run.length; i++) {
-        const run = marks.run[i];
-        if (emphasized(run) !== isEmphasized) {
-          continue;
-        }
-        const symbol = this.look.symbol(run);
-        const key = `${symbol} ${area}`;
-        if (!paths.has(key)) {
-          paths.set(key, symbolPath(symbol, area));
-        }
-        context.setTransform(this.canvas.width / this.width, 0, 0, this.canvas.height / this.height, 0, 0);
-        context.translate(this.px(marks.x[i]), this.py(marks.y[i]));
-        context.fillStyle = this.look.color(run);
-        style();
-        context.fill(paths.get(key));
-        context.stroke(paths.get(key));
-      }
-    };
-    context.save();
-    drawAll(size, false, () => {
-      context.globalAlpha = marks.run.length > 1000 ? 0.5 : 0.65;
-      context.strokeStyle = this.look.paper;
-      context.lineWidth = 0.4;
-    });
-    drawAll(Math.max(36, 1.6 * size), true, () => {
-      context.globalAlpha = 1;
-      context.strokeStyle = this.look.ink;
-      context.lineWidth = 1.1;
-    });
-    context.restore();
-  }
-
-  // Draw means with their standard errors.
-  drawSummaries(context) {
-    context.save();
-    context.strokeStyle = this.look.ink;
-    for (const { x, low, high, y } of this.spec.summaries ?? []) {
-      context.lineWidth = 3;
-      context.beginPath();
-      context.moveTo(this.px(x), this.py(y) - 8);
-      context.lineTo(this.px(x), this.py(y) + 8);
-      context.stroke();
-      context.lineWidth = 1.5;
-      context.beginPath();
-      context.moveTo(this.px(low), this.py(y));
-      context.lineTo(this.px(high), this.py(y));
-      context.stroke();
-    }
-    context.restore();
-  }
-
-  drawLines(context) {
-    const { marks, selected, rule } = this.spec;
-    const n = marks.run.length;
-    context.save();
-    if (rule !== undefined) {
-      context.strokeStyle = this.look.quiet;
-      context.lineWidth = 0.8;
-      context.beginPath();
-      context.moveTo(this.px(rule), this.py(0));
-      context.lineTo(this.px(rule), this.py(1));
-      context.stroke();
-    }
-    context.lineJoin = "round";
-    const nLines = new Set(marks.run).size;
-    context.lineWidth = nLines > 60 ? 0.7 : 1.3;
-    context.globalAlpha = nLines > 200 ? 0.25 : nLines > 60 ? 0.45 : 0.85;
-    for (let i = 0; i < n; ) {
-      const run = marks.run[i];
-      context.strokeStyle = this.look.color(run);
-      context.setLineDash(this.look.dash(run));
-      context.beginPath();
-      for (let isFirst = true; i < n && marks.run[i] === run; i++, isFirst = false) {
-        context[isFirst ? "moveTo" : "lineTo"](this.px(marks.x[i]), this.py(marks.y[i]));
-      }
-      context.stroke();
-    }
-    context.setLineDash([]);
-    context.globalAlpha = 1;
-    for (const i of selected) {
-      context.beginPath();
-      context.arc(this.px(marks.x[i]), this.py(marks.y[i]), nLines > 60 ? 2 : 3.2, 0, 2 * Math.PI);
-      context.fillStyle = this.look.paper;
-      context.strokeStyle = this.look.color(marks.run[i]);
-      context.lineWidth = 1.5;
-      context.fill();
-      context.stroke();
-    }
-    context.restore();
   }
 
   // Return the mark nearest to a place on the plot, or -1.
@@ -243,7 +151,10 @@ class Panel {
     const { marks } = this.spec;
     const [first, second] = isHorizontal ? [marks.x, marks.y] : [marks.y, marks.x];
     this.orders ??= {};
-    this.orders[isHorizontal] ??= d3.sort(d3.range(marks.run.length), (a, b) => first[a] - first[b] || second[a] - second[b] || a - b);
+    this.orders[isHorizontal] ??= d3.sort(
+      d3.range(marks.run.length),
+      (a, b) => first[a] - first[b] || second[a] - second[b] || a - b,
+    );
     return this.orders[isHorizontal];
   }
 
@@ -268,7 +179,10 @@ class Panel {
     }
     if (isLine) {
       const places = d3.range(marks.run.length).filter((i) => marks.run[i] === run);
-      const line = d3.line((i) => this.px(marks.x[i]), (i) => this.py(marks.y[i]));
+      const line = d3.line(
+        (i) => this.px(marks.x[i]),
+        (i) => this.py(marks.y[i]),
+      );
       this.overlay.append("path").attr("d", line(places)).attr("stroke", this.look.color(run));
     }
     const ring = this.overlay.append("circle").attr("cx", this.px(marks.x[at])).attr("cy", this.py(marks.y[at]));

@@ -18,8 +18,16 @@ function parallelAxes(state) {
       axes.push({ title, axis, position: (run) => axis.position(value(run), run) });
     }
   };
-  addCategories("algorithm", state.algorithms.map((i) => runs.header.algorithms[i].title), (run) => runs.algorithmTitle(run));
-  addCategories("test environment", state.environments.map((env) => runs.environments[env]), (run) => runs.environments[runs.env[run]]);
+  addCategories(
+    "algorithm",
+    state.algorithms.map((i) => runs.header.algorithms[i].title),
+    (run) => runs.algorithmTitle(run),
+  );
+  addCategories(
+    "test environment",
+    state.environments.map((env) => runs.environments[env]),
+    (run) => runs.environments[runs.env[run]],
+  );
   for (const hparam of runs.varyingHparams(shown)) {
     const value = (run) => runs.hparam(hparam, run);
     const axis = hparamAxis(hparam, shown.map(value));
@@ -74,6 +82,10 @@ class ParallelPanel {
     const ratio = Math.max(2, window.devicePixelRatio);
     this.canvas.width = width * ratio;
     this.canvas.height = height * ratio;
+    // On a phone, many axes are wider than the page, and scroll.
+    const cssWidth = width > this.plot.clientWidth ? `${width}px` : "";
+    this.canvas.style.width = cssWidth;
+    this.svg.style("width", cssWidth || null);
     this.svg.attr("viewBox", `0 0 ${width} ${height}`).selectChildren().remove();
     this.overlay = this.svg.append("g").attr("class", "highlight");
     this.drawLines();
@@ -121,17 +133,37 @@ class ParallelPanel {
   }
 
   drawAxis({ title, axis, isQuantity }, i) {
-    const group = this.svg.append("g").attr("class", "axes parallel").attr("transform", `translate(${this.x(i)},0)`);
+    const group = this.svg
+      .append("g")
+      .attr("class", "axes parallel")
+      .attr("transform", `translate(${this.x(i)},0)`);
     const isTilted = i < this.axes.length - 1;
     const label = group.append("text").attr("class", isTilted ? "label" : "label end");
-    label.attr("transform", `translate(${isTilted ? -4 : 50},${isTilted ? TOP - 14 : 12})${isTilted ? " rotate(-18)" : ""}`).text(shorten(title, 20));
+    label
+      .attr(
+        "transform",
+        `translate(${isTilted ? -4 : 50},${isTilted ? TOP - 14 : 12})${isTilted ? " rotate(-18)" : ""}`,
+      )
+      .text(shorten(title, 20));
     group.append("line").attr("class", "base").attr("y1", this.y(0)).attr("y2", this.y(1));
     for (const [position, text] of axis.ticks(6)) {
-      group.append("text").attr("class", isQuantity ? "right" : "tick").attr("x", 7).attr("y", this.y(position)).text(shorten(text, 10));
+      group
+        .append("text")
+        .attr("class", isQuantity ? "right" : "tick")
+        .attr("x", 7)
+        .attr("y", this.y(position))
+        .text(shorten(text, 10));
     }
-    const brush = d3.brushY().extent([[-14, this.y(1)], [14, this.y(0)]]);
+    const brush = d3.brushY().extent([
+      [-14, this.y(1)],
+      [14, this.y(0)],
+    ]);
     const brushGroup = group.append("g").attr("class", "brush").call(brush);
-    const handles = [0, 1].map((side) => this.addHandle(group, title, side, (range) => brushGroup.call(brush.move, range?.map((p) => this.y(p)).reverse())));
+    const handles = [0, 1].map((side) =>
+      this.addHandle(group, title, side, (range) =>
+        brushGroup.call(brush.move, range?.map((p) => this.y(p)).reverse()),
+      ),
+    );
     const current = this.brushes.get(title);
     if (current) {
       brushGroup.call(brush.move, current.map((position) => this.y(position)).reverse());
@@ -154,10 +186,22 @@ class ParallelPanel {
   addHandle(group, title, side, move) {
     const handle = group.append("path").attr("class", "limit").attr("tabindex", 0).attr("role", "slider");
     handle.attr("d", side ? "M-6,-2L6,-2L0,-9Z" : "M-6,2L6,2L0,9Z").attr("aria-orientation", "vertical");
-    handle.attr("aria-label", `${title}, ${side ? "upper" : "lower"} limit`).attr("aria-valuemin", 0).attr("aria-valuemax", 100);
+    handle
+      .attr("aria-label", `${title}, ${side ? "upper" : "lower"} limit`)
+      .attr("aria-valuemin", 0)
+      .attr("aria-valuemax", 100);
     const range = () => this.brushes.get(title) ?? [0, 1];
     handle.on("keydown", (event) => {
-      const steps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5, Home: -100, End: 100 }[event.key];
+      const steps = {
+        ArrowUp: 1,
+        ArrowRight: 1,
+        ArrowDown: -1,
+        ArrowLeft: -1,
+        PageUp: 5,
+        PageDown: -5,
+        Home: -100,
+        End: 100,
+      }[event.key];
       const isClearing = event.key === "Escape" || event.key === "Delete";
       if (steps === undefined && !isClearing) {
         return;
@@ -216,8 +260,14 @@ class ParallelPanel {
     this.overlay?.selectChildren().remove();
     const mark = run === undefined ? -1 : this.markOf(run);
     if (mark >= 0) {
-      const line = d3.line((_, i) => this.x(i), (position) => this.y(position));
-      this.overlay.append("path").attr("d", line(this.places[mark])).attr("stroke", valueColor(this.places[mark].at(-1)));
+      const line = d3.line(
+        (_, i) => this.x(i),
+        (position) => this.y(position),
+      );
+      this.overlay
+        .append("path")
+        .attr("d", line(this.places[mark]))
+        .attr("stroke", valueColor(this.places[mark].at(-1)));
     }
   }
 

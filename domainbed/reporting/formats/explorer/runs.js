@@ -22,9 +22,25 @@ class Runs {
     this.quantities = [
       { name: "test", label: "Test accuracy", unit: "%", hint: "on the test environment, in split: as in the tables" },
       { name: "test_out", label: "Test accuracy, out split", unit: "%", hint: "on the test environment, out split" },
-      { name: "in_domain", label: "In-domain accuracy", unit: "%", hint: "mean over the training environments, out splits" },
-      { name: "score", label: "Selection score", unit: "%", hint: "by which the selection method ranks the runs of a trial" },
-      ...this.metrics.map(({ name, column }) => ({ name: `metric ${name}`, label: name, unit: "", hint: "recorded by the run", column })),
+      {
+        name: "in_domain",
+        label: "In-domain accuracy",
+        unit: "%",
+        hint: "mean over the training environments, out splits",
+      },
+      {
+        name: "score",
+        label: "Selection score",
+        unit: "%",
+        hint: "by which the selection method ranks the runs of a trial",
+      },
+      ...this.metrics.map(({ name, column }) => ({
+        name: `metric ${name}`,
+        label: name,
+        unit: "",
+        hint: "recorded by the run",
+        column,
+      })),
     ];
   }
 
@@ -163,7 +179,8 @@ function formatNumber(value) {
   if (Number.isInteger(value) && Math.abs(value) < 1e6) {
     return value.toLocaleString("en-US").replace("-", "\u2212");
   }
-  const text = Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
+  const text =
+    Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
   return text.replace(/e\+?(-?)(\d+)$/, (_, sign, digits) => `·10${superscript(sign + digits)}`).replace("-", "\u2212");
 }
 

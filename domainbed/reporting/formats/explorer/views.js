@@ -43,9 +43,15 @@ function overview(state) {
     note: count(runs.length),
     x,
     y,
-    marks: makeMarks(runs, (run) => x.position(read(run)), (run) => y.position(title(run), run)),
+    marks: makeMarks(
+      runs,
+      (run) => x.position(read(run)),
+      (run) => y.position(title(run), run),
+    ),
     emphasized: emphasize(state),
-    summaries: titles.flatMap((name) => summarizeBest(runs.filter((run) => title(run) === name && emphasize(state)(run)).map(read), x, y.position(name))),
+    summaries: titles.flatMap((name) =>
+      summarizeBest(runs.filter((run) => title(run) === name && emphasize(state)(run)).map(read), x, y.position(name)),
+    ),
   }));
   const height = (width) => Math.max(width * 0.5, 34 * titles.length + 50);
   return { panels, category: byAlgorithm(state), colored: "algorithms", height };
@@ -73,7 +79,11 @@ function inAndOut(state) {
     note: `${count(runs.length)}, ${correlation(runs.map(readX), runs.map(readY))}`,
     x,
     y,
-    marks: makeMarks(runs, (run) => x.position(readX(run)), (run) => y.position(readY(run))),
+    marks: makeMarks(
+      runs,
+      (run) => x.position(readX(run)),
+      (run) => y.position(readY(run)),
+    ),
     emphasized: emphasize(state),
     diagonal: state.quantity.unit === "%",
   }));
@@ -92,7 +102,11 @@ function hyperparameters(state) {
       note: "",
       x,
       y,
-      marks: makeMarks(state.shown, (run) => x.position(value(run), run), (run) => y.position(read(run))),
+      marks: makeMarks(
+        state.shown,
+        (run) => x.position(value(run), run),
+        (run) => y.position(read(run)),
+      ),
       emphasized: emphasize(state),
     };
   });
@@ -109,7 +123,8 @@ function hyperparameters(state) {
 
 function hparamNote(state, n) {
   const reason = n ? "" : "No hyperparameter differs between these runs. ";
-  const advice = "These are the hyperparameters that all of these algorithms have; choose one algorithm to see its own.";
+  const advice =
+    "These are the hyperparameters that all of these algorithms have; choose one algorithm to see its own.";
   return reason + (state.algorithms.length > 1 ? advice : "");
 }
 
@@ -117,11 +132,20 @@ function curves(state) {
   const { runs, shown, selection, quantity } = state;
   const read = runs.reader(quantity.name === "score" ? runs.quantities[0] : quantity);
   const records = shown.map((run) => d3.range(runs.first[run], runs.first[run + 1]));
-  const x = new LinearAxis("Training step", records.flat().map((record) => runs.step(record)), { margin: 0.02, integer: true });
-  const y = quantityAxis(quantity.name === "score" ? runs.quantities[0] : quantity, shown.flatMap((run, i) => records[i].map((record) => read(run, record))));
+  const x = new LinearAxis(
+    "Training step",
+    records.flat().map((record) => runs.step(record)),
+    { margin: 0.02, integer: true },
+  );
+  const y = quantityAxis(
+    quantity.name === "score" ? runs.quantities[0] : quantity,
+    shown.flatMap((run, i) => records[i].map((record) => read(run, record))),
+  );
   const panels = perEnvironment(state, (name, some) => {
     const marks = lineMarks(runs, some, x, y, read);
-    const selected = d3.range(marks.run.length).filter((i) => marks.record[i] === runs.selectedRecord(marks.run[i], selection));
+    const selected = d3
+      .range(marks.run.length)
+      .filter((i) => marks.record[i] === runs.selectedRecord(marks.run[i], selection));
     return { title: name, note: count(some.length), x, y, marks, selected, isLine: true };
   });
   return { panels, category: byAlgorithm(state), colored: "algorithms", height: (width) => Math.min(width * 0.7, 380) };
