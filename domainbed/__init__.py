@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from domainbed.engine.model import load_model
     from domainbed.reporting.load import load_sweep
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["load_model", "load_sweep", "report", "sweep", "train"]
 
 _MODULES = {
