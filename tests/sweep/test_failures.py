@@ -190,7 +190,7 @@ def test_job_on_full_disk_fails_with_a_reason_and_resumes_when_there_is_room(sma
     """Each write of the job is the first to fail in turn."""
     sweep = small_disk / "sweep"
     sweep.mkdir()
-    job = make_job(sweep)
+    job = make_job(sweep, save_every=1e-9)  # a checkpoint after every update
     seen = set()
     for free in range(0, 60):
         filler = fill(small_disk, free)
@@ -218,7 +218,7 @@ def test_job_on_full_disk_fails_with_a_reason_and_resumes_when_there_is_room(sma
 
 def test_failure_on_full_disk_is_recorded_once_the_job_has_started(small_disk: Path, capsys: pytest.CaptureFixture):
     sweep = small_disk / "sweep"
-    words = launch_words(sweep)
+    words = launch_words(sweep, "--save_every", 1e-9)
     jobs = jobs_of(words)
     fill(small_disk, 16)
     assert main(words) == 1
