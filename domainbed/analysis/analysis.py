@@ -1,5 +1,6 @@
 """The analysis of a sweep: the tables of each selection method and dataset."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,11 @@ def _make_section(
     best = best_hparams(selected)
     names = environment_names(sweep.jobs, dataset)
     runs = [measure_run(run) for run in load_runs(sweep.folder, best, names, warn)]
+    if runs:
+        classes, _ = Counter(run.classes for run in runs).most_common(1)[0]
+        if n_others := sum(run.classes != classes for run in runs):
+            warn(f"{dataset}, {selection}: {n_others} of {len(runs)} runs have other classes than most; skipped")
+        runs = [run for run in runs if run.classes == classes]
     if missing := len(best) - len(runs):
         warn(
             f"{dataset}, {selection}: {missing} of {len(best)} selected runs have no usable {PREDICTIONS_FILE} and are "
@@ -85,7 +91,6 @@ def _make_section(
     environments = testable_names(sweep.jobs, dataset)
     present = [name for name in algorithms if any(run.run["algorithm"] == name for run in runs)]
     runs.sort(key=lambda run: (present.index(run.run["algorithm"]), run.run["test_env"], run.run["trial_seed"]))
-    runs = [run for run in runs if len(run.classes) == len(runs[0].classes)]
     ensembles = _measure_ensembles(sweep, selected, best, names, present)
     made = [
         tables.accuracy_table(runs, environments),

@@ -181,11 +181,13 @@ def measure_ensemble(runs: Iterable[Run], kind: str) -> dict[str, Any] | None:
             predicted.
 
     Returns:
-        None if there are fewer than two members, or their images differ.
+        None if there are fewer than two members, or their images or classes differ.
     """
     members = list(runs)
     outputs = [run.test if kind == "draws" else run.unseen for run in members]
-    if len(members) < 2 or (rows := find_common(outputs)) is None or not len(rows[0]):
+    if len(members) < 2 or len({run.classes for run in members}) > 1:
+        return None
+    if (rows := find_common(outputs)) is None or not len(rows[0]):
         return None
     outputs = [member.take(positions) for member, positions in zip(outputs, rows, strict=True)]
     logarithms, predicted = [o.log_probabilities for o in outputs], [o.predicted for o in outputs]

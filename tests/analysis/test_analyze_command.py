@@ -160,6 +160,13 @@ def test_bad_files_are_skipped(run_command, sweep_dir: Path, tmp_path: Path):
     assert "4 of 12 selected runs have no usable predictions.npz and are left out" in warnings[-1]
     rows = [line.split()[:2] for line in printed.stdout.splitlines() if line.startswith("ERM")]
     assert rows == [["ERM", "-90%"]]  # neither the other environments nor an average
+    folder = copy / selected(copy, "training-domain", "ERM", 2)["folder"].iloc[0]
+    saved = load_predictions(folder)
+    arrays = np.concatenate([saved.log_probabilities, saved.log_probabilities[..., :1]], -1)
+    save_predictions(folder, replace(saved, classes=("a", "b", "c"), log_probabilities=arrays))
+    printed = run_command("analyze", "--input_dir", copy, *args)
+    assert printed.returncode == 0
+    assert "1 of 8 runs have other classes than most; skipped" in printed.stderr
     for path in copy.glob(f"*/{PREDICTIONS_FILE}"):
         path.unlink()
     printed = run_command("analyze", "--input_dir", copy)

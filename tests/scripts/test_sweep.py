@@ -131,6 +131,7 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
         "uda_holdout_fraction": 0.25,
         "save_model_every_checkpoint": True,
         "save_best_model": True,
+        "save_predictions": True,
         "averaging": "swad",
         "trust_checkpoint": True,
         "init_from": str(tmp_path / "model.pkl"),
