@@ -67,7 +67,14 @@ def test_page(report: Report, tmp_path: Path):
 
 def test_plots(sweep: Sweep, tmp_path: Path):
     figures = list(all_figures(sweep, "training-domain", ["Mine"], ["ERM"]))
-    assert [stem.partition("-")[0] for stem, _, _ in figures] == ["bars", "in_out", "line", "metrics", "curves", "hparams"]
+    assert [stem.partition("-")[0] for stem, _, _ in figures] == [
+        "bars",
+        "in_out",
+        "line",
+        "metrics",
+        "curves",
+        "hparams",
+    ]
     for stem, caption, figure in figures:
         for path in save_figure(figure, tmp_path, stem, caption, dpi=20):
             assert path.stat().st_size
