@@ -68,7 +68,9 @@ def _sentences(results: Sequence[LineResult], place: str, baseline: str, titles:
         f"slope {_with_interval(overall.slope, overall.slope_low, overall.slope_high, 2)}, "
         f"R² = {overall.r_squared:.2f} over {overall.runs} runs"
     )
-    if math.isnan(overall.slope_low) or overall.slope_low <= 0 <= overall.slope_high:
+    if math.isnan(overall.slope_low):
+        yield f"{place}: fewer than {MIN_GROUPS} hyperparameter draws, too few for intervals ({numbers})."
+    elif overall.slope_low <= 0 <= overall.slope_high:
         yield f"{place}: nothing shows that accuracy out of domain depends on accuracy in domain ({numbers})."
     else:
         verb = "rises" if overall.slope > 0 else "falls"

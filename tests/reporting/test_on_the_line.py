@@ -202,10 +202,10 @@ def test_line_is_drawn_through_the_runs_of_the_baseline():
     assert not [line for ax in without.axes for line in ax.lines if line.get_gid() == "line"]
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, draws: int = 6) -> Path:
     rng = np.random.RandomState(0)
     records = []
-    for name, env, trial, draw in itertools.product(("ERM", "CORAL"), range(3), range(2), range(6)):
+    for name, env, trial, draw in itertools.product(("ERM", "CORAL"), range(3), range(2), range(draws)):
         x = 0.5 + 0.07 * draw
         accuracy = tuple(x if i != env else x - 0.1 + 0.08 * (name == "CORAL") + 0.01 * rng.rand() for i in range(3))
         records.append(make_record("ColoredDigits", name, (env,), trial, draw, 0, accuracy, accuracy))
@@ -232,6 +232,10 @@ def test_report_of_a_sweep_in_every_format(tmp_path: Path, capsys: pytest.Captur
     for name in ("text", "markdown"):
         assert all(line.split(" ")[0] in render(report, name, Path()) for line in findings.sentences)
     assert r"\label{tab:line}" in render(report, "latex", Path())
+    few = make_report(load_sweep(str(write(tmp_path / "few", draws=2))), ReportOptions(on_the_line=True))
+    first, *rest = report_findings(few)["line"].sentences
+    assert "+90%: fewer than 5 hyperparameter draws, too few for intervals (slope 1.02, R² = " in first
+    assert len(rest) == 2  # nothing on single algorithms
     main(["--input_dir", str(tmp_path / "sweep"), "--on_the_line", "--format", "csv"])
     assert capsys.readouterr().out.startswith("dataset,test_env,algorithm,runs,slope,")
     with pytest.raises(UsageError, match="use either --significance or --on_the_line"):
