@@ -101,7 +101,7 @@ def test_failing_logger_affects_neither_the_job_nor_other_loggers(
 
 
 def test_failed_job_ends_its_run(fake: type[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Checkpointer, "save", lambda *args: 1 / 0)
+    monkeypatch.setattr(Checkpointer, "save_if_due", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(make(tmp_path, log_to=("fake",)))
     assert CALLS[-1] == ("end", "failed")
@@ -199,7 +199,10 @@ SLOW = ("wandb", "mlflow")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="requires fork")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in READERS])
-def test_killed_and_resumed_job_logs_each_step_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("is_saved", [True, False], ids=["resumes", "starts over"])
+def test_killed_and_resumed_job_logs_each_step_once(
+    name: str, is_saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The process is killed after a record has been logged, and before the checkpoint that follows it."""
     if package := LOGGERS[name].PACKAGE:
         pytest.importorskip(package)
@@ -212,9 +215,10 @@ def test_killed_and_resumed_job_logs_each_step_once(name: str, tmp_path: Path, m
     else:
         monkeypatch.setattr(
             Checkpointer,
-            "save",
-            lambda self, progress, *args: (
-                os.kill(os.getpid(), signal.SIGKILL) if progress.step > 4 else save(self, progress, *args)
+            "save_if_due",
+            lambda self, progress: (
+                progress.is_evaluated
+                and (os.kill(os.getpid(), signal.SIGKILL) if progress.step > 4 else is_saved and save(self, progress))
             ),
         )
         try:
