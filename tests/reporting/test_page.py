@@ -36,7 +36,7 @@ def few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     if "slow" in request.keywords:
         return
 
-    def all_figures(sweep, selection, datasets, algorithms, warn, titles) -> Iterator[tuple[str, str, Figure]]:
+    def all_figures(sweep, selection, datasets, algorithms, warn, titles, *_) -> Iterator[tuple[str, str, Figure]]:
         for stem, caption in ((f"bars-{selection}", f"Bars of <{selection}>"), ("all", "Of all runs")):
             yield stem, caption, Figure(figsize=(1, 1))
         warn("no other plots")

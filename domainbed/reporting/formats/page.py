@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from domainbed.reporting.cells import AVERAGE, AVERAGES, RANK, RELATIVE, SUMMARI
 from domainbed.reporting.formats.base import PACKAGE, Picture, data_url, render_page
 from domainbed.reporting.formats.explorer import explorer_data
 from domainbed.reporting.layout import Table, format_number
+from domainbed.reporting.plot_kinds import all_kinds
 from domainbed.reporting.plots.style import COLORS
 from domainbed.reporting.report import Report, Section, comparison_table, report_findings, section_findings
 from domainbed.sweep.status import FINISHED, JobState
@@ -89,7 +91,8 @@ def as_html(report: Report, folder: Path) -> str:
     """Return the page. It links to the jobs relative to `folder`, the folder that it will be written to."""
     missing = _missing_cells(report)
     explorer = explorer_data(report, folder)
-    pictures, common_pictures, not_drawn = _draw(report) if report.options.pictures else ({}, [], [])
+    kinds = all_kinds() if report.options.pictures else ["ranks"] if report.options.significance else []
+    pictures, common_pictures, not_drawn = _draw(report, kinds) if kinds else ({}, [], [])
     values = {
         "report": report,
         "runs": {section.selection: _selected_runs(report, section, folder) for section in report.sections},
@@ -180,8 +183,12 @@ def _missing_cells(report: Report) -> list[Cell]:
     return [cell for cell in cells.values() if cell.runs_done < cell.runs_asked]
 
 
-def _draw(report: Report) -> tuple[dict[str, list[Picture]], list[Picture], list[str]]:
-    """Return the plots of each selection method, the plots that several share, and what could not be drawn."""
+def _draw(report: Report, kinds: Collection[str]) -> tuple[dict[str, list[Picture]], list[Picture], list[str]]:
+    """Draw these kinds of plots.
+
+    Returns:
+        The plots of each selection method, the plots that several share, and what could not be drawn.
+    """
     from domainbed.reporting import plots  # imports matplotlib, which the other formats do not need
 
     def picture(caption: str, figure: "Figure") -> Picture:
@@ -196,7 +203,8 @@ def _draw(report: Report) -> tuple[dict[str, list[Picture]], list[Picture], list
     not_drawn: list[str] = []
     for selection in (section.selection for section in report.sections if not section.why_empty):
         figures = plots.all_figures(
-            report.sweep, selection, list(report.environments), report.algorithms, not_drawn.append, report.titles
+            *(report.sweep, selection, list(report.environments), report.algorithms, not_drawn.append, report.titles),
+            *(report.options.baseline, kinds),
         )
         for stem, caption, figure in ProgressBar(figures, f"plots, {selection}", unit=" plots"):
             keys[selection].append((stem, caption))

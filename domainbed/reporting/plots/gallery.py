@@ -38,9 +38,10 @@ def all_figures(
     warn: Callable[[str], object] = print,
     titles: Titles | None = None,
     baseline: str = "ERM",
+    kinds: Collection[str] = (),
 ) -> Iterator[tuple[str, str, Figure]]:
     """Yield the stem, the caption and the figure of each of `draw_plots`, without the data."""
-    for plot in draw_plots(sweep, selection, datasets, algorithms, warn, titles, baseline):
+    for plot in draw_plots(sweep, selection, datasets, algorithms, warn, titles, baseline, kinds):
         yield plot[:3]
         del plot  # before the next one is drawn
 
