@@ -203,7 +203,7 @@ def test_stop_request_saves_running_jobs_and_starts_no_more(tmp_path: Path, quic
 def test_killed_job_resumes_from_its_checkpoint(tmp_path: Path, quick_workers: None):
     """Killed as by the kernel when memory runs out; the next launch repeats no step."""
     (cause := tmp_path / "cause").touch()
-    job = make_job(tmp_path, "killed", at=5, cause=str(cause), steps=9, checkpoint_freq=2)
+    job = make_job(tmp_path, "killed", at=5, cause=str(cause), steps=9, checkpoint_freq=2, save_every=1e-9)
     (*_, last) = launch([job])
     assert last.state == read_status(job.folder).state == JobState.INCOMPLETE
     assert last.reason.startswith(SIGKILLED)
