@@ -218,5 +218,5 @@ def write_all(
         for section, plot in draw_sheets(of_dataset, source, max_images, warn):
             write_plot(section, plot, DPI)
             n_sheets += 1
-    sheets = f" and {n_sheets} contact sheets" if sources else ""
-    print(f"tables and {n} figures{sheets} in {folder}", file=sys.stderr)
+    sheets = f", {n_sheets} of them contact sheets," if sources else ""
+    print(f"tables and {n + n_sheets} figures{sheets} in {folder}", file=sys.stderr)

@@ -20,7 +20,7 @@ COLUMNS = 8
 # Inches.
 GAP = 0.06  # between images
 SIDE = (FIGURE_WIDTH - GAP) / COLUMNS - GAP  # of an image
-LINE = 0.09  # of a label
+LINE = 0.093  # of a label
 TITLE_LINE = 0.16
 NOTE_LINE = 0.14
 # Points.
@@ -28,7 +28,7 @@ TITLE_SIZE = 8
 LABEL_SIZE = 5.5
 # Characters.
 TITLE_LENGTH = 86
-LABEL_LENGTH = 16
+LABEL_LENGTH = 14
 ALL_FAIL, ONE_SOLVES = "all_fail", "one_solves"  # kinds of sheets
 
 
@@ -119,24 +119,26 @@ def _draw(sheet: Sheet, thumbnails: Mapping[ImageKey, np.ndarray]) -> Plot:
     env, environment = rows[["test_env", "environment"]].iloc[0]
     if sheet.kind == ALL_FAIL:
         n = len(section.algorithms)
-        outcome = f"fail with every run of {n} algorithm{'s' * (n != 1)}"
+        subject = f"images that fail with every run of {n} algorithm{'s' * (n != 1)}"
         choice = "the most confident errors of each class"
         note = "Below each image: its class, → the most frequent prediction, and the mean confidence"
         columns = ["label", "predicted"]
     else:
-        outcome = "are classified correctly by one algorithm alone"
+        subject = "images that one algorithm alone classifies correctly"
         choice = "for each algorithm, the most confident errors of the others"
         note = (
             "Below each image: the algorithm, the class, → the others' most frequent prediction, and their confidence"
         )
         columns = ["outcome", "label", "predicted"]
-    shown = f"{len(rows):,} shown: {choice}" if len(rows) < sheet.n else "all shown"
-    found = f"{sheet.n:,} of {count_images(section.runs)[environment]:,} images of {environment}"
+    title = [
+        f"{section.title}, {environment}: {subject}",
+        f"{sheet.n:,} of {count_images(section.runs)[environment]:,} images; "
+        + (f"{len(rows):,} shown: {choice}" if len(rows) < sheet.n else "all shown"),
+    ]
     labels = [
         [*names, f"→ {predicted}", f"{100 * confidence:.0f}%"]
         for *names, predicted, confidence in rows[[*columns, "confidence"]].itertuples(index=False)
     ]
-    title = [f"{section.title}: {found} {outcome}", shown]
     figure = plot_sheet([thumbnails[key] for key in sheet.keys], labels, title, note)
     names = [sheet.kind, section.dataset, str(env), environment]
     frame = rows.drop(columns="trial_seed").assign(**_predictions(sheet))
@@ -191,6 +193,5 @@ def plot_sheet(
         ax.imshow(pixels, interpolation="nearest" if max(pixels.shape) < DPI * SIDE else "antialiased")
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(visible=True, linewidth=0.3, color="0.6")
-        for k, line in enumerate(label):
-            write(x + SIDE / 2, y - 0.02 - LINE * k, label_text(line, LABEL_LENGTH), LABEL_SIZE)
+        write(x + SIDE / 2, y - 0.02, "\n".join(label_text(line, LABEL_LENGTH) for line in label), LABEL_SIZE)
     return figure

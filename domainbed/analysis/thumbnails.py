@@ -6,23 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from domainbed.datasets import (
-    ArrayEnvironment,
-    Environment,
-    FileEnvironment,
-    MultipleDomainDataset,
-    get_dataset_class,
-)
+from domainbed.datasets import ArrayEnvironment, FileEnvironment, MultipleDomainDataset, get_dataset_class
 from domainbed.errors import UsageError, printable
 from domainbed.hparams import Hparams
 from domainbed.loading.decode import decode, read_file, to_rgb
 from domainbed.records import read_job
 from domainbed.reporting.load import Sweep
+
+ImageEnvironment: TypeAlias = ArrayEnvironment | FileEnvironment
 
 SIZE = 144  # pixels of the longer side, at most; 200 dpi on a sheet
 
@@ -72,10 +68,10 @@ class ImageSource:
         for trial in sorted({key.trial_seed for key in remaining}):
             if not any(key.trial_seed == trial for key in remaining):
                 continue
-            dataset = self._construct(trial)
+            dataset, environments = self._construct(trial)
             classes = [printable(name) for name in dataset.class_names or range(dataset.num_classes)]
             for env in sorted({key.test_env for key in remaining}):
-                environment = dataset[env]
+                environment = environments[env]
                 has_files = isinstance(environment, FileEnvironment)
                 requested = [k for k in remaining if k.test_env == env and (has_files or k.trial_seed == trial)]
                 positions = dict(_locate(environment, classes, requested))
@@ -83,14 +79,14 @@ class ImageSource:
                 remaining -= positions.keys()
         return thumbnails
 
-    def _construct(self, trial_seed: int) -> MultipleDomainDataset:
+    def _construct(self, trial_seed: int) -> tuple[MultipleDomainDataset, list[ImageEnvironment]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the jobs showed them
             dataset = self.dataset_class(self.data_dir, (), self.hparams, trial_seed)
-        for environment in dataset:
-            if not isinstance(environment, ArrayEnvironment | FileEnvironment):
-                raise UsageError(f"{self.name} does not consist of images; run without --data_dir")
-        return dataset
+        environments = [e for e in dataset if isinstance(e, ArrayEnvironment | FileEnvironment)]
+        if len(environments) < len(dataset):
+            raise UsageError(f"{self.name} does not consist of images; run without --data_dir")
+        return dataset, environments
 
 
 def open_source(sweep: Sweep, dataset: str, data_dir: str) -> ImageSource:
@@ -117,7 +113,7 @@ def open_source(sweep: Sweep, dataset: str, data_dir: str) -> ImageSource:
 
 
 def _locate(
-    environment: Environment, classes: Sequence[str], keys: Iterable[ImageKey]
+    environment: ImageEnvironment, classes: Sequence[str], keys: Iterable[ImageKey]
 ) -> Iterator[tuple[ImageKey, int]]:
     """Yield the keys of the images that the environment has, with their positions in it."""
     by_name = defaultdict(list)
@@ -130,7 +126,7 @@ def _locate(
                 yield key, i
 
 
-def _read(environment: Environment, positions: dict[ImageKey, int]) -> dict[ImageKey, np.ndarray]:
+def _read(environment: ImageEnvironment, positions: dict[ImageKey, int]) -> dict[ImageKey, np.ndarray]:
     """Return the thumbnails of the images at these positions, without those that cannot be read."""
     if isinstance(environment, ArrayEnvironment):
         arrays = {key: environment.images[i] for key, i in positions.items()}
@@ -150,8 +146,8 @@ def _value_range(arrays: Iterable[np.ndarray], dtype: np.dtype) -> tuple[float, 
     """Return the values to show as black and as white: of numbers other than bytes, the smallest and the largest."""
     if dtype == np.uint8:
         return 0.0, 255.0
-    finite = np.concatenate([[0.0], *(array[np.isfinite(array)] for array in arrays)])
-    return float(finite.min()), float(finite.max())
+    finite = np.concatenate([np.zeros(0), *(array[np.isfinite(array)] for array in arrays)])
+    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
 
 
 def _shrink(pixels: np.ndarray) -> np.ndarray:
