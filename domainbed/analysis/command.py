@@ -80,7 +80,6 @@ def parser() -> cli.Parser:
         examples=(
             "--input_dir runs/first",
             "--input_dir runs/first --tables calibration --format csv --output calibration.csv",
-            "--input_dir runs/first --output_dir runs/first_analysis --data_dir data",
         ),
     )
     add_options(p, AnalyzeOptions)
