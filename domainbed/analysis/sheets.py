@@ -124,8 +124,8 @@ def _draw(sheet: Sheet, thumbnails: Mapping[ImageKey, np.ndarray]) -> Plot:
         note = "Below each image: its class, → the most frequent prediction, and the mean confidence"
         columns = ["label", "predicted"]
     else:
-        subject = "images that one algorithm alone classifies correctly"
-        choice = "for each algorithm, the most confident errors of the others"
+        subject = "images that only one algorithm solves"
+        choice = "by algorithm, the most confident errors of the others"
         note = (
             "Below each image: the algorithm, the class, → the others' most frequent prediction, and their confidence"
         )

@@ -90,7 +90,7 @@ class ImageSource:
 
 
 def open_source(sweep: Sweep, dataset: str, data_dir: str) -> ImageSource:
-    """Return the source of a dataset's images, without reading any. Nothing is downloaded.
+    """Return the source of a dataset's images, without reading or downloading any.
 
     Raises:
         UsageError: the dataset is unknown, or is not in `data_dir`.
@@ -99,15 +99,18 @@ def open_source(sweep: Sweep, dataset: str, data_dir: str) -> ImageSource:
     folder = jobs.index[0]
     columns = read_job(sweep.folder / folder)[0][-1]["args"].get("columns")
     dataset_class = get_dataset_class(dataset, columns)
-    advice = f"correct --data_dir {data_dir!r}, or pass other --datasets"
-    if problems := [*dataset_class.find_problems(data_dir), *dataset_class.find_downloads(data_dir)]:
-        raise UsageError(f"thumbnails of {dataset}: {problems[0]}; {advice}")
-    names = tuple(map(printable, dataset_class.environment_names(data_dir)))
-    recorded = {names for names in jobs["environments"] if names}
-    if recorded and names not in recorded:
+    problems = [*dataset_class.find_problems(data_dir), *dataset_class.find_downloads(data_dir)]
+    if not problems:
+        names = tuple(map(printable, dataset_class.environment_names(data_dir)))
+        recorded = {names for names in jobs["environments"] if names}
+        if recorded and names not in recorded:
+            problems.append(
+                f"--data_dir {data_dir!r} has the environments {', '.join(names)}, but the sweep was run on "
+                f"{', '.join(min(recorded))}"
+            )
+    if problems:
         raise UsageError(
-            f"thumbnails of {dataset}: its environments in --data_dir are {', '.join(names)}, but those of the sweep "
-            f"are {', '.join(sorted(recorded)[0])}; {advice}"
+            f"cannot make contact sheets of {dataset}: {problems[0]}; without --data_dir, no images are required"
         )
     return ImageSource(dataset, dataset_class, data_dir, json.loads(str(jobs.at[folder, "hparams"])))
 

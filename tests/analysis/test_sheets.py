@@ -12,7 +12,7 @@ from PIL import Image
 
 from domainbed.analysis import thumbnails
 from domainbed.analysis.measures import find_extremes, measure_run
-from domainbed.analysis.sheets import ALL_FAIL, COLUMNS, ONE_SOLVES, choose_images, make_sheets, plot_sheet
+from domainbed.analysis.sheets import ALL_FAIL, COLUMNS, ONE_SOLVES, choose_images, draw_sheets, make_sheets, plot_sheet
 from domainbed.analysis.tables import images_table
 from domainbed.analysis.thumbnails import SIZE, ImageKey, ImageSource, open_source
 from domainbed.datasets import ArrayEnvironment, MultipleDomainDataset, get_dataset_class, mnist
@@ -47,7 +47,9 @@ def test_chosen_images_equal_brute_force(seed: int, n: int):
 
 
 class MadeSection:
-    """Two algorithms, two test environments, two trials; what `make_sheets` needs."""
+    """Algorithms on two test environments in two trials; what sheets need of a section."""
+
+    dataset, title = "Made", "Made"
 
     def __init__(self, algorithms: list[str]) -> None:
         rng = RandomState(0)
@@ -109,6 +111,39 @@ def test_digits_are_those_of_their_trial():
     assert len(elsewhere) < len(moved) / 2
 
 
+class Squares:
+    """A source that lacks the images whose numbers end with 0."""
+
+    name, data_dir = "Made", "data"
+
+    def read_thumbnails(self, keys: set[ImageKey]) -> dict[ImageKey, np.ndarray]:
+        return {key: np.zeros((3, 3, 3), np.uint8) for key in keys if not key.image.endswith("0.png")}
+
+
+def test_sheets_omit_and_count_unreadable_images():
+    section = MadeSection(["ERM", "CORAL"])
+    warned: list[str] = []
+    plots = [plot for _, plot in draw_sheets([section, section], Squares(), 10, warned.append)]
+    expected = [sheet for _ in range(2) for sheet in make_sheets(section, 10)]
+    assert len(plots) == len(expected) == 8
+    requested = {key for sheet in expected for key in sheet.keys}
+    n_missing = sum(key.image.endswith("0.png") for key in requested)
+    [line] = warned
+    assert line.startswith(f"Made: {n_missing} of {len(requested)} images to show are not in --data_dir 'data'")
+    for sheet, (names, caption, figure, frame) in zip(expected, plots, strict=True):
+        images = [key.image for key in sheet.keys if not key.image.endswith("0.png")]
+        assert frame["image"].tolist() == images
+        assert len(figure.axes) == len(images) > 0
+        assert names[:2] == [sheet.kind, "Made"]
+        n_seen = len({i for run in section.runs if run.run["test_env"] == int(names[2]) for i in run.outputs.image})
+        shown = "all shown" if len(images) == sheet.n else f"{len(images)} shown: "
+        assert f"; {sheet.n} of {n_seen} images; {shown}" in caption
+        labels = [text.get_text().split("\n") for text in figure.texts[-len(images) :]]
+        for label, row in zip(labels, frame.to_dict("records"), strict=True):
+            outcome = [row["outcome"]] if sheet.kind == ONE_SOLVES else []
+            assert label == [*outcome, row["label"], f"→ {row['predicted']}", f"{100 * row['confidence']:.0f}%"]
+
+
 class Floats(MultipleDomainDataset):
     """Images of any numbers, which are known by their index only."""
 
@@ -164,7 +199,7 @@ def test_only_requested_files_are_read(tmp_path: Path, monkeypatch: pytest.Monke
         ("ColoredMNIST", "nowhere", "is not a folder"),
         ("PACS", ".", "PACS not found"),
         ("PASC", ".", "unknown dataset 'PASC'"),
-        ("Folder", "tree", "environments in --data_dir are one, two, but those of the sweep are e0, e1, e2"),
+        ("Folder", "tree", "has the environments one, two, but the sweep was run on e0, e1, e2; without --data_dir"),
     ],
 )
 def test_datasets_that_are_not_there(
