@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from domainbed.analysis.analysis import Section
+    from domainbed.analysis.thumbnails import ImageSource
 
 TABLES = ("accuracy", "calibration", "classes", "confusion", "agreement", "images", "ensembles")
 FORMATS = ("text", "markdown", "csv", "json")
@@ -48,6 +49,16 @@ class AnalyzeOptions:
         metavar="DIR",
         if_unset="no figures",
     )
+    data_dir: str | None = option(
+        None,
+        help="folder of the datasets, as for train (any folder for the digits): also write contact sheets of the "
+        "images that all runs fail, and of those that one algorithm alone solves, to --output_dir",
+        metavar="DIR",
+        if_unset="no contact sheets",
+    )
+    max_images: int = option(
+        40, help="number of images on a contact sheet, at most", metavar="N", at_least=1, at_most=400
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -56,6 +67,8 @@ class AnalyzeOptions:
                 f"--format csv prints one table; add --tables with one of {', '.join(TABLES)}, or pass --output_dir, "
                 "which writes all of them"
             )
+        if self.data_dir is not None and self.output_dir is None:
+            raise UsageError("--data_dir is for contact sheets, which are files; add --output_dir")
 
 
 def parser() -> cli.Parser:
@@ -82,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.check_output(options.output)
 
     from domainbed.analysis.analysis import analyze  # imports pandas: --help is fast
+    from domainbed.analysis.thumbnails import open_source
     from domainbed.reporting.cells import algorithms_of, datasets_of
     from domainbed.reporting.load import load_sweep
     from domainbed.reporting.report import select_algorithms, select_names
@@ -94,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         warn(problem)
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
+    sources = [] if options.data_dir is None else [open_source(sweep, name, options.data_dir) for name in datasets]
     sections = analyze(sweep, selections, datasets, algorithms, warn)
     if not sections:
         raise UsageError(
@@ -102,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     cli.write_output(format_sections(sections, options.format, options.tables), options.output)
     if options.output_dir:
-        write_all(sections, Path(options.output_dir))
+        write_all(sections, Path(options.output_dir), sources, options.max_images, warn)
 
 
 def format_sections(sections: "Sequence[Section]", format: str, names: Sequence[str] = ()) -> str:
@@ -150,12 +165,30 @@ def collect_frame(sections: "Sequence[Section]", name: str) -> "pd.DataFrame":
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["selection", "dataset"])
 
 
-def write_all(sections: "Sequence[Section]", folder: Path) -> None:
-    """Write all tables and figures. Raises UsageError if the folder cannot be created."""
-    from domainbed.analysis.plots import draw_section
+def write_all(
+    sections: "Sequence[Section]",
+    folder: Path,
+    sources: "Sequence[ImageSource]",
+    max_images: int,
+    warn: Callable[[str], object],
+) -> None:
+    """Write all tables and figures.
+
+    Args:
+        sections: the analysis.
+        folder: where to write.
+        sources: of the datasets whose images to show.
+        max_images: the largest number of images on a contact sheet.
+        warn: called with one line per problem.
+
+    Raises:
+        UsageError: the folder cannot be created, or a dataset cannot be read.
+    """
+    from domainbed.analysis.plots import Plot, draw_section
+    from domainbed.analysis.sheets import DPI, draw_sheets
     from domainbed.analysis.tables import runs_frame
     from domainbed.reporting.frames import to_csv
-    from domainbed.reporting.plots import save_figure
+    from domainbed.reporting.plots import save_figure, style
     from domainbed.reporting.plots.gallery import file_stem
 
     make_folder(folder)
@@ -164,15 +197,25 @@ def write_all(sections: "Sequence[Section]", folder: Path) -> None:
         with atomic_write(folder / name) as file:
             file.write(content.encode())
 
+    def write_plot(section: "Section", plot: Plot, dpi: int) -> None:
+        names, caption, figure, frame = plot
+        stem = file_stem([*names, section.selection])
+        save_figure(figure, folder, stem, caption, dpi)
+        write(f"{stem}.csv", to_csv(frame))
+
     write("analysis.txt", format_sections(sections, "text"))
     for name in TABLES:
         write(f"{name}.csv", to_csv(collect_frame(sections, name)))
-    n = 0
+    n = n_sheets = 0
     for section in sections:
         write(f"{file_stem(['runs', section.dataset, section.selection])}.csv", to_csv(runs_frame(section.runs)))
-        for names, caption, figure, frame in draw_section(section):
-            stem = file_stem([*names, section.selection])
-            save_figure(figure, folder, stem, caption)
-            write(f"{stem}.csv", to_csv(frame))
+        for plot in draw_section(section):
+            write_plot(section, plot, style.DPI)
             n += 1
-    print(f"tables and {n} figures in {folder}", file=sys.stderr)
+    for source in sources:
+        of_dataset = [section for section in sections if section.dataset == source.name]
+        for section, plot in draw_sheets(of_dataset, source, max_images, warn):
+            write_plot(section, plot, DPI)
+            n_sheets += 1
+    sheets = f", {n_sheets} of them contact sheets," if sources else ""
+    print(f"tables and {n + n_sheets} figures{sheets} in {folder}", file=sys.stderr)

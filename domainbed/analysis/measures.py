@@ -136,17 +136,20 @@ def find_extremes(runs: Sequence[Measured], algorithms: Sequence[str]) -> pd.Dat
 
     Returns:
         One row per image: `test_env`, `environment`, `image`, `index` (-1 if it differs between trials), `label`,
-        `outcome` ("all fail" or "only ALGORITHM"), `predicted` (the most frequent wrong class), `n_runs`.
+        `outcome` ("all fail" or "only ALGORITHM"), `predicted` (the most frequent wrong class), `confidence` (the mean
+        of the runs that are wrong, in the classes that they predict), `n_runs`, and `trial_seed`, the first trial.
     """
-    columns = ["test_env", "environment", "image", "index", "label", "outcome", "predicted", "n_runs"]
+    columns = ["test_env", "environment", "image", "index", "label", "outcome", "predicted", "confidence", "n_runs"]
+    columns.append("trial_seed")
     frames = []
-    for (env, _), of_task in by_task(runs).items():
+    for (env, trial), of_task in by_task(runs).items():
         if set(of_task) != set(algorithms):
             continue
         for number, algorithm in enumerate(algorithms):
-            outputs = of_task[algorithm].outputs
-            frame = pd.DataFrame({name: getattr(outputs, name) for name in ("image", "index", "predicted")})
-            frames.append(frame.assign(label=outputs.labels, algorithm=number, test_env=env))
+            run = of_task[algorithm]
+            frame = pd.DataFrame({name: getattr(run.outputs, name) for name in ("image", "index", "predicted")})
+            frame = frame.assign(label=run.outputs.labels, confidence=run.confidence[False])
+            frames.append(frame.assign(algorithm=number, test_env=env, trial_seed=trial))
     if not frames:
         return pd.DataFrame(columns=columns)
     table = pd.concat(frames, ignore_index=True)
@@ -162,14 +165,24 @@ def find_extremes(runs: Sequence[Measured], algorithms: Sequence[str]) -> pd.Dat
     images = table.merge(found[keys], on=keys).groupby(keys)
     details = images["index"].agg(lambda values: values.iloc[0] if values.nunique() == 1 else -1).to_frame("index")
     details["n_runs"] = images.size()
-    wrong = images.obj[~images.obj["is_correct"]].groupby(keys)["predicted"]
-    details["predicted"] = wrong.agg(lambda values: values.mode().iloc[0])
+    details["trial_seed"] = images["trial_seed"].min()
+    wrong = images.obj[~images.obj["is_correct"]].groupby(keys)
+    details["predicted"] = wrong["predicted"].agg(lambda values: values.mode().iloc[0])
+    details["confidence"] = wrong["confidence"].mean()
     found = found.merge(details.reset_index(), on=keys, how="left")
     classes, environments = runs[0].classes, {run.run["test_env"]: run.run["environment"] for run in runs}
     found["environment"] = found["test_env"].map(environments)
     for name in ("label", "predicted"):
         found[name] = ["" if pd.isna(number) else classes[int(number)] for number in found[name]]
     return found[columns].sort_values(["test_env", "outcome", "index", "image"], ignore_index=True)
+
+
+def count_images(runs: Iterable[Measured]) -> dict[str, int]:
+    """Return the number of different test images in each environment."""
+    images: dict[str, set[str]] = {}
+    for run in runs:
+        images.setdefault(run.run["environment"], set()).update(run.outputs.image.tolist())
+    return {environment: len(names) for environment, names in images.items()}
 
 
 def measure_ensemble(runs: Iterable[Run], kind: str) -> dict[str, Any] | None:

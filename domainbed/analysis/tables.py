@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed.analysis.measures import CALIBRATION_METRICS, SCALED, TEST, TRAINING, Measured
+from domainbed.analysis.measures import CALIBRATION_METRICS, SCALED, TEST, TRAINING, Measured, count_images
 from domainbed.reporting.statistics import standard_error
 
 AVERAGE = "Avg"
@@ -193,15 +193,13 @@ def agreement_table(pairs: pd.DataFrame, environments: Sequence[str]) -> Table |
 
 def images_table(extremes: pd.DataFrame, runs: Sequence[Measured], environments: Sequence[str]) -> Table:
     """Return the images that all runs fail, or one algorithm alone solves, from `measures.find_extremes`."""
-    seen: dict[str, set[str]] = {}
-    for run in runs:
-        seen.setdefault(run.run["environment"], set()).update(run.outputs.image.tolist())
+    seen = count_images(runs)
     rows = []
     for environment in environments:
         of_environment = extremes[extremes["environment"] == environment]
         for outcome, group in of_environment.groupby("outcome"):
             examples = [f"{row['image']} ({row['label']})" for row in group.head(3).to_dict("records")]
-            share = 100 * len(group) / len(seen[environment])
+            share = 100 * len(group) / seen[environment]
             rows.append([environment, str(outcome), f"{len(group):,} ({share:.1f}%)", ", ".join(examples)])
     notes = [
         "All fail: images that no run of any algorithm classifies correctly, in any trial whose in split has them; "

@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from domainbed.loading.decode import to_rgb
+
 THUMBNAIL = 84  # pixels: three times MNIST's images, ten times those of the small digits
 GAP = 2
 MARGIN = 12
@@ -26,16 +28,10 @@ def to_picture(image: np.ndarray, low: float, high: float, size: int) -> Image.I
     Small images are enlarged by a whole number, pixel by pixel.
 
     Args:
-        image: [channels, height, width]; one channel is shown as gray, two as red and green, and of more, the first
-            three as red, green and blue. Values that are not finite are black.
-        low: the value to show as black.
-        high: the value to show as white.
+        image, low, high: as in `to_rgb`.
         size: in pixels.
     """
-    channels = np.repeat(image, 3, axis=0) if len(image) == 1 else image[:3]
-    rgb = np.zeros((3, *image.shape[1:]))
-    rgb[: len(channels)] = np.where(np.isfinite(channels), (channels - low) / max(high - low, 1e-12), 0)
-    picture = Image.fromarray(np.rint(rgb.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+    picture = Image.fromarray(to_rgb(image, low, high))
     longest = max(picture.size)
     if longest <= size:
         shape = [side * (size // longest) for side in picture.size]

@@ -1,4 +1,4 @@
-"""Decoding of image files to RGB pixels."""
+"""Conversion of image files and arrays to RGB pixels."""
 
 import errno
 import io
@@ -67,6 +67,21 @@ def decode(data: bytes | Image.Image, name: object) -> np.ndarray:
         raise BadImageError(f"{name} is a broken image ({reason})") from error
     except Exception as error:  # decoders raise many kinds of errors
         raise BadImageError(f"{name} is a broken image ({type(error).__name__}: {error})") from error
+
+
+def to_rgb(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return the pixels of an image with any number of channels for people to look at, uint8 [height, width, 3].
+
+    Args:
+        image: [channels, height, width]; one channel is shown as gray, two as red and green, and of more, the first
+            three as red, green and blue. Values that are not finite are black.
+        low: the value to show as black.
+        high: the value to show as white.
+    """
+    channels = np.repeat(image, 3, axis=0) if len(image) == 1 else image[:3]
+    rgb = np.zeros((3, *image.shape[1:]))
+    rgb[: len(channels)] = np.where(np.isfinite(channels), (channels - low) / max(high - low, 1e-12), 0)
+    return np.rint(rgb.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _from_deep_gray(gray: np.ndarray) -> np.ndarray:

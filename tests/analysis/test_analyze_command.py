@@ -176,6 +176,7 @@ def test_bad_files_are_skipped(run_command, sweep_dir: Path, tmp_path: Path):
 
 def test_everything_is_written(run_command, sweep_dir: Path, tmp_path: Path):
     args = ("--selection", "IIDAccuracySelectionMethod", "--output_dir", tmp_path / "out")
+    args += ("--data_dir", tmp_path, "--max_images", 9)
     printed = run_command(
         "analyze", "--input_dir", sweep_dir, *args, "--format", "markdown", "--output", tmp_path / "t"
     )
@@ -184,7 +185,23 @@ def test_everything_is_written(run_command, sweep_dir: Path, tmp_path: Path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {f"{name}.csv" for name in TABLES} | {"analysis.txt", "runs-ColoredDigits-training-domain.csv"} <= names
     figures = {name for name in names if name.endswith(".png")}
-    assert len(figures) == 6
+    sheets = {name for name in figures if name.startswith(("all_fail-ColoredDigits-", "one_solves-ColoredDigits-"))}
+    images = pd.read_csv(tmp_path / "out" / "images.csv")
+    kinds = images.assign(is_failed=images["outcome"] == "all fail")[["test_env", "is_failed"]].drop_duplicates()
+    assert len(figures) == 6 + len(sheets)
+    assert len(sheets) == len(kinds) >= 3  # without empty ones
+    assert f"tables and {len(figures)} figures, {len(sheets)} of them contact sheets, in" in printed.stderr
+    for name in sheets:
+        rows = pd.read_csv(tmp_path / "out" / f"{name.removesuffix('.png')}.csv")
+        is_failed = images["outcome"].eq("all fail") == name.startswith("all_fail")
+        found = images[is_failed & (images["test_env"] == rows["test_env"].iloc[0])]
+        assert len(rows) == min(9, len(found))
+        assert rows["confidence"].max() == pytest.approx(found["confidence"].max())
+        predicted = rows[[f"{algorithm}, trial {trial}" for algorithm in ALGORITHMS for trial in range(2)]]
+        assert (predicted.notna().sum(axis=1) == rows["n_runs"]).all()
+        is_correct = predicted.eq(rows["label"], axis=0)
+        solved = is_correct.T.groupby(lambda column: column.split(",")[0]).any().T.sum(axis=1)
+        assert (solved == (0 if name.startswith("all_fail") else 1)).all()
     for name in figures:
         stem = name.removesuffix(".png")
         assert {f"{stem}.csv", f"{stem}.pdf"} <= names
@@ -203,6 +220,7 @@ def test_everything_is_written(run_command, sweep_dir: Path, tmp_path: Path):
         (["--selection", "oracle"], "unknown selection method 'oracle'"),
         (["--algorithms", "Fishr"], "--algorithms Fishr: this sweep has no such runs"),
         (["--input_dir", "nowhere"], "--input_dir 'nowhere' is not a folder"),
+        (["--data_dir", "."], "--data_dir is for contact sheets, which are files; add --output_dir"),
     ],
 )
 def test_mistakes_are_one_line(run_command, sweep_dir: Path, args: list[str], message: str):
