@@ -184,7 +184,7 @@ def test_everything_is_written(run_command, sweep_dir: Path, tmp_path: Path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {f"{name}.csv" for name in TABLES} | {"analysis.txt", "runs-ColoredDigits-training-domain.csv"} <= names
     figures = {name for name in names if name.endswith(".png")}
-    assert len(figures) == 6
+    assert len(figures) == 7
     for name in figures:
         stem = name.removesuffix(".png")
         assert {f"{stem}.csv", f"{stem}.pdf"} <= names
