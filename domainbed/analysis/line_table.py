@@ -127,11 +127,13 @@ def _measure_agreement(a: Outputs, b: Outputs) -> tuple[float, int] | None:
 
 def line_table(points: pd.DataFrame, environments: Sequence[str]) -> Table:
     """Return the lines of accuracy and of agreement, and the errors of predicted accuracies, from `line_points`."""
-    found, rows, problems = [], [], []
+    found, rows = [], []
+    problems: dict[str, list[str]] = {}  # to the environments that have them
     for environment, group in points.groupby("environment", sort=False):
         row, of_environment = _measure_lines(group)
         found.append({"environment": environment, **row})
-        problems += [f"{environment}: {problem}." for problem in of_environment]
+        for problem in of_environment:
+            problems.setdefault(problem, []).append(str(environment))
         for line, number in ((ACCURACY, "runs"), (AGREEMENT, "pairs"), (SAME_TRIAL, "same_trial_pairs")):
             values = [_format(row[f"{line}_{value}"]) for value in ("slope", "bias", "r_squared")]
             names = [str(environment) if line == ACCURACY else "", line.replace("_", " ")]
@@ -152,7 +154,7 @@ def line_table(points: pd.DataFrame, environments: Sequence[str]) -> Table:
         "Then, mean absolute errors of predicted accuracies on the test environment, in percentage points, over runs: "
         "of ALine-S and ALine-D, by the line of agreement; of the accuracy in domain; and of the mean confidence on "
         "the test environment, before and after temperature scaling. Where R² of agreement is low, ALine has no basis.",
-        *problems,
+        *(f"{', '.join(names)}: {problem}." for problem, names in problems.items()),
     ]
     headers = ["Test", "Line", "Points", "Slope", "Bias", "R²", "ALine-S", "ALine-D", "In-domain"]
     return Table("line", "Agreement on the line", [*headers, "Confidence", "scaled"], rows, notes, frame)
