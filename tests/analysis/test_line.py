@@ -24,7 +24,7 @@ def on_line(accuracy: np.ndarray) -> np.ndarray:
     return norm.cdf(SLOPE * norm.ppf(accuracy) + BIAS)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(3, 8), st.integers(0, 1000))
 def test_known_lines(n: int, seed: int):
     """If accuracies and agreements are on the same line, both predictions are the accuracies."""
@@ -39,7 +39,7 @@ def test_known_lines(n: int, seed: int):
     np.testing.assert_allclose(found, on_line(accuracies), atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(3, 6), st.integers(0, 1000))
 def test_aline_d_is_the_solution_by_least_squares(n: int, seed: int):
     """It is where the gradient is zero, also for agreements that are on no line, and with clipped ones."""
