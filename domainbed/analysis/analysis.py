@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed.analysis import tables
+from domainbed.analysis.line_table import line_points, line_table
 from domainbed.analysis.measures import Measured, find_extremes, measure_agreement, measure_ensemble, measure_run
 from domainbed.analysis.runs import load_runs
 from domainbed.analysis.tables import Table
@@ -28,6 +29,7 @@ class Section:
         environments: the names of the environments that can be tested on.
         algorithms: the algorithms with predictions, in the order of the request.
         runs: the runs behind the tables.
+        points: the accuracies of runs and the agreement of pairs (`line_points`).
         tables: the tables.
     """
 
@@ -37,6 +39,7 @@ class Section:
     environments: Sequence[str]
     algorithms: Sequence[str]
     runs: Sequence[Measured]
+    points: pd.DataFrame
     tables: Sequence[Table]
 
 
@@ -92,17 +95,20 @@ def _make_section(
     present = [name for name in algorithms if any(run.run["algorithm"] == name for run in runs)]
     runs.sort(key=lambda run: (present.index(run.run["algorithm"]), run.run["test_env"], run.run["trial_seed"]))
     ensembles = _measure_ensembles(sweep, selected, best, names, present)
+    points = line_points(runs)
     made = [
         tables.accuracy_table(runs, environments),
         tables.calibration_table(runs, environments),
         tables.classes_table(runs, environments),
         tables.confusion_table(runs, environments),
         tables.agreement_table(measure_agreement(runs), environments),
+        line_table(points, environments),
         tables.images_table(find_extremes(runs, present), runs, environments),
         tables.ensembles_table(ensembles, environments),
     ]
     title = sweep_titles(sweep, ())(dataset)
-    return Section(selection, dataset, title, environments, present, runs, [table for table in made if table])
+    made_tables = [table for table in made if table]
+    return Section(selection, dataset, title, environments, present, runs, points, made_tables)
 
 
 def _measure_ensembles(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from domainbed.analysis.analysis import Section
     from domainbed.analysis.thumbnails import ImageSource
 
-TABLES = ("accuracy", "calibration", "classes", "confusion", "agreement", "images", "ensembles")
+TABLES = ("accuracy", "calibration", "classes", "confusion", "agreement", "line", "images", "ensembles")
 FORMATS = ("text", "markdown", "csv", "json")
 
 
@@ -76,7 +76,7 @@ def parser() -> cli.Parser:
         prog=cli.command_name("analyze"),
         description="Analyze the predictions of a sweep that was launched with --save_predictions: calibration before "
         "and after temperature scaling, classes that fail, confusions, rejection by confidence, agreement between "
-        "algorithms, images that all of them fail, and ensembles.",
+        "algorithms, accuracies predicted from agreement, images that all of them fail, and ensembles.",
         examples=(
             "--input_dir runs/first",
             "--input_dir runs/first --tables calibration --format csv --output calibration.csv",

@@ -33,6 +33,8 @@ class Measured:
         confusion: `[classes, classes]`, numbers of test images by class and predicted class.
         confidence: by whether they are scaled, the confidences on the test environment.
         outputs: on the test environment, without probabilities.
+        validation: on the out splits of the training environments (`Run.validation`), without probabilities and with
+            64-bit hashes of the names of images, which are long.
     """
 
     run: dict[str, Any]
@@ -42,6 +44,7 @@ class Measured:
     confusion: np.ndarray
     confidence: dict[bool, np.ndarray]
     outputs: Outputs
+    validation: Outputs
 
 
 def measure_run(run: Run) -> Measured:
@@ -75,8 +78,13 @@ def measure_run(run: Run) -> Measured:
         accuracies,
         confusion_matrix(run.test.labels, run.test.predicted, labels=range(len(run.classes))),
         confidence,
-        replace(run.test, log_probabilities=np.zeros((len(run.test.labels), 0), np.float16)),
+        _without_probabilities(run.test),
+        replace(_without_probabilities(run.validation), image=pd.util.hash_array(run.validation.image)),
     )
+
+
+def _without_probabilities(outputs: Outputs) -> Outputs:
+    return replace(outputs, log_probabilities=np.zeros((len(outputs.labels), 0), np.float16))
 
 
 class Calibration(NamedTuple):

@@ -5,14 +5,21 @@ from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from domainbed.analysis.analysis import Section
+from domainbed.analysis.line import fit_scaled_line
+from domainbed.analysis.line_table import ACCURACY, AGREEMENT, SAME_TRIAL, select_points
 from domainbed.analysis.measures import Measured
 from domainbed.analysis.metrics import calibration_bins
 from domainbed.analysis.tables import AVERAGE, Table
+from domainbed.reporting.on_the_line import scale
+from domainbed.reporting.plots.line import EQUAL, set_probit_ticks
+from domainbed.reporting.plots.scatter import plot_points
 from domainbed.reporting.plots.style import (
     add_legend,
     label_text,
@@ -47,6 +54,8 @@ def draw_section(section: Section) -> Iterator[Plot]:
         frame = agreement_matrix(tables["agreement"], section.algorithms)
         caption = "Percentage of test images on which two algorithms predict the same class."
         yield ["agreement", dataset], caption, plot_agreement(frame, section.title, section.algorithms), frame
+    caption = "Accuracy of runs and agreement of pairs of runs, out of domain against in domain, with their lines."
+    yield ["line", dataset], caption, plot_lines(section.points, section.title), section.points
 
 
 def reliability(section: Section, algorithm: str) -> pd.DataFrame:
@@ -153,6 +162,34 @@ def plot_agreement(frame: pd.DataFrame, title: str, algorithms: Sequence[str]) -
         )
         _draw_matrix(ax, values.reindex(index=algorithms, columns=algorithms).to_numpy(dtype=float), algorithms, 100)
         ax.set_title(label_text(environment))
+    return figure
+
+
+@print_style
+def plot_lines(points: pd.DataFrame, title: str) -> Figure:
+    """Plot accuracies and agreement (`line_table.line_points`) on probit axes; one panel per test environment."""
+    environments = list(points["environment"].unique())
+    figure, axes = make_panels(len(environments), title, 1.75, "In domain (%)", share="xy")
+    x, y = scale(points["in_domain"]), scale(points["out_of_domain"])
+    # The few runs are above the many pairs. Pairs of the same trial are drawn in their own color.
+    styles = {AGREEMENT: make_style(2), SAME_TRIAL: make_style(1), ACCURACY: make_style(0)}
+    for ax, environment in zip(axes, environments, strict=True):
+        ax.axline((0, 0), slope=1, zorder=1, **EQUAL)
+        for name, style in styles.items():
+            shown = select_points(points[points["environment"] == environment], name)
+            plot_points(ax, x[shown.index], y[shown.index], style)
+            line = fit_scaled_line(shown["in_domain"], shown["out_of_domain"])
+            if not np.isnan(line.slope):
+                ax.axline((0, float(line.intercept)), slope=float(line.slope), color=style.color, linewidth=1.2)
+        ax.set_title(label_text(environment))
+    for axis, values, set_limits in ((axes[0].xaxis, x, axes[0].set_xlim), (axes[0].yaxis, y, axes[0].set_ylim)):
+        margin = max(0.05, 0.04 * (values.max() - values.min()))
+        set_limits(values.min() - margin, values.max() + margin)
+        set_probit_ticks(axis, values.min() - margin, values.max() + margin)
+    figure.supylabel("On the test environment (%)")
+    names = {ACCURACY: "accuracy", AGREEMENT: "agreement, all pairs", SAME_TRIAL: "agreement, same trial"}
+    entries: list[tuple[str, Artist]] = [(name, legend_point(styles[line])) for line, name in names.items()]
+    add_legend(figure, [*entries, ("equal", Line2D([], [], **EQUAL))])
     return figure
 
 

@@ -7,7 +7,9 @@ from tabulate import tabulate
 from domainbed.analysis.analysis import Section
 from domainbed.analysis.tables import Table
 
-TEXT_COLUMNS = {"Algorithm", "Algorithms", "Test", "On", "Over", "Outcome", "Such as", "Worst class", "Confusion", ""}
+TEXT_COLUMNS = {
+    *("Algorithm", "Algorithms", "Test", "On", "Line", "Over", "Outcome", "Such as", "Worst class", "Confusion", ""),
+}
 
 
 def as_text(sections: Sequence[Section], names: Sequence[str] = ()) -> str:

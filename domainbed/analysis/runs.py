@@ -1,7 +1,7 @@
 """The selected runs of a sweep with their predictions."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Run:
         classes: the names of the classes.
         test: on the in split of the test environment, whose accuracy tables report.
         unseen: on all evaluated images of the test environment.
-        validation: on the out splits of the training environments, pooled.
+        validation: on the out splits of the training environments, pooled. Their `index` counts in all
+            environments: 2**32 times the environment, plus the number in it.
     """
 
     dataset: str
@@ -110,6 +111,7 @@ def _make_run(predictions: Predictions, row: dict[str, Any], environment: str) -
         return "it has no predictions on the out splits of training environments"
     is_evaluated = predictions.predicted[position] != NOT_EVALUATED
     unseen = np.flatnonzero((predictions.environment == env) & is_evaluated)
+    number = predictions.environment.astype(np.int64) * 2**32 + predictions.index
 
     def outputs(rows: np.ndarray) -> Outputs:
         return Outputs(
@@ -126,7 +128,7 @@ def _make_run(predictions: Predictions, row: dict[str, Any], environment: str) -
         classes=predictions.classes,
         test=outputs(test),
         unseen=outputs(unseen),
-        validation=outputs(validation),
+        validation=replace(outputs(validation), index=number[validation]),
     )
 
 

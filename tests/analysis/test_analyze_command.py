@@ -188,7 +188,7 @@ def test_everything_is_written(run_command, sweep_dir: Path, tmp_path: Path):
     sheets = {name for name in figures if name.startswith(("all_fail-ColoredDigits-", "one_solves-ColoredDigits-"))}
     images = pd.read_csv(tmp_path / "out" / "images.csv")
     kinds = images.assign(is_failed=images["outcome"] == "all fail")[["test_env", "is_failed"]].drop_duplicates()
-    assert len(figures) == 6 + len(sheets)
+    assert len(figures) == 7 + len(sheets)
     assert len(sheets) == len(kinds) >= 3  # without empty ones
     assert f"tables and {len(figures)} figures, {len(sheets)} of them contact sheets, in" in printed.stderr
     for name in sheets:

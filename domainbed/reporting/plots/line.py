@@ -63,7 +63,7 @@ def plot_line(
     for axis, values, set_limits in ((axes[0].xaxis, x, axes[0].set_xlim), (axes[0].yaxis, y, axes[0].set_ylim)):
         margin = max(0.05, 0.04 * (values.max() - values.min()))
         set_limits(values.min() - margin, values.max() + margin)
-        _set_ticks(axis, values.min() - margin, values.max() + margin)
+        set_probit_ticks(axis, values.min() - margin, values.max() + margin)
     figure.supylabel("Test accuracy (%)")
     entries: list[tuple[str, Artist]] = [(label_text(name), legend_point(style)) for name, style in algorithms.items()]
     entries += [(f"line of {label_text(baseline)}", Line2D([], [], **LINE))] if has_line else []
@@ -83,7 +83,7 @@ def _draw_line(ax: Axes, x: np.ndarray, line: Line) -> bool:
     return True
 
 
-def _set_ticks(axis: Axis, low: float, high: float) -> None:
+def set_probit_ticks(axis: Axis, low: float, high: float) -> None:
     """Label a probit axis in percent."""
     first, last = (float(percent) for percent in 100 * unscale(np.array([low, high])))
     ticks: list[float] = [tick for tick in TICKS if first <= tick <= last]
