@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 301
 GRID = ["--algorithms", "Gated", "--n_hparams", "1", "--steps", str(STEPS), "--import", "tests.slurm.gated"]
+GRID += ["--save_every", "1e-9"]  # a checkpoint after each update: killed jobs have one within seconds
 HPARAMS = ["--hparams", '{"batch_size": 8}']
 
 
@@ -194,7 +195,7 @@ def test_jobs_of_a_killed_task_resume_with_the_next_launch(scenario: Scenario):
     tasks = list(scenario.disturbed.tasks().values())
     assert sorted(tasks[-1], key=str) == sorted(scenario.disturbed.tasks()[scenario.killed], key=str)
     (steps,) = resumed_from(job)
-    assert steps in (1, 101, 201), "from the checkpoint of its last evaluation"
+    assert steps >= 1, "from its last checkpoint"
 
 
 def test_task_of_a_lost_node_is_taken_over_after_its_old_process_died(scenario: Scenario):
@@ -204,7 +205,7 @@ def test_task_of_a_lost_node_is_taken_over_after_its_old_process_died(scenario: 
     assert after.pid != before.pid
     assert {owner.slurm_job for owner in scenario.owners} == {scenario.orphaned}, "SLURM restarted the same task"
     (steps,) = resumed_from(job)
-    assert steps in (1, 101, 201), "from the checkpoint of its last evaluation"
+    assert steps >= 1, "from its last checkpoint"
 
 
 def test_task_over_its_time_limit_is_requeued_and_done(scenario: Scenario):
