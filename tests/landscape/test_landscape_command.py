@@ -71,10 +71,10 @@ def test_compares_the_algorithms_of_a_sweep(
     assert ["slices" in run for run in content["runs"]["ERM"]] == [True, False]
     # The folder is not mistaken for a job, and `plot` includes the tracked distances.
     assert not load_sweep(str(sweep_dir)).problems
-    from domainbed.reporting.plots import all_figures
+    from domainbed.reporting.plots import draw_plots
 
     stems = [
-        stem for stem, _, _ in all_figures(load_sweep(str(sweep_dir)), "training-domain", ["ColoredDigits"], ["ERM"])
+        plot.stem for plot in draw_plots(load_sweep(str(sweep_dir)), "training-domain", ["ColoredDigits"], ["ERM"])
     ]
     assert "landscape-ColoredDigits-training-domain" in stems
 

@@ -193,7 +193,7 @@ def test_command(tmp_path: Path, run_command):
 
 def test_page_contains_sentences_and_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write(tmp_path, {"ERM": 0, "CORAL": 0.2, "Fishr": 0.001})
-    monkeypatch.setattr(plots, "all_figures", lambda *_: [])
+    monkeypatch.setattr(plots, "draw_plots", lambda *_: [])
     report = report_of(folder, on_the_line=True)
     html = render(report, "html", tmp_path)
     root = parsed(html)

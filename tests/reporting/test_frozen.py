@@ -10,7 +10,7 @@ from domainbed.reporting.cells import frozen_backbone
 from domainbed.reporting.formats.render import FORMATS, render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.plots import all_figures
+from domainbed.reporting.plots import draw_plots
 from domainbed.reporting.report import make_report, sweep_titles
 from tests.conftest import make_record, write_sweep
 
@@ -82,9 +82,9 @@ def test_plots_show_the_label(tmp_path: Path):
     sweep = load_sweep(str(write_runs(tmp_path / "sweep", [FROZEN])))
     titles = sweep_titles(sweep, ())
     captions = [
-        caption
-        for stem, caption, _ in all_figures(sweep, "training-domain", ["PACS"], ["ERM"], print, titles)
-        if not stem.startswith("bars")
+        plot.caption
+        for plot in draw_plots(sweep, "training-domain", ["PACS"], ["ERM"], print, titles)
+        if not plot.stem.startswith("bars")
     ]
     assert captions
     assert all(f"PACS ({LABEL})" in caption for caption in captions), captions

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 from xml.etree.ElementTree import Element, TreeBuilder
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -36,12 +37,12 @@ def few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     if "slow" in request.keywords:
         return
 
-    def all_figures(sweep, selection, datasets, algorithms, warn, titles, *_) -> Iterator[tuple[str, str, Figure]]:
+    def draw_plots(sweep, selection, datasets, algorithms, warn, titles, *_) -> Iterator[plots.Plot]:
         for stem, caption in ((f"bars-{selection}", f"Bars of <{selection}>"), ("all", "Of all runs")):
-            yield stem, caption, Figure(figsize=(1, 1))
+            yield plots.Plot(stem, caption, Figure(figsize=(1, 1)), pd.DataFrame())
         warn("no other plots")
 
-    monkeypatch.setattr(plots, "all_figures", all_figures)
+    monkeypatch.setattr(plots, "draw_plots", draw_plots)
 
 
 class StrictParser(HTMLParser):

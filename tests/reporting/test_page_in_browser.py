@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -82,7 +83,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     )
     file = tmp_path_factory.mktemp("pages") / "page.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "all_figures", lambda _, selection, *__, **___: [(selection, "Bars", Figure((5.5, 3)))])
+        patch.setattr(
+            plots,
+            "draw_plots",
+            lambda _, selection, *__: [plots.Plot(selection, "Bars", Figure((5.5, 3)), pd.DataFrame())],
+        )
         file.write_text(as_html(report, file.parent))
     return report, file
 

@@ -23,7 +23,7 @@ from PIL import Image
 from domainbed.engine.tracking import TRACKERS, Tracker
 from domainbed.errors import UsageError
 from domainbed.reporting.load import Sweep, load_sweep
-from domainbed.reporting.plots import all_figures, draw_plots, write_figure
+from domainbed.reporting.plots import draw_plots, write_figure
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
 from domainbed.reporting.plots.scatter import plot_hparams, plot_in_and_out, sample_hparams, without_ignored
@@ -519,10 +519,11 @@ def small_sweep(folder: Path, algorithms: tuple[str, ...] = ("ERM", "IRM"), data
 
 def plot_sweep(sweep: Sweep, selection: str = "training-domain", warn=print) -> list[tuple[str, str, Figure]]:
     jobs = sweep.jobs
-    return list(all_figures(sweep, selection, sorted(set(jobs["dataset"])), sorted(set(jobs["algorithm"])), warn))
+    plots = draw_plots(sweep, selection, sorted(set(jobs["dataset"])), sorted(set(jobs["algorithm"])), warn)
+    return [plot[:3] for plot in plots]
 
 
-def test_all_figures_of_a_sweep(tmp_path: Path):
+def test_all_plots_of_a_sweep(tmp_path: Path):
     messages: list[str] = []
     found = plot_sweep(load_sweep(str(small_sweep(tmp_path))), warn=messages.append)
     assert [stem for stem, _, _ in found] == [
@@ -551,7 +552,7 @@ def test_titles_name_what_is_shown_with_printed_names(tmp_path: Path):
     sweep = load_sweep(str(small_sweep(tmp_path)))
     titles = Titles({"IRM": "IRMv1", "ColoredDigits": "Digits", "-90%": "anti"})
     args = (sweep, "training-domain", ["ColoredDigits"], ["ERM", "IRM"], [].append)
-    renamed, plain = list(all_figures(*args, titles)), list(all_figures(*args))
+    renamed, plain = ([plot[:3] for plot in draw_plots(*args, *more)] for more in ((titles,), ()))
     assert [figure.get_suptitle() for _, _, figure in renamed] == [
         "Test accuracy, training-domain selection",
         "Out-of-domain against in-domain accuracy, Digits",
@@ -668,9 +669,9 @@ def test_figures_are_drawn_one_at_a_time_and_only_selected_runs_are_read(
     monkeypatch.setattr(
         Sweep, "load_metrics", lambda self, folders: load_metrics(self, read.extend(folders) or list(read))
     )
-    plots = all_figures(sweep, "training-domain", ["ColoredDigits"], ["ERM", "IRM"])
+    plots = draw_plots(sweep, "training-domain", ["ColoredDigits"], ["ERM", "IRM"])
     alive = []
-    for i, (_, _, figure) in enumerate(plots):
+    for i, (_, _, figure, _) in enumerate(plots):
         alive.append(weakref.ref(figure))
         assert i > 2 or not read
         del figure
@@ -755,4 +756,4 @@ def test_tracker_plots_its_own_entries(tmp_path: Path):
 def test_unknown_selection_method(tmp_path: Path):
     sweep = load_sweep(str(small_sweep(tmp_path, ("ERM",))))
     with pytest.raises(UsageError, match="did you mean training-domain"):
-        next(all_figures(sweep, "training-domian", ["ColoredDigits"], ["ERM"]))
+        next(draw_plots(sweep, "training-domian", ["ColoredDigits"], ["ERM"]))

@@ -14,7 +14,7 @@ from domainbed.reporting.formats.render import FORMATS, render
 from domainbed.reporting.frames import to_csv
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep, load_sweep
-from domainbed.reporting.plots import all_figures, save_figure
+from domainbed.reporting.plots import draw_plots, save_figure
 from domainbed.reporting.report import Report, make_report
 from domainbed.scripts.collect_results import main as collect_results
 from domainbed.scripts.list_top_hparams import main as list_top_hparams
@@ -66,8 +66,8 @@ def test_page(report: Report, tmp_path: Path):
 
 
 def test_plots(sweep: Sweep, tmp_path: Path):
-    figures = list(all_figures(sweep, "training-domain", ["Mine"], ["ERM"]))
-    assert [stem.partition("-")[0] for stem, _, _ in figures] == [
+    plots = list(draw_plots(sweep, "training-domain", ["Mine"], ["ERM"]))
+    assert [plot.stem.partition("-")[0] for plot in plots] == [
         "bars",
         "in_out",
         "line",
@@ -75,7 +75,7 @@ def test_plots(sweep: Sweep, tmp_path: Path):
         "curves",
         "hparams",
     ]
-    for stem, caption, figure in figures:
+    for stem, caption, figure, _ in plots:
         for path in save_figure(figure, tmp_path, stem, caption, dpi=20):
             assert path.stat().st_size
 

@@ -202,11 +202,11 @@ def _draw(report: Report, kinds: Collection[str]) -> tuple[dict[str, list[Pictur
     keys: dict[str, list[tuple[str, str]]] = {section.selection: [] for section in report.sections}
     not_drawn: list[str] = []
     for selection in (section.selection for section in report.sections if not section.why_empty):
-        figures = plots.all_figures(
+        section_plots = plots.draw_plots(
             *(report.sweep, selection, list(report.environments), report.algorithms, not_drawn.append, report.titles),
             *(report.options.baseline, kinds),
         )
-        for stem, caption, figure in ProgressBar(figures, f"plots, {selection}", unit=" plots"):
+        for stem, caption, figure, _ in ProgressBar(section_plots, f"plots, {selection}", unit=" plots"):
             keys[selection].append((stem, caption))
             if (stem, caption) not in drawn:
                 drawn[stem, caption] = picture(caption, figure)

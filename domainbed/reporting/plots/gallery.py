@@ -30,22 +30,6 @@ class Plot(NamedTuple):
     data: pd.DataFrame
 
 
-def all_figures(
-    sweep: Sweep,
-    selection: str,
-    datasets: Sequence[str],
-    algorithms: Sequence[str],
-    warn: Callable[[str], object] = print,
-    titles: Titles | None = None,
-    baseline: str = "ERM",
-    kinds: Collection[str] = (),
-) -> Iterator[tuple[str, str, Figure]]:
-    """Yield the stem, the caption and the figure of each of `draw_plots`, without the data."""
-    for plot in draw_plots(sweep, selection, datasets, algorithms, warn, titles, baseline, kinds):
-        yield plot[:3]
-        del plot  # before the next one is drawn
-
-
 def draw_plots(
     sweep: Sweep,
     selection: str,
