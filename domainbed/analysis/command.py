@@ -184,11 +184,11 @@ def write_all(
     Raises:
         UsageError: the folder cannot be created, or a dataset cannot be read.
     """
-    from domainbed.analysis.plots import Plot, draw_section
+    from domainbed.analysis.plots import draw_section
     from domainbed.analysis.sheets import DPI, draw_sheets
     from domainbed.analysis.tables import runs_frame
     from domainbed.reporting.frames import to_csv
-    from domainbed.reporting.plots import save_figure, style
+    from domainbed.reporting.plots import save_plot
     from domainbed.reporting.plots.gallery import file_stem
 
     make_folder(folder)
@@ -197,12 +197,6 @@ def write_all(
         with atomic_write(folder / name) as file:
             file.write(content.encode())
 
-    def write_plot(section: "Section", plot: Plot, dpi: int) -> None:
-        names, caption, figure, frame = plot
-        stem = file_stem([*names, section.selection])
-        save_figure(figure, folder, stem, caption, dpi)
-        write(f"{stem}.csv", to_csv(frame))
-
     write("analysis.txt", format_sections(sections, "text"))
     for name in TABLES:
         write(f"{name}.csv", to_csv(collect_frame(sections, name)))
@@ -210,12 +204,12 @@ def write_all(
     for section in sections:
         write(f"{file_stem(['runs', section.dataset, section.selection])}.csv", to_csv(runs_frame(section.runs)))
         for plot in draw_section(section):
-            write_plot(section, plot, style.DPI)
+            save_plot(plot, folder)
             n += 1
     for source in sources:
         of_dataset = [section for section in sections if section.dataset == source.name]
-        for section, plot in draw_sheets(of_dataset, source, max_images, warn):
-            write_plot(section, plot, DPI)
+        for plot in draw_sheets(of_dataset, source, max_images, warn):
+            save_plot(plot, folder, DPI)
             n_sheets += 1
     sheets = f", {n_sheets} of them contact sheets," if sources else ""
     print(f"tables and {n + n_sheets} figures{sheets} in {folder}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """Figures of an analysis, each with the data that it shows."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,8 @@ from domainbed.analysis.measures import Measured
 from domainbed.analysis.metrics import calibration_bins
 from domainbed.analysis.tables import AVERAGE, Table
 from domainbed.reporting.on_the_line import scale
+from domainbed.reporting.plots import Plot
+from domainbed.reporting.plots.gallery import file_stem
 from domainbed.reporting.plots.line import EQUAL, set_probit_ticks
 from domainbed.reporting.plots.scatter import plot_points
 from domainbed.reporting.plots.style import (
@@ -29,33 +30,35 @@ from domainbed.reporting.plots.style import (
     print_style,
 )
 
-Plot: TypeAlias = tuple[list[str], str, Figure, pd.DataFrame]  # the parts of its file name, its caption, its data
 MAX_LABELED = 12  # classes on an axis
 
 
 def draw_section(section: Section) -> Iterator[Plot]:
     """Draw the figures of a section."""
     tables = {table.name: table for table in section.tables}
-    dataset = section.dataset
+
+    def stem(kind: str, *names: str) -> str:
+        return file_stem([kind, section.dataset, *names, section.selection])
+
     for algorithm in section.algorithms:
         title = f"{algorithm} on {section.title}"
         frame = reliability(section, algorithm)
         caption = "Accuracy against confidence, in 15 bins of equal mass over all trials, before and after scaling."
-        yield ["reliability", dataset, algorithm], caption, plot_reliability(frame, title), frame
+        yield Plot(stem("reliability", algorithm), caption, plot_reliability(frame, title), frame)
         confusion = tables["confusion"].frame
         frame = confusion[confusion["algorithm"] == algorithm].reset_index(drop=True)
         caption = "Share of the images of each class (rows) by predicted class (columns), over all trials."
-        yield ["confusion", dataset, algorithm], caption, plot_confusion(frame, title), frame
+        yield Plot(stem("confusion", algorithm), caption, plot_confusion(frame, title), frame)
     frame = tables["classes"].frame
     frame = frame[frame["environment"] != AVERAGE].reset_index(drop=True)
     caption = "Accuracy on each class of the test environment, with standard errors over trials."
-    yield ["classes", dataset], caption, plot_classes(frame, section.title, section.algorithms), frame
+    yield Plot(stem("classes"), caption, plot_classes(frame, section.title, section.algorithms), frame)
     if "agreement" in tables:
         frame = agreement_matrix(tables["agreement"], section.algorithms)
         caption = "Percentage of test images on which two algorithms predict the same class."
-        yield ["agreement", dataset], caption, plot_agreement(frame, section.title, section.algorithms), frame
+        yield Plot(stem("agreement"), caption, plot_agreement(frame, section.title, section.algorithms), frame)
     caption = "Accuracy of runs and agreement of pairs of runs, out of domain against in domain, with their lines."
-    yield ["line", dataset], caption, plot_lines(section.points, section.title), section.points
+    yield Plot(stem("line"), caption, plot_lines(section.points, section.title), section.points)
 
 
 def reliability(section: Section, algorithm: str) -> pd.DataFrame:

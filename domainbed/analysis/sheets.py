@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from domainbed.analysis.analysis import Section
 from domainbed.analysis.measures import count_images
-from domainbed.analysis.plots import Plot
 from domainbed.analysis.thumbnails import ImageKey, ImageSource
+from domainbed.reporting.plots import Plot
+from domainbed.reporting.plots.gallery import file_stem
 from domainbed.reporting.plots.style import FIGURE_WIDTH, label_text, print_style
 
 DPI = 200  # of PNG files
@@ -56,7 +57,7 @@ class Sheet:
 
 def draw_sheets(
     sections: Sequence[Section], source: ImageSource, max_images: int, warn: Callable[[str], object]
-) -> Iterator[tuple[Section, Plot]]:
+) -> Iterator[Plot]:
     """Draw the contact sheets of a dataset.
 
     Args:
@@ -79,7 +80,7 @@ def draw_sheets(
     for sheet in sheets:
         is_readable = np.array([key in thumbnails for key in sheet.keys])
         if is_readable.any():
-            yield sheet.section, _draw(Sheet(sheet.section, sheet.kind, sheet.n, sheet.rows[is_readable]), thumbnails)
+            yield _draw(Sheet(sheet.section, sheet.kind, sheet.n, sheet.rows[is_readable]), thumbnails)
 
 
 def make_sheets(section: Section, max_images: int) -> Iterator[Sheet]:
@@ -140,9 +141,9 @@ def _draw(sheet: Sheet, thumbnails: Mapping[ImageKey, np.ndarray]) -> Plot:
         for *names, predicted, confidence in rows[[*columns, "confidence"]].itertuples(index=False)
     ]
     figure = plot_sheet([thumbnails[key] for key in sheet.keys], labels, title, note)
-    names = [sheet.kind, section.dataset, str(env), environment]
+    stem = file_stem([sheet.kind, section.dataset, str(env), environment, section.selection])
     frame = rows.drop(columns="trial_seed").assign(**_predictions(sheet))
-    return names, f"{'; '.join(title)}. {note}.", figure, frame
+    return Plot(stem, f"{'; '.join(title)}. {note}.", figure, frame)
 
 
 def _predictions(sheet: Sheet) -> dict[str, list[str]]:

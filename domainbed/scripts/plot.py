@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from domainbed import cli
 from domainbed.errors import UsageError
-from domainbed.files import atomic_write, make_folder
+from domainbed.files import make_folder
 from domainbed.model_selection import resolve_method
 from domainbed.options import add_options, check_options, from_args, option
 from domainbed.registry import import_modules
@@ -109,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         select_names([options.baseline], algorithms, "--baseline")
     titles = sweep_titles(sweep, options.rename)
     output_dir = Path(options.output_dir or Path(options.input_dir, PLOTS_FOLDER))
-    from domainbed.reporting.frames import to_csv
-    from domainbed.reporting.plots import draw_plots, save_figure  # imports matplotlib: a usage error comes first
+    from domainbed.reporting.plots import draw_plots, save_plot  # imports matplotlib: a usage error comes first
     from domainbed.reporting.plots.style import LOOKS, use_look
 
     n = 0
@@ -120,13 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         plots = draw_plots(
             *(sweep, options.selection, datasets, algorithms, warn, titles, options.baseline or "ERM", options.kind)
         )
-        for stem, caption, figure, data in plots:
+        for plot in plots:
             make_folder(output_dir)
             dpi = options.dpi or LOOKS[options.style].dpi
-            paths = save_figure(figure, output_dir, stem, caption, dpi, list(dict.fromkeys(options.format)))
-            paths.append(output_dir / f"{stem}.csv")
-            with atomic_write(paths[-1]) as file:
-                file.write(to_csv(data).encode())
+            paths = save_plot(plot, output_dir, dpi, list(dict.fromkeys(options.format)))
             tqdm.write(" ".join(map(str, paths)))
             n += 1
             bar.update()

@@ -49,7 +49,7 @@ def test_chosen_images_equal_brute_force(seed: int, n: int):
 class MadeSection:
     """Algorithms on two test environments in two trials; what sheets need of a section."""
 
-    dataset, title = "Made", "Made"
+    selection, dataset, title = "training-domain", "Made", "Made"
 
     def __init__(self, algorithms: list[str]) -> None:
         rng = RandomState(0)
@@ -123,14 +123,15 @@ class Squares:
 def test_sheets_omit_and_count_unreadable_images():
     section = MadeSection(["ERM", "CORAL"])
     warned: list[str] = []
-    plots = [plot for _, plot in draw_sheets([section, section], Squares(), 10, warned.append)]
+    plots = list(draw_sheets([section, section], Squares(), 10, warned.append))
     expected = [sheet for _ in range(2) for sheet in make_sheets(section, 10)]
     assert len(plots) == len(expected) == 8
     requested = {key for sheet in expected for key in sheet.keys}
     n_missing = sum(key.image.endswith("0.png") for key in requested)
     [line] = warned
     assert line.startswith(f"Made: {n_missing} of {len(requested)} images to show are not in --data_dir 'data'")
-    for sheet, (names, caption, figure, frame) in zip(expected, plots, strict=True):
+    for sheet, (stem, caption, figure, frame) in zip(expected, plots, strict=True):
+        names = stem.split("-")
         images = [key.image for key in sheet.keys if not key.image.endswith("0.png")]
         assert frame["image"].tolist() == images
         assert len(figure.axes) == len(images) > 0

@@ -2,14 +2,18 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from domainbed.files import atomic_write
 from domainbed.model_selection import resolve_method
+from domainbed.reporting.frames import to_csv
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.plot_kinds import all_kinds
+from domainbed.reporting.plots.style import DPI, FORMATS, save_figure
 from domainbed.reporting.plots.sweep_plots import SweepPlots
 from domainbed.reporting.titles import Titles
 
@@ -66,6 +70,15 @@ def draw_plots(
         stems.add(stem.lower())
         yield Plot(stem, caption, figure, data)
         del figure  # before the next one is drawn
+
+
+def save_plot(plot: Plot, folder: Path, dpi: int = DPI, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write a plot in some formats, and its data as CSV, each file atomically. Return the paths, the CSV file last."""
+    paths = save_figure(plot.figure, folder, plot.stem, plot.caption, dpi, formats)
+    paths.append(folder / f"{plot.stem}.csv")
+    with atomic_write(paths[-1]) as file:
+        file.write(to_csv(plot.data).encode())
+    return paths
 
 
 def file_stem(names: Sequence[str]) -> str:
