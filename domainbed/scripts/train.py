@@ -37,12 +37,8 @@ def parser() -> cli.Parser:
     return p
 
 
-def parse_config(argv: Sequence[str] | None = None) -> JobConfig:
+def config_of(args: argparse.Namespace) -> JobConfig:
     """Return the job that the arguments describe, after importing the user's modules."""
-    return _config_of(parser().parse_args(argv))
-
-
-def _config_of(args: argparse.Namespace) -> JobConfig:
     import_modules(args.imports)
     if warning := ALGORITHMS.homonym_warning(args.algorithm):
         print(f"warning: {warning}", file=sys.stderr)
@@ -52,7 +48,7 @@ def _config_of(args: argparse.Namespace) -> JobConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train. Return 0 if the job is done or pruned, or 128 + n if signal n stopped it."""
     args = parser().parse_args(argv)
-    config, should_prune = _config_of(args), JobControl.should_prune
+    config, should_prune = config_of(args), JobControl.should_prune
     pruning = from_args(PruneOptions, args)
     if pruning.prune != NO_PRUNING:
         should_prune = Pruner(job_to_prune(config, pruning))

@@ -64,7 +64,7 @@ def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str
     ]
 
 
-def delete_jobs(jobs: Sequence[Job], sweep_dir: Path, kept: Collection[JobState] = (JobState.DONE,)) -> list[Job]:
+def delete_jobs(jobs: Sequence[Job], sweep_dir: Path, kept: Collection[JobState]) -> list[Job]:
     """Delete the folders of jobs, and what killed deletions left behind.
 
     Args:

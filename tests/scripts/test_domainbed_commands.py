@@ -133,7 +133,7 @@ def test_dummy_launcher_needs_no_data(capsys: pytest.CaptureFixture):
     commands = [shlex.split(command) for command in out.splitlines()]
     assert len(commands) == 40
     assert list(Path().iterdir()) == []
-    config = train.parse_config(commands[0][3:])
+    config = train.config_of(train.parser().parse_args(commands[0][3:]))
     assert commands[0][1:3] == ["-m", "domainbed.scripts.train"]
     assert (config.steps, config.holdout_fraction, config.hparams) == (10, 0.3, '{"freeze_bn": true}')
     assert config.data_dir == "/my/datasets/path"

@@ -146,7 +146,7 @@ def test_options_of_jobs_reach_them(tmp_path: Path):
     for job in jobs_in(tmp_path, *ARGS, *flags):
         assert {name: getattr(job.config, name) for name in given} == given
         words = job.command()
-        again = train.parse_config(words[words.index("domainbed.scripts.train") + 1 :])
+        again = train.config_of(train.parser().parse_args(words[words.index("domainbed.scripts.train") + 1 :]))
         assert again == job.config
         assert {name: getattr(again, name) for name in given} == given
 

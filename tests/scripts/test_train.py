@@ -89,7 +89,7 @@ def test_job_stops_on_every_signal_and_resumes(tmp_path: Path, monkeypatch: pyte
     assert stderr.startswith(("interrupted\n", "stopped after "))  # it may already have stopped
 
     for name in ("job", "uninterrupted"):
-        train_job(train.parse_config([*words, str(tmp_path / name)]))
+        train_job(train.config_of(train.parser().parse_args([*words, str(tmp_path / name)])))
     job, uninterrupted = ((tmp_path / name / "results.jsonl").read_bytes() for name in ("job", "uninterrupted"))
     assert NOT_COMPARED.sub(b"", job) == NOT_COMPARED.sub(b"", uninterrupted)
     assert {path.name for path in folder.iterdir()} == {"results.jsonl", "done", "model.pkl"}

@@ -27,7 +27,7 @@ def test_command_line_round_trip(kwargs: dict):
     config = JobConfig(**{"dataset": "ColoredDigits", "algorithm": "ERM", "test_envs": (1,), **kwargs})
     words = Job(config).command()
     assert words[1:3] == ["-m", "domainbed.scripts.train"]
-    parsed = train.parse_config(words[3:])
+    parsed = train.config_of(train.parser().parse_args(words[3:]))
     assert parsed == config
     assert parsed.args() == config.args()
 
