@@ -140,7 +140,7 @@ def measure_agreement(runs: Sequence[Measured]) -> pd.DataFrame:
 def find_extremes(runs: Sequence[Measured], algorithms: Sequence[str]) -> pd.DataFrame:
     """Return the test images that every run misclassifies, or every run of one algorithm alone classifies correctly.
 
-    An image counts with the trials whose in split has it, if all algorithms have runs there.
+    Only trials in which all algorithms have runs count, each with the images of its in split.
 
     Returns:
         One row per image: `test_env`, `environment`, `image`, `index` (-1 if it differs between trials), `label`,

@@ -122,7 +122,9 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def error_consistency(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> float:
-    """Return Cohen's kappa of which images two models classify correctly; NaN if a model has no errors, or only errors.
+    """Return Cohen's kappa between the correctness of two models on each image.
+
+    NaN if a model has no errors, or only errors.
 
     It is 0 if errors coincide as often as by chance, given both accuracies, and 1 if they always do ("Beyond accuracy",
     Geirhos et al., NeurIPS 2020).

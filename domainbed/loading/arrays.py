@@ -67,7 +67,7 @@ class ArrayFeed(Feed):
                 yield from ([next(read[request.env]) for request in group] for group in run)
 
     def _runs(self, block: Sequence[Sequence[Request]]) -> Iterator[list[Sequence[Request]]]:
-        """Split successive elements of `requests` into runs, each of which is read at once."""
+        """Split successive elements of `requests` into runs that are each read at once."""
         run: list[Sequence[Request]] = []
         n_values = 0
         for group in block:
