@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare
 from torch.nn import functional as F
 
-from domainbed.algorithms.distances import gaussian_kernel, mmd_distance, moments, weighted_moments
+from domainbed.algorithms.distances import coral_distance, gaussian_kernel, mmd_distance, moments, weighted_moments
 from domainbed.errors import UsageError
 from tests.algorithms import checks, formulas_alignment
 from tests.algorithms.test_all import batches
@@ -82,8 +82,41 @@ def test_discrepancy_of_equal_samples_is_zero():
 def test_weighted_moments_are_those_of_the_rows():
     torch.manual_seed(0)
     z, weights = torch.randn(7, 4, dtype=torch.float64), torch.tensor([1.0, 0, 1, 1, 0, 0, 1], dtype=torch.float64)
-    for actual, expected in zip(weighted_moments(z, weights), moments(z[weights == 1]), strict=True):
-        torch.testing.assert_close(actual, expected)
+    actual, expected = weighted_moments(z, weights), moments(z[weights == 1])
+    torch.testing.assert_close(actual.mean, expected.mean)
+    torch.testing.assert_close(actual.deviations[weights == 1], expected.deviations)
+    assert actual.n == expected.n
+    assert (actual.deviations[weights == 0] == 0).all()
+
+
+@pytest.mark.parametrize("d", [2, 8, 9, 10, 40], ids="{} features".format)
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_distance_of_covariances_equals_theirs(d: int, is_weighted: bool):
+    """With 9 rows; equal for few and many features, with its gradient."""
+    torch.manual_seed(d)
+    z = torch.randn(9, d, dtype=torch.float64, requires_grad=True)
+    is_first = torch.tensor([True, False, True, True, False, False, True, False, True])
+    if is_weighted:
+        weights = is_first.to(z.dtype)
+        actual = coral_distance(weighted_moments(z, weights), weighted_moments(z, 1 - weights))
+    else:
+        actual = coral_distance(moments(z[is_first]), moments(z[~is_first]))
+    expected = formulas_alignment.coral(z[is_first], z[~is_first])
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(distance, z)[0] for distance in (actual, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01, 1.0])
+def test_distance_of_covariances_is_accurate_in_float32(shift: float):
+    """Similar domains with a common direction of large variance, after ReLU: squared norms of covariances cancel."""
+    torch.manual_seed(0)
+    common = torch.randn(96, 1, dtype=torch.float64) * torch.rand(2048, dtype=torch.float64)
+    z = (0.5 + common + 0.01 * torch.randn(96, 2048, dtype=torch.float64)).relu()
+    a, b = z[:48], z[48:] * (1 + shift)
+    expected = formulas_alignment.coral(a, b)
+    actual = coral_distance(moments(a.float()), moments(b.float()))
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0)
 
 
 # CDANN
