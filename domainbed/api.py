@@ -33,6 +33,7 @@ from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep, load_sweep
 from domainbed.reporting.report import Report, make_report
 from domainbed.scripts import sweep as sweep_command
+from domainbed.scripts import sweep_parser
 from domainbed.sweep.display import widget_bar
 from domainbed.sweep.launch import LaunchResult
 from domainbed.sweep.launchers import LAUNCHERS
@@ -124,8 +125,8 @@ def sweep(output_dir: str | Path, *, wait: bool = True, **options: Any) -> Launc
         raise UsageError("sweep must be called from the main thread, which receives signals")
     options = {"output_dir": output_dir, "skip_confirmation": True, **options}
     import_modules(_items(options.get("imports")))
-    launch_parser = sweep_command.parser().command("launch")
-    args = sweep_command.parse_args(["launch", *_words(launch_parser, options)])
+    launch_parser = sweep_parser.parser().command("launch")
+    args = sweep_parser.parse_args(["launch", *_words(launch_parser, options)])
     if not wait and args.command_launcher in LAUNCHERS and LAUNCHERS[args.command_launcher].WAITS:
         raise UsageError(
             f"launcher {args.command_launcher} runs jobs while sweep is running; omit wait=False, or use a launcher "

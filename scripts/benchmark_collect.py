@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # also works if the package 
 from domainbed import cli
 from domainbed.errors import UsageError
 from domainbed.records import DONE_FILE, RESULTS_FILE
-from domainbed.scripts import sweep
+from domainbed.scripts import sweep_parser
 from domainbed.sweep.job import Job
 from domainbed.sweep.log import log_launch
 
@@ -78,8 +78,8 @@ def launch_words(folder: str, n_jobs: int, n_trials: int) -> list[str]:
 def make_sweep(folder: Path, words: Sequence[str], n_records: int) -> tuple[list[Job], str]:
     """Create the folders of the jobs of a launch, all of them done. Return the jobs and a summary."""
     start = time.perf_counter()
-    launched = sweep.parser().parse_args(words)
-    grid = sweep.grid_of(launched)
+    launched = sweep_parser.parser().parse_args(words)
+    grid = sweep_parser.grid_of(launched)
     jobs = grid.jobs(folder)
     parts = [jobs[i : i + 1000] for i in range(0, len(jobs), 1000)]
     size = sum(Parallel(os.cpu_count())(delayed(write_jobs)(part, n_records) for part in parts))

@@ -30,7 +30,7 @@ from domainbed.engine.evaluate import split_means
 from domainbed.engine.feed import open_feed
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.model import make_algorithm, to_device
-from domainbed.engine.train import set_determinism
+from domainbed.engine.setup import set_determinism
 from domainbed.errors import UsageError
 from domainbed.loading.base import Feed
 from domainbed.loading.splits import Split

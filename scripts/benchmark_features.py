@@ -24,8 +24,9 @@ from domainbed.algorithms.base import Minibatches, concatenate
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import evaluation_requests
 from domainbed.engine.evaluate import split_means
+from domainbed.engine.setup import Setup, set_up
 from domainbed.engine.steps import make_steps
-from domainbed.engine.train import Setup, set_up, train
+from domainbed.engine.train import train
 
 LINEAR, MLP, BY_HAND, IMAGES = "linear probe", "MLP", "linear probe by hand", "from images"
 HPARAMS = {LINEAR: {"frozen": True, "linear_probe": True}, MLP: {"frozen": True}, IMAGES: {}}

@@ -24,7 +24,7 @@ from domainbed import cli
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError
 from domainbed.records import DONE_FILE
-from domainbed.scripts import sweep
+from domainbed.scripts import sweep_parser
 from domainbed.sweep.job import Job
 from domainbed.sweep.log import log_launch
 
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--dir {args.dir} is not a folder")
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         words = ["--datasets", *args.datasets, "--data_dir", folder, "--output_dir", folder]
-        grid = sweep.grid_of(
-            sweep.parser().parse_args(
+        grid = sweep_parser.grid_of(
+            sweep_parser.parser().parse_args(
                 ["launch", *words, "--n_hparams", str(args.n_hparams), "--n_trials", str(args.n_trials)]
             )
         )

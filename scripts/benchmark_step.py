@@ -38,8 +38,8 @@ from domainbed.engine.feed import num_loader_workers, open_feed
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.metrics import MetricLog
 from domainbed.engine.model import make_algorithm, to_device
+from domainbed.engine.setup import set_determinism
 from domainbed.engine.steps import make_steps, should_capture
-from domainbed.engine.train import set_determinism
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import default_hparams
 from domainbed.loading.base import Feed

@@ -21,17 +21,18 @@ REST = "rest"
 PARTS = {
     "updates": ["engine.steps:EagerSteps.update"],
     "batches": ["engine.data:Batches.steps"],
-    "evaluations": ["engine.train:evaluate"],
+    "evaluations": ["engine.train:make_record"],
     "checkpoints": [
         *("engine.checkpoint:Checkpointer.resume", "engine.checkpoint:Checkpointer.save"),
         "engine.train:remove_checkpoints",
     ],
     "records": [
         *("engine.train:append_record", "engine.train:read_job", "engine.train:mark_done"),
+        "engine.job_record:read_job",
         *("sweep.run:begin_attempt", "sweep.run:remove_failure_files"),
     ],
-    "data": ["engine.train:load_inputs", "engine.train:open_feed"],
-    "model": ["engine.train:make_algorithm", "engine.train:to_device", "engine.train:fuse_adam"],
+    "data": ["engine.setup:load_inputs", "engine.setup:open_feed"],
+    "model": ["engine.setup:make_algorithm", "engine.setup:to_device", "engine.setup:fuse_adam"],
     "lock": [
         *("engine.lock:_create_lock", "engine.lock:Lock.start_from", "engine.lock:Lock.check"),
         "engine.lock:Lock.release",

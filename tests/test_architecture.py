@@ -39,9 +39,14 @@ BOTTOM_UP = [
     "api",
     "lib",
 ]
-OPTIONAL = {"landscape", "replay", "colored_mnist"}
 # Optional packages, and the scripts that import them.
-OPTIONAL = {"landscape": "landscape", "inspection": "inspect", "colored_mnist": "colored_mnist"}
+OPTIONAL = {
+    "landscape": "landscape",
+    "replay": "replay",
+    "analysis": "analyze",
+    "inspection": "inspect",
+    "colored_mnist": "colored_mnist",
+}
 
 
 def imports_of(path: Path) -> set[str]:

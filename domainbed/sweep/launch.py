@@ -11,9 +11,9 @@ from domainbed.sweep.display import Display, make_display
 from domainbed.sweep.failures import clear_failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import Launcher
-from domainbed.sweep.price import done_step_times
 from domainbed.sweep.queue import read_queue
 from domainbed.sweep.status import JobState, Status, count_states, survey
+from domainbed.sweep.step_times import done_step_times
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,7 +13,7 @@ from domainbed.errors import AlgorithmError, UsageError, one_line
 from domainbed.hparams import SHARED, Hparams, parse_overrides
 from domainbed.registry import import_modules
 from domainbed.sweep.job import Job, Kind
-from domainbed.sweep.price import Measurement, Timing, measure
+from domainbed.sweep.measurement import Measurement, Timing, measure
 from domainbed.sweep.torch_process import call_with_torch
 
 if TYPE_CHECKING:

@@ -5,225 +5,25 @@ The time of a job is its number of updates times the time per update of its kind
 same kind or, if there are none, that of two updates on random images. Loading and evaluations are not included.
 """
 
-import itertools
-import math
-import os
 import shutil
-import time
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from domainbed import predictions
 from domainbed.engine.config import JobConfig
-from domainbed.hparams import Hparams
-from domainbed.records import algorithm_name, last_record
-from domainbed.sweep.archive import last_records
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.launchers import Capacity
 from domainbed.sweep.progress import updates_done
-from domainbed.sweep.status import JobState, Status
+from domainbed.sweep.status import Status
 from domainbed.terminal import duration
 
 if TYPE_CHECKING:
-    from domainbed.algorithms.base import Algorithm
-    from domainbed.datasets import MultipleDomainDataset
+    pass
 
-MAX_RECORDS = 8  # jobs of a kind whose records are read
-MAX_FOLDERS = 500  # folders of other launches that are searched for records
-MAX_STEP_TIME = 86_400.0  # seconds; a record with more is not taken seriously
+from domainbed.sweep.measurement import TIMED_UPDATES, Measurement
+from domainbed.sweep.step_times import StepTime
+
 MAX_NAMED = 2  # kinds of jobs that are named
-TIMED_UPDATES = 2  # after one that is not timed
-QUICK_LIMIT = 1.0  # seconds after which a launch starts no more timings
-LONG_LIMIT = 60.0  # the same, with --estimate
-
-
-class StepTime(NamedTuple):
-    """The time per update of a kind of jobs.
-
-    Attributes:
-        seconds: the time.
-        n_jobs: number of jobs that it is averaged over; 0 if it was timed on this machine.
-        on_gpu: whether these jobs used a GPU.
-    """
-
-    seconds: float
-    n_jobs: int
-    on_gpu: bool
-
-
-class Measurement(NamedTuple):
-    """The costs of a kind of jobs that are measured when its algorithm is created.
-
-    Attributes:
-        model_bytes: size of a saved model, or None if it is unknown.
-        step_time: time per update, if it was timed.
-        prediction_bytes: size of the saved predictions, at most, without the names of images; 0 if none are saved.
-    """
-
-    model_bytes: int | None
-    step_time: StepTime | None
-    prediction_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Which kinds of jobs to time, and how.
-
-    Attributes:
-        kinds: the kinds whose time per update is unknown.
-        limit: time in seconds after which no more timings are started.
-        only_quick: whether to time small images on a CPU only.
-    """
-
-    kinds: Collection[Kind] = ()
-    limit: float = 0.0
-    only_quick: bool = True
-
-
-def recorded_step_times(
-    statuses: Mapping[Job, Status], kinds: Collection[Kind], archive: Path | None = None
-) -> dict[Kind, StepTime]:
-    """Return the time per update of the kinds of jobs that have records in the sweep's folder or an archive.
-
-    Args:
-        statuses: the statuses of all jobs of the launch. Those of them that are done count first, then other jobs in
-            their sweep's folder, then those in the archive.
-        kinds: the kinds.
-        archive: an archive written by `export`.
-    """
-    step_times = done_step_times(statuses, kinds)
-    known = {job.folder.name for job in statuses}
-    for records in (_records_of_others(statuses, known), last_records(archive) if archive else ()):
-        if missing := set(kinds) - step_times.keys():
-            step_times |= _step_times_by_kind(records, missing)
-    return step_times
-
-
-def done_step_times(statuses: Mapping[Job, Status], kinds: Collection[Kind]) -> dict[Kind, StepTime]:
-    """Return the time per update of the kinds of jobs with finished jobs."""
-    done: dict[Kind, list[Job]] = defaultdict(list)
-    for job, status in statuses.items():
-        if status.state == JobState.DONE and job.kind in kinds:
-            done[job.kind].append(job)
-    step_times = {}
-    for kind, jobs in done.items():
-        sample = jobs[:: math.ceil(len(jobs) / MAX_RECORDS)]
-        if step_time := _mean_step_time(last_record(job.folder) for job in sample):
-            step_times[kind] = step_time
-    return step_times
-
-
-def _records_of_others(statuses: Mapping[Job, Status], known: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Yield the last records of jobs in the sweep's folder that are not part of this launch."""
-    sweep_dir = next(iter(statuses)).folder.parent
-    try:
-        names = (entry.name for entry in os.scandir(sweep_dir) if entry.name not in known)
-        for name in itertools.islice(names, MAX_FOLDERS):
-            if record := last_record(sweep_dir / name):
-                yield record
-    except OSError:  # the folder does not exist yet
-        return
-
-
-def _step_times_by_kind(records: Iterable[Mapping[str, Any]], kinds: Collection[Kind]) -> dict[Kind, StepTime]:
-    by_kind: dict[Kind, list[Mapping[str, Any]]] = defaultdict(list)
-    for record in records:
-        args = record.get("args")
-        if isinstance(args, dict) and isinstance(args.get("algorithm"), str):
-            kind = str(args.get("dataset")), algorithm_name(args)
-            if kind in kinds and len(by_kind[kind]) < MAX_RECORDS:
-                by_kind[kind].append(record)
-    step_times = {kind: _mean_step_time(of_kind) for kind, of_kind in by_kind.items()}
-    return {kind: step_time for kind, step_time in step_times.items() if step_time}
-
-
-def _mean_step_time(records: Iterable[Mapping[str, Any] | None]) -> StepTime | None:
-    """Return the mean of the times per update in some records, without those that have none."""
-    times, on_gpu = [], False
-    for record in records:
-        seconds = record.get("step_time") if record else None
-        if record and isinstance(seconds, float) and 0 < seconds < MAX_STEP_TIME:
-            times.append(seconds)
-            on_gpu |= bool(record.get("mem_gb"))
-    return StepTime(sum(times) / len(times), len(times), on_gpu) if times else None
-
-
-def measure(
-    config: JobConfig, hparams: Hparams, dataset: "MultipleDomainDataset", algorithm: "Algorithm", timing: Timing | None
-) -> Measurement:
-    """Measure what a job of this kind costs.
-
-    Args:
-        config: the job.
-        hparams: its hyperparameters.
-        dataset: its dataset.
-        algorithm: its algorithm, on any device.
-        timing: how to time updates, or None.
-    """
-    import torch
-
-    from domainbed.algorithms.state import is_builtin
-
-    model_bytes = None
-    with suppress(Exception):  # the job reports it, if it fails for the same reason
-        # As in the saved file, a tensor that has several names counts once.
-        tensors = {id(t): t for t in algorithm.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)}
-        model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    n_images = sum(map(len, dataset)) if config.save_predictions else 0
-    prediction_bytes = predictions.file_size(n_images, dataset.num_classes)
-    on_gpu = torch.cuda.is_available()
-    is_quick = dataset.SMALL_IMAGES and not on_gpu
-    # Updates of other algorithms may do anything, such as never end.
-    if timing is None or not is_builtin(type(algorithm)) or (timing.only_quick and not is_quick):
-        return Measurement(model_bytes, None, prediction_bytes)
-    with suppress(Exception):
-        step_time = StepTime(time_updates(config, hparams, dataset), 0, on_gpu)
-        return Measurement(model_bytes, step_time, prediction_bytes)
-    return Measurement(model_bytes, None, prediction_bytes)
-
-
-def time_updates(config: JobConfig, hparams: Hparams, dataset: "MultipleDomainDataset") -> float:
-    """Return the time per update of a job in seconds, on random images and one CPU thread. Updates are not captured."""
-    import torch
-
-    from domainbed.backbones import without_weights
-    from domainbed.engine.model import make_algorithm
-    from domainbed.seeding import get_rng_state, set_rng_state
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    n_threads, generators = torch.get_num_threads(), get_rng_state()
-    torch.set_num_threads(1)  # as in a sweep with one worker per core
-    try:
-        with without_weights():
-            algorithm = make_algorithm(config, hparams, dataset).to(device)
-        algorithm.train()
-        shape, n_envs = (hparams["batch_size"], *dataset.input_shape), len(dataset) - len(config.test_envs)
-        batches = [
-            (torch.rand(shape, device=device), torch.randint(dataset.num_classes, shape[:1], device=device))
-            for _ in range(n_envs)
-        ]
-        start = 0.0
-        for step in range(1 + TIMED_UPDATES):
-            if step == 1:
-                _synchronize(device)
-                start = time.perf_counter()
-            algorithm.update(batches, None)
-        _synchronize(device)
-        return (time.perf_counter() - start) / TIMED_UPDATES
-    finally:
-        torch.set_num_threads(n_threads)
-        set_rng_state(generators)
-
-
-def _synchronize(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
@@ -286,17 +86,15 @@ class Price:
                 f"  time unknown, not included: {shown}; there are no records of such jobs (`--estimate` times updates "
                 "of built-in algorithms)"
             )
+        files = []
         if self.n_models and self.model_bytes is not None:
-            size, free = _gib(self.model_bytes), _gib(self.free_bytes)
-            lines.append(
-                f"  disk: {size} for {self.n_models:,} saved models (--skip_model_save saves none); {free} free"
-            )
-            if self.model_bytes > self.free_bytes:
-                lines.append("  warning: the models do not fit on the disk")
+            files.append(f"{_gib(self.model_bytes)} for {self.n_models:,} saved models (--skip_model_save saves none)")
         if self.prediction_bytes:
-            lines.append(f"  disk: {_gib(self.prediction_bytes)} for predictions; {_gib(self.free_bytes)} free")
-            if self.prediction_bytes > self.free_bytes:
-                lines.append("  warning: the predictions do not fit on the disk")
+            files.append(f"{_gib(self.prediction_bytes)} for predictions")
+        if files:
+            lines.append(f"  disk: {' and '.join(files)}; {_gib(self.free_bytes)} free")
+            if (self.model_bytes or 0) + self.prediction_bytes > self.free_bytes:
+                lines.append("  warning: they do not fit on the disk")
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from domainbed.engine.ensemble import evaluate_ensemble
 from domainbed.engine.feed import open_feed
 from domainbed.engine.frozen import extract_features, feature_folder, frozen_backbone, weights_hash
 from domainbed.engine.model import load_model
-from domainbed.engine.train import set_up, train
+from domainbed.engine.setup import set_up
+from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import default_hparams, resolve_hparams
 from domainbed.loading.augmentation import NUM_UNIFORMS, Augmentation, augment, normalize, resized_crop, to_bytes
@@ -30,7 +31,7 @@ from domainbed.records import read_job
 from domainbed.seeding import seed_hash
 from domainbed.sweep import preflight
 from domainbed.sweep.grid import Grid
-from domainbed.sweep.price import Timing
+from domainbed.sweep.measurement import Timing
 from tests.images import write_dataset, write_image
 
 CPU = torch.device("cpu")

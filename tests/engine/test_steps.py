@@ -427,7 +427,7 @@ def test_records_of_a_captured_job_equal_those_of_an_eager_one(
 
     engine_train.train(config("eager"))
     tapes: list[Tape] = []
-    monkeypatch.setattr(engine_train, "should_capture", lambda engine, device: True)
+    monkeypatch.setattr("domainbed.engine.setup.should_capture", lambda engine, device: True)
     monkeypatch.setattr(engine_steps, "CudaGraphs", lambda device: tapes.append(Tape()) or tapes[-1])
     if stop_at is not None:
         calls = iter(range(1000))

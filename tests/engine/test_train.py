@@ -17,10 +17,11 @@ from domainbed.datasets import DATASETS, ArrayEnvironment, MultipleDomainDataset
 from domainbed.engine import data
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
+from domainbed.engine.job_record import updates_since_evaluation
 from domainbed.engine.lock import is_locked
 from domainbed.engine.metrics import NonFiniteError
 from domainbed.engine.model import load_model
-from domainbed.engine.train import is_evaluation_due, train, updates_since_evaluation
+from domainbed.engine.train import is_evaluation_due, train
 from domainbed.errors import UsageError
 from domainbed.loading.splits import split_environment
 from domainbed.records import read_job

@@ -15,7 +15,8 @@ from domainbed.reporting import plots
 from domainbed.reporting.formats.render import render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
-from domainbed.reporting.report import Report, make_report, section_findings
+from domainbed.reporting.report import Report, make_report
+from domainbed.reporting.text_tables import section_findings
 from tests.conftest import make_record, write_sweep
 from tests.reporting.test_page import by_id, parsed, text_of
 

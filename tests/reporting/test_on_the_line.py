@@ -32,7 +32,8 @@ from domainbed.reporting.on_the_line import (
 )
 from domainbed.reporting.plots.line import plot_line
 from domainbed.reporting.plots.style import make_style
-from domainbed.reporting.report import make_report, report_findings
+from domainbed.reporting.report import make_report
+from domainbed.reporting.text_tables import report_findings
 from domainbed.scripts.collect_results import main
 from tests.conftest import make_record, write_sweep
 

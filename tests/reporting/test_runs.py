@@ -12,7 +12,7 @@ from domainbed.reporting.formats.text import as_text
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
-from domainbed.scripts import sweep
+from domainbed.scripts import sweep_parser
 from domainbed.sweep.job import Job
 from domainbed.sweep.log import log_launch
 from domainbed.sweep.status import JobState
@@ -34,10 +34,10 @@ LAUNCH_ARGS = [
 
 def make_launch(folder: Path, *more: str) -> list[Job]:
     """Log a launch into a folder and return its jobs, none of them started."""
-    args = sweep.parser().parse_args([*LAUNCH_ARGS, "--steps", "1", *more, "--output_dir", str(folder)])
+    args = sweep_parser.parser().parse_args([*LAUNCH_ARGS, "--steps", "1", *more, "--output_dir", str(folder)])
     folder.mkdir(exist_ok=True)
-    log_launch(folder, sweep.grid_of(args))
-    return sweep.grid_of(args).jobs(folder)
+    log_launch(folder, sweep_parser.grid_of(args))
+    return sweep_parser.grid_of(args).jobs(folder)
 
 
 def write_record(job: Job) -> None:

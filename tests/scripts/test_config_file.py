@@ -16,7 +16,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import add_options, from_args
-from domainbed.scripts import sweep
+from domainbed.scripts import sweep_parser
 from domainbed.scripts.config_file import load
 from domainbed.sweep.launchers.slurm import SlurmOptions, minutes, sbatch_parameters
 
@@ -25,7 +25,7 @@ SUFFIXES = (".yaml", ".yml", ".toml")
 
 def parsed(*words: object) -> dict[str, Any]:
     """Return the options of a launch, including those from a file."""
-    return vars(sweep.parse_args(["launch", "--output_dir", "s", *map(str, words)]))
+    return vars(sweep_parser.parse_args(["launch", "--output_dir", "s", *map(str, words)]))
 
 
 def with_file(file: Path, text: str, *words: object) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def test_value_of_the_wrong_type_is_named(tmp_path: Path):
 
 def test_only_launch_reads_a_file(tmp_path: Path):
     with pytest.raises(UsageError, match="unknown argument --launcher_config"):
-        sweep.parse_args(["status", "--output_dir", "s", "--launcher_config", str(tmp_path / "no.yaml")])
+        sweep_parser.parse_args(["status", "--output_dir", "s", "--launcher_config", str(tmp_path / "no.yaml")])
 
 
 # --- parameters of sbatch

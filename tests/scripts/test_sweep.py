@@ -355,7 +355,8 @@ README = Path(sweep.__file__).parents[1] / "sweep" / "README.md"
 PRINT_TABLE = """
 from domainbed.options import options_table
 from domainbed.pruning import PruneOptions
-from domainbed.scripts.sweep import Grid, LaunchOptions
+from domainbed.scripts.sweep_parser import LaunchOptions
+from domainbed.sweep.grid import Grid
 from domainbed.sweep.launchers.local import LocalOptions
 from domainbed.sweep.launchers.slurm import SlurmOptions
 print(options_table(Grid, LaunchOptions, PruneOptions, LocalOptions, SlurmOptions), end="")

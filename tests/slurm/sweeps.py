@@ -17,7 +17,7 @@ from domainbed.engine.lock import LOCK_FILE
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.records import read_job
-from domainbed.scripts import collect_results, sweep
+from domainbed.scripts import collect_results, sweep, sweep_parser
 from domainbed.sweep.job import LOG_FILE, Job
 from domainbed.sweep.queue import read_queue, slurm_folder
 from domainbed.sweep.status import JobState, survey
@@ -52,8 +52,8 @@ class Sweep:
         self.folder = folder / "sweep"
         self.gate = folder / "gate"
         self.grid = ["--datasets", "ColoredDigits", "--skip_model_save", *grid]
-        args = sweep.parse_args(["launch", "--output_dir", str(self.folder), *self.grid])
-        self.jobs = sweep.grid_of(args).jobs(self.folder)
+        args = sweep_parser.parse_args(["launch", "--output_dir", str(self.folder), *self.grid])
+        self.jobs = sweep_parser.grid_of(args).jobs(self.folder)
 
     def words(self, *options: object) -> list[str]:
         """Return the command line of a launch."""

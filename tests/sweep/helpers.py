@@ -16,7 +16,7 @@ from domainbed import cli
 from domainbed.engine.config import JobConfig
 from domainbed.engine.lock import LOCK_FILE, LockOwner, this_process
 from domainbed.records import PruneDecision, mark_done, mark_pruned
-from domainbed.scripts import sweep
+from domainbed.scripts import sweep, sweep_parser
 from domainbed.sweep.failures import record_failure
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import JobEvent, Launcher
@@ -57,14 +57,14 @@ def launch_words(folder: Path, *words: object, launcher: str = "here", how: str 
 
 def jobs_of(words: Sequence[str]) -> list[Job]:
     """Return the jobs that the command line of a launch requests."""
-    args = sweep.parse_args(words)
-    return sweep.grid_of(args).jobs(Path(args.output_dir))
+    args = sweep_parser.parse_args(words)
+    return sweep_parser.grid_of(args).jobs(Path(args.output_dir))
 
 
 def log_only(words: Sequence[str]) -> list[Job]:
     """Record a launch in the launch log without running it, and return its jobs."""
-    args = sweep.parse_args(words)
-    log_launch(Path(args.output_dir), sweep.grid_of(args))
+    args = sweep_parser.parse_args(words)
+    log_launch(Path(args.output_dir), sweep_parser.grid_of(args))
     return jobs_of(words)
 
 

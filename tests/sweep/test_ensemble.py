@@ -226,7 +226,7 @@ def test_initial_weights(sweep: Path, tmp_path: Path):
 
 
 def launch_args(init: Path) -> dict:
-    from domainbed.scripts import sweep as command
+    from domainbed.scripts import sweep_parser as command
 
     words = ["launch", "--datasets", "RotatedDigits", "--algorithms", "ERM", "--n_hparams", "1", "--n_trials", "1"]
     args = command.parse_args([*words, "--init_from", str(init), "--output_dir", "unused"])

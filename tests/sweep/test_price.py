@@ -9,13 +9,15 @@ import pytest
 
 from domainbed.engine.config import JobConfig
 from domainbed.records import append_record, mark_done
-from domainbed.sweep import price
+from domainbed.sweep import measurement, price, step_times
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS, Capacity
 from domainbed.sweep.launchers.slurm import SlurmOptions
+from domainbed.sweep.measurement import Measurement, Timing
 from domainbed.sweep.preflight import check_jobs
-from domainbed.sweep.price import Measurement, StepTime, Timing, count_models, estimate, recorded_step_times
+from domainbed.sweep.price import count_models, estimate
 from domainbed.sweep.status import survey
+from domainbed.sweep.step_times import StepTime, recorded_step_times
 from tests.sweep.helpers import jobs_of, launch_words, main, make_job
 
 ERM, FISHR = ("ColoredDigits", "ERM"), ("ColoredDigits", "Fishr")
@@ -57,8 +59,8 @@ def test_records_of_finished_jobs_come_first(tmp_path: Path):
 def test_a_large_sweep_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     done = [finish(make(tmp_path, "ERM", seed=seed), 1.0 + seed) for seed in range(20)]
     read = []
-    original = price.last_record
-    monkeypatch.setattr(price, "last_record", lambda folder: read.append(folder) or original(folder))
+    original = step_times.last_record
+    monkeypatch.setattr(step_times, "last_record", lambda folder: read.append(folder) or original(folder))
     step_time = recorded_step_times(survey(done), {ERM})[ERM]
     assert len(read) == step_time.n_jobs == 7
     assert step_time.seconds == sum(range(1, 21, 3)) / 7, "from early and late jobs"
@@ -87,7 +89,7 @@ def test_price(tmp_path: Path, disk: None):
         "  time unknown, not included: CORAL on ColoredDigits; there are no records of such jobs (`--estimate` times "
         "updates of built-in algorithms)",
         "  disk: 5.0 MiB for 5 saved models (--skip_model_save saves none); 2.0 MiB free",
-        "  warning: the models do not fit on the disk",
+        "  warning: they do not fit on the disk",
     ]
     content = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert content["unknown"] == [{"dataset": "ColoredDigits", "algorithm": "CORAL"}]
@@ -145,7 +147,7 @@ def test_updates_are_timed_and_models_measured(tmp_path: Path, monkeypatch: pyte
     assert model_bytes is not None
     assert model_bytes < size < model_bytes + 20_000
 
-    monkeypatch.setattr(price, "time_updates", lambda *args: 1 / 0)
+    monkeypatch.setattr(measurement, "time_updates", lambda *args: 1 / 0)
     assert check_jobs(jobs[:1], Timing({ERM}, 60.0))[ERM] == Measurement(model_bytes, None)
 
 
@@ -201,5 +203,8 @@ def test_predictions_are_counted(tmp_path: Path, disk: None):
     assert result.prediction_bytes == result.to_json()["prediction_bytes"] == 2 * measurements[ERM].prediction_bytes
     assert size - 10_000 < measurements[ERM].prediction_bytes < 4 * size  # the names of 1,797 digits; two evaluations
     assert result.lines()[2:] == ["  disk: 0.1 MiB for predictions; 2.0 MiB free"]
-    full = dataclasses.replace(result, prediction_bytes=2**30)
-    assert full.lines()[-1] == "  warning: the predictions do not fit on the disk"
+    both = dataclasses.replace(result, prediction_bytes=2**20, n_models=3, model_bytes=2**20)
+    line = "  disk: 1.0 MiB for 3 saved models (--skip_model_save saves none) and 1.0 MiB for predictions; 2.0 MiB free"
+    assert both.lines()[2:] == [line]
+    full = dataclasses.replace(both, prediction_bytes=2**20 + 1)
+    assert full.lines()[2:] == [line, "  warning: they do not fit on the disk"]

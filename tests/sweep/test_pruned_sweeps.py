@@ -30,7 +30,7 @@ from domainbed.reporting.formats.render import render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
-from domainbed.scripts import sweep, train
+from domainbed.scripts import sweep_parser, train
 from domainbed.sweep.job import Job
 from domainbed.sweep.json_output import status_object
 from domainbed.sweep.launchers import LAUNCHERS, accept_launcher
@@ -261,7 +261,7 @@ def test_requeued_slurm_task_skips_pruned_jobs(tmp_path: Path, full: dict[str, J
     for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
         monkeypatch.setenv(name, "1")
     prune = words(tmp_path, "--prune", "asha")
-    log_launch(tmp_path, sweep.grid_of(sweep.parse_args(prune)))
+    log_launch(tmp_path, sweep_parser.grid_of(sweep_parser.parse_args(prune)))
     jobs = pickle.loads(pickle.dumps(jobs_of(prune)))
     siblings = {jobs[0].kind: [job.folder.name for job in jobs]}
     ended = Task(60)(jobs, siblings)
@@ -321,8 +321,8 @@ NAMES = st.sampled_from(["absent", "empty", "torn", "behind", "NaN", "no accurac
 def test_only_usable_peers_count(tmp_path_factory, peers: list[tuple[str, int, int]], own: int):
     """Damaged and missing records are ignored, and accuracies of the test environment never count."""
     folder = tmp_path_factory.mktemp("peers")
-    args = sweep.parse_args(words(folder, "--prune", "asha"))
-    log_launch(folder, sweep.grid_of(args))
+    args = sweep_parser.parse_args(words(folder, "--prune", "asha"))
+    log_launch(folder, sweep_parser.grid_of(args))
     first, *others = jobs_of(words(folder, "--prune", "asha"))
     usable = []
     write(first, (0, own), (100, own))
@@ -365,7 +365,7 @@ def test_peers_are_the_draws_of_all_launches_with_the_same_arguments(tmp_path: P
 
     def log(*others: object) -> list[Job]:
         launch = words(tmp_path, "--prune", "asha", *others)
-        log_launch(tmp_path, sweep.grid_of(sweep.parse_args(launch)))
+        log_launch(tmp_path, sweep_parser.grid_of(sweep_parser.parse_args(launch)))
         assert read_launches(tmp_path)[-1][0].pruning == PruneOptions("asha"), "the log says so"
         return jobs_of(launch)
 

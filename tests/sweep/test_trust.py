@@ -15,7 +15,16 @@ from domainbed.datasets import DATASETS
 from domainbed.engine.model import load_model
 from domainbed.engine.tracking import TRACKERS
 from domainbed.errors import UsageError
-from domainbed.scripts import collect_results, ensemble, landscape, list_top_hparams, plot, recompute, sweep
+from domainbed.scripts import (
+    collect_results,
+    ensemble,
+    landscape,
+    list_top_hparams,
+    plot,
+    recompute,
+    sweep,
+    sweep_parser,
+)
 from domainbed.sweep.archive import has_known_hparams
 from domainbed.sweep.launchers import LAUNCHERS
 from domainbed.sweep.log import launch_files, requested_jobs
@@ -207,7 +216,7 @@ def test_logged_jobs_have_the_same_folders(theirs: Path, tmp_path: Path):
     write_tree(tmp_path / "photos", {env: {"cat": 4, "dog": 4} for env in "abc"})
     words = ["launch", "--output_dir", str(tmp_path / "mine"), "--n_hparams", "2", "--n_trials", "1", "--leave_one_out"]
     words += ["--data_dir", str(tmp_path / "photos"), "--algorithms", "ERM", "Fishr", "--datasets", "Folder", "VLCS"]
-    grid = sweep.grid_of(sweep.parse_args(words))
+    grid = sweep_parser.grid_of(sweep_parser.parse_args(words))
     launched = grid.jobs(tmp_path / "mine")
     sweep.log_launch(tmp_path / "mine", grid)
     shutil.rmtree(tmp_path / "photos")

@@ -11,7 +11,8 @@ from domainbed.reporting.cells import AVERAGES, PARTIAL_MARK, PRUNED_MARK, UNFIN
 from domainbed.reporting.findings import Findings
 from domainbed.reporting.layout import SINGLE_TRIAL, Table
 from domainbed.reporting.references import find_entries, find_keys
-from domainbed.reporting.report import Report, comparison_table, report_findings, section_findings
+from domainbed.reporting.report import Report
+from domainbed.reporting.text_tables import comparison_table, report_findings, section_findings
 
 DOCUMENT = r"""{bibliography}\documentclass{{article}}
 \usepackage[utf8]{{inputenc}}

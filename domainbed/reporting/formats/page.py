@@ -20,7 +20,8 @@ from domainbed.reporting.formats.explorer import explorer_data
 from domainbed.reporting.layout import Table, format_number
 from domainbed.reporting.plot_kinds import all_kinds
 from domainbed.reporting.plots.style import COLORS
-from domainbed.reporting.report import Report, Section, comparison_table, report_findings, section_findings
+from domainbed.reporting.report import Report, Section
+from domainbed.reporting.text_tables import comparison_table, report_findings, section_findings
 from domainbed.sweep.status import FINISHED, JobState
 from domainbed.terminal import ProgressBar
 

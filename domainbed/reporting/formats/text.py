@@ -7,7 +7,8 @@ from tabulate import tabulate
 from domainbed.reporting.cells import Cell
 from domainbed.reporting.findings import Findings
 from domainbed.reporting.layout import Table
-from domainbed.reporting.report import Report, comparison_table, power_table, report_findings, section_findings
+from domainbed.reporting.report import Report
+from domainbed.reporting.text_tables import comparison_table, power_table, report_findings, section_findings
 
 
 def as_text(report: Report) -> str:

@@ -1,0 +1,156 @@
+"""The record of an evaluation of a job, and what is saved because of it."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from domainbed.engine.algorithm_errors import step_place
+from domainbed.engine.averaging.base import Averaging, Images
+from domainbed.engine.checkpoint import Progress
+from domainbed.engine.config import JobConfig
+from domainbed.engine.data import evaluation_requests, validation_requests
+from domainbed.engine.evaluate import cross_entropy, split_means
+from domainbed.engine.metrics import NonFiniteError, check_weights
+from domainbed.engine.predictions import PredictionLog
+from domainbed.engine.setup import Setup
+from domainbed.loading.base import Request
+from domainbed.records import (
+    BEST_MODEL_FILE,
+    SELECTIVE,
+    read_job,
+    records_length,
+    validation_accuracy,
+)
+
+
+def make_record(
+    config: JobConfig, setup: Setup, progress: Progress, before_batch: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Return the record of the last update's step. With averaging, it describes the average, except for the metrics.
+
+    Raises:
+        NonFiniteError: training diverged.
+    """
+    algorithm, averaging, feed, tracker = setup.algorithm, setup.averaging, setup.feed, setup.tracker
+    step = progress.step - 1
+    metrics = progress.metrics.mean()  # synchronizes, so that the time below includes all of the device's work
+    progress.add_time()
+    check_weights(algorithm, step)
+    batch_size = algorithm.EVAL_BATCH_SIZE or feed.batch_size
+    place = f"evaluation after {step_place(algorithm, step)}"
+    losses: dict[str, float] = {}
+    if averaging.NEEDS_LOSS:
+        requests = validation_requests(config, setup.splits, batch_size)
+        losses = split_means(algorithm, feed, requests, before_batch, cross_entropy, place)
+        if infinite := {name: loss for name, loss in losses.items() if not math.isfinite(loss)}:
+            raise NonFiniteError(step, " and ".join(f"{name} is {loss}" for name, loss in infinite.items()))
+    averaging.end_interval(step, fmean(losses.values()) if losses else math.nan)
+    requests = evaluation_requests(config, setup.dataset, setup.splits, step, batch_size)
+    measure = partial(split_means, algorithm, feed, before_batch=before_batch, place=place)
+    if setup.predictions:
+        measure = partial(measure, observe=setup.predictions.add)
+    with averaging.applied(final_images(config, setup, progress)):
+        if config.eval in SELECTIVE:
+            accuracies = measure_needed(config, averaging, step, list(requests), measure)
+        else:
+            accuracies = measure(requests)
+        mem_gb = torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else 0.0
+        tracked = tracker.record() if tracker else {}
+    steps_per_epoch = min(len(split.in_) for split in setup.splits) / algorithm.hparams["batch_size"]
+    return {
+        "step": step,
+        "epoch": step / steps_per_epoch,
+        **metrics,
+        **losses,
+        **accuracies,
+        "bad_images": len(feed.bad_images),
+        "step_time": progress.seconds / updates_since_evaluation(step, config.checkpoint_freq),
+        "mem_gb": mem_gb,  # without the tracker's
+        **tracked,
+        **({"ended_early": True} if averaging.has_ended and step < config.steps - 1 else {}),
+        "environments": setup.environments,
+        "args": config.args(),
+        "hparams": algorithm.hparams,
+    }
+
+
+def updates_since_evaluation(step: int, checkpoint_freq: int) -> int:
+    """Return the number of updates between the previous evaluation and the one after this step."""
+    return step % checkpoint_freq or min(checkpoint_freq, step + 1)
+
+
+def measure_needed(
+    config: JobConfig,
+    averaging: Averaging,
+    step: int,
+    requests: Sequence[tuple[str, Request]],
+    measure: Callable[[Iterable[tuple[str, Request]]], dict[str, float]],
+) -> dict[str, float]:
+    """Return the accuracies that a built-in selection method can still read, whatever happens later in the job.
+
+    Args:
+        config: the job; its `eval` is one of `records.SELECTIVE`.
+        averaging: the scheme, whose interval has ended.
+        step: the last update's step.
+        requests: those of all splits (`evaluation_requests`).
+        measure: returns the accuracies on the splits of these requests.
+    """
+    accuracies = measure(r for r in requests if r[1].env not in config.test_envs)
+    parts: tuple[str, ...] = ()
+    if step == config.steps - 1 or averaging.has_ended:
+        parts = ("in", "out")
+    elif averaging.IS_EVALUATED_ONCE:
+        pass  # only the last record counts
+    elif config.eval == "leave_one_out" or improves_validation(config, {"args": config.args(), **accuracies}):
+        parts = ("in",)
+    names = {f"env{env}_{part}_acc" for env in config.test_envs for part in parts}
+    return accuracies | measure(r for r in requests if r[0] in names)
+
+
+def final_images(config: JobConfig, setup: Setup, progress: Progress) -> Images | None:
+    """Return a reader of the batches after the last update, as one tensor of images each; None before the end."""
+    step = progress.step
+    if step < config.steps and not setup.averaging.has_ended:
+        return None
+
+    def read(n: int) -> Iterator[torch.Tensor]:
+        for minibatches, _ in setup.batches.steps(step, step + n):
+            yield torch.cat([x for x, _ in minibatches])
+
+    return read
+
+
+def best_record(config: JobConfig, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the best record by training-domain, of the job's and one that has not been written yet."""
+    folder = Path(config.output_dir)
+    earlier = read_job(folder)[0] if records_length(folder) else []
+    return max([*earlier, record], key=validation_accuracy)  # of equals, the earliest
+
+
+def improves_validation(config: JobConfig, record: Mapping[str, Any]) -> bool:
+    """Return whether a record that has not been written yet is better than all of the job's, by training-domain."""
+    return best_record(config, record) is record
+
+
+def models_to_save(config: JobConfig, averaging: Averaging, record: Mapping[str, Any]) -> list[str]:
+    """Return the names under which to save the model of a record that has not been written yet."""
+    names = [f"model_step{record['step']}.pkl"] if config.save_model_every_checkpoint else []
+    if config.save_best_model and (averaging.IS_EVALUATED_ONCE or improves_validation(config, record)):
+        names.append(BEST_MODEL_FILE)
+    return names
+
+
+def save_predictions(
+    predictions: PredictionLog, config: JobConfig, averaging: Averaging, record: Mapping[str, Any]
+) -> None:
+    """Save the predictions of a record that has not been written yet, if a selection method may choose it."""
+    step = record["step"]
+    best_step = step if averaging.IS_EVALUATED_ONCE else best_record(config, record)["step"]
+    if step == config.steps - 1 or averaging.has_ended or (best_step == step and not averaging.IS_EVALUATED_ONCE):
+        predictions.save(Path(config.output_dir), step, best_step)
+    predictions.clear()

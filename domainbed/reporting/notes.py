@@ -1,0 +1,80 @@
+"""Notes on a report: what its runs lack, and how they differ from the published protocol."""
+
+from collections.abc import Sequence
+
+from domainbed.datasets import DATASETS
+from domainbed.records import SELECTIVE
+from domainbed.reporting.cells import (
+    frozen_backbone,
+)
+from domainbed.reporting.layout import ReportOptions
+from domainbed.reporting.load import Sweep
+from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
+from domainbed.sweep.status import JobState
+
+# In addition to each dataset's number of steps.
+PUBLISHED_COUNTS = (("hparams_seed", N_HPARAMS, "hyperparameter draws"), ("trial_seed", N_TRIALS, "trials"))
+_SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
+# Whether published runs used TF32 depended on the GPU.
+PUBLISHED_SETTINGS = {_SETTINGS, f"{_SETTINGS}, precision fp32"}
+
+
+def pruned_notes(sweep: Sweep, options: ReportOptions) -> list[str]:
+    """Return a note on the pruned runs, if there are any."""
+    n = int((sweep.runs["state"] == JobState.PRUNED).sum())
+    if not n:
+        return []
+    rules = f" ({'; '.join(sweep.rules)})" if sweep.rules else ""
+    note = (
+        f"{n:,} of {len(sweep.runs):,} runs were pruned{rules}: they stopped early, because they were behind other "
+        "draws of their trial by training-domain validation. What they would have reached later is unknown."
+    )
+    if others := [name for name in options.selections if name != "training-domain"]:
+        note += f" With {' and '.join(others)}, cells may differ more: these methods might have selected pruned runs."
+    return [note]
+
+
+def unused_notes(sweep: Sweep, uses_pairs: bool) -> list[str]:
+    """Return a note on the runs with several test environments that no selection method uses, if there are any."""
+    n = sum(len(test_envs) > (2 if uses_pairs else 1) for test_envs in sweep.runs["test_envs"])
+    if not n:
+        return []
+    return [
+        f"Runs with several test environments are in no table ({n:,} of {len(sweep.runs):,}): selection methods "
+        "require a single one. Their records have the accuracy on each environment."
+    ]
+
+
+def omitted_notes(sweep: Sweep) -> list[str]:
+    """Return a note on the runs whose records lack most accuracies on their test environments, if there are any."""
+    n = int(sweep.jobs["eval"].isin(SELECTIVE).sum())
+    if not n:
+        return []
+    return [
+        f"{n:,} of {len(sweep.jobs):,} runs were evaluated only where a selection method can select (--eval selection "
+        "or leave_one_out): finished runs have the cells of a complete evaluation, but test-domain has none of "
+        "unfinished ones, and curves of the test environment have gaps."
+    ]
+
+
+def protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str], title: str) -> list[str]:
+    """Return notes on how the sweep's protocol on a dataset, printed as `title`, differs from the published one."""
+    differences: dict[str, None] = {}
+    for algorithm in algorithms:
+        runs, jobs = (f[(f["dataset"] == dataset) & (f["algorithm"] == algorithm)] for f in (sweep.runs, sweep.jobs))
+        counts = [(runs[c].nunique(), usual, unit) for c, usual, unit in PUBLISHED_COUNTS if len(runs)]
+        if dataset in DATASETS:
+            counts += [(int(n), DATASETS[dataset].N_STEPS, "steps") for n in sorted(jobs["steps"].dropna().unique())]
+        differences |= {f"{n:,} {unit} (published: {usual:,})": None for n, usual, unit in counts if n != usual}
+        if n := int((runs["state"] == JobState.PRUNED).sum()):
+            differences[f"{n:,} of {len(runs):,} {algorithm} runs were pruned"] = None
+        settings = {text.partition(", ")[2] for text in jobs["settings"]}  # without the number of steps
+        differences |= dict.fromkeys(sorted(settings - PUBLISHED_SETTINGS))
+    notes = []
+    if frozen_backbone(sweep.jobs, dataset):
+        notes.append(f"{title}: published results are not shown, because they fine-tune the network.")
+    if differences:
+        notes.append(f"{title} is not comparable with the published results: {'; '.join(differences)}.")
+    if dataset in KNOWN_DIFFERENCES:
+        notes.append(f"{title}: {KNOWN_DIFFERENCES[dataset]}.")
+    return notes
