@@ -19,13 +19,7 @@ from domainbed.engine.metrics import NonFiniteError, check_weights
 from domainbed.engine.predictions import PredictionLog
 from domainbed.engine.setup import Setup
 from domainbed.loading.base import Request
-from domainbed.records import (
-    BEST_MODEL_FILE,
-    SELECTIVE,
-    read_job,
-    records_length,
-    validation_accuracy,
-)
+from domainbed.records import BEST_MODEL_FILE, SELECTIVE, read_job, records_length, validation_accuracy
 
 
 def make_record(

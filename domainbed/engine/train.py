@@ -22,15 +22,7 @@ from domainbed.engine.steps import make_steps
 from domainbed.files import make_folder
 from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.photo_feed import explain_dead_worker
-from domainbed.records import (
-    append_record,
-    clear_pruned,
-    is_done,
-    mark_done,
-    mark_pruned,
-    read_job,
-    records_length,
-)
+from domainbed.records import append_record, clear_pruned, is_done, mark_done, mark_pruned, read_job, records_length
 from domainbed.registry import import_modules
 from domainbed.seeding import get_rng_state
 

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from domainbed.datasets import DATASETS
 from domainbed.records import SELECTIVE
-from domainbed.reporting.cells import (
-    frozen_backbone,
-)
+from domainbed.reporting.cells import frozen_backbone
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS

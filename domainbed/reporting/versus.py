@@ -6,10 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from domainbed.reporting.cells import (
-    AVERAGE,
-    benchmark_scores,
-)
+from domainbed.reporting.cells import AVERAGE, benchmark_scores
 from domainbed.reporting.statistics import paired_difference, probability_of_improvement
 
 
@@ -37,6 +34,13 @@ class Comparison(NamedTuple):
 def compare_two(
     best: pd.DataFrame, environments: Mapping[str, Sequence[str]], first: str, second: str
 ) -> list[Comparison]:
+    """Compare two algorithms on each dataset and, last, on their average.
+
+    Args:
+        best: the runs behind the cells (`model_selection.best_hparams`).
+        environments: the names of each dataset's environments.
+        first, second: the algorithms.
+    """
     comparisons = []
     for dataset in [*environments, AVERAGE]:
         included = environments if dataset == AVERAGE else {dataset: environments[dataset]}
