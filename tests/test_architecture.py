@@ -13,6 +13,7 @@ BOTTOM_UP = [
     "cli",
     "options",
     "hparams",
+    "warm_up",
     "compute",
     "efficientnet_lite",
     "backbones",

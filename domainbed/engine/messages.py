@@ -11,6 +11,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.frozen import is_frozen
 from domainbed.engine.setup import Setup
 from domainbed.errors import printable
+from domainbed.warm_up import unfinished_warm_ups
 
 
 def print_header(config: JobConfig, setup: Setup) -> None:
@@ -21,6 +22,9 @@ def print_header(config: JobConfig, setup: Setup) -> None:
     tqdm.write(f"args: {config.args()}\nhparams: {setup.algorithm.hparams}")
     for line in [*config.dataset_class().describe(config.data_dir), *describe_groups(config, setup)]:
         tqdm.write(line)
+    for name in unfinished_warm_ups(setup.algorithm.hparams, config.steps):
+        value = setup.algorithm.hparams[name]
+        tqdm.write(f"note: the penalty never takes effect, because {name} ({value}) is not below --steps ({config.steps})")
     if setup.algorithm.caveat:
         tqdm.write(f"note: {config.algorithm}: {setup.algorithm.caveat}")
     if is_frozen(setup.algorithm.hparams) and not setup.algorithm.hparams["feature_views"]:

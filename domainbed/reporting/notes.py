@@ -1,6 +1,7 @@
 """Notes on a report: what its runs lack, and how they differ from the published protocol."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 
 from domainbed.datasets import DATASETS
 from domainbed.records import SELECTIVE
@@ -8,7 +9,9 @@ from domainbed.reporting.cells import frozen_backbone
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
+from domainbed.reporting.titles import Titles
 from domainbed.sweep.status import JobState
+from domainbed.warm_up import SUFFIXES, describe_unfinished, unfinished_warm_ups
 
 # In addition to each dataset's number of steps.
 PUBLISHED_COUNTS = (("hparams_seed", N_HPARAMS, "hyperparameter draws"), ("trial_seed", N_TRIALS, "trials"))
@@ -52,6 +55,26 @@ def omitted_notes(sweep: Sweep) -> list[str]:
         f"{n:,} of {len(sweep.jobs):,} runs were evaluated only where a selection method can select (--eval selection "
         "or leave_one_out): finished runs have the cells of a complete evaluation, but test-domain has none of "
         "unfinished ones, and curves of the test environment have gaps."
+    ]
+
+
+def warm_up_notes(sweep: Sweep, datasets: Collection[str], algorithms: Collection[str], titles: Titles) -> list[str]:
+    """Return a note on the runs that ended before their penalty took effect, if there are any."""
+    jobs = sweep.jobs[sweep.jobs["dataset"].isin(datasets) & sweep.jobs["algorithm"].isin(algorithms)]
+    has_warm_up = jobs["hparams"].str.contains("|".join(f'{suffix}"' for suffix in SUFFIXES))
+    jobs = jobs[has_warm_up & jobs["steps"].notna()].sort_values(["dataset", "algorithm"])
+    text = describe_unfinished(
+        (
+            f"{titles(job['algorithm'])} on {titles(job['dataset'])}",
+            unfinished_warm_ups(json.loads(job["hparams"]), job["steps"]),
+        )
+        for job in jobs[["dataset", "algorithm", "hparams", "steps"]].to_dict("records")
+    )
+    if not text:
+        return []
+    return [
+        "Runs that ended before a penalty took effect, because these hyperparameters are not below the number of "
+        f"steps: {text}."
     ]
 
 

@@ -1,6 +1,7 @@
 """The checks of a launch: everything that would make its jobs fail at once is reported before any of them starts."""
 
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from domainbed.registry import import_modules
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.measurement import Measurement, Timing, measure
 from domainbed.sweep.torch_process import call_with_torch
+from domainbed.warm_up import describe_unfinished, unfinished_warm_ups
 
 if TYPE_CHECKING:
     from domainbed.algorithms.base import Algorithm
@@ -45,14 +47,45 @@ def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> dict[Kind, 
     """
     configs = one_per_kind(jobs)
     measurements: dict[Kind, Measurement] = {}
+    warm_ups = ""
     problems = find_missing(configs)
     if not problems:
-        problems, measurements = call_with_torch(find_errors, configs, timing or Timing())
+        problems, measurements, warm_ups = call_with_torch(_run_checks, configs, list(jobs), timing or Timing())
     if len(problems) == 1:
         raise UsageError(problems[0])
     if problems:
         raise UsageError("\n  ".join([f"{len(problems)} problems:", *problems]))
+    if warm_ups:
+        text = "jobs that end before a penalty takes effect, because these hyperparameters are not below --steps"
+        print(f"note: {text}: {warm_ups}", file=sys.stderr)
     return measurements
+
+
+def _run_checks(
+    configs: Sequence[JobConfig], jobs: Sequence[Job], timing: Timing
+) -> tuple[list[str], dict[Kind, Measurement], str]:
+    """Return the result of `find_errors` and, if there are no errors, that of `find_unfinished_warm_ups`."""
+    problems, measurements = find_errors(configs, timing)
+    return problems, measurements, "" if problems else find_unfinished_warm_ups(jobs)
+
+
+def find_unfinished_warm_ups(jobs: Iterable[Job]) -> str:
+    """Return how many jobs end before a penalty takes effect (`warm_up.describe_unfinished`). Imports torch."""
+    found: dict[tuple[Kind, int, int, str | None, int], list[str]] = {}  # the other arguments are the same for a launch
+    has_warm_up: dict[Kind, bool] = {}
+
+    def unfinished(job: Job) -> list[str]:
+        config = job.config
+        if job.kind not in has_warm_up:
+            has_warm_up[job.kind] = bool(unfinished_warm_ups(config.resolved_hparams(), steps=0))
+        if not has_warm_up[job.kind]:
+            return []
+        key = job.kind, config.hparams_seed, config.trial_seed, config.hparams, config.steps
+        if key not in found:
+            found[key] = unfinished_warm_ups(config.resolved_hparams(), config.steps)
+        return found[key]
+
+    return describe_unfinished((f"{job.kind[1]} on {job.kind[0]}", unfinished(job)) for job in jobs)
 
 
 def one_per_kind(jobs: Iterable[Job]) -> list[JobConfig]:
