@@ -67,7 +67,8 @@ def test_launch_job_and_tables_say_so(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.count(text) == 1
     assert main(words) == 0
     captured = capsys.readouterr()
-    assert captured.err.count(text) == 1
+    assert captured.out.count(text) == 1
+    assert text not in captured.err, "a launch that fails prints only its error there"
     (note,) = (note for note in make_report(load_sweep(tmp_path / "sweep"), ReportOptions()).notes if "penalty" in note)
     assert note.endswith(f"not below the number of steps: {text}.")
 

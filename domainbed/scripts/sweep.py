@@ -26,7 +26,7 @@ from domainbed.sweep.launch import LaunchResult, launch_order, run_launch
 from domainbed.sweep.launchers import LAUNCHERS, Launcher
 from domainbed.sweep.log import log_launch, requested_jobs
 from domainbed.sweep.measurement import LONG_LIMIT, QUICK_LIMIT, Timing
-from domainbed.sweep.preflight import check_jobs, describe_datasets
+from domainbed.sweep.preflight import Findings, check_jobs, describe_datasets
 from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
 from domainbed.sweep.status import FINISHED, JobState, Status, count_states, read_status, survey
 from domainbed.sweep.step_times import recorded_step_times
@@ -109,13 +109,14 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
         return LaunchResult(statuses)
     if is_dry_run:
         if not is_dummy:  # the checks read the datasets, and download what is missing
-            check_jobs(jobs)
+            for note in check_jobs(jobs).notes():
+                print(note, file=info)
         launcher.print_commands(jobs)
         if grid.pruning:
             print("warning: these commands prune nothing before a launch is in the launch log", file=sys.stderr)
         return None
-    estimated = check_and_estimate(args, launcher, jobs, statuses)
-    print(*describe_datasets(jobs), *estimated.lines(), sep="\n", flush=True)
+    findings, estimated = check_and_estimate(args, launcher, jobs, statuses)
+    print(*describe_datasets(jobs), *findings.notes(), *estimated.lines(), sep="\n", flush=True)
     if grid.pruning:
         print("  with --prune, this is an upper bound")
     if events:
@@ -136,14 +137,14 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
 
 def check_and_estimate(
     args: argparse.Namespace, launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, Status]
-) -> price.Price:
-    """Check jobs, and return the estimated price of running them."""
+) -> tuple[Findings, price.Price]:
+    """Check jobs, and return what was found and the estimated price of running them."""
     kinds = {job.kind for job in jobs}
     recorded = recorded_step_times(statuses, kinds, Path(args.import_results) if args.import_results else None)
     limit = LONG_LIMIT if args.estimate else QUICK_LIMIT
     timing = Timing(kinds - recorded.keys(), limit, only_quick=not args.estimate)
-    measurements = check_jobs(jobs, timing)
-    return price.estimate(jobs, statuses, recorded, measurements, launcher.capacity(len(jobs)))
+    findings = check_jobs(jobs, timing)
+    return findings, price.estimate(jobs, statuses, recorded, findings.measurements, launcher.capacity(len(jobs)))
 
 
 def import_results(

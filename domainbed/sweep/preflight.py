@@ -1,10 +1,10 @@
 """The checks of a launch: everything that would make its jobs fail at once is reported before any of them starts."""
 
 import os
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -29,7 +29,27 @@ DatasetKey: TypeAlias = tuple[str, str | None, str | None, str | None]
 MAX_NAMED = 3  # kinds of jobs that a problem names
 
 
-def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> dict[Kind, Measurement]:
+@dataclass(frozen=True)
+class Findings:
+    """What the checks of jobs without problems found.
+
+    Attributes:
+        measurements: what was measured of each kind of jobs.
+        unfinished: how many jobs end before a penalty takes effect (`warm_up.describe_unfinished`).
+    """
+
+    measurements: Mapping[Kind, Measurement] = field(default_factory=dict)
+    unfinished: str = ""
+
+    def notes(self) -> list[str]:
+        """Return what users should know before they launch the jobs, one line each."""
+        if not self.unfinished:
+            return []
+        text = "jobs that end before a penalty takes effect, because these hyperparameters are not below --steps"
+        return [f"note: {text}: {self.unfinished}"]
+
+
+def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> Findings:
     """Check that each dataset can be read and split, and that each algorithm can be created for it.
 
     Missing files are reported first, within a second or two. What remains is checked only if there are none, because
@@ -39,34 +59,25 @@ def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> dict[Kind, 
         jobs: the jobs.
         timing: which kinds of jobs to time, and how.
 
-    Returns:
-        What was measured of each kind of jobs.
-
     Raises:
         UsageError: there are problems; the message lists all of them, one line each.
     """
     configs = one_per_kind(jobs)
-    measurements: dict[Kind, Measurement] = {}
-    warm_ups = ""
+    findings = Findings()
     problems = find_missing(configs)
     if not problems:
-        problems, measurements, warm_ups = call_with_torch(_run_checks, configs, list(jobs), timing or Timing())
+        problems, findings = call_with_torch(_run_checks, configs, list(jobs), timing or Timing())
     if len(problems) == 1:
         raise UsageError(problems[0])
     if problems:
         raise UsageError("\n  ".join([f"{len(problems)} problems:", *problems]))
-    if warm_ups:
-        text = "jobs that end before a penalty takes effect, because these hyperparameters are not below --steps"
-        print(f"note: {text}: {warm_ups}", file=sys.stderr)
-    return measurements
+    return findings
 
 
-def _run_checks(
-    configs: Sequence[JobConfig], jobs: Sequence[Job], timing: Timing
-) -> tuple[list[str], dict[Kind, Measurement], str]:
-    """Return the result of `find_errors` and, if there are no errors, that of `find_unfinished_warm_ups`."""
+def _run_checks(configs: Sequence[JobConfig], jobs: Sequence[Job], timing: Timing) -> tuple[list[str], Findings]:
+    """Return the problems that `find_errors` finds, or else the findings."""
     problems, measurements = find_errors(configs, timing)
-    return problems, measurements, "" if problems else find_unfinished_warm_ups(jobs)
+    return problems, Findings() if problems else Findings(measurements, find_unfinished_warm_ups(jobs))
 
 
 def find_unfinished_warm_ups(jobs: Iterable[Job]) -> str:

@@ -8,20 +8,16 @@ same kind or, if there are none, that of two updates on random images. Loading a
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainbed.engine.config import JobConfig
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.launchers import Capacity
+from domainbed.sweep.measurement import TIMED_UPDATES, Measurement
 from domainbed.sweep.progress import updates_done
 from domainbed.sweep.status import Status
-from domainbed.terminal import duration
-
-if TYPE_CHECKING:
-    pass
-
-from domainbed.sweep.measurement import TIMED_UPDATES, Measurement
 from domainbed.sweep.step_times import StepTime
+from domainbed.terminal import duration
 
 MAX_NAMED = 2  # kinds of jobs that are named
 

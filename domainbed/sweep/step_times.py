@@ -6,15 +6,12 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from domainbed.records import algorithm_name, last_record
 from domainbed.sweep.archive import last_records
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.status import JobState, Status
-
-if TYPE_CHECKING:
-    pass
 
 MAX_RECORDS = 8  # jobs of a kind whose records are read
 MAX_FOLDERS = 500  # folders of other launches that are searched for records

@@ -130,12 +130,12 @@ def test_updates_are_timed_and_models_measured(tmp_path: Path, monkeypatch: pyte
     """Only those of built-in algorithms: the updates of others may never end."""
     jobs = [make(tmp_path, "ERM"), make(tmp_path, "Fishr"), make_job(tmp_path, "sleep", at=0)]
     kinds = [job.kind for job in jobs]
-    found = check_jobs(jobs, Timing({ERM, kinds[2]}, 60.0))
+    found = check_jobs(jobs, Timing({ERM, kinds[2]}, 60.0)).measurements
     assert set(found) == set(kinds)
     assert found[ERM].step_time is not None
     assert 0 < found[ERM].step_time.seconds < 10
     assert found[FISHR].step_time is found[kinds[2]].step_time is None
-    assert check_jobs(jobs[:1], Timing({ERM}, 0.0))[ERM].step_time is None, "no time is left"
+    assert check_jobs(jobs[:1], Timing({ERM}, 0.0)).measurements[ERM].step_time is None, "no time is left"
     config = dataclasses.replace(jobs[0].config, output_dir=str(tmp_path / "job"))
 
     from domainbed.engine.model import MODEL_FILE
@@ -148,7 +148,7 @@ def test_updates_are_timed_and_models_measured(tmp_path: Path, monkeypatch: pyte
     assert model_bytes < size < model_bytes + 20_000
 
     monkeypatch.setattr(measurement, "time_updates", lambda *args: 1 / 0)
-    assert check_jobs(jobs[:1], Timing({ERM}, 60.0))[ERM] == Measurement(model_bytes, None)
+    assert check_jobs(jobs[:1], Timing({ERM}, 60.0)).measurements[ERM] == Measurement(model_bytes, None)
 
 
 def test_estimate_launches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -192,7 +192,7 @@ def test_capacity_of_this_machine(tmp_path: Path):
 
 def test_predictions_are_counted(tmp_path: Path, disk: None):
     jobs = [make(tmp_path, "ERM", seed=seed, save_predictions=True, skip_model_save=True) for seed in range(2)]
-    measurements = check_jobs(jobs, Timing())
+    measurements = check_jobs(jobs, Timing()).measurements
     result = estimate(jobs, survey(jobs), {}, measurements, None)
 
     from domainbed.engine.train import train
