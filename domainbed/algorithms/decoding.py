@@ -13,15 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from domainbed.algorithms.encoding import (
-    CONTAINERS,
-    KIND,
-    MODULE_ATTRIBUTES,
-    Construction,
-    attributes_of,
-    is_plain_scheduler,
-    members,
-)
+from domainbed.algorithms.construction import Construction, is_plain_scheduler
+from domainbed.algorithms.encoding import CONTAINERS, KIND, MODULE_ATTRIBUTES, members
+from domainbed.algorithms.plain_classes import attributes_of
 
 
 class Decoder:

@@ -11,9 +11,8 @@ import functools
 import itertools
 import logging
 import random
-import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed.algorithms.construction import Construction, class_name, is_plain_scheduler, is_torch_class
+from domainbed.algorithms.plain_classes import attributes_of, is_plain_class
 from domainbed.errors import UsageError
 
 KIND = "__kind__"
@@ -42,7 +43,6 @@ CONTAINERS: dict[str, type] = {
     )
 }
 _REFERENCED = (type, types.ModuleType, logging.Logger, torch.utils.hooks.RemovableHandle)  # without state of their own
-_LIBRARIES = {"builtins", "torch", "domainbed"}  # whose classes and functions are known to keep no state in odd places
 # Attributes that torch itself gives to modules and optimizers.
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 _OPTIMIZER_ATTRIBUTES = {
@@ -51,61 +51,6 @@ _OPTIMIZER_ATTRIBUTES = {
     *("_need_device_dtype_check_for_fused", "_step_supports_amp_scaling"),
 }
 _MAX_INT_BITS = 2000  # longer integers are pickled in a way that `weights_only` rejects
-
-
-class Construction:
-    """What the constructor of an algorithm determines: a checkpoint refers to it instead of containing it.
-
-    Attributes:
-        references: functions and classes, by path.
-        classes: the classes of objects, by name.
-        class_at: the names of the classes of objects, by path.
-        own: top-level packages of the algorithm's classes, except for this package and torch.
-    """
-
-    def __init__(self, algorithm: nn.Module) -> None:
-        mro = [c for c in type(algorithm).__mro__ if c is not object]
-        self.references: dict[str, Any] = {}
-        self.classes: dict[str, type] = {}
-        self.class_at: dict[str, str] = {}
-        self.own = {_package(c.__module__) for c in mro} - _LIBRARIES
-        self._modules = {c.__module__ for c in mro}
-
-    def add_class(self, cls: type, path: str) -> None:
-        """Note that the constructor made an object of this class."""
-        self.classes[class_name(cls)] = cls
-        self.class_at[path] = class_name(cls)
-
-    def find_class(self, name: str) -> type | None:
-        """Return the class of this name if it is torch's, or defined in a module of the algorithm or of its objects."""
-        if name in self.classes:
-            return self.classes[name]
-        found = self.find(name)
-        return found if isinstance(found, type) else None
-
-    def find(self, name: str) -> Any:
-        """Return the function or class called `module:name`, or None; see `find_class`.
-
-        What a module imports from elsewhere is not found: a forged checkpoint could name `os.system`.
-        """
-        module, _, path = name.partition(":")
-        if module not in self._modules | {c.__module__ for c in self.classes.values()} and not is_torch_class(name):
-            return None
-        found: Any = sys.modules.get(module)
-        for attribute in path.split("."):
-            found = getattr(found, attribute, None)
-        is_defined_there = hasattr(found, "__qualname__") and class_name(found) == name
-        return found if is_defined_there else None
-
-
-def class_name(cls: Any) -> str:
-    """Return the name under which a class or function is saved."""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def is_torch_class(name: str) -> bool:
-    """Return whether a saved name is that of an optimizer, scheduler or layer of torch."""
-    return name.startswith(("torch.optim.", "torch.nn."))
 
 
 def members(algorithm: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -257,7 +202,7 @@ class Encoder:
 
     def _function_state(self, function: types.FunctionType, path: str) -> dict[str, Any]:
         """Return the variables of a function that persist between its calls."""
-        if _package(function.__globals__.get("__name__", "")) not in self._construction.own:
+        if not self._construction.is_own(function.__globals__.get("__name__", "")):
             wrapped = getattr(function, "__wrapped__", None)  # a library's decorator
             return {"attributes": {"__wrapped__": self.encode(wrapped, f"{path}.__wrapped__")}} if wrapped else {}
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -364,7 +309,7 @@ class Encoder:
         # A library's module may have attributes of any type, which its constructor sets.
         names = vars(module).keys() - MODULE_ATTRIBUTES
         is_constructed = self._is_new or self._construction.class_at.get(path) == encoded["class"]
-        if is_constructed and _package(type(module).__module__) not in self._construction.own:
+        if is_constructed and not self._construction.is_own(type(module).__module__):
             names = {name for name in names if type(vars(module)[name]) in _SCALARS}
         encoded["attributes"] = {
             name: self.encode(item, f"{path}.{name}") for name, item in vars(module).items() if name in names
@@ -408,50 +353,6 @@ class Encoder:
         }
         state = self.encode(value.state_dict(), f"{path}.<state>")
         return {KIND: "state_dict", "class": name, "optimizers": optimizers, "state": state}
-
-
-def is_plain_scheduler(cls: type) -> bool:
-    """Return whether this is a scheduler of torch whose state consists of all its attributes but the optimizer."""
-    base = torch.optim.lr_scheduler.LRScheduler
-    return (
-        issubclass(cls, base)
-        and is_torch_class(class_name(cls))
-        and vars(cls).get("state_dict", base.state_dict) is base.state_dict
-    )
-
-
-def is_plain_class(cls: type) -> bool:
-    """Return whether the state of the class's instances is their attributes and the items of a builtin container."""
-    bases = [c for c in cls.__mro__ if c is not object and not c.__flags__ & _HEAP_TYPE]
-    if any(c not in (dict, list, set, collections.deque, collections.OrderedDict) for c in bases):
-        return False
-    if not bases and cls.__basicsize__ > object.__basicsize__ + 8 * (2 + len(_slots(cls))):
-        return False  # implemented in C
-    custom = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-    return not any(name in vars(c) for c in cls.__mro__ for name in custom if c is not object and c not in bases)
-
-
-_HEAP_TYPE = 1 << 9  # the flag of classes defined in Python
-
-
-def _slots(cls: type) -> list[str]:
-    names: list[str] = []
-    for c in cls.__mro__:
-        slots = vars(c).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            private = name.startswith("__") and not name.endswith("__")
-            names.append(f"_{c.__name__.lstrip('_')}{name}" if private else name)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def attributes_of(value: Any) -> Mapping[str, Any]:
-    """Return the attributes of an instance of a plain class."""
-    slots = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}
-    return {**getattr(value, "__dict__", {}), **slots}
-
-
-def _package(module: str) -> str:
-    return module.partition(".")[0]
 
 
 def _bounds(array: np.ndarray) -> tuple[int, int]:

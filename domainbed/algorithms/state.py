@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed.algorithms.construction import Construction
 from domainbed.algorithms.decoding import Decoder
-from domainbed.algorithms.encoding import MODULE_ATTRIBUTES, Construction, Encoder
+from domainbed.algorithms.encoding import MODULE_ATTRIBUTES, Encoder
 from domainbed.errors import UsageError
 
 # Attributes of nn.Module itself, and the one below.
@@ -183,7 +184,7 @@ def _encode_attributes(algorithm: nn.Module, encoder: Encoder, constructed: Cons
     attributes = {name: encoder.encode(value, f"self.{name}") for name, value in named if name not in _STATELESS}
     of_modules: dict[str, dict[str, Any]] = {}
     for name, module in algorithm.named_modules():
-        is_own = type(module).__module__.partition(".")[0] in constructed.objects.own
+        is_own = constructed.objects.is_own(type(module).__module__)
         for key, value in vars(module).items() if module is not algorithm else ():
             if key in MODULE_ATTRIBUTES or key in _ENGINE_ATTRIBUTES:
                 continue

@@ -2,26 +2,23 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS, DatasetSpec, MultipleDomainDataset, dataset_spec, get_dataset_class
 from domainbed.datasets.table_columns import format_columns, parse_columns
 from domainbed.engine.averaging import AVERAGINGS, CHECKPOINT_FREQS, NO_AVERAGING
+from domainbed.engine.digest import file_digest
 from domainbed.engine.loggers import LOGGERS
 from domainbed.engine.tracking import NO_TRACKER, TRACKERS
 from domainbed.errors import UsageError, printable
-from domainbed.files import open_regular
 from domainbed.hparams import PROTOCOLS, Hparams, parse_overrides
 from domainbed.hparams_registry import resolve_hparams
 from domainbed.options import check_options, option
 from domainbed.records import SELECTIVE, algorithm_name
-from domainbed.registry import Registry, import_modules
 
 TASKS = ("domain_generalization", "domain_adaptation")
 SPLIT_UNITS = ("image", "group")
@@ -372,61 +369,6 @@ class LoggedJobConfig(JobConfig):
 
     def dataset_spec(self) -> DatasetSpec:
         return self.spec
-
-
-def import_components(args: Mapping[str, Any], trust_imports: bool, names: Collection[str], source: object) -> None:
-    """Check that components of a recorded job are registered; import the recorded modules only if they are trusted.
-
-    Whoever wrote the record chose these modules, and importing a module runs its code.
-
-    Args:
-        args: the job's arguments, as in its records.
-        trust_imports: whether to import the modules that the job imported.
-        names: the required components: "dataset", "algorithm", "averaging", "track".
-        source: the file that contains the arguments, for messages.
-
-    Raises:
-        UsageError: a component is not registered, and the job imported modules, or one cannot be imported.
-    """
-    imports = args.get("imports")
-    if not isinstance(imports, list | tuple) or not imports:
-        return  # an unknown component is reported where it is looked up
-    if trust_imports:
-        import_modules(imports)
-    registries: dict[str, Registry[Any]] = {
-        "dataset": DATASETS,
-        "algorithm": ALGORITHMS,
-        "averaging": AVERAGINGS,
-        "track": TRACKERS,
-    }
-    for name in names:
-        registry, value = registries[name], args.get(name, NO_TRACKER)
-        if isinstance(value, str) and value not in (NO_TRACKER, NO_AVERAGING, *registry):
-            modules = " ".join(map(repr, imports))
-            raise UsageError(
-                f"{source} requires the {registry.kind} {value!r}, which is not registered; the job imported "
-                f"{modules}, but importing a module runs its code. Pass those that you trust to --import, or "
-                "--trust_imports to import all (in Python, import them first or pass trust_imports=True)"
-            )
-
-
-def file_digest(path: str) -> str:
-    """Return a hash of the content of the model to start from. Raises UsageError if it cannot be read."""
-    try:
-        stat = os.stat(path)
-        return _digest(path, stat.st_size, stat.st_mtime_ns)
-    except OSError as error:
-        raise UsageError(f"--init_from {path}: {error.strerror}") from error
-
-
-@lru_cache
-def _digest(path: str, size: int, mtime_ns: int) -> str:
-    """Return the hash of a file, computed once for all jobs of a launch."""
-    digest = hashlib.md5()
-    with open_regular(path) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[str, Any]:

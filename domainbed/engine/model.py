@@ -17,7 +17,9 @@ from domainbed.backbones import use_weights_dir, without_weights
 from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.algorithm_errors import locate_errors, location
-from domainbed.engine.config import JobConfig, file_digest, import_components
+from domainbed.engine.components import import_components
+from domainbed.engine.config import JobConfig
+from domainbed.engine.digest import file_digest
 from domainbed.engine.frozen import FeatureDataset, accept_images, frozen_backbone, is_frozen, weights_hash
 from domainbed.engine.preprocessing import Preprocessing
 from domainbed.engine.trained_model import TrainedModel

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from domainbed.engine.config import JobConfig, import_components
+from domainbed.engine.components import import_components
+from domainbed.engine.config import JobConfig
 from domainbed.engine.feed import open_feed
 from domainbed.engine.frozen import load_inputs
 from domainbed.engine.model import MODEL_FILE, load_model_and_args

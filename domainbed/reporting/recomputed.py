@@ -7,7 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from domainbed.engine.config import JobConfig, import_components
+from domainbed.engine.components import import_components
+from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.files import read_regular
 from domainbed.model_selection import WITH_PAIRS

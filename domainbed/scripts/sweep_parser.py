@@ -8,7 +8,8 @@ from pathlib import Path
 
 from domainbed import cli
 from domainbed.algorithms import ALGORITHMS
-from domainbed.engine.config import JobConfig, file_digest
+from domainbed.engine.config import JobConfig
+from domainbed.engine.digest import file_digest
 from domainbed.options import add_options, from_args, option
 from domainbed.pruning import NO_PRUNING, PruneOptions
 from domainbed.registry import import_modules

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from domainbed.engine.config import JobConfig, import_components
+from domainbed.engine.components import import_components
+from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
 from domainbed.model_selection import EVALUATED_ONCE

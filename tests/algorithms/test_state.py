@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm
-from domainbed.algorithms.encoding import Construction
+from domainbed.algorithms.construction import Construction
 from domainbed.algorithms.state import check_plain
 from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.checkpoint import Checkpointer, Progress
