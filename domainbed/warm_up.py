@@ -1,24 +1,26 @@
-"""Warm-ups: the updates of a job before its algorithm's penalty takes effect."""
+"""Warm-ups: the first updates of a job, in which its algorithm has another loss, without or with a smaller penalty."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# As in DomainBed, hyperparameters with these endings are numbers of updates before a penalty (or EQRM's quantile).
-SUFFIXES = ("anneal_iters", "burnin_iters")
+
+def is_warm_up(name: str) -> bool:
+    """Return whether a hyperparameter is the number of updates of a warm-up, by its name in DomainBed."""
+    return name == "iters" or name.endswith(("anneal_iters", "burnin_iters"))
 
 
 def unfinished_warm_ups(hparams: Mapping[str, Any], steps: int) -> list[str]:
-    """Return the hyperparameters whose penalty takes effect only after the last of a job's `steps` updates."""
+    """Return the hyperparameters whose warm-up does not end before the last of a job's `steps` updates."""
     return [
         name
         for name, value in hparams.items()
-        if name.endswith(SUFFIXES) and isinstance(value, int | float) and value >= steps
+        if is_warm_up(name) and isinstance(value, int | float) and value >= steps
     ]
 
 
 def describe_unfinished(jobs: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Return how many jobs end before a penalty takes effect: "Fishr on PACS 168 of 240 (penalty_anneal_iters)".
+    """Return how many jobs end during their warm-up: "Fishr on PACS 168 of 240 (penalty_anneal_iters)".
 
     Args:
         jobs: for each job, what it is counted with ("Fishr on PACS"), and its unfinished warm-ups.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what a small job of a sweep costs beside its updates, in a warm worker of the local launcher.
+"""Measure the overhead of a small job of a sweep, in a warm worker of the local launcher.
 
 ERM is trained in one worker with one thread, job after job. The time of each job is broken down into its parts, and
 compared with a bare loop of as many steps (the same network and batch size, Adam, nothing else), which runs in the same
@@ -29,7 +29,7 @@ from domainbed.sweep.grid import Grid
 from domainbed.sweep.launchers import local
 from domainbed.sweep.status import JobState, read_status
 
-WHOLE, OVERHEAD = "whole job", "beside updates and evaluations"
+WHOLE, OVERHEAD = "whole job", "without updates and evaluations"
 
 
 def parser() -> cli.Parser:

@@ -152,6 +152,7 @@ def test_sweep_and_report(tmp_path: Path, capsys: pytest.CaptureFixture):
         result = db.sweep(folder, **arguments)
         assert repr(result) == "6 jobs: 6 done"
         assert repr(db.sweep(folder, **arguments)) == "6 jobs: 6 done", "nothing is left to do"
+        assert db.sweep(folder, dry_run=True, **arguments) is db.sweep(folder, estimate=True, **arguments) is None
     (launch,) = [json.loads(path.read_text()) for path in folder.glob(".sweep/launches/*.json")]
     assert launch["algorithms"] == ["ERM", "IRM"]
     capsys.readouterr()

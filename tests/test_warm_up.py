@@ -1,4 +1,4 @@
-"""Notes on jobs that end before a penalty takes effect."""
+"""Notes on jobs that end during their warm-up."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from domainbed.hparams_registry import default_hparams
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
-from domainbed.warm_up import SUFFIXES, describe_unfinished, unfinished_warm_ups
+from domainbed.warm_up import describe_unfinished, is_warm_up, unfinished_warm_ups
 from tests.algorithms import checks
 from tests.algorithms.test_all import batches
 from tests.sweep.helpers import main
@@ -21,12 +21,14 @@ WARM_UPS = [
     (algorithm, name)
     for algorithm in ALGORITHMS
     for name in default_hparams(algorithm, "ColoredDigits")
-    if name.endswith(SUFFIXES)
+    if is_warm_up(name)
 ]
 
 
 def test_algorithms_have_warm_ups():
-    assert {"IRM", "VREx", "Fishr", "EQRM", "RDM", "IB_ERM", "IB_IRM"} <= {algorithm for algorithm, _ in WARM_UPS}
+    assert {"IRM", "VREx", "Fishr", "EQRM", "RDM", "TRM", "IB_ERM", "IB_IRM"} <= {
+        algorithm for algorithm, _ in WARM_UPS
+    }
 
 
 @pytest.mark.parametrize(("algorithm", "name"), WARM_UPS)

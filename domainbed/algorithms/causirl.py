@@ -2,9 +2,8 @@
 
 import torch
 
-from domainbed.algorithms.coral import AlignmentERM
-from domainbed.algorithms.distances import GAMMAS, coral_distance, gaussian_kernel, weighted_moments
-from domainbed.hparams import Hparam, power
+from domainbed.algorithms.alignment import AlignmentERM
+from domainbed.algorithms.distances import coral_distance, gaussian_kernel, weighted_moments
 
 
 class CausIRL(AlignmentERM):
@@ -13,8 +12,6 @@ class CausIRL(AlignmentERM):
     In each domain a number r is drawn uniformly from 0, …, n - 1; the first r samples go to one mixture and the others
     to the other. The penalty is 0 if a mixture has fewer than two samples.
     """
-
-    HPARAMS = {"mmd_gamma": Hparam(1.0, power(10, -1, 1), at_least=0)}
 
     def distance_of_parts(self, z: torch.Tensor, in_first: torch.Tensor) -> torch.Tensor:
         """Return the distance, 0-dim, between the rows of features [n, d] with `in_first` [n] 1 and those with 0."""
@@ -46,5 +43,5 @@ class CausIRL_MMD(CausIRL):
 
     def distance_of_parts(self, z: torch.Tensor, in_first: torch.Tensor) -> torch.Tensor:
         p, q = in_first / in_first.sum(), (1 - in_first) / (1 - in_first).sum()
-        kernel = gaussian_kernel(z, z, GAMMAS)
+        kernel = gaussian_kernel(z, z)
         return p @ kernel @ p + q @ kernel @ q - 2 * p @ kernel @ q

@@ -31,7 +31,7 @@ class InformationBottleneck(ERM):
 
     @property
     def is_penalized(self) -> bool:
-        """True once the penalty takes effect."""
+        """True once the penalty is in the loss."""
         return self.update_count >= self.hparams["ib_penalty_anneal_iters"]
 
     def ib_weight(self) -> float:

@@ -19,6 +19,7 @@ from domainbed import __version__
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.state import check_plain, is_builtin
 from domainbed.engine.averaging.base import Averaging
+from domainbed.engine.checkpoint_files import CHECKPOINT_FILES, PREVIOUS_FILE, remove_partial_files
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
@@ -38,8 +39,6 @@ from domainbed.records import (
 )
 from domainbed.seeding import get_rng_state, set_rng_state
 
-PREVIOUS_FILE = "checkpoint_previous.pt"
-CHECKPOINT_FILES = (CHECKPOINT_FILE, PREVIOUS_FILE)
 EVALUATION_INTERVAL = 10.0  # seconds between checkpoints at evaluations; a job of a second or two needs none
 
 KEYS = {"args", "step", "is_evaluated", "figures", "seconds", "records_length", "bad_images", "algorithm", "generators"}
@@ -297,19 +296,6 @@ def _load(path: Path, is_trusted: bool) -> tuple[Any, bool]:
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
         raise UsageError(f"--trust_checkpoint: {path} belongs to another user, so loading it could run their code")
     return torch.load(path, map_location="cpu", weights_only=False), False
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove a job's checkpoints and partial files. Requires the folder's lock."""
-    for name in CHECKPOINT_FILES:
-        (folder / name).unlink(missing_ok=True)
-    remove_partial_files(folder)
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Remove the files that a killed process was writing."""
-    for path in folder.glob("*.part"):
-        path.unlink(missing_ok=True)
 
 
 def software_versions() -> str:

@@ -37,7 +37,7 @@ def import_components(args: Mapping[str, Any], trust_imports: bool, names: Colle
         "track": TRACKERS,
     }
     for name in names:
-        registry, value = registries[name], args.get(name, NO_TRACKER)
+        registry, value = registries[name], args.get(name)
         if isinstance(value, str) and value not in (NO_TRACKER, NO_AVERAGING, *registry):
             modules = " ".join(map(repr, imports))
             raise UsageError(

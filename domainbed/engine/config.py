@@ -11,7 +11,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS, DatasetSpec, MultipleDomainDataset, dataset_spec, get_dataset_class
 from domainbed.datasets.table_columns import format_columns, parse_columns
 from domainbed.engine.averaging import AVERAGINGS, CHECKPOINT_FREQS, NO_AVERAGING
-from domainbed.engine.digest import file_digest
+from domainbed.engine.digest import init_digest
 from domainbed.engine.loggers import LOGGERS
 from domainbed.engine.tracking import NO_TRACKER, TRACKERS
 from domainbed.errors import UsageError, printable
@@ -23,6 +23,7 @@ from domainbed.records import SELECTIVE, algorithm_name
 TASKS = ("domain_generalization", "domain_adaptation")
 SPLIT_UNITS = ("image", "group")
 PRECISIONS = ("tf32", "fp32", "bf16")  # see compute.set_precision
+_ALWAYS_HASHED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}  # in the name of a job's folder
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ class JobConfig:
         if (self.task == "domain_adaptation") != (self.uda_holdout_fraction > 0):
             raise UsageError("--task domain_adaptation requires --uda_holdout_fraction above 0, and vice versa")
         if self.init_from is not None and self.init_digest is None:
-            self._set(init_digest=file_digest(self.init_from))
+            self._set(init_digest=init_digest(self.init_from))
         if self.hparams is not None:
             overrides = parse_overrides(self.hparams)  # names and types are checked when the algorithm is created
             self._set(hparams=json.dumps(overrides, sort_keys=True) if overrides else None)
@@ -275,9 +276,17 @@ class JobConfig:
         config._set(output_dir=folder)
         return config
 
+    def is_evaluation_due(self, step: int) -> bool:
+        """Return whether the job is evaluated after this step: every `checkpoint_freq` steps, and after the last."""
+        return step % self.checkpoint_freq == 0 or step == self.steps - 1
+
     def evaluation_steps(self) -> list[int]:
         """Return the steps after which the job is evaluated, unless it ends early."""
         return sorted({*range(0, self.steps, self.checkpoint_freq), self.steps - 1})
+
+    def updates_since_evaluation(self, step: int) -> int:
+        """Return the number of updates between the previous evaluation and the one after this step."""
+        return step % self.checkpoint_freq or min(self.checkpoint_freq, step + 1)
 
     def _default_checkpoint_freq(self) -> int:
         published = CHECKPOINT_FREQS.get(self.averaging, {})
@@ -378,9 +387,6 @@ def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[st
     has no default.
     """
     return {f.name: args.get(f.name, None if f.default is MISSING else f.default) for f in selected}
-
-
-_ALWAYS_HASHED = {"dataset", "algorithm", "test_envs", "steps", "checkpoint_freq"}
 
 
 def check_test_envs(test_envs: tuple[int, ...], dataset: str, spec: DatasetSpec) -> tuple[int, ...]:

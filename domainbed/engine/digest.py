@@ -8,7 +8,7 @@ from domainbed.errors import UsageError
 from domainbed.files import open_regular
 
 
-def file_digest(path: str) -> str:
+def init_digest(path: str) -> str:
     """Return a hash of the content of the model to start from. Raises UsageError if it cannot be read."""
     try:
         stat = os.stat(path)

@@ -63,7 +63,7 @@ def make_record(
         **losses,
         **accuracies,
         "bad_images": len(feed.bad_images),
-        "step_time": progress.seconds / updates_since_evaluation(step, config.checkpoint_freq),
+        "step_time": progress.seconds / config.updates_since_evaluation(step),
         "mem_gb": mem_gb,  # without the tracker's
         **tracked,
         **({"ended_early": True} if averaging.has_ended and step < config.steps - 1 else {}),
@@ -71,11 +71,6 @@ def make_record(
         "args": config.args(),
         "hparams": algorithm.hparams,
     }
-
-
-def updates_since_evaluation(step: int, checkpoint_freq: int) -> int:
-    """Return the number of updates between the previous evaluation and the one after this step."""
-    return step % checkpoint_freq or min(checkpoint_freq, step + 1)
 
 
 def measure_needed(

@@ -24,9 +24,8 @@ def print_header(config: JobConfig, setup: Setup) -> None:
         tqdm.write(line)
     for name in unfinished_warm_ups(setup.algorithm.hparams, config.steps):
         value = setup.algorithm.hparams[name]
-        tqdm.write(
-            f"note: the penalty never takes effect, because {name} ({value}) is not below --steps ({config.steps})"
-        )
+        reason = f"{name} ({value}) is not below --steps ({config.steps})"
+        tqdm.write(f"note: the job ends during the warm-up of {config.algorithm}, because {reason}")
     if setup.algorithm.caveat:
         tqdm.write(f"note: {config.algorithm}: {setup.algorithm.caveat}")
     if is_frozen(setup.algorithm.hparams) and not setup.algorithm.hparams["feature_views"]:

@@ -19,7 +19,7 @@ from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
-from domainbed.engine.digest import file_digest
+from domainbed.engine.digest import init_digest
 from domainbed.engine.frozen import FeatureDataset, accept_images, frozen_backbone, is_frozen, weights_hash
 from domainbed.engine.preprocessing import Preprocessing
 from domainbed.engine.trained_model import TrainedModel
@@ -79,7 +79,7 @@ def load_initial_weights(algorithm: Algorithm, config: JobConfig) -> None:
     """
     if config.init_from is None:
         return
-    if file_digest(config.init_from) != config.init_digest:
+    if init_digest(config.init_from) != config.init_digest:
         raise UsageError(f"--init_from {config.init_from} has changed since the job was launched; launch again")
     saved = _read(config.init_from)["model_dict"]
     statistics = {k: v for k, v in algorithm.named_buffers() if k.endswith(("running_mean", "running_var"))}

@@ -36,9 +36,6 @@ class Tracker(ABC):
         PREFIX: starts the name of each entry.
         CAPTION: describes the figure that `plot` returns.
         MIN_TRAINING_DOMAINS: a job with fewer training environments is not tracked.
-
-    Raises:
-        UsageError: the algorithm cannot be tracked.
     """
 
     PREFIX: ClassVar[str]
@@ -49,6 +46,11 @@ class Tracker(ABC):
     def __init__(
         self, config: "JobConfig", algorithm: "Algorithm", splits: "Sequence[Split]", feed: "Feed"
     ) -> None: ...
+
+    @staticmethod
+    def check(algorithm: "Algorithm") -> None:
+        """Raise UsageError if the algorithm cannot be tracked. The checks of a launch call this before jobs start."""
+        return
 
     @abstractmethod
     def record(self) -> dict[str, float]:
@@ -74,6 +76,12 @@ TRACKERS: Registry[type[Tracker]] = Registry(
 )
 
 
+def check_trackable(config: "JobConfig", algorithm: "Algorithm") -> None:
+    """Raise UsageError if the tracker that `config.track` names is unknown or cannot track this algorithm."""
+    if config.track != NO_TRACKER:
+        TRACKERS[config.track].check(algorithm)
+
+
 def make_tracker(
     config: "JobConfig", algorithm: "Algorithm", splits: "Sequence[Split]", feed: "Feed"
 ) -> Tracker | None:
@@ -84,6 +92,7 @@ def make_tracker(
     """
     if config.track == NO_TRACKER:
         return None
+    check_trackable(config, algorithm)
     cls = TRACKERS[config.track]
     tracker = cls(config, algorithm, splits, feed)
     if len(config.environment_names()) - len(config.test_envs) < cls.MIN_TRAINING_DOMAINS:

@@ -8,7 +8,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from domainbed.engine.algorithm_errors import locate_errors, step_place
-from domainbed.engine.checkpoint import PREVIOUS_FILE, Checkpointer, remove_checkpoints
+from domainbed.engine.checkpoint import Checkpointer
+from domainbed.engine.checkpoint_files import PREVIOUS_FILE, remove_checkpoints
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Pruned
@@ -70,7 +71,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         batches = setup.batches.steps(progress.step, config.steps)
         bar.update(progress.step)
         start = progress.step
-        if not progress.is_evaluated and is_evaluation_due(start - 1, config):
+        if not progress.is_evaluated and config.is_evaluation_due(start - 1):
             start -= 1  # the run was stopped between this update and its evaluation
         if progress.step and progress.is_evaluated:  # the job may have been killed before it was compared
             stop_if_pruned()
@@ -88,7 +89,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 lock.step = progress.step
                 checkpointer.stop_if_requested(progress)
                 checkpointer.save_if_due(progress)
-            if is_evaluation_due(step, config):
+            if config.is_evaluation_due(step):
                 # A job that is stopped during an evaluation repeats it when resumed.
                 stop = partial(checkpointer.stop_if_requested, progress, get_rng_state())
                 record = make_record(config, setup, progress, before_batch=stop)
@@ -133,8 +134,3 @@ def hold_folder(folder: Path, lock: Lock | None) -> Iterator[Lock]:
     ):
         check_available(folder, lock)  # another process may have finished the run in the meantime
         yield lock
-
-
-def is_evaluation_due(step: int, config: JobConfig) -> bool:
-    """Return whether the protocol evaluates after this step: every `checkpoint_freq` steps, and after the last."""
-    return step % config.checkpoint_freq == 0 or step == config.steps - 1

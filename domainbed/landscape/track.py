@@ -29,10 +29,15 @@ class LandscapeTracker(Tracker):
     )
     MIN_TRAINING_DOMAINS: ClassVar[int] = 2
 
-    def __init__(self, config: "JobConfig", algorithm: "Algorithm", splits: "Sequence[Split]", feed: "Feed") -> None:
-        from domainbed.landscape.extract import check_modules, image_requests
+    @staticmethod
+    def check(algorithm: "Algorithm") -> None:
+        from domainbed.landscape.extract import check_modules
 
         check_modules(algorithm)
+
+    def __init__(self, config: "JobConfig", algorithm: "Algorithm", splits: "Sequence[Split]", feed: "Feed") -> None:
+        from domainbed.landscape.extract import image_requests
+
         self._algorithm = algorithm
         self._feed = feed
         requests = image_requests(splits, "in", MAX_IMAGES, feed.batch_size)

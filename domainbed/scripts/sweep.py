@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from domainbed import cli
+from domainbed.engine.checkpoint_files import remove_checkpoints
 from domainbed.engine.lock import TakenError, locked
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
@@ -26,7 +27,7 @@ from domainbed.sweep.launch import LaunchResult, launch_order, run_launch
 from domainbed.sweep.launchers import LAUNCHERS, Launcher
 from domainbed.sweep.log import log_launch, requested_jobs
 from domainbed.sweep.measurement import LONG_LIMIT, QUICK_LIMIT, Timing
-from domainbed.sweep.preflight import Findings, check_jobs, describe_datasets
+from domainbed.sweep.preflight import CheckResult, check_jobs, describe_datasets
 from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
 from domainbed.sweep.status import FINISHED, JobState, Status, count_states, read_status, survey
 from domainbed.sweep.step_times import recorded_step_times
@@ -65,7 +66,7 @@ def launch(args: argparse.Namespace) -> int:
             status = 1 if result.n_failed else exit_status(result.statuses, finished)
         if events:
             json_output.print_ended(events, result.statuses, status)
-    return 0 if args.estimate else status
+    return status
 
 
 def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> LaunchResult | None:
@@ -86,7 +87,7 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
     sweep_dir, grid = Path(args.output_dir), grid_of(args)
     statuses = survey(grid.jobs(sweep_dir), read_queue(sweep_dir))
     if args.import_results:
-        import_results(Path(args.import_results), sweep_dir, grid, statuses, args.save_predictions)
+        import_results(args, sweep_dir, grid, statuses)
     info = sys.stderr if is_dry_run else sys.stdout  # stdout of a dry run is a script
     print(f"{len(statuses)} jobs in {args.output_dir}: {count_states(statuses, info)}", file=info, flush=True)
     states = {JobState.NOT_LAUNCHED, JobState.INCOMPLETE}
@@ -104,7 +105,9 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
     if not (is_dry_run or args.estimate):
         remove_leftovers(statuses)
     if not jobs:
-        if not (is_dry_run or args.estimate) and sweep_dir.is_dir():
+        if is_dry_run or args.estimate:
+            return None
+        if sweep_dir.is_dir():
             log_launch(sweep_dir, grid)
         return LaunchResult(statuses)
     if is_dry_run:
@@ -115,8 +118,8 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
         if grid.pruning:
             print("warning: these commands prune nothing before a launch is in the launch log", file=sys.stderr)
         return None
-    findings, estimated = check_and_estimate(args, launcher, jobs, statuses)
-    print(*describe_datasets(jobs), *findings.notes(), *estimated.lines(), sep="\n", flush=True)
+    checked, estimated = check_and_estimate(args, launcher, jobs, statuses)
+    print(*describe_datasets(jobs), *checked.notes(), *estimated.lines(args.estimate), sep="\n", flush=True)
     if grid.pruning:
         print("  with --prune, this is an upper bound")
     if events:
@@ -137,31 +140,30 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
 
 def check_and_estimate(
     args: argparse.Namespace, launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, Status]
-) -> tuple[Findings, price.Price]:
+) -> tuple[CheckResult, price.Price]:
     """Check jobs, and return what was found and the estimated price of running them."""
     kinds = {job.kind for job in jobs}
     recorded = recorded_step_times(statuses, kinds, Path(args.import_results) if args.import_results else None)
     limit = LONG_LIMIT if args.estimate else QUICK_LIMIT
     timing = Timing(kinds - recorded.keys(), limit, only_quick=not args.estimate)
-    findings = check_jobs(jobs, timing)
-    return findings, price.estimate(jobs, statuses, recorded, findings.measurements, launcher.capacity(len(jobs)))
+    checked = check_jobs(jobs, timing)
+    return checked, price.estimate(jobs, statuses, recorded, checked.measurements, launcher.capacity(len(jobs)))
 
 
-def import_results(
-    archive: Path, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status], with_predictions: bool
-) -> None:
-    """Import jobs from an archive and update their statuses."""
-    result = import_jobs(archive, statuses, with_predictions, with_pruned=grid.pruning is not None)
-    statuses.update({job: read_status(job.folder) for job in result.jobs})
-    if result.jobs:
+def import_results(args: argparse.Namespace, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status]) -> None:
+    """Import jobs from an archive and update their statuses; with --estimate, only the latter."""
+    archive, is_estimate = Path(args.import_results), args.estimate
+    result = import_jobs(archive, statuses, args.save_predictions, grid.pruning is not None, only_check=is_estimate)
+    statuses.update({job: Status(JobState.DONE) if is_estimate else read_status(job.folder) for job in result.jobs})
+    if result.jobs and not is_estimate:
         log_launch(sweep_dir, grid)  # even if the launch is not confirmed
     pruned = f", {result.n_pruned} that are pruned (`--prune` imports them)" if result.n_pruned else ""
     print(
-        f"{len(result.jobs)} jobs imported from {archive}; skipped {result.n_not_requested} that were not requested, "
-        f"{result.n_existing} that already exist" + pruned
+        f"{len(result.jobs)} jobs {'can be ' * is_estimate}imported from {archive}; skipped {result.n_not_requested} "
+        f"that were not requested, {result.n_existing} that already exist" + pruned
     )
     n_without = sum(not (job.folder / PREDICTIONS_FILE).exists() for job in result.jobs)
-    if with_predictions and n_without:
+    if args.save_predictions and n_without and not is_estimate:
         print(f"{n_without} of the imported jobs have no predictions in the archive (see export --predictions)")
 
 
@@ -278,8 +280,6 @@ def exit_status(statuses: Mapping[Job, Status], finished: Set[JobState] = FINISH
 def remove_leftovers(statuses: Mapping[Job, Status]) -> None:
     """Remove the lock and checkpoints of jobs that were killed when they were done but had not yet removed them."""
     for job in (job for job, s in statuses.items() if s.has_leftovers):
-        from domainbed.engine.checkpoint import remove_checkpoints  # imports torch
-
         with suppress(TakenError), locked(job.folder):
             remove_checkpoints(job.folder)
 

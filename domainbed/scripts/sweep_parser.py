@@ -9,7 +9,7 @@ from pathlib import Path
 from domainbed import cli
 from domainbed.algorithms import ALGORITHMS
 from domainbed.engine.config import JobConfig
-from domainbed.engine.digest import file_digest
+from domainbed.engine.digest import init_digest
 from domainbed.options import add_options, from_args, option
 from domainbed.pruning import NO_PRUNING, PruneOptions
 from domainbed.registry import import_modules
@@ -200,7 +200,7 @@ def grid_of(args: argparse.Namespace) -> Grid:
     names += [f.name for f in fields(JobConfig) if f.name not in NOT_SHARED]
     values = {name: getattr(args, name) for name in names}
     if args.init_from:  # so that the launch is known by its content once the file is gone
-        values["init_digest"] = file_digest(args.init_from)
+        values["init_digest"] = init_digest(args.init_from)
     pruning = from_args(PruneOptions, args)
     values["pruning"] = None if pruning.prune == NO_PRUNING else pruning
     grid, skipped = Grid.from_args(values | absolute_paths(values)).expand_groups()

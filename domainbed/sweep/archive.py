@@ -130,7 +130,11 @@ def find_damage(predictions: bytes | None) -> str:
 
 
 def import_jobs(
-    archive: Path, statuses: Mapping[Job, Status], with_predictions: bool = False, with_pruned: bool = False
+    archive: Path,
+    statuses: Mapping[Job, Status],
+    with_predictions: bool = False,
+    with_pruned: bool = False,
+    only_check: bool = False,
 ) -> ImportResult:
     """Import those of the requested jobs that have not been launched and that an archive contains.
 
@@ -141,6 +145,7 @@ def import_jobs(
         statuses: the requested jobs and their statuses.
         with_predictions: whether to import the predictions of the jobs that have them.
         with_pruned: whether to import pruned jobs as well.
+        only_check: whether to return what would be imported, without importing it.
 
     Raises:
         UsageError: the archive cannot be read, is damaged, has an unsafe member, or has records that do not belong to
@@ -157,7 +162,9 @@ def import_jobs(
         found, pruned = _check_archive(file, archive, missing, names)
         skipped = set() if with_pruned else pruned & missing.keys()
         selected = {name: job for name, job in missing.items() if name in found - skipped}
-        imported = _extract(file, archive, selected, names) if selected else []
+        imported = list(selected.values())
+        if imported and not only_check:
+            imported = _extract(file, archive, selected, names)
     n_requested = len(found & requested)
     return ImportResult(imported, len(found) - n_requested, n_requested - len(imported) - len(skipped), len(skipped))
 

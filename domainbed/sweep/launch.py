@@ -1,4 +1,4 @@
-"""The steps of a launch after its checks: order jobs, run them, print their progress, and summarize."""
+"""The steps of a launch besides its checks: order jobs, run them, print their progress, and summarize."""
 
 import sys
 import time

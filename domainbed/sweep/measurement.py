@@ -10,12 +10,11 @@ from domainbed import predictions
 from domainbed.engine.config import JobConfig
 from domainbed.hparams import Hparams
 from domainbed.sweep.job import Kind
+from domainbed.sweep.step_times import StepTime
 
 if TYPE_CHECKING:
     from domainbed.algorithms.base import Algorithm
     from domainbed.datasets import MultipleDomainDataset
-
-from domainbed.sweep.step_times import StepTime
 
 TIMED_UPDATES = 2  # after one that is not timed
 QUICK_LIMIT = 1.0  # seconds after which a launch starts no more timings
@@ -76,21 +75,25 @@ def measure(
     prediction_bytes = predictions.file_size(n_images, dataset.num_classes)
     on_gpu = torch.cuda.is_available()
     is_quick = dataset.SMALL_IMAGES and not on_gpu
+    step_time = None
     # Updates of other algorithms may do anything, such as never end.
-    if timing is None or not is_builtin(type(algorithm)) or (timing.only_quick and not is_quick):
-        return Measurement(model_bytes, None, prediction_bytes)
-    with suppress(Exception):
-        step_time = StepTime(time_updates(config, hparams, dataset), 0, on_gpu)
-        return Measurement(model_bytes, step_time, prediction_bytes)
-    return Measurement(model_bytes, None, prediction_bytes)
+    if timing and is_builtin(type(algorithm)) and (is_quick or not timing.only_quick):
+        with suppress(Exception):
+            step_time = StepTime(time_updates(config, hparams, dataset), 0, on_gpu)
+    return Measurement(model_bytes, step_time, prediction_bytes)
 
 
 def time_updates(config: JobConfig, hparams: Hparams, dataset: "MultipleDomainDataset") -> float:
-    """Return the time per update of a job in seconds, on random images and one CPU thread. Updates are not captured."""
+    """Return the time per update of a job in seconds, on random images and one CPU thread.
+
+    Updates are neither captured nor compiled.
+    """
     import torch
 
     from domainbed.backbones import without_weights
+    from domainbed.compute import set_precision
     from domainbed.engine.model import make_algorithm
+    from domainbed.engine.steps import fuse_adam
     from domainbed.seeding import get_rng_state, set_rng_state
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,6 +102,8 @@ def time_updates(config: JobConfig, hparams: Hparams, dataset: "MultipleDomainDa
     try:
         with without_weights():
             algorithm = make_algorithm(config, hparams, dataset).to(device)
+        set_precision(config.precision, algorithm)
+        fuse_adam(algorithm, device)
         algorithm.train()
         shape, n_envs = (hparams["batch_size"], *dataset.input_shape), len(dataset) - len(config.test_envs)
         batches = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.config import JobConfig
 from domainbed.errors import AlgorithmError, UsageError, one_line
-from domainbed.hparams import SHARED, Hparams, parse_overrides
+from domainbed.hparams import PROTOCOLS, SHARED, Hparams, parse_overrides
 from domainbed.registry import import_modules
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.measurement import Measurement, Timing, measure
@@ -30,12 +30,12 @@ MAX_NAMED = 3  # kinds of jobs that a problem names
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What the checks of jobs without problems found.
+class CheckResult:
+    """What the checks of jobs found, if there are no problems.
 
     Attributes:
         measurements: what was measured of each kind of jobs.
-        unfinished: how many jobs end before a penalty takes effect (`warm_up.describe_unfinished`).
+        unfinished: how many jobs end during their warm-up (`warm_up.describe_unfinished`).
     """
 
     measurements: Mapping[Kind, Measurement] = field(default_factory=dict)
@@ -45,11 +45,13 @@ class Findings:
         """Return what users should know before they launch the jobs, one line each."""
         if not self.unfinished:
             return []
-        text = "jobs that end before a penalty takes effect, because these hyperparameters are not below --steps"
+        text = (
+            "jobs that end during the warm-up of their algorithm, because these hyperparameters are not below --steps"
+        )
         return [f"note: {text}: {self.unfinished}"]
 
 
-def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> Findings:
+def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> CheckResult:
     """Check that each dataset can be read and split, and that each algorithm can be created for it.
 
     Missing files are reported first, within a second or two. What remains is checked only if there are none, because
@@ -63,25 +65,25 @@ def check_jobs(jobs: Sequence[Job], timing: Timing | None = None) -> Findings:
         UsageError: there are problems; the message lists all of them, one line each.
     """
     configs = one_per_kind(jobs)
-    findings = Findings()
+    result = CheckResult()
     problems = find_missing(configs)
     if not problems:
-        problems, findings = call_with_torch(_run_checks, configs, list(jobs), timing or Timing())
+        problems, result = call_with_torch(_run_checks, configs, list(jobs), timing or Timing())
     if len(problems) == 1:
         raise UsageError(problems[0])
     if problems:
         raise UsageError("\n  ".join([f"{len(problems)} problems:", *problems]))
-    return findings
+    return result
 
 
-def _run_checks(configs: Sequence[JobConfig], jobs: Sequence[Job], timing: Timing) -> tuple[list[str], Findings]:
-    """Return the problems that `find_errors` finds, or else the findings."""
+def _run_checks(configs: Sequence[JobConfig], jobs: Sequence[Job], timing: Timing) -> tuple[list[str], CheckResult]:
+    """Return the problems that `find_errors` finds, and the result if there are none."""
     problems, measurements = find_errors(configs, timing)
-    return problems, Findings() if problems else Findings(measurements, find_unfinished_warm_ups(jobs))
+    return problems, CheckResult() if problems else CheckResult(measurements, find_unfinished_warm_ups(jobs))
 
 
 def find_unfinished_warm_ups(jobs: Iterable[Job]) -> str:
-    """Return how many jobs end before a penalty takes effect (`warm_up.describe_unfinished`). Imports torch."""
+    """Return how many jobs end during their warm-up (`warm_up.describe_unfinished`). Imports torch."""
     found: dict[tuple[Kind, int, int, str | None, int], list[str]] = {}  # the other arguments are the same for a launch
     has_warm_up: dict[Kind, bool] = {}
 
@@ -142,7 +144,10 @@ def find_missing(configs: Iterable[JobConfig]) -> list[str]:
 
 def _missing_weights(config: JobConfig) -> str:
     """Return which weights file of a job's backbone is missing, as far as that is known without torchvision; or ""."""
-    hparams = {name: hparam.default for name, hparam in SHARED.items()} | parse_overrides(config.hparams)
+    defaults = {name: hparam.default for name, hparam in SHARED.items()}
+    hparams = {**defaults, **PROTOCOLS[config.protocol], **parse_overrides(config.hparams)}
+    if any(hparams[flag] is True for flag in ("resnet50_augmix", "vit", "dinov2")):
+        return ""  # weights of timm
     file = WEIGHTS_FILES.get("resnet18" if hparams["resnet18"] else str(hparams["backbone"]))
     if not file or not hparams["pretrained"]:
         return ""
@@ -211,14 +216,18 @@ def _create_algorithm(
     import torch
 
     from domainbed.backbones import SELECTORS, Backbone, use_weights_dir, without_weights
+    from domainbed.compute import set_precision
     from domainbed.engine.averaging.base import make_averaging
     from domainbed.engine.frozen import frozen_backbone, is_frozen
     from domainbed.engine.model import load_initial_weights, make_algorithm
+    from domainbed.engine.tracking import check_trackable
 
     def create() -> "Algorithm":
         algorithm = make_algorithm(config, hparams, dataset)
         load_initial_weights(algorithm, config)
+        set_precision(config.precision, algorithm)
         make_averaging(config, algorithm)
+        check_trackable(config, algorithm)
         return algorithm
 
     try:

@@ -1,8 +1,8 @@
 """The price of a launch, estimated before it starts: time, hours of cores and GPUs, and disk space for saved models and
 predictions.
 
-The time of a job is its number of updates times the time per update of its kind: the mean over finished jobs of the
-same kind or, if there are none, that of two updates on random images. Loading and evaluations are not included.
+The time of a job is its number of updates times the time per update of its kind: the mean over records of jobs of the
+same kind or, if there are none, that of two updates on random images, without loading. Evaluations are not included.
 """
 
 import shutil
@@ -59,8 +59,8 @@ class Price:
             return None
         return max(self.longest, self.seconds / self.capacity.jobs)
 
-    def lines(self) -> list[str]:
-        """Return the price as lines for people."""
+    def lines(self, is_timed: bool = False) -> list[str]:
+        """Return the price as lines for people; `is_timed`: whether kinds of jobs without records were timed."""
         wall, hours = self.wall_seconds, self.seconds / 3600
         parts = [f"{self.n_jobs:,} jobs, {self.updates:,} updates"]
         if wall is not None and self.capacity:
@@ -73,15 +73,15 @@ class Price:
             parts.append(f"{duration(self.seconds)} one after another")
         lines = [f"Estimate: {', '.join(parts)}"]
         if self.basis:
-            lines.append(f"  updates only, without loading and evaluations; based on {' and '.join(self.basis)}")
+            lines.append(f"  without evaluations; based on {' and '.join(self.basis)}")
         if self.unknown:
             named = [f"{algorithm} on {dataset}" for dataset, algorithm in self.unknown]
             others = len(named) - MAX_NAMED
             shown = ", ".join(named[:MAX_NAMED]) + (f" and {others} more" if others > 0 else "")
-            lines.append(
-                f"  time unknown, not included: {shown}; there are no records of such jobs (`--estimate` times updates "
-                "of built-in algorithms)"
-            )
+            why = "they could not be timed" if is_timed else "there are no records of such jobs"
+            if not is_timed:
+                why += " (`--estimate` times updates of built-in algorithms)"
+            lines.append(f"  time unknown, not included: {shown}; {why}")
         files = []
         if self.n_models and self.model_bytes is not None:
             files.append(f"{_gib(self.model_bytes)} for {self.n_models:,} saved models (--skip_model_save saves none)")
@@ -168,10 +168,10 @@ def _describe_basis(step_times: Sequence[StepTime]) -> list[str]:
     basis = []
     for on_gpu, device in ((True, "a GPU"), (False, "a CPU")):
         if n_jobs := sum(time.n_jobs for time in step_times if time.on_gpu == on_gpu):
-            basis.append(f"the records of {n_jobs} jobs on {device}")
+            basis.append(f"the records of {n_jobs} {'job' if n_jobs == 1 else 'jobs'} on {device}")
     if n_timed := sum(time.n_jobs == 0 for time in step_times):
         kinds = "kind" if n_timed == 1 else "kinds"
-        basis.append(f"{TIMED_UPDATES} updates of each of {n_timed} {kinds} of jobs on this machine")
+        basis.append(f"{TIMED_UPDATES} updates of each of {n_timed} {kinds} of jobs on this machine, without loading")
     return basis
 
 

@@ -17,11 +17,10 @@ from domainbed.datasets import DATASETS, ArrayEnvironment, MultipleDomainDataset
 from domainbed.engine import data
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
-from domainbed.engine.job_record import updates_since_evaluation
 from domainbed.engine.lock import is_locked
 from domainbed.engine.metrics import NonFiniteError
 from domainbed.engine.model import load_model
-from domainbed.engine.train import is_evaluation_due, train
+from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.loading.splits import split_environment
 from domainbed.records import read_job
@@ -101,9 +100,10 @@ def make(tmp_path: Path, **kwargs) -> JobConfig:
 def test_evaluations_follow_the_protocol(tmp_path: Path, steps: int, freq: int):
     """After every `checkpoint_freq`-th update and the last one; the updates between evaluations add up to all."""
     config = make(tmp_path, steps=steps, checkpoint_freq=freq)
-    evaluated = [step for step in range(steps) if is_evaluation_due(step, config)]
+    evaluated = [step for step in range(steps) if config.is_evaluation_due(step)]
     assert evaluated == [step for step in range(steps) if step % freq == 0 or step == steps - 1]
-    intervals = [updates_since_evaluation(step, freq) for step in evaluated]
+    assert evaluated == config.evaluation_steps()
+    intervals = [config.updates_since_evaluation(step) for step in evaluated]
     assert list(itertools.accumulate(intervals)) == [step + 1 for step in evaluated]
 
 

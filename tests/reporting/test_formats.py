@@ -25,7 +25,7 @@ from domainbed.reporting.load import load_sweep
 from domainbed.reporting.published import find_published
 from domainbed.reporting.report import Report, make_report
 from domainbed.reporting.statistics import bootstrap_interval
-from domainbed.scripts import sweep as sweep_script
+from domainbed.scripts import sweep_parser
 from domainbed.scripts.collect_results import main
 from domainbed.sweep.log import log_launch
 from domainbed.sweep.status import JobState
@@ -382,7 +382,7 @@ def test_caption_counts_trials_and_draws_of_each_algorithm(tmp_path: Path):
     assert "Bold" not in tex, "a single algorithm is neither best nor second best"
     words = ["launch", "--datasets", "ColoredMNIST", "--algorithms", "CORAL", "--n_trials", "3", "--n_hparams", "2"]
     words += ["--output_dir", str(tmp_path), "--data_dir", str(tmp_path)]
-    log_launch(tmp_path, sweep_script.grid_of(sweep_script.parser().parse_args(words)))
+    log_launch(tmp_path, sweep_parser.grid_of(sweep_parser.parser().parse_args(words)))
     sweep = load_sweep(str(write_sweep(tmp_path, [make_record("ColoredMNIST", test_envs=(e,)) for e in range(3)])))
     tex = render(make_report(sweep, ReportOptions()), "latex-fragment", Path())
     assert "standard error over 1 to 3 trials with 1 to 2 hyperparameter draws each." in tex
@@ -494,14 +494,14 @@ def test_invalid_options_are_reported(tmp_path: Path, words: list[str], message:
 
 def test_dataset_without_records_has_a_table(tmp_path: Path):
     """The environments of Folder are then known only by number; intervals and comparisons omit the dataset."""
-    args = sweep_script.parser().parse_args(
+    args = sweep_parser.parser().parse_args(
         ["launch", "--datasets", "Folder", "--data_dir", str(tmp_path / "tree"), "--algorithms", "ERM", "Fishr",
          "--n_trials", "1", "--n_hparams", "1", "--output_dir", str(tmp_path / "sweep")]
     )  # fmt: skip
     for environment in ("a", "b"):
         (tmp_path / "tree" / environment / "dog").mkdir(parents=True)
         (tmp_path / "tree" / environment / "dog" / "1.png").write_bytes(b"")
-    log_launch(write_sweep(tmp_path / "sweep", golden_records()), sweep_script.grid_of(args))
+    log_launch(write_sweep(tmp_path / "sweep", golden_records()), sweep_parser.grid_of(args))
     options = ReportOptions(["training-domain"], interval="bootstrap", versus=("Fishr", "ERM"))
     report = make_report(load_sweep(str(tmp_path / "sweep")), options)
     (folder,) = [table for table in report.sections[0].tables if table.name == "Folder"]

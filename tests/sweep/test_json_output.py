@@ -85,6 +85,8 @@ def test_launch_prints_nothing_but_json_lines(tmp_path: Path, capsys: pytest.Cap
     assert main(words) == 0
     events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     assert events == ["launched", "estimate", "done", "ended", "launched", "ended"]
+    assert main([*words, "--estimate"]) == 0
+    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["launched"]
 
 
 @pytest.mark.parametrize(

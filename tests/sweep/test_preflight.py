@@ -1,5 +1,6 @@
 """The checks of a launch: all problems at once, quickly, and without torch in the launch's own process."""
 
+import math
 import os
 import signal
 import subprocess
@@ -8,10 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torchvision import models
 
+from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms.base import Algorithm
+from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
+from domainbed.hparams import Hparams
 from domainbed.sweep import preflight, torch_process
+from domainbed.sweep.preflight import find_missing
 from domainbed.sweep.torch_process import call_with_torch, count_gpus
 from tests.images import write_tree
 from tests.sweep.helpers import main
@@ -81,6 +88,50 @@ def test_unavailable_weights_are_reported_once(
     assert main([*words, "--hparams", '{"resnet18": true}', *SMALL]) == 2
     error = capsys.readouterr().err
     assert error.count("resnet18-f37072fd.pth is not a weights file of resnet18") == 1
+
+
+class OwnNetwork(Algorithm):
+    """An algorithm whose modules are not those that this package provides."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.network = torch.nn.Linear(math.prod(input_shape), num_classes)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--precision", "bf16", "--precision bf16 requires a featurizer from networks.Featurizer; OwnNetwork has none"),
+        ("--track", "landscape", "OwnNetwork has no modules `featurizer` and `classifier`"),
+    ],
+)
+def test_algorithm_must_support_options(
+    option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    words = ["launch", "--output_dir", tmp_path / "sweep", "--datasets", "ColoredDigits", "--algorithms", "ERM"]
+    with ALGORITHMS.temporarily("OwnNetwork", OwnNetwork):
+        assert main([*words, "OwnNetwork", option, value, *SMALL]) == 2
+    assert capsys.readouterr().err.startswith(f"error: OwnNetwork on ColoredDigits: {message}")
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        ({}, "resnet50-0676ba61.pth"),
+        ({"hparams": '{"resnet18": true}'}, "resnet18-f37072fd.pth"),
+        ({"protocol": "head"}, ""),
+        ({"protocol": "head", "hparams": '{"resnet50_augmix": false}'}, "resnet50-0676ba61.pth"),
+        ({"hparams": '{"vit": true, "dinov2": true}'}, ""),
+        ({"hparams": '{"pretrained": false}'}, ""),
+    ],
+)
+def test_missing_weights_are_those_of_the_backbone(
+    options: dict, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = JobConfig("PACS", "ERM", (0,), data_dir=str(tmp_path), **options)
+    found = [line.split()[3] for line in find_missing([config]) if line.startswith("the pretrained weights")]
+    assert found == ([file] if file else [])
 
 
 PROGRAM = r"""

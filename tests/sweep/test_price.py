@@ -84,8 +84,8 @@ def test_price(tmp_path: Path, disk: None):
     assert result.wall_seconds == 10_000, "not less than the longest job takes"
     assert result.lines() == [
         "Estimate: 5 jobs, 7,600 updates, 2 h 47 min with 2 at once, 14 core-hours, 1.7 GPU-hours",
-        "  updates only, without loading and evaluations; based on the records of 8 jobs on a GPU and 2 updates of "
-        "each of 1 kind of jobs on this machine",
+        "  without evaluations; based on the records of 8 jobs on a GPU and 2 updates of each of 1 kind of jobs on "
+        "this machine, without loading",
         "  time unknown, not included: CORAL on ColoredDigits; there are no records of such jobs (`--estimate` times "
         "updates of built-in algorithms)",
         "  disk: 5.0 MiB for 5 saved models (--skip_model_save saves none); 2.0 MiB free",
@@ -105,6 +105,7 @@ def test_price_without_any_knowledge(tmp_path: Path):
         "  time unknown, not included: ERM on ColoredDigits, CORAL on ColoredDigits and 2 more; there are no records "
         "of such jobs (`--estimate` times updates of built-in algorithms)",
     ]
+    assert result.lines(is_timed=True)[1].endswith("and 2 more; they could not be timed")
     assert result.to_json()["seconds"] is result.to_json()["core_hours"] is None
     known = estimate(jobs[:1], survey(jobs), {ERM: StepTime(20.0, 1, False)}, {}, None)
     large = estimate(jobs[:1], survey(jobs), {ERM: StepTime(8e4, 1, False)}, {}, Capacity(1, 64, 1.0))
@@ -158,7 +159,7 @@ def test_estimate_launches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"3 jobs in {tmp_path / 'sweep'}: 3 not launched"
     assert lines[1].startswith("Estimate: 3 jobs, 9 updates, ")
-    assert lines[2].endswith("based on 2 updates of each of 1 kind of jobs on this machine")
+    assert lines[2].endswith("based on 2 updates of each of 1 kind of jobs on this machine, without loading")
     assert lines[3].startswith("  disk: ")
     assert not (tmp_path / "sweep").exists()
 
@@ -173,6 +174,10 @@ def test_archives_have_step_times(tmp_path: Path, capsys: pytest.CaptureFixture)
     again = [*words, "--steps", 5, "--output_dir", tmp_path / "second", "--import_results", archive, "--estimate"]
     assert main(again) == 0
     assert "based on the records of 3 jobs on a CPU" in capsys.readouterr().out
+    same = [*words, "--output_dir", tmp_path / "second", "--import_results", archive, "--estimate"]
+    assert main(same) == 0
+    assert "3 jobs can be imported" in capsys.readouterr().out
+    assert not (tmp_path / "second").exists(), "an estimate writes nothing"
 
 
 def test_capacity_of_slurm(tmp_path: Path):
