@@ -1,4 +1,4 @@
-"""What the constructor of an algorithm determines, which a checkpoint refers to instead of containing it."""
+"""Functions and classes to which a checkpoint refers, because the constructor of an algorithm determines them."""
 
 import sys
 from typing import Any

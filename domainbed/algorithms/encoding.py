@@ -26,8 +26,8 @@ from domainbed.errors import UsageError
 
 KIND = "__kind__"
 
-_SCALARS = (bool, int, float, str, bytes, type(None))
-_ATOMS = (*_SCALARS, torch.dtype, torch.device, torch.Size)
+SCALARS = (bool, int, float, str, bytes, type(None))
+_ATOMS = (*SCALARS, torch.dtype, torch.device, torch.Size)
 CONTAINERS: dict[str, type] = {
     c.__name__: c
     for c in (
@@ -310,7 +310,7 @@ class Encoder:
         names = vars(module).keys() - MODULE_ATTRIBUTES
         is_constructed = self._is_new or self._construction.class_at.get(path) == encoded["class"]
         if is_constructed and not self._construction.is_own(type(module).__module__):
-            names = {name for name in names if type(vars(module)[name]) in _SCALARS}
+            names = {name for name in names if type(vars(module)[name]) in SCALARS}
         encoded["attributes"] = {
             name: self.encode(item, f"{path}.{name}") for name, item in vars(module).items() if name in names
         }
@@ -390,4 +390,4 @@ def _is_empty(cell: types.CellType) -> bool:
 
 
 def _is_plain_key(key: Any) -> bool:
-    return type(key) in _SCALARS or (type(key) is tuple and all(map(_is_plain_key, key)))
+    return type(key) in SCALARS or (type(key) is tuple and all(map(_is_plain_key, key)))

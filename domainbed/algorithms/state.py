@@ -10,15 +10,14 @@ from torch import nn
 
 from domainbed.algorithms.construction import Construction
 from domainbed.algorithms.decoding import Decoder
-from domainbed.algorithms.encoding import MODULE_ATTRIBUTES, Encoder
+from domainbed.algorithms.encoding import MODULE_ATTRIBUTES, SCALARS, Encoder
 from domainbed.errors import UsageError
 
-# Attributes of nn.Module itself, and the one below.
+# Attributes of nn.Module itself, and that of `Algorithm.record_construction`.
 _STATELESS = {*MODULE_ATTRIBUTES, "_constructed"}
-_IMMUTABLE = (bool, int, float, str, bytes, type(None))
 _ENGINE_ATTRIBUTES = {"is_compiled", "is_bf16"}  # of featurizers, set from the job's arguments
 _LAZY = ("a lazy module", "an uninitialized parameter")  # which an update completes
-_PLAIN = (*_IMMUTABLE, torch.Tensor, torch.dtype, torch.device)
+_PLAIN = (*SCALARS, torch.Tensor, torch.dtype, torch.device)
 
 
 def is_builtin(algorithm_class: type[nn.Module]) -> bool:
@@ -37,7 +36,7 @@ class Constructed:
             (name, key): value
             for name, module in algorithm.named_modules()
             for key, value in vars(module).items()
-            if type(value) in _IMMUTABLE
+            if type(value) in SCALARS
         }
         self.class_attributes = dict(_class_attributes(algorithm))
         _encode_attributes(algorithm, Encoder(algorithm, self.objects, is_new=True), self)
@@ -161,13 +160,13 @@ def check_plain(state: Any, path: str = "the training state") -> None:
     """
     if isinstance(state, dict):
         for key, value in state.items():
-            if type(key) not in _IMMUTABLE:
+            if type(key) not in SCALARS:
                 check_plain(key, f"a key of {path}")
-            if type(value) not in _IMMUTABLE:
+            if type(value) not in SCALARS:
                 check_plain(value, f"{path}[{key!r}]")
     elif type(state) in (list, tuple, torch.Size):
         for i, value in enumerate(state):
-            if type(value) not in _IMMUTABLE:
+            if type(value) not in SCALARS:
                 check_plain(value, f"{path}[{i}]")
     elif type(state) not in _PLAIN and not isinstance(state, torch.Tensor):
         raise UsageError(
@@ -188,7 +187,7 @@ def _encode_attributes(algorithm: nn.Module, encoder: Encoder, constructed: Cons
         for key, value in vars(module).items() if module is not algorithm else ():
             if key in MODULE_ATTRIBUTES or key in _ENGINE_ATTRIBUTES:
                 continue
-            if type(value) in _IMMUTABLE:
+            if type(value) in SCALARS:
                 before = constructed.module_attributes.get((name, key), constructed)
                 is_saved = type(before) is not type(value) or before != value
             else:
@@ -241,7 +240,7 @@ def _fingerprint(value: Any, depth: int = 0) -> Any:
         return {key: _fingerprint(item, depth + 1) for key, item in value.items()}
     if depth < 20 and isinstance(value, list | tuple | set | frozenset):
         return [_fingerprint(item, depth + 1) for item in value]
-    return value if type(value) in _IMMUTABLE else id(value)
+    return value if type(value) in SCALARS else id(value)
 
 
 def _is_equal(first: Any, second: Any) -> bool:
