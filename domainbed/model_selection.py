@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 
 from domainbed.errors import UsageError
+from domainbed.records import algorithm_name
 from domainbed.registry import Registry
 
 if TYPE_CHECKING:
@@ -218,7 +219,8 @@ def _to_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
         args = record["args"]
-        run = {name: args[name] for name in ("dataset", "algorithm", "trial_seed", "hparams_seed")}
+        run = {name: args[name] for name in ("dataset", "trial_seed", "hparams_seed")}
+        run["algorithm"] = algorithm_name(args)
         run["test_envs"] = tuple(args["test_envs"])
         accuracies = {name: value for name, value in record.items() if name.startswith("env") and name.endswith("_acc")}
         rows.append({**run, **accuracies, "step": record["step"], "folder": str(run)})

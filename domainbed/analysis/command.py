@@ -108,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         warn(problem)
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
-    sources = [] if options.data_dir is None else [open_source(sweep, name, options.data_dir) for name in datasets]
+    recorded = set(sweep.jobs["dataset"])
+    opened = [name for name in datasets if name in recorded] if options.data_dir is not None else []
+    sources = [open_source(sweep, name, str(options.data_dir)) for name in opened]
     sections = analyze(sweep, selections, datasets, algorithms, warn)
     if not sections:
         raise UsageError(
@@ -189,7 +191,7 @@ def write_all(
     from domainbed.analysis.tables import runs_frame
     from domainbed.reporting.frames import to_csv
     from domainbed.reporting.plots import save_plot
-    from domainbed.reporting.plots.gallery import file_stem
+    from domainbed.reporting.plots.gallery import file_stem, unique_stem
 
     make_folder(folder)
 
@@ -201,15 +203,16 @@ def write_all(
     for name in TABLES:
         write(f"{name}.csv", to_csv(collect_frame(sections, name)))
     n = n_sheets = 0
+    stems: set[str] = set()
     for section in sections:
         write(f"{file_stem(['runs', section.dataset, section.selection])}.csv", to_csv(runs_frame(section.runs)))
         for plot in draw_section(section):
-            save_plot(plot, folder)
+            save_plot(plot._replace(stem=unique_stem(plot.stem, stems)), folder)
             n += 1
     for source in sources:
         of_dataset = [section for section in sections if section.dataset == source.name]
         for plot in draw_sheets(of_dataset, source, max_images, warn):
-            save_plot(plot, folder, DPI)
+            save_plot(plot._replace(stem=unique_stem(plot.stem, stems)), folder, DPI)
             n_sheets += 1
     sheets = f", {n_sheets} of them contact sheets," if sources else ""
     print(f"tables and {n + n_sheets} figures{sheets} in {folder}", file=sys.stderr)

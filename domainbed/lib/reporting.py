@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.lib.query import Q
-from domainbed.records import RESULTS_FILE, read_job
+from domainbed.records import RESULTS_FILE, algorithm_name, read_job
 
 
 def load_records(path: str | Path) -> Q:
@@ -17,7 +17,7 @@ def load_records(path: str | Path) -> Q:
 def get_grouped_records(records: Q) -> Q:
     """Group records by trial_seed, dataset, algorithm and test environment.
 
-    Records with two test environments belong to two groups.
+    Records with two test environments belong to two groups. Algorithms have their names in tables, such as "ERM+SWAD".
 
     Returns:
         Dicts with the keys "trial_seed", "dataset", "algorithm", "test_env" and "records".
@@ -26,6 +26,6 @@ def get_grouped_records(records: Q) -> Q:
     for record in records:
         args = record["args"]
         for test_env in args["test_envs"]:
-            groups[args["trial_seed"], args["dataset"], args["algorithm"], test_env].append(record)
+            groups[args["trial_seed"], args["dataset"], algorithm_name(args), test_env].append(record)
     names = ("trial_seed", "dataset", "algorithm", "test_env")
     return Q([{**dict(zip(names, key, strict=True)), "records": Q(members)} for key, members in groups.items()])

@@ -59,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = from_args(ReplayOptions, args)
     import_modules(args.imports)
 
+    from domainbed.replay.fidelity import find_answers
     from domainbed.replay.policies import all_policies, score_records  # imports pandas: --help is fast
     from domainbed.replay.replays import replay, summarize
-    from domainbed.reporting.cells import algorithms_of, datasets_of, environment_names
+    from domainbed.reporting.cells import algorithms_of, datasets_of, testable, testable_names
     from domainbed.reporting.load import load_sweep
     from domainbed.reporting.report import select_algorithms, select_names
 
@@ -72,15 +73,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"warning: {n_pruned:,} runs were pruned; replays are of the finished ones only", file=sys.stderr)
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
+    environments = {name: testable_names(sweep.jobs, name) for name in datasets}
     records = sweep.records
-    curves = score_records(records[records["done"]])
+    curves = testable(score_records(records[records["done"]]), environments)
     curves = curves[curves["dataset"].isin(datasets) & curves["algorithm"].isin(algorithms)].reset_index(drop=True)
     if curves.empty:
         raise UsageError(f"--input_dir {options.input_dir!r} has no finished runs with a single test environment")
     replayed = list(curves["algorithm"].unique())
     if options.baseline not in replayed:
         raise UsageError(f"--baseline {options.baseline}: no finished runs; {suggest(options.baseline, replayed)}")
-    environments = {name: environment_names(sweep.jobs, name) for name in datasets if name in set(curves["dataset"])}
+    environments = {name: names for name, names in environments.items() if name in set(curves["dataset"])}
+    n_compared = len(find_answers(curves, environments, options.baseline).differences)
     summary = summarize(
         replay(
             curves,
@@ -91,14 +94,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.updates_per_evaluation,
         )
     )
-    text = format_summary(summary, curves, options)
+    text = format_summary(summary, curves, n_compared, options)
     print(text, end="")
     if options.output_dir:
         write_summary(Path(options.output_dir), text, summary, options)
 
 
-def format_summary(summary: "pd.DataFrame", curves: "pd.DataFrame", options: ReplayOptions) -> str:
-    """Return the text table of the summary of replays (`replays.summarize`)."""
+def format_summary(summary: "pd.DataFrame", curves: "pd.DataFrame", n_compared: int, options: ReplayOptions) -> str:
+    """Return the text table of the summary of replays (`replays.summarize`) of `n_compared` differences."""
     from tabulate import tabulate
 
     from domainbed.replay.fidelity import count_computing
@@ -126,9 +129,14 @@ def format_summary(summary: "pd.DataFrame", curves: "pd.DataFrame", options: Rep
     ]
     n_updates, n_evaluations = count_computing(curves)
     n_runs = len(curves.drop_duplicates(["dataset", "algorithm", "test_env", "trial_seed", "hparams_seed"]))
-    n_compared = (curves["algorithm"].nunique() - 1) * (curves["dataset"].nunique() + 1)
     best = cheapest_faithful(summary)
     conclusion = f"{best} is the cheapest policy that never changed" if best else "Every policy at times changed"
+    conclusion += f" which differences from {options.baseline} are real."
+    if not n_compared:
+        conclusion = (
+            f"No difference from {options.baseline} is compared: that requires two trials with runs of both algorithms "
+            "on every test environment."
+        )
     notes = [
         f"{n_runs:,} finished runs, {n_updates:,} updates and {n_evaluations:,} evaluations; by training-domain.",
         "Updates, Evaluations, Cost: in percent of the complete sweep. An evaluation counts as "
@@ -139,7 +147,7 @@ def format_summary(summary: "pd.DataFrame", curves: "pd.DataFrame", options: Rep
         "longer real, newly real, or reversed. Real: the 95% intervals of the paired difference and of the probability "
         "of improvement both exclude chance; with a single trial, none is.",
         f"Means and [95% intervals] over {options.resamples} random orders and draws.",
-        f"{conclusion} which differences from {options.baseline} are real.",
+        conclusion,
     ]
     return "\n".join([tabulate(rows, headers, disable_numparse=True), "", *notes]) + "\n"
 

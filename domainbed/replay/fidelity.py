@@ -55,7 +55,8 @@ def find_answers(curves: pd.DataFrame, environments: Mapping[str, Sequence[str]]
     """Return what the tables say if these records are all that there are.
 
     A difference from the baseline is real if the 95% intervals of both the paired difference and the probability of
-    improvement (`reporting.statistics`) exclude chance. With fewer than two trials, none is.
+    improvement (`reporting.statistics`) exclude chance. An algorithm with fewer than two trials in common with the
+    baseline is not compared.
 
     Args:
         curves: the records; see `policies`.
@@ -64,7 +65,7 @@ def find_answers(curves: pd.DataFrame, environments: Mapping[str, Sequence[str]]
     """
     ranked = curves.sort_values(["val_acc", "step"], ascending=[False, True])
     best = best_hparams(ranked.drop_duplicates(RUN_COLUMNS))
-    algorithms = sorted(best["algorithm"].unique())
+    algorithms = sorted({baseline, *best["algorithm"]})
     averages, differences = {}, {}
     for dataset in [*environments, AVERAGE]:
         included = environments if dataset == AVERAGE else {dataset: environments[dataset]}
@@ -76,7 +77,8 @@ def find_answers(curves: pd.DataFrame, environments: Mapping[str, Sequence[str]]
             if algorithm != baseline:
                 trials = own.index.intersection(reference.index)
                 pair = own.loc[trials].to_numpy(), reference.loc[trials].to_numpy()
-                differences[dataset, algorithm] = _sign(*pair, weights) if len(trials) > 1 else 0
+                if len(trials) > 1:
+                    differences[dataset, algorithm] = _sign(*pair, weights)
     cells = 100 * best.groupby(["dataset", "algorithm", "test_env"])["test_acc"].mean()
     return Answers(cells, pd.Series(averages, dtype=float), pd.Series(differences, dtype=int))
 

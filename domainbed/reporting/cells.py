@@ -141,6 +141,15 @@ def testable_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
     return environment_names(jobs, dataset)[:n_testable]
 
 
+def testable(runs: pd.DataFrame, environments: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return the rows of these datasets whose `test_env` is one of their `testable_names`.
+
+    DomainBed also tests on environments that a dataset is not made to be tested on.
+    """
+    n_testable = runs["dataset"].map({dataset: len(names) for dataset, names in environments.items()})
+    return runs[runs["test_env"].astype(int) < n_testable]
+
+
 def frozen_backbone(jobs: pd.DataFrame, dataset: str) -> str:
     """Return "frozen" and the name of the backbone of a dataset's jobs, or "" if all of them fine-tune it.
 
@@ -319,13 +328,20 @@ def average_cells(cells: Sequence[Cell], backbones: Mapping[str, str]) -> list[C
 
 
 def with_differences(cells: Sequence[Cell], reference: str) -> list[Cell]:
-    """Return the cells, with a cell RELATIVE after each AVERAGE: its mean minus that of the algorithm `reference`."""
-    averages = {cell.table: cell.mean for cell in cells if (cell.algorithm, cell.column) == (reference, AVERAGE)}
+    """Return the cells, with a cell RELATIVE after each AVERAGE: its mean minus that of the algorithm `reference`.
+
+    The runs behind such a cell are those of both algorithms, so it is marked if either lacks some.
+    """
+    averages = {cell.table: cell for cell in cells if (cell.algorithm, cell.column) == (reference, AVERAGE)}
     result = []
     for cell in cells:
         result.append(cell)
         if cell.column == AVERAGE:
             missing: dict[str, Any] = dict.fromkeys(("standard_error", "low", "high"), np.nan)
-            difference = cell.mean - averages[cell.table]
-            result.append(replace(cell, column=RELATIVE, mean=difference, reference=None, **missing))
+            other = averages[cell.table]
+            difference = replace(cell, column=RELATIVE, mean=cell.mean - other.mean, reference=None, **missing)
+            if cell.algorithm != reference:
+                names = ("trials", "trials_asked", "runs", "runs_of_no_use", "unfinished_chosen")
+                difference = replace(difference, **{n: getattr(cell, n) + getattr(other, n) for n in names})
+            result.append(difference)
     return result

@@ -50,7 +50,9 @@ def load_metric_columns(
                     if name not in columns and len(columns) == MAX_METRICS:
                         omitted.add(name)
                         continue
-                    columns.setdefault(name, np.full(len(steps), np.nan))[first[i] : first[i + 1]] = values
+                    if name not in columns:
+                        columns[name] = np.full(len(steps), np.nan)
+                    columns[name][first[i] : first[i + 1]] = values
             bar.update(len(batch))
     return columns, len(omitted)
 

@@ -225,6 +225,8 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         args[name].encode()  # raises if it contains a surrogate
     with_task = {"task": TASKS[0], **args}  # DomainBed's records of 2020 lack the task; only one existed
     settings = ", ".join(f"{name} {with_task.get(name)}" for name in ("steps", "hparams", "holdout_fraction", "task"))
+    if fraction := args.get("uda_holdout_fraction"):
+        settings += f", uda_holdout_fraction {fraction}"
     if args.get("clean_evaluation"):
         settings += ", clean_evaluation"
     if (precision := args.get("precision", PRECISIONS[0])) != PRECISIONS[0]:

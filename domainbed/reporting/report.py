@@ -20,6 +20,7 @@ from domainbed.reporting.cells import (
     environment_names,
     frozen_backbone,
     make_cells,
+    testable,
     testable_names,
     with_differences,
 )
@@ -119,7 +120,8 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
         notes += [note for dataset in datasets for note in protocol_notes(sweep, dataset, algorithms, titles(dataset))]
     lines = []
     if options.on_the_line:
-        lines = compare_with_line(sweep.select("training-domain"), environments, algorithms, options.baseline)
+        selected = testable(sweep.select("training-domain"), environments)
+        lines = compare_with_line(selected, environments, algorithms, options.baseline)
     return Report(sweep, options, environments, algorithms, titles, sections, notes, lines)
 
 
@@ -171,8 +173,8 @@ def _make_section(
     algorithms: Sequence[str],
     titles: Titles,
 ) -> Section:
-    selected = sweep.select(selection)
-    selected = selected[selected["dataset"].isin(list(environments)) & selected["algorithm"].isin(algorithms)]
+    selected = testable(sweep.select(selection), environments)
+    selected = selected[selected["algorithm"].isin(algorithms)]
     best = best_hparams(selected)
     if best.empty:
         needs = "runs with a single test environment and at least one other environment to train on"
@@ -222,7 +224,7 @@ def _with_interval(cell: Cell, best: pd.DataFrame, environments: Mapping[str, Se
     if cell.column != AVERAGE:
         return cell
     scores, weights = benchmark_scores(best, environments, cell.algorithm)
-    if not len(scores) or cell.trials != len(scores) * len(environments):
+    if len(scores) < 2 or cell.trials != len(scores) * len(environments):
         return cell  # datasets have different trials, so the mean of these scores is not the cell's
     low, high = bootstrap_interval(scores.to_numpy(), weights)
     return replace(cell, low=low, high=high)

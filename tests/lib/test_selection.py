@@ -51,6 +51,17 @@ def test_classes_equal_the_functions(class_name: str, kind: type, sweep_dir: Pat
     assert len(found) == 6
 
 
+def test_averaged_runs_are_a_group_of_their_own(tmp_path: Path):
+    """Of a run with SWAD, whose algorithm is ERM as well, only the last record counts."""
+    records = [make_record("ColoredDigits", "ERM", (0,), step=s, out_acc=(a, a, a)) for s, a in ((0, 0.6), (9, 0.5))]
+    for record in make_record("ColoredDigits", "ERM", (0,), step=0, out_acc=(0.9,) * 3), make_record(step=9):
+        records.append({**record, "args": {**record["args"], "averaging": "swad"}})
+    groups = {group["algorithm"]: group["records"] for group in get_grouped_records(Q(records))}
+    assert {name: len(group) for name, group in groups.items()} == {"ERM": 2, "ERM+SWAD": 2}
+    method = model_selection.IIDAccuracySelectionMethod
+    assert [method.run_acc(groups[name])["val_acc"] for name in ("ERM", "ERM+SWAD")] == [0.6, 0.5]
+
+
 def test_own_class_of_a_method():
     class Last(SelectionMethod):
         name = "last step"

@@ -157,7 +157,16 @@ def test_changes_of_answers():
     assert compare(better, better, *cost)[:6] == (0,) * 6
     assert count_computing(toy(0)) == (36 * 10, 72)
     single = find_answers(keep_trials(toy(0.1), RandomState(0), 1), ENVIRONMENTS, "A")
-    assert set(single.differences) == {0}
+    assert single.differences.empty
+    assert compare(better, single, *cost)[3:6] == (2, 0, 0)
+    assert compare(single, better, *cost)[3:6] == (0, 0, 0), "nothing was compared"
+
+
+def test_policy_may_keep_no_run_of_the_baseline():
+    curves = toy(0.1)
+    unfinished = curves[(curves["algorithm"] == "B") | (curves["trial_seed"] < 2)]
+    replays = replay(unfinished, all_policies(unfinished), ENVIRONMENTS, "A", 20, 1.0)
+    assert np.isfinite(replays["cost"]).all()
 
 
 def test_summary_of_replays():
@@ -188,3 +197,16 @@ def test_command_writes_all_formats_and_rejects_a_missing_baseline(tmp_path: Pat
     rejected = run_command("replay", "--input_dir", sweep, "--baseline", "IRM")
     assert (rejected.returncode, rejected.stderr.count("\n")) == (2, 1)
     assert "--baseline IRM: no finished runs" in rejected.stderr
+
+
+def test_nothing_is_concluded_from_incomplete_trials(tmp_path: Path, run_command):
+    """Without runs of one test environment, no trial has an average."""
+    records = [
+        make_record("ColoredDigits", name, (env,), trial)
+        for name in ("ERM", "Fishr")
+        for env, trial in ((0, 0), (1, 1))
+    ]
+    finished = run_command("replay", "--input_dir", write_sweep(tmp_path, records), "--resamples", 2)
+    assert finished.returncode == 0, finished.stderr
+    assert "of 0 (each dataset and the average)" in finished.stdout
+    assert finished.stdout.splitlines()[-1].startswith("No difference from ERM is compared")

@@ -289,9 +289,43 @@ def test_single_trial_has_no_error(tmp_path: Path):
         report = make_report(sweep, ReportOptions(("training-domain",), interval=interval))
         table = report.sections[0].tables[0]
         assert [table.format_result(cell) for cell in table.rows["ERM"]] == [two, *["50.0 (n = 1)"] * 3]
+        assert report.sections[0].tables[-1].format_result(report.sections[0].tables[-1].rows["ERM"][1]) == "50.0"
         assert len([note for note in table.notes if note.startswith("n = 1: a single trial, which has no ")]) == 1
         assert {cell["standard_error"] for cell in json.loads(render(report, "json", Path()))["cells"]} == {0.0, None}
         assert r"50.0 ($n = 1$)$^{*}$" in render(report, "latex", Path())
+
+
+def test_difference_from_an_incomplete_algorithm_is_marked(tmp_path: Path):
+    runs = [("ERM", 0), ("Fishr", 0), ("Fishr", 1)]
+    write_sweep(
+        tmp_path, [make_record("ColoredDigits", name, (env,), trial) for name, trial in runs for env in range(3)]
+    )
+    report = make_report(load_sweep(str(tmp_path)), ReportOptions(("training-domain",), relative_to="ERM"))
+    for table in report.sections[0].tables:
+        marks = {cell.column: cell.mark for cell in table.rows["Fishr"]}
+        assert marks["vs."] == "*"
+        assert marks[AVERAGE] == ""
+
+
+def test_runs_of_environments_that_cannot_be_tested_on_are_in_no_table(tmp_path: Path):
+    """DomainBed launches them."""
+    runs = itertools.product(("ERM", "Fishr"), range(3), range(2), range(2))
+    write_sweep(tmp_path, [make_record("SpawriousO2O_easy", name, (env,), t, draw) for name, env, t, draw in runs])
+    report = make_report(load_sweep(str(tmp_path)), ReportOptions(significance=True, on_the_line=True))
+    for format_name in ("text", "markdown", "latex", "csv", "json", "html"):
+        assert render(report, format_name, Path())
+    assert {cell.column for cell in report.sections[0].tables[0].cells} == {"Test", "Avg"}
+
+
+def test_first_cells_of_all_latex_tables_are_protected(tmp_path: Path):
+    """A row that begins with [ or * would be the argument of the row break before it."""
+    runs = itertools.product(("ERM", "Fishr"), range(3), range(2), range(2))
+    write_sweep(tmp_path, [make_record("ColoredDigits", name, (env,), t, draw) for name, env, t, draw in runs])
+    rename = ("ERM=[base]", "Fishr=*ours")
+    options = ReportOptions(versus=("Fishr", "ERM"), significance=True, on_the_line=True, power=True, rename=rename)
+    tex = render(make_report(load_sweep(str(tmp_path)), options), "latex-fragment", Path())
+    assert tex.count("{}[base]") >= 3
+    assert not re.search(r"^\s*[\[*]", tex, re.MULTILINE)
 
 
 # --- Printed names

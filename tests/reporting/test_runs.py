@@ -132,11 +132,12 @@ def test_unreadable_launch_log_implies_runs_from_records(tmp_path: Path, capsys:
     assert len(loaded.runs) == 24
 
 
-def test_jobs_with_other_arguments_are_not_done(tmp_path: Path):
+@pytest.mark.parametrize("argument", [("--hparams", '{"batch_size": 4}'), ("--seed", "1")])
+def test_jobs_with_other_arguments_are_not_done(argument: tuple[str, str], tmp_path: Path):
     """The second launch requests the same runs with other arguments, which makes them other jobs."""
     for job in make_launch(tmp_path / "sweep"):
         finish(job)
-    make_launch(tmp_path / "sweep", "--hparams", '{"batch_size": 4}')
+    make_launch(tmp_path / "sweep", *argument)
     loaded = load_sweep(str(tmp_path / "sweep"))
     assert set(loaded.runs["state"]) == {JobState.NOT_LAUNCHED}
     report = make_report(loaded, ReportOptions(["training-domain"]))

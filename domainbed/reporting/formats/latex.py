@@ -74,7 +74,7 @@ def as_latex_fragment(report: Report) -> str:
         lines += [_table(table) for table in section.tables]
         if section.versus:
             title, headers, rows, note = comparison_table(section, report)
-            frame = pd.DataFrame([[escape(text) for text in row] for row in rows], columns=[*map(escape, headers)])
+            frame = pd.DataFrame([_row(row) for row in rows], columns=[*map(escape, headers)])
             caption = escape(f"{title}, {section.selection} selection")
             lines.append(_float(frame, caption, f"{section.selection}-versus", [note]))
         for label, findings in section_findings(section, report).items():
@@ -88,9 +88,20 @@ def _findings(findings: Findings, label: str, suffix: str = "") -> list[str]:
     """Return a table with its sentences below it, or the sentences as comments if it has no rows."""
     if not findings.rows:
         return [f"% {one_line(sentence)}" for sentence in findings.sentences]
-    rows = [[escape(text) for text in row] for row in findings.rows]
+    rows = [_row(row) for row in findings.rows]
     frame = pd.DataFrame(rows, columns=[*map(escape, findings.headers)])
     return [_float(frame, escape(findings.title + suffix), label, [*findings.sentences, findings.note])]
+
+
+def _row(texts: Sequence[str]) -> list[str]:
+    """Return the cells of a row, escaped."""
+    first, *others = texts
+    return [_first(first), *map(escape, others)]
+
+
+def _first(text: str) -> str:
+    r"""Return the first cell of a row, escaped. The \\ before it would take a leading [ or * as its argument."""
+    return "{}" * text.startswith(("[", "*")) + escape(text)
 
 
 def escape(text: str) -> str:
@@ -115,8 +126,7 @@ def _table(table: Table) -> str:
     rows = []
     for algorithm, cells in table.rows.items():
         title = table.titles(algorithm)
-        # The \\ of the previous row would take a leading [ or * as its argument.
-        name = "{}" * title.startswith(("[", "*")) + escape(title) + _cite(algorithm, table.options.cite)
+        name = _first(title) + _cite(algorithm, table.options.cite)
         rows.append([name, *(_result(table, cell) for cell in cells)])
         if table.is_compared(cells):
             rows.append([r"\quad published", *(table.format_published(cell, r"$\pm$") for cell in cells)])

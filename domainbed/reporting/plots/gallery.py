@@ -62,13 +62,7 @@ def draw_plots(
         *(baseline, kinds or all_kinds()),
     )
     for names, caption, figure, data in plots.draw_all():
-        stem = file_stem(names)
-        n = 1
-        while stem.lower() in stems:  # the names differ only in characters that file names do not preserve
-            n += 1
-            stem = f"{file_stem(names)}-{n}"
-        stems.add(stem.lower())
-        yield Plot(stem, caption, figure, data)
+        yield Plot(unique_stem(file_stem(names), stems), caption, figure, data)
         del figure  # before the next one is drawn
 
 
@@ -79,6 +73,16 @@ def save_plot(plot: Plot, folder: Path, dpi: int = DPI, formats: Sequence[str] =
     with atomic_write(paths[-1]) as file:
         file.write(to_csv(plot.data).encode())
     return paths
+
+
+def unique_stem(stem: str, used: set[str]) -> str:
+    """Return the stem, numbered if it is used, and add it to `used`. Case does not distinguish files everywhere."""
+    unique, n = stem, 1
+    while unique.lower() in used:  # the names differ only in what file names do not preserve
+        n += 1
+        unique = f"{stem}-{n}"
+    used.add(unique.lower())
+    return unique
 
 
 def file_stem(names: Sequence[str]) -> str:
