@@ -24,7 +24,7 @@ from domainbed.engine.interrupts import STOP_SIGNALS, StopRequest, stop_on_signa
 from domainbed.engine.loggers import LOGGERS
 from domainbed.engine.tracking import TRACKERS
 from domainbed.errors import UsageError, suggest
-from domainbed.options import BooleanAction, add_options, from_args
+from domainbed.options import BooleanAction, ListAction, add_options, from_args
 from domainbed.records import read_job
 from domainbed.registry import Registry, import_modules
 from domainbed.reporting.formats.data import cells_frame
@@ -268,6 +268,9 @@ def _words(parser: cli.Parser, options: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, Mapping):
             pairs = [f"{key}={item}" for key, item in value.items()]  # such as slurm_extra
             words += [flag, *pairs] if action.nargs else [f"{flag}={json.dumps(value)}"]
+        elif isinstance(action, ListAction) and any(isinstance(item, list | tuple) for item in _items(value)):
+            for one in _items(value):  # such as test_envs=[[0, 1], [2]]
+                words += [flag, *map(str, _items(one))]
         elif action.nargs:
             words += [flag, *map(str, _items(value))]
         else:

@@ -91,6 +91,13 @@ def test_interrupted_train_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert db.train(**arguments, output_dir=folder).records["step"].tolist() == [0, 1, 2]
 
 
+def test_several_sets_of_test_environments(tmp_path: Path):
+    arguments = {**GRID, "test_envs": [[0, 1], [2]], "command_launcher": "here"}
+    with LAUNCHERS.temporarily("here", LauncherHere):
+        result = db.sweep(tmp_path / "sweep", **arguments)
+    assert {job.config.test_envs for job in result.statuses} == {(0, 1), (2,)}
+
+
 def test_train_in_another_thread(tmp_path: Path):
     jobs = []
     thread = threading.Thread(

@@ -34,6 +34,7 @@ class Algorithm(nn.Module):
     MIN_DOMAINS: ClassVar[int] = 1  # training domains that an update requires
     REQUIRES_PHOTOS: ClassVar[bool] = False  # whether it does not support datasets with SMALL_IMAGES
     REQUIRES_IMAGES: ClassVar[bool] = False  # whether it does not support features of a frozen backbone
+    SUPPORTS_COMPILATION: ClassVar[bool] = True  # not if updates hook featurizers, differentiate twice, or keep graphs
     EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
     _constructed: state.Constructed | None = None
 

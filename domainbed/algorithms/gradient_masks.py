@@ -16,6 +16,8 @@ from domainbed.algorithms.erm import ERM
 class MaskedGradientERM(ERM):
     """ERM that steps along the mean of the domains' gradients, multiplied by a mask and divided by the mask's mean."""
 
+    SUPPORTS_COMPILATION = False  # compiled code may free what a kept graph needs
+
     def mask(self, gradients: torch.Tensor) -> torch.Tensor:
         """Return the mask […] of the gradients [domains, …] of one parameter."""
         raise NotImplementedError(f"{type(self).__name__} does not implement mask")

@@ -20,6 +20,7 @@ class IGA(ERM):
     The mean gradient is constant: since the deviations from it sum to zero, the penalty's gradient is exact.
     """
 
+    SUPPORTS_COMPILATION = False  # compiled code cannot be differentiated twice
     HPARAMS = {"penalty": Hparam(1000.0, power(10, 1, 5), at_least=0)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:

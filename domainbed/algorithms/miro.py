@@ -26,6 +26,7 @@ class MIRO(ERM):
     """
 
     REQUIRES_IMAGES = True
+    SUPPORTS_COMPILATION = False  # compiled code may ignore hooks
     REQUIRES_PHOTOS = True
     HPARAMS = {"ld": Hparam(0.1, at_least=0), "lr_mult": Hparam(10.0, above=0, at_most=MAX_RATE)}
 

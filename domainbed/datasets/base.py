@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 SIZE = (224, 224)  # height and width of photos as networks receive them
 
 
+def _as_int64(labels: np.ndarray) -> np.ndarray:
+    """Return labels in the type that losses require; others than integers, which are errors, as they are."""
+    return labels.astype(np.int64, copy=False) if np.issubdtype(labels.dtype, np.integer) else labels
+
+
 @dataclass(frozen=True)
 class ArrayEnvironment:
     """An environment of images in memory, which are never augmented.
@@ -42,6 +47,7 @@ class ArrayEnvironment:
                 f"expected images [n, channels, height, width] and labels [n], "
                 f"got {self.images.shape} and {self.labels.shape}"
             )
+        object.__setattr__(self, "labels", _as_int64(self.labels))
 
     @property
     def image_names(self) -> list[str] | None:
@@ -86,6 +92,7 @@ class FileEnvironment:
         for name, values in (("labels", self.labels), ("groups", self.groups)):
             if values is not None and values.shape != (len(self.files),):
                 raise ValueError(f"expected {name} [{len(self.files)}], one per file, got {values.shape}")
+        object.__setattr__(self, "labels", _as_int64(self.labels))
 
     @property
     def image_names(self) -> list[str]:

@@ -42,32 +42,40 @@ def extract_images(table: TableFile, column: str, n_rows: int) -> None:
             if folder.is_dir():
                 return
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            faulty = []
-            images = table.images(column)
-            for row, (data, path) in enumerate(ProgressBar(images, "extracting", n_rows, unit=" images")):
-                if data is None and path:
-                    data = _read_linked(table.path.parent / path)
-                if not is_image(data):
-                    faulty.append(row + table.first_row)
-                    continue
-                file = partial / image_file(row)
-                if row % ROWS_PER_FOLDER == 0 or not file.parent.is_dir():
-                    file.parent.mkdir(exist_ok=True)
-                file.write_bytes(data or b"")
-            if faulty:
-                shutil.rmtree(partial)
-                shown = ", ".join(map(str, faulty[:MAX_NAMED])) + ", …" * (len(faulty) > MAX_NAMED)
-                raise UsageError(
-                    f"{table.path}: {len(faulty):,} rows have no image in column {printable(column)!r} (rows {shown}); "
-                    "delete these rows"
-                )
+            try:
+                _write_images(table, column, n_rows, partial)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # the disk may be full
+                raise
             os.rename(partial, folder)
     except OSError as error:
         raise UsageError(
             f"cannot extract the images of {table.path} into {folder}: {error.strerror}; to extract them elsewhere, "
             "link the table into another folder and pass the link as --data_dir"
         ) from error
+
+
+def _write_images(table: TableFile, column: str, n_rows: int, folder: Path) -> None:
+    """Write the images of a table to files in a new folder. Raises UsageError if rows have no image."""
+    folder.mkdir()
+    faulty = []
+    images = table.images(column)
+    for row, (data, path) in enumerate(ProgressBar(images, "extracting", n_rows, unit=" images")):
+        if data is None and path:
+            data = _read_linked(table.path.parent / path)
+        if not is_image(data):
+            faulty.append(row + table.first_row)
+            continue
+        file = folder / image_file(row)
+        if row % ROWS_PER_FOLDER == 0 or not file.parent.is_dir():
+            file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data or b"")
+    if faulty:
+        shown = ", ".join(map(str, faulty[:MAX_NAMED])) + ", …" * (len(faulty) > MAX_NAMED)
+        raise UsageError(
+            f"{table.path}: {len(faulty):,} rows have no image in column {printable(column)!r} (rows {shown}); "
+            "delete these rows"
+        )
 
 
 def _read_linked(path: Path) -> bytes | None:

@@ -1,6 +1,7 @@
 """Image trees environment/class/image, with files in the order from which the published splits were drawn."""
 
 import difflib
+import functools
 import itertools
 import os
 import re
@@ -168,7 +169,7 @@ def subfolders(folder: Path) -> list[str]:
     """Return the sorted names of the folders in `folder`, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+            names = sorted(e.name for e in entries if is_folder(e) and not e.name.startswith((".", "__MACOSX")))
     except OSError as error:
         raise UsageError(f"cannot list {folder}: {error.strerror}") from error
     for name in names:
@@ -197,14 +198,19 @@ def merge_classes(classes_of: Mapping[str, Sequence[str]]) -> list[str]:
         classes_of: environment -> its classes.
 
     Raises:
-        UsageError: a class of one environment and a class of another seem to be the same, spelled differently.
+        UsageError: a class of one environment and a class of another seem to be the same, spelled differently, and no
+            environment has both.
     """
-    for (env, classes), (other_env, other_classes) in itertools.combinations(classes_of.items(), 2):
-        only_other = [name for name in other_classes if name not in classes]
-        for name in classes:
-            if name in other_classes:
-                continue
-            if similar := next((other for other in only_other if is_likely_typo(name, other)), None):
+    names_of = {env: set(classes) for env, classes in classes_of.items()}
+    is_typo = functools.cache(is_likely_typo)
+
+    def are_the_same(name: str, other: str) -> bool:
+        return is_typo(name, other) and not any({name, other} <= names for names in names_of.values())
+
+    for (env, names), (other_env, other_names) in itertools.combinations(names_of.items(), 2):
+        only_other = sorted(other_names - names)
+        for name in sorted(names - other_names):
+            if similar := next((other for other in only_other if are_the_same(name, other)), None):
                 raise UsageError(
                     f"class {name!r} of environment {env!r} and class {similar!r} of {other_env!r} seem to be the same "
                     "class; give their folders the same name"

@@ -63,7 +63,7 @@ class Spawrious(PublishedDataset):
     @classmethod
     def dataset_folder(cls, root: str | None) -> Path:
         # DomainBed's --data_dir is the archive's folder itself.
-        if root and all((Path(root) / name).is_dir() for name in cls.CONTENTS):
+        if root and not (Path(root) / cls.FOLDER).is_dir() and all((Path(root) / n).is_dir() for n in cls.CONTENTS):
             return Path(root)
         return super().dataset_folder(root)
 

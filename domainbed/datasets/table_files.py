@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed.errors import UsageError, printable, suggest
+from domainbed.errors import UsageError, one_line, printable, suggest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,12 +172,16 @@ class ParquetFile(TableFile):
             raise UsageError(f"cannot read {self.path}: {error}") from error
 
     def images(self, column: str) -> Iterator[tuple[bytes | None, str | None]]:
+        import pyarrow as pa
         from pyarrow import parquet
 
         for path in self.files:
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
-                    yield from map(stored_image, batch.column(0).to_pylist())
+            try:
+                with parquet.ParquetFile(path) as file:
+                    for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
+                        yield from map(stored_image, batch.column(0).to_pylist())
+            except (OSError, pa.ArrowException) as error:
+                raise UsageError(f"cannot read {path}: {one_line(error)}") from error
 
 
 @dataclass
@@ -222,8 +226,13 @@ class SavedDataset(TableFile):
             raise UsageError(f"cannot read {self.path}: {error}") from error
 
     def images(self, column: str) -> Iterator[tuple[bytes | None, str | None]]:
-        for batch in self.dataset.select_columns([column]).with_format("arrow").iter(BATCH_ROWS):
-            yield from map(stored_image, batch.column(0).to_pylist())
+        import pyarrow as pa
+
+        try:
+            for batch in self.dataset.select_columns([column]).with_format("arrow").iter(BATCH_ROWS):
+                yield from map(stored_image, batch.column(0).to_pylist())
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(f"cannot read {self.path}: {one_line(error)}") from error
 
 
 def image_columns(schema: "pa.Schema") -> frozenset[str]:

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -324,10 +325,15 @@ def find_missing(folder: Path, paths: Sequence[str]) -> list[int]:
         if len(indices) <= FEW_FILES:
             missing += [i for i in indices if not os.path.isfile(folder / paths[i])]
             continue
-        try:
-            with os.scandir(folder / parent) as entries:
-                files = {entry.name for entry in entries if entry.is_file()}
-        except OSError:
-            files = set()
-        missing += [i for i in indices if os.path.basename(paths[i]) not in files]
+        files, links = set(), set()
+        with suppress(OSError), os.scandir(folder / parent) as entries:
+            for entry in entries:
+                if entry.is_symlink():  # it may lead nowhere
+                    links.add(entry.name)
+                elif entry.is_file():
+                    files.add(entry.name)
+        for i in indices:
+            name = os.path.basename(paths[i])
+            if name not in files and not (name in links and os.path.isfile(folder / paths[i])):
+                missing.append(i)
     return sorted(missing)

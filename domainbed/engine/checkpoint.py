@@ -128,6 +128,8 @@ class Checkpointer:
             try:
                 self._algorithm.load_training_state(saved["algorithm"])
                 self._averaging.load_state_dict(saved.get("averaging", {}))  # earlier versions did not average
+            except torch.OutOfMemoryError:
+                raise  # the checkpoint is as good as it was
             except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
                 raise UsageError(
                     f"{self._folder / CHECKPOINT_FILE} does not match the current algorithm; delete the folder to "

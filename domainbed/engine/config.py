@@ -178,7 +178,13 @@ class JobConfig:
         metavar="DIR",
         compare=False,
     )
-    cache_gb: float = option(100.0, help="maximum size of --cache", metavar="GIB", at_least=0, compare=False)
+    cache_gb: float = option(
+        100.0,
+        help="maximum size of the photographs in --cache, and also that of the features of frozen backbones there",
+        metavar="GIB",
+        at_least=0,
+        compare=False,
+    )
     resident_gb: float | None = option(
         None,
         help="maximum GPU memory for images that stay on the GPU for the whole job",

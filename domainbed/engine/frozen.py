@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -146,11 +147,23 @@ def accept_images(model: Algorithm, hparams: Hparams, weights_dir: str | None, w
             raise UsageError(
                 f"the weights of {backbone_name(hparams)} on this machine are not those that the model was trained with"
             )
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             features = backbone.to(x.device)(x)
         return predict_from_features(features)
 
     model.predict = predict  # type: ignore[method-assign]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within a `with` block, do not round to TF32 on a GPU: features are shared by jobs of any --precision."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def feature_folder(config: JobConfig) -> Path:
@@ -240,7 +253,8 @@ def _extract(
     ]
     network = backbone.to(device)
     rows = []
-    for [(x, _)] in feed.batches(requests):
-        check_stop()
-        rows.append(network(x).cpu())
+    with full_precision():
+        for [(x, _)] in feed.batches(requests):
+            check_stop()
+            rows.append(network(x).cpu())
     return torch.cat(rows).numpy()

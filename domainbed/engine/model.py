@@ -94,6 +94,12 @@ def load_initial_weights(algorithm: Algorithm, config: JobConfig) -> None:
         ) from error
 
 
+def check_compilation(config: JobConfig, algorithm: Algorithm) -> None:
+    """Raise UsageError if compilation is requested and the algorithm says that it does not support it."""
+    if config.compile == "on" and not getattr(algorithm, "SUPPORTS_COMPILATION", True):
+        raise UsageError(f"{type(algorithm).__name__} does not support --compile on; omit it, or pass --compile off")
+
+
 def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> Algorithm:
     """Set precision and compilation as configured, and move the algorithm to the device.
 
@@ -101,6 +107,7 @@ def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> 
         UsageError: the algorithm or the device does not support the configuration.
     """
     set_precision(config.precision, algorithm)
+    check_compilation(config, algorithm)
     if config.compile == "on" and config.deterministic and device.type == "cuda":
         raise UsageError(
             "--compile on selects kernels by measured speed and cannot be combined with --deterministic on a GPU"
@@ -110,7 +117,8 @@ def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> 
         and device.type == "cuda"
         and not config.deterministic
         and config.steps >= MIN_STEPS_TO_COMPILE
-        and is_builtin(type(algorithm))  # others may differentiate twice, which compiled featurizers do not support
+        and is_builtin(type(algorithm))  # others may do what compilation does not support, without saying so
+        and algorithm.SUPPORTS_COMPILATION
     )
     reason = enable_compilation(featurizers_of(algorithm), device) if should_compile else ""
     if reason and config.compile == "on":

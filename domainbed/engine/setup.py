@@ -55,10 +55,10 @@ def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
 
     hparams = config.resolved_hparams()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_captured = should_capture(config.engine, device)
+    set_determinism(config.deterministic)  # before features of a frozen backbone are extracted
     with explain_out_of_memory():
         dataset, splits = load_inputs(config, hparams, device, check_stop)
-    is_captured = should_capture(config.engine, device)
-    set_determinism(config.deterministic)
     if device.type == "cuda":
         gc.collect()  # objects of the previous job in this process
         torch.cuda.empty_cache()
@@ -85,6 +85,6 @@ def set_determinism(is_required: bool) -> None:
     """Make cuDNN deterministic and, if required, reject all nondeterministic operations on a GPU."""
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    if is_required:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized
+    # Read once per process, at the first matrix product on a GPU; a later job may require it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(is_required)

@@ -61,7 +61,7 @@ def make_sheet(title: str, rows: Sequence[tuple[Sequence[str], Pictures]], size:
         size: of a picture, in pixels.
     """
     font = _font()
-    columns = max(1, *(len(pictures) for _, pictures in rows))
+    columns = max([1, *(len(pictures) for _, pictures in rows)])
     left, top = MARGIN + LABEL_WIDTH + MARGIN, MARGIN + LINE_HEIGHT + MARGIN
     width = max(left + columns * (size + GAP), MARGIN + round(font.getlength(title))) + MARGIN
     sheet = Image.new("RGB", (width, top + len(rows) * (size + GAP) + MARGIN), "white")

@@ -18,6 +18,7 @@ MAX_FILE_SIZE = 2**30  # bytes
 MANY_PIXELS = 89_478_485  # Pillow's default MAX_IMAGE_PIXELS; it refuses twice as many
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` warns itself, with the name of the file
 
+TOLERANCE = 1e-3  # of the range of gray levels that are floats
 # Those of torchvision's ImageFolder, to get the same file lists as DomainBed.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -86,6 +87,9 @@ def to_rgb(image: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _from_deep_gray(gray: np.ndarray) -> np.ndarray:
     """Convert gray levels of more than 8 bits, which PIL would clip to white: floats in 0..1, integers in 0..65535."""
-    scale = 255.0 if np.issubdtype(gray.dtype, np.floating) else 255 / 65535
+    is_float = np.issubdtype(gray.dtype, np.floating)
+    if is_float and not (gray.min() > -TOLERANCE and gray.max() < 1 + TOLERANCE):  # also if any is NaN
+        raise ValueError(f"floating-point gray levels must be in 0..1, not {gray.min():g}..{gray.max():g}")
+    scale = 255.0 if is_float else 255 / 65535
     levels = np.rint(np.clip(gray * scale, 0, 255)).astype(np.uint8)
     return np.repeat(levels[:, :, None], 3, axis=2)

@@ -10,6 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -183,8 +184,14 @@ def _assemble(file: FeatureFile) -> None:
 
 
 def _check_room(folder: Path, missing: Sequence[FeatureFile], limit_gb: float) -> None:
+    """Raise UsageError if the missing files do not fit. What exists of them already is part of what they need."""
+    parts = tuple(file.path.name for file in missing)
+    used = 0
     with os.scandir(folder) as entries:
-        used = sum(entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False))
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another job renames and deletes files
+                if not entry.name.startswith(parts) and entry.is_file(follow_symlinks=False):
+                    used += entry.stat(follow_symlinks=False).st_size
     needed = sum(file.n_bytes for file in missing)
     if used + needed > limit_gb * 2**30:
         raise UsageError(

@@ -174,8 +174,8 @@ class _RequestDataset(Dataset):
         except BadImageError as error:
             if not self.skip_bad:
                 raise UsageError(
-                    f"{error}; repair it, list it in leave_out.txt (scripts.download --verify --write_leave_out lists "
-                    "all broken images), or use --on_bad_image skip"
+                    f"{error}; repair it, exclude it (list it in leave_out.txt, as scripts.download --verify "
+                    "--write_leave_out does; delete the row of a Table), or use --on_bad_image skip"
                 ) from error
             replaced.append(environment.files[index])
         for candidate in replacement_candidates(environment, index):

@@ -55,6 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     datasets = {name: get_dataset_class(name, args.columns) for name in args.dataset}
     if args.write_leave_out and not args.verify:
         raise UsageError("--write_leave_out requires --verify, which finds the broken images")
+    if args.write_leave_out:
+        from domainbed.datasets.photos import PhotoDataset
+
+        for name, dataset in datasets.items():
+            if not issubclass(dataset, PhotoDataset):
+                raise UsageError(
+                    f"--write_leave_out: {name} reads no leave_out.txt; delete the rows of a Table instead"
+                )
     if args.verify and not args.dataset:
         raise UsageError("--verify requires --dataset")
     if args.dataset == ["Table"]:

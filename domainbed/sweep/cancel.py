@@ -74,12 +74,17 @@ def delete_jobs(jobs: Sequence[Job], sweep_dir: Path, kept: Collection[JobState]
 
     Returns:
         The jobs that were not deleted, because they are running or in one of these states by now.
+
+    Raises:
+        UsageError: a folder is a link, whose target another user may have chosen. Nothing is deleted.
     """
+    if links := [job.folder for job in jobs if job.folder.is_symlink()]:
+        raise UsageError(f"{links[0]} is a link; delete it and its target yourself")
     folder = sweep_dir / SWEEP_FOLDER
     folder.mkdir(exist_ok=True)
     message = f"Another process is deleting jobs of {sweep_dir}; waiting for it"
     with file_lock(folder / "deleting.lock", message), ThreadPoolExecutor(32) as pool:
-        list(pool.map(shutil.rmtree, folder.glob(f"{DELETED_PREFIX}*")))
+        list(pool.map(_remove, folder.glob(f"{DELETED_PREFIX}*")))
         # Each may have to watch a stale lock for a while.
         are_deleted = list(pool.map(partial(_delete, kept=kept), jobs))
     return [job for job, is_deleted in zip(jobs, are_deleted, strict=True) if not is_deleted]
@@ -97,5 +102,12 @@ def _delete(job: Job, kept: Collection[JobState]) -> bool:
         return False
     except FileNotFoundError:  # another process deleted it
         return True
-    shutil.rmtree(trash)
+    _remove(trash)
     return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)

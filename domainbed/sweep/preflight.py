@@ -219,13 +219,14 @@ def _create_algorithm(
     from domainbed.compute import set_precision
     from domainbed.engine.averaging.base import make_averaging
     from domainbed.engine.frozen import frozen_backbone, is_frozen
-    from domainbed.engine.model import load_initial_weights, make_algorithm
+    from domainbed.engine.model import check_compilation, load_initial_weights, make_algorithm
     from domainbed.engine.tracking import check_trackable
 
     def create() -> "Algorithm":
         algorithm = make_algorithm(config, hparams, dataset)
         load_initial_weights(algorithm, config)
         set_precision(config.precision, algorithm)
+        check_compilation(config, algorithm)
         make_averaging(config, algorithm)
         check_trackable(config, algorithm)
         return algorithm

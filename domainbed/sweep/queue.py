@@ -132,8 +132,10 @@ def task_outcomes(sweep_dir: Path, names: Sequence[str]) -> dict[str, str]:
 def mark_started(sweep_dir: Path) -> None:
     """Record that the SLURM task that this process belongs to has started Python."""
     if task := this_process().slurm_job:
+        marker = _task_file(sweep_dir, task, STARTED_SUFFIX)
         with suppress(OSError):  # a full disk; the jobs record failures of their own
-            _task_file(sweep_dir, task, STARTED_SUFFIX).touch()
+            marker.parent.mkdir(parents=True, exist_ok=True)  # the launch may not have created it yet
+            marker.touch()
 
 
 def _find_failures(sweep_dir: Path, jobs: Mapping[str, Sequence[str]], in_queue: Mapping[str, str]) -> dict[str, str]:
@@ -247,8 +249,10 @@ def slurm_output(command: Sequence[str]) -> str:
     """
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]} not found; run this on a machine with the SLURM commands")
+    # Users set these for their own calls; SQUEUE_STATES would hide tasks.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         raise UsageError(f"SLURM does not respond ({command[0]} took over {TIMEOUT} s); try again later") from None
     if finished.returncode:

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from domainbed.engine.control import JobControl
@@ -134,15 +134,16 @@ def _taken(job: Job) -> JobEvent:
 def _output_to_log(job: Job) -> Iterator[None]:
     """Append all output, including that of C code and child processes, to the job's log."""
     saved = [os.dup(1), os.dup(2)]
-    with open_to_append(job.folder / LOG_FILE) as log:
-        for descriptor in (1, 2):
-            os.dup2(log.fileno(), descriptor)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
+        with open_to_append(job.folder / LOG_FILE) as log:
+            for descriptor in (1, 2):
+                os.dup2(log.fileno(), descriptor)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a full disk
+                stream.flush()
         for descriptor, original in zip((1, 2), saved, strict=True):
             os.dup2(original, descriptor)
             os.close(original)

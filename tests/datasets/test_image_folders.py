@@ -79,8 +79,11 @@ def test_different_classes_are_not_misspellings(one: str, other: str):
     assert merge_classes({"art": [one, "x"], "photo": [other, "x"]}) == sorted([one, other, "x"])
 
 
-def test_similar_classes_in_all_environments_are_not_misspellings():
+def test_similar_classes_of_one_environment_are_not_misspellings():
     assert merge_classes({"a": ["dog", "dogs"], "b": ["dog", "dogs"]}) == ["dog", "dogs"]
+    assert merge_classes({"a": ["typical"], "b": ["atypical"], "c": ["typical", "atypical"]}) == ["atypical", "typical"]
+    with pytest.raises(UsageError, match="class 'typical' of environment 'a' and class 'atypical' of 'b'"):
+        merge_classes({"a": ["typical"], "b": ["atypical"], "c": ["typical", "other"]})
 
 
 @given(name=st.text(min_size=1, max_size=12), other=st.text(min_size=1, max_size=12))
@@ -155,6 +158,14 @@ def test_link_to_a_folder_that_contains_it_is_ignored(tmp_path: Path, target: st
         environments, _ = read(root)
     assert len(warned) == 2
     assert environments[0].files == expected
+
+
+def test_link_to_itself_is_ignored(tmp_path: Path):
+    root = write_tree(tmp_path, {env: {"dog": 3, "cat": 2} for env in ENVS})
+    expected = read(root)[0][0].files
+    for folder in (root, root / "art", root / "art/cat"):
+        (folder / "itself").symlink_to("itself")
+    assert read(root)[0][0].files == expected
 
 
 @pytest.mark.parametrize(

@@ -321,8 +321,11 @@ def test_missing_files_are_those_that_a_plain_search_misses(tmp_path: Path):
     (tmp_path / "a/folder.png").mkdir()
     (tmp_path / "a/link.png").symlink_to(tmp_path / "b/0.png")
     (tmp_path / "a/broken.png").symlink_to(tmp_path / "b/9.png")
+    (tmp_path / "a/loop.png").symlink_to("loop.png")
     paths = [
-        f"{d}{n}.png" for d in ("a/", "b/", "", "c/", "./a/") for n in (0, 1, 2, "top", "folder", "link", "broken")
+        f"{d}{n}.png"
+        for d in ("a/", "b/", "", "c/", "./a/")
+        for n in (0, 1, 2, "top", "folder", "link", "broken", "loop")
     ]
     expected = [i for i, path in enumerate(paths) if not (tmp_path / path).is_file()]
     assert find_missing(tmp_path, paths) == expected
@@ -370,6 +373,21 @@ def test_images_within_parquet_are_extracted_once(folder: Path, capsys):
     with pytest.raises(UsageError, match=r"2 rows have no image in column 'image' \(rows 3, 5\)"):
         Table.prepare(str(path))
     assert sum(p.is_dir() for p in folder.iterdir()) == 1  # nothing is left of the second extraction
+
+
+def test_parquet_with_damaged_images(folder: Path):
+    """The other columns can be read."""
+    path = folder / "t.parquet"
+    cells = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": None} for i in range(6)]
+    columns = {"image": cells, "label": list("abbaab"), "domain": [1, 0, 1, 0, 1, 0]}
+    parquet.write_table(pa.table(columns), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    at = parquet.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    content[at : at + 40] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"cannot read {path}: "):
+        Table.prepare(str(path))
+    assert not [p for p in folder.iterdir() if p.is_dir()]
 
 
 def test_datasets_of_hugging_face(folder: Path):

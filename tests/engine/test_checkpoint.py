@@ -352,6 +352,17 @@ def test_checkpoint_of_another_version_is_kept(job: Path):
     assert {path.name: path.read_bytes() for path in job.iterdir()} == before
 
 
+def test_lack_of_memory_is_not_blamed_on_the_checkpoint(job: Path, monkeypatch: pytest.MonkeyPatch):
+    def out_of_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("domainbed.algorithms.base.Algorithm.load_training_state", out_of_memory)
+    with pytest.raises((torch.OutOfMemoryError, UsageError)) as error:
+        train(make(job))
+    assert "delete" not in str(error.value)
+    assert (job / LAST).exists()
+
+
 def test_checkpoint_that_does_not_match_the_algorithm_is_kept(job: Path):
     saved = torch.load(job / LAST, weights_only=False)
     saved["algorithm"]["modules"]["another"] = torch.zeros(1)

@@ -157,6 +157,7 @@ def test_pictures_of_any_shape(shape: tuple[int, int, int]):
     sheet = make_sheet("title " * 60, [(["class " * 30, "n"], [picture]), (["no images"], [])], 84)
     assert sheet.size[0] > 60 * 10
     assert sheet.getpixel((0, 0)) == (255, 255, 255)
+    assert make_sheet("no rows", [], 84).size[0] > 0
 
 
 def test_picture_of_equal_values():

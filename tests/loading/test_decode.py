@@ -71,6 +71,14 @@ def test_deep_grays_are_scaled_not_clipped():
     assert decode(saved(floats, "TIFF"), "x")[0, :, 1].tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize("values", [[0.0, 255.0], [-0.5, 0.5], [0.0, float("nan")]])
+def test_floating_point_grays_outside_of_their_range_are_an_error(values: list[float]):
+    """They would all be white or black."""
+    data = saved(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF")
+    with pytest.raises(BadImageError, match=r"gray levels must be in 0\.\.1"):
+        decode(data, "x")
+
+
 def test_exif_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6

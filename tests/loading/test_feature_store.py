@@ -210,3 +210,12 @@ def test_store_is_bounded(tmp_path: Path):
     with pytest.raises(UsageError, match=r"increase --cache_gb \(now .*\) or delete files there"):
         fill([other], [Extractor()], limit)
     assert not other.path.exists()
+
+
+def test_own_chunks_count_once(tmp_path: Path):
+    """A computation that fits also fits when it is continued, or joined by another job."""
+    file = feature_file(tmp_path)
+    limit = 1.2 * file.n_bytes / 2**30
+    with pytest.raises(KeyboardInterrupt):
+        fill([file], [fail_at(256, KeyboardInterrupt())], limit)
+    assert fill([file], [Extractor()], limit)[0].tobytes() == expected().tobytes()

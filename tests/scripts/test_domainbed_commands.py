@@ -16,6 +16,7 @@ import torch
 from domainbed import cli, datasets, registry
 from domainbed.algorithms import ALGORITHMS
 from domainbed.command_launchers import REGISTRY
+from domainbed.engine.interrupts import STOP_SIGNALS
 from domainbed.engine.lock import LOCK_FILE
 from domainbed.records import read_job
 from domainbed.scripts import collect_results, download, train
@@ -246,23 +247,24 @@ def test_error_in_a_function_launcher(capsys: pytest.CaptureFixture):
     )
 
 
-def test_ctrl_c_ends_a_function_launcher(capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signals_end_a_function_launcher(number: signal.Signals, capsys: pytest.CaptureFixture):
     """It would start the next command otherwise."""
     reached = []
 
     def interrupted(commands: list[str]) -> None:
         reached.append("before")
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         reached.append("after")
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with REGISTRY.temporarily("Theirs", accept_launcher("Theirs", interrupted)):
         status, out, err = run(shlex.join(["sweep", *words_of()]), capsys)
-    assert status == 130
+    assert status == 128 + number
     assert reached == ["before"]
     assert "3 not launched after" in out
     assert "Stopped. Run the same command to resume." in err
-    assert signal.getsignal(signal.SIGINT) == handler
+    assert signal.getsignal(number) == handler
 
 
 def test_registered_launchers(monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,10 @@ ERRORS = [
     (["--data_dir", "no/such", "--dataset", "PACS", "--verify"], "--data_dir 'no/such' is not a folder"),
     (["--data_dir", "", "--dataset", "PACS"], "--data_dir is empty; specify a path"),
     (["--data_dir", ".", "--dataset", "PACS", "--write_leave_out"], "--write_leave_out requires --verify"),
+    (
+        ["--data_dir", "t.csv", "--dataset", "Table", "--verify", "--write_leave_out"],
+        "--write_leave_out: Table reads no leave_out.txt; delete the rows",
+    ),
     (["--data_dir", ".", "--dataset", "PACS", "--verify"], "PACS not found: PACS is not a folder; to get it, run"),
     (["--data_dir", ".", "--dataset", "Folder"], "Folder: nothing to download for your own images"),
     (["--data_dir", ".", "--dataset", "SVIRO"], "SVIRO: must be downloaded manually"),

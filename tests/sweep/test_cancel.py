@@ -34,6 +34,22 @@ from tests.sweep.helpers import (
 YES = "--skip_confirmation"
 
 
+def test_link_to_a_job_folder_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Another user may have chosen its target."""
+    first, second, _ = log_only(launch_words(tmp_path / "sweep"))
+    for job in (first, second):
+        fill_folder(job, JobState.INCOMPLETE)
+    first.folder.rename(tmp_path / "elsewhere")
+    first.folder.symlink_to(tmp_path / "elsewhere")
+    assert main(["delete_incomplete", "--output_dir", tmp_path / "sweep", YES]) == 2
+    assert f"{first.folder} is a link; delete it and its target yourself" in capsys.readouterr().err
+    assert list((tmp_path / "elsewhere").iterdir())
+    assert second.folder.is_dir()
+    first.folder.unlink()
+    assert main(["delete_incomplete", "--output_dir", tmp_path / "sweep", YES]) == 3
+    assert not second.folder.exists()
+
+
 # --- status
 
 

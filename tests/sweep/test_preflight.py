@@ -114,6 +114,13 @@ def test_algorithm_must_support_options(
     assert capsys.readouterr().err.startswith(f"error: OwnNetwork on ColoredDigits: {message}")
 
 
+def test_compilation_must_be_supported(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Compiled code cannot be differentiated twice."""
+    words = ["launch", "--output_dir", tmp_path / "sweep", "--datasets", "ColoredDigits", "--algorithms", "ERM", "IGA"]
+    assert main([*words, "--compile", "on", *SMALL]) == 2
+    assert capsys.readouterr().err.startswith("error: IGA on ColoredDigits: IGA does not support --compile on")
+
+
 @pytest.mark.parametrize(
     ("options", "file"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from domainbed.errors import UsageError
 from domainbed.sweep.job import Job
+from domainbed.sweep.launchers.slurm import outside_allocation
 from domainbed.sweep.queue import Queue, job_name, read_queue, slurm_folder, slurm_output, task_outcomes, write_tasks
 from domainbed.sweep.status import JobState, survey
 from tests.sweep.helpers import fail, fill_folder, jobs_of, launch_words, log_only, main, make_job
@@ -31,6 +32,22 @@ def test_requeued_task_is_not_running(state: str):
 @pytest.mark.parametrize("state", ["RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"])
 def test_task_on_a_node_is_running(state: str):
     assert Queue({"7": ["a"]}, {"7": state}).is_running("7") is True
+
+
+def test_settings_of_users_for_squeue_are_ignored(slurm, monkeypatch: pytest.MonkeyPatch):
+    slurm(squeue='echo "[$SQUEUE_STATES] [$SLURM_CONF]"')
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    assert slurm_output(["squeue"]) == "[] [/etc/slurm.conf]\n"
+
+
+def test_tasks_do_not_inherit_the_job_that_submits_them(monkeypatch: pytest.MonkeyPatch):
+    variables = {"SLURM_MEM_PER_CPU": "4G", "SLURM_CPU_BIND": "quiet", "SLURM_CONF": "/etc/slurm.conf", "HOME": "/"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with outside_allocation():
+        assert {name for name in variables if name in os.environ} == {"SLURM_CONF", "HOME"}
+    assert {name: os.environ[name] for name in variables} == variables
 
 
 def test_slurm_is_not_queried_without_submissions(tmp_path: Path, slurm):

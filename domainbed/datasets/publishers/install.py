@@ -36,6 +36,11 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
     temporary = Path(data_dir) / DOWNLOAD_FOLDER / name
     if os.path.lexists(target) and not temporary.exists():
         return False
+    with suppress(UsageError):  # it does not exist
+        if dataset.dataset_folder(data_dir) != target:
+            return False  # data_dir is the dataset's folder itself
+    if name not in SOURCES:
+        raise UsageError(f"no source of {name} is known; move its images to {target}")
     if not SOURCES[name].archives:
         raise FetchError("must be downloaded manually")
     temporary.parent.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType, FunctionType
 from typing import ClassVar
 
+from domainbed.engine.interrupts import STOP_SIGNALS
 from domainbed.errors import UsageError, one_line
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.base import Launcher, skip_event
@@ -56,23 +57,27 @@ class FunctionLauncher(Launcher):
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on the first Ctrl-C within a `with` block, in addition to what else handles it.
+    """Raise KeyboardInterrupt on the first signal to stop within a `with` block, in addition to what else handles it.
 
     The function does not know that the launch has been asked to stop, and would start the next command.
     """
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        if callable(before):
-            before(signum, frame)
+        handler = before[signal.Signals(signum)]
+        if callable(handler):
+            handler(signum, frame)
         raise KeyboardInterrupt
 
-    if before != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
+    for number, handler in before.items():
+        if handler not in (None, signal.SIG_IGN):
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if handler is not None:  # None: installed by other than Python code
+                signal.signal(number, handler)
 
 
 def accept_launcher(name: str, item: type[Launcher] | Callable[[list[str]], object]) -> type[Launcher]:

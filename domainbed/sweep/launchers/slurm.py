@@ -2,11 +2,12 @@
 
 import io
 import math
+import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class SlurmLauncher(Launcher):
         siblings = [{job.kind: kinds[job.kind] for job in task} for task in tasks]
         try:
             # submitit also prints the error that it raises. Ctrl-C would interrupt sbatch in the middle of its work.
-            with redirect_stderr(io.StringIO()), ignore_sigint():
+            with outside_allocation(), redirect_stderr(io.StringIO()), ignore_sigint():
                 submitted = executor.map_array(Task(self._minutes), tasks, siblings)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UsageError(f"sbatch rejected the submission: {_sbatch_error(error)}") from error
@@ -201,6 +202,24 @@ class SlurmLauncher(Launcher):
             command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder / "%A")])
             parameters = self._parameters | {"job_name": job_name(sweep_dir)} | ({"map_count": n} if n > 1 else {})
             print(_make_sbatch_string(command=command, folder=folder / "%A", **parameters))
+
+
+@contextmanager
+def outside_allocation() -> Iterator[None]:
+    """Within a `with` block, hide SLURM's variables of the job that this process is part of, if any.
+
+    sbatch would pass them on to the tasks, where they contradict the tasks' own options.
+    """
+    prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+    inherited = {
+        name: value for name, value in os.environ.items() if name.startswith(prefixes) and name != "SLURM_CONF"
+    }
+    for name in inherited:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(inherited)
 
 
 def check_log_folder(folder: Path) -> None:
@@ -242,7 +261,7 @@ def sbatch_parameters(options: SlurmOptions) -> dict[str, Any]:
 
 def _extra_option(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
-    key = key.strip().lstrip("-")
+    key = key.strip().lstrip("-").replace("_", "-")  # as submitit does
     if not key:
         raise UsageError(f"--slurm_extra {word!r} is not an option of sbatch; expected key=value, or key for a flag")
     if key in RESERVED:
@@ -279,7 +298,7 @@ def minutes(time: str) -> int:
 def max_array_size() -> int:
     """Return the maximum number of tasks in an array on this cluster. Raises UsageError without SLURM."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", slurm_output(["scontrol", "show", "config"]), re.MULTILINE)
-    return int(match.group(1)) if match else 1000
+    return max(1, int(match.group(1))) if match else 1000  # 0: no arrays, which a single task does not need
 
 
 def _sbatch_error(error: Exception) -> str:
