@@ -22,6 +22,7 @@ from domainbed.files import atomic_write, read_end, read_json
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 
 TASKS_FILE = "tasks.json"
+LOG_FOLDER_FILE = "log_folder.json"  # of submissions with --slurm_folder
 STARTED_SUFFIX = ".started"  # of an empty file named after a task, which it creates once it runs Python
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "CONFIGURING"}
 FAILED_STATES = {"FAILED", "OUT_OF_MEMORY", "TIMEOUT"}  # that are not caused by users, nodes or the scheduler
@@ -72,10 +73,15 @@ def job_name(sweep_dir: Path) -> str:
     return f"domainbed-{hashlib.md5(os.path.realpath(sweep_dir).encode()).hexdigest()[:8]}"
 
 
-def write_tasks(sweep_dir: Path, submission: str, tasks: Mapping[str, Sequence[Job]]) -> None:
-    """Record the jobs of each task of a submission."""
+def write_tasks(
+    sweep_dir: Path, submission: str, tasks: Mapping[str, Sequence[Job]], log_folder: Path | None = None
+) -> None:
+    """Record the jobs of each task of a submission, and the folder of SLURM's logs if that is another one."""
     folder = slurm_folder(sweep_dir) / submission
     folder.mkdir(parents=True, exist_ok=True)
+    if log_folder is not None and log_folder != folder:
+        with atomic_write(folder / LOG_FOLDER_FILE) as file:
+            file.write(json.dumps(str(log_folder)).encode())
     with atomic_write(folder / TASKS_FILE) as file:
         file.write(json.dumps({task: [job.folder.name for job in jobs] for task, jobs in tasks.items()}).encode())
 
@@ -158,7 +164,7 @@ def _find_failures(sweep_dir: Path, jobs: Mapping[str, Sequence[str]], in_queue:
     states = _ended_states(suspects) if suspects else {}
     for task in suspects:
         state, exit_code = states.get(task, ("", ""))
-        if reason := _failure_reason(_task_file(sweep_dir, task, "_0_log.err"), task, state, exit_code):
+        if reason := _failure_reason(_log_file(sweep_dir, task), task, state, exit_code):
             reasons[task] = reason
     return {name: reasons[task] for name, task in ended.items() if task in reasons}
 
@@ -189,6 +195,14 @@ def _failure_reason(log: Path, task: str, state: str, exit_code: str) -> str:
 
 def _task_file(sweep_dir: Path, task: str, suffix: str) -> Path:
     return slurm_folder(sweep_dir) / task.partition("_")[0] / f"{task}{suffix}"
+
+
+def _log_file(sweep_dir: Path, task: str) -> Path:
+    """Return the file to which SLURM writes the stderr of a task."""
+    file = _task_file(sweep_dir, task, "_0_log.err")
+    with suppress(OSError, ValueError):
+        return Path(str(read_json(file.with_name(LOG_FOLDER_FILE)))) / file.name
+    return file
 
 
 def _ended_states(tasks: Iterable[str]) -> dict[str, tuple[str, str]]:

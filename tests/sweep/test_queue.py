@@ -229,6 +229,20 @@ def test_task_that_failed_before_its_job_started(tmp_path: Path, slurm, capsys: 
     assert capsys.readouterr().out.endswith("".join(expected))
 
 
+def test_log_in_another_folder(tmp_path: Path, slurm):
+    """That of --slurm_folder, also if SLURM has forgotten the task."""
+    jobs = submit_and_end(tmp_path, [])
+    logs = tmp_path / "mine" / "9"
+    logs.mkdir(parents=True)
+    (logs / "9_0_0_log.err").write_text("no module named submitit\n")
+    write_tasks(tmp_path / "sweep", "9", {f"9_{i}": [job] for i, job in enumerate(jobs)}, logs)
+    slurm(squeue="true", sacct="exit 1")
+    statuses = survey(jobs, read_queue(tmp_path / "sweep"))
+    assert [status.state.value for status in statuses.values()] == ["failed", "not launched", "not launched"]
+    reason = statuses[jobs[0]].failure.reason
+    assert reason.endswith(f"log: {logs}/9_0_0_log.err: no module named submitit")
+
+
 def test_job_that_failed_before_it_started_is_skipped_and_retried(tmp_path: Path, slurm, capsys):
     """A retry by another launcher leaves a folder, which counts from then on."""
     jobs = submit_and_end(tmp_path, ["why"] * 3)

@@ -182,7 +182,7 @@ class SlurmLauncher(Launcher):
                 path.unlink()
         by_task = {job.job_id: task for job, task in zip(submitted, tasks, strict=True)}
         number = submitted[0].job_id.partition("_")[0]
-        write_tasks(sweep_dir, number, by_task)
+        write_tasks(sweep_dir, number, by_task, folder / number)
         print(f"SLURM job {number}: {len(tasks)} tasks, {sum(map(len, tasks))} jobs; logs in {folder / number}")
         return (job for task in tasks for job in task)
 
