@@ -1,6 +1,7 @@
 """Verification of a dataset on disk: environments, classes, number of images, copies, and whether all images decode."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from joblib import Parallel, delayed
 
-from domainbed.datasets.base import MultipleDomainDataset
+from domainbed.datasets.base import FileEnvironment, MultipleDomainDataset
 from domainbed.datasets.image_folders import LEAVE_OUT_FILE, read_leave_out
 from domainbed.datasets.mnist import MNIST, NUM_IMAGES, missing_files, raw_folder
 from domainbed.datasets.photos import PhotoDataset, PublishedDataset
 from domainbed.datasets.table import Table
 from domainbed.errors import UsageError, printable, suggest
 from domainbed.files import atomic_write
+from domainbed.hparams import SHARED
 from domainbed.loading.decode import BadImageError, decode, read_file
 from domainbed.terminal import ProgressBar
 
@@ -58,7 +60,7 @@ def verify(dataset: type[MultipleDomainDataset], data_dir: str) -> Verification:
         return verify_mnist(data_dir)
     if issubclass(dataset, Table):
         return verify_table(dataset, data_dir)
-    return Verification(["no files needed"])
+    return verify_files(dataset, data_dir)
 
 
 def verify_photos(dataset: type[PhotoDataset], data_dir: str) -> Verification:
@@ -98,6 +100,32 @@ def verify_table(dataset: type[Table], data_dir: str) -> Verification:
     result.lines += dataset.describe(data_dir)
     groups = list(zip(rows.environments.tolist(), rows.labels.tolist(), strict=True))
     decode_all(result, rows.folder, rows.paths.to_pylist(), groups)
+    return result
+
+
+def verify_files(dataset: type[MultipleDomainDataset], data_dir: str) -> Verification:
+    """Verify a dataset that lists its files itself, such as a user's: decode every image."""
+    if dataset.SMALL_IMAGES:
+        return Verification(["no files needed"])
+    result = Verification()
+    try:
+        if problems := dataset.find_problems(data_dir):
+            raise UsageError("; ".join(problems))
+        dataset.prepare(data_dir)
+        made = dataset(data_dir, (), {name: hparam.default for name, hparam in SHARED.items()})
+    except UsageError as error:
+        result.add_problem(str(error))
+        return result
+    environments = [(i, e) for i, e in enumerate(made) if isinstance(e, FileEnvironment)]
+    if not environments:
+        return Verification(["no files needed"])
+    folders = [os.path.abspath(environment.folder) for _, environment in environments]
+    root = os.path.commonpath(folders)
+    files, groups = [], []
+    for (i, environment), folder in zip(environments, folders, strict=True):
+        files += [os.path.normpath(os.path.join(os.path.relpath(folder, root), file)) for file in environment.files]
+        groups += [(i, label) for label in environment.labels.tolist()]
+    decode_all(result, Path(root), files, groups)
     return result
 
 

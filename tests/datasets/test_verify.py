@@ -4,12 +4,15 @@ import hashlib
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from domainbed.datasets.base import FileEnvironment, MultipleDomainDataset
 from domainbed.datasets.digits import ColoredDigits
 from domainbed.datasets.mnist import ColoredMNIST, RotatedMNIST
 from domainbed.datasets.photos import PACS, SVIRO, Folder, PublishedTree
@@ -238,6 +241,42 @@ def test_missing_dataset_is_an_error(tmp_path: Path):
 
 def test_digits_need_no_files():
     assert verify(ColoredDigits, "").lines == ["no files needed"]
+
+
+class Listed(MultipleDomainDataset):
+    """A user's dataset, which lists its files itself."""
+
+    ENVIRONMENTS: ClassVar[list[str]] = ["A", "B"]
+
+    def __init__(self, root: str, test_envs: Sequence[int], hparams: dict, trial_seed: int = 0) -> None:
+        labels = np.array([0, 1], np.int8)
+        self.environments = [
+            FileEnvironment(Path(root, name), ["1.png", "2.png"], labels, hparams["data_augmentation"])
+            for name in self.ENVIRONMENTS
+        ]
+        self.num_classes, self.input_shape = 2, (3, 224, 224)
+
+
+def test_images_of_other_datasets_are_decoded(tmp_path: Path):
+    for name in ("A/1.png", "A/2.png", "B/1.png", "B/2.png"):
+        draw(tmp_path / name)
+    result = verify(Listed, str(tmp_path))
+    assert result.is_valid
+    assert "all 4 images decode" in result.lines
+    (tmp_path / "B/2.png").write_bytes(b"not an image")
+    (tmp_path / "B/1.png").write_bytes((tmp_path / "A/1.png").read_bytes())
+    result = verify(Listed, str(tmp_path))
+    assert not result.is_valid
+    assert result.broken == ["B/2.png"]
+    assert "1 of 4 images broken" in result.lines
+    assert any("A/1.png" in line and "B/1.png" in line for line in result.lines), "a copy in another environment"
+
+
+def test_labels_of_any_integer_type_become_int64(tmp_path: Path):
+    """As losses require."""
+    assert {environment.labels.dtype for environment in Listed(str(tmp_path), (), {"data_augmentation": True})} == {
+        np.dtype(np.int64)
+    }
 
 
 def test_wrong_mnist_checksums_are_invalid(small_mnist_dir: str):
