@@ -130,8 +130,9 @@ class Backbone(FeaturizerBase):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.has_batch_norm and not self.is_frozen and len(x) == 1:
             raise UsageError(
-                "batch norm that is not frozen requires more than one image per batch, but Fishr's variant all_layers "
-                'processes single images; use {"pretrained": true, "freeze_bn": true} or a backbone without batch norm'
+                "batch norm that is not frozen requires more than one image per batch; increase batch_size (Fishr's "
+                'variant all_layers always processes single images), or use {"pretrained": true, "freeze_bn": true} or '
+                "a backbone without batch norm"
             )
         if self.is_renormalized:
             x = x * self.scale + self.shift

@@ -125,9 +125,15 @@ def command_name(name: str) -> str:
     return f"python -m domainbed.scripts.{name}"
 
 
-def check_output(file: str | None, flag: str = "--output") -> None:
-    """Raise UsageError if the file given with a flag cannot be written."""
+def check_output(file: str | None, flag: str = "--output", can_stream: bool = False) -> None:
+    """Raise UsageError if the file given with a flag cannot be written; `can_stream`: or is a device without need."""
     if file is None:
+        return
+    if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):  # a pipe, or /dev/null
+        if not can_stream:
+            raise UsageError(f"{flag} {file} is not a regular file")
+        if not os.access(file, os.W_OK):
+            raise UsageError(f"{flag} {file} is not writable")
         return
     folder = Path(file).absolute().parent
     if not folder.is_dir():

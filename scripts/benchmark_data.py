@@ -57,12 +57,13 @@ class PlainImages(Dataset):
 
 
 def plain_batches(
-    files: list[str], labels: np.ndarray, decoded: ImageSource | None, batch: int, workers: int
+    files: list[str], labels: np.ndarray, decoded: ImageSource | None, batch: int, workers: int, device: str
 ) -> Iterable:
-    """Return endless batches of a plain DataLoader."""
+    """Return endless batches of a plain DataLoader, moved to the device as DomainBed does."""
     indices = itertools.chain.from_iterable(batch_indices(len(files), batch))
     data = PlainImages(files, labels, decoded)
-    return DataLoader(data, sampler=indices, batch_size=batch, num_workers=workers)
+    batches = DataLoader(data, sampler=indices, batch_size=batch, num_workers=workers)
+    return ((x.to(device), y.to(device)) for x, y in batches)
 
 
 def package_batches(
@@ -111,8 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as cache:
         (pack,) = open_cached(Path(cache), 100, {"PACS": files}) or [None]
         sides = {
-            "plain: files, PIL, image by image": lambda: plain_batches(files, labels, None, args.batch, args.workers),
-            "cached: pack, PIL, image by image": lambda: plain_batches(files, labels, pack, args.batch, args.workers),
+            "plain: files, PIL, image by image": lambda: plain_batches(
+                files, labels, None, args.batch, args.workers, device
+            ),
+            "cached: pack, PIL, image by image": lambda: plain_batches(
+                files, labels, pack, args.batch, args.workers, device
+            ),
             "batched: files, tensors": lambda: package_batches(
                 files, labels, FileImages(files), args.batch, args.workers, device
             ),

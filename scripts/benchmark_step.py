@@ -39,7 +39,7 @@ from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.metrics import MetricLog
 from domainbed.engine.model import make_algorithm, to_device
 from domainbed.engine.setup import set_determinism
-from domainbed.engine.steps import make_steps, should_capture
+from domainbed.engine.steps import fuse_adam, make_steps, should_capture
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import default_hparams
 from domainbed.loading.base import Feed
@@ -119,7 +119,9 @@ class Side:
         device = timing.device()
         hparams = config.resolved_hparams()
         seed_everything(config.seed)
-        self._algorithm = to_device(make_algorithm(config, hparams, dataset), config, device).train()
+        self._algorithm = to_device(make_algorithm(config, hparams, dataset), config, device)
+        fuse_adam(self._algorithm, device)
+        self._algorithm.train()
         self._initial = self._weights()
         self._steps = make_steps(self._algorithm, device, should_capture(config.engine, device))
         self._batches: Iterator[Step] = Batches(config, hparams, dataset, splits, feed).steps(0, UNLIMITED)

@@ -170,6 +170,7 @@ def make_parts(python: str, args: argparse.Namespace) -> list[Part]:
         )
     n_updates = ("--steps", "2" if is_small else "1000")
     job_sides = ("plain", "default") if is_small else ("plain", "default", "splits", "warm")
+    seconds = "0.1" if is_small else "1"
     job = (*n_updates, "--checkpoint_freq", "1" if is_small else "500", "--sides", *job_sides)
     return [
         Part("captured_steps", 70, captured),
@@ -177,7 +178,7 @@ def make_parts(python: str, args: argparse.Namespace) -> list[Part]:
         Part("step", 80, benchmark("step", *arrays, "--steps", steps, "--repeats", repeats, *algorithms, *sides)),
         Part("job", 80, benchmark("job", *arrays, *job)),
         Part("eval", 30, benchmark("eval", *arrays, "--repeats", repeats, *sides)),
-        Part("data", 25, benchmark("data", *photos[2:], "--seconds", "0.1" if is_small else "3"), no_photos),
+        Part("data", 25, benchmark("data", *photos[2:], "--repeats", "1", "--seconds", seconds), no_photos),
         Part("features", 35, benchmark("features", *photos, "--repeats", "1", *n_updates), no_photos),
         Part("cell", 120, (launch, collect)),
     ]

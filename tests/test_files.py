@@ -262,3 +262,11 @@ def test_other_writers_of_new_folders(tmp_path: Path):
         assert other_writers(tmp_path).startswith("everybody can write to ")
     finally:
         os.umask(before)
+
+
+def test_device_is_not_replaced_by_a_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"), atomic_write(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

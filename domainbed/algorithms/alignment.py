@@ -6,8 +6,8 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Unlabeled,
-    concatenate,
     domain_risks,
+    outputs_by_domain,
     split_by_domain,
     take_step,
 )
@@ -25,7 +25,7 @@ class AlignmentERM(ERM):
         raise NotImplementedError(f"{type(self).__name__} does not implement distance")
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        z = self.featurizer(concatenate(minibatches)[0])
+        z = outputs_by_domain(self.featurizer, minibatches)
         risk = domain_risks(self.classifier(z), minibatches).mean()
         penalty = self.distance(split_by_domain(z, minibatches))
         if penalty is None:

@@ -35,6 +35,7 @@ class Algorithm(nn.Module):
     REQUIRES_PHOTOS: ClassVar[bool] = False  # whether it does not support datasets with SMALL_IMAGES
     REQUIRES_IMAGES: ClassVar[bool] = False  # whether it does not support features of a frozen backbone
     SUPPORTS_COMPILATION: ClassVar[bool] = True  # not if updates hook featurizers, differentiate twice, or keep graphs
+    REQUIRES_FEATURIZER: ClassVar[bool] = False  # whether it does not support linear probes
     EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
     _constructed: state.Constructed | None = None
 
@@ -132,11 +133,20 @@ def separate_risks(network: nn.Module, minibatches: Minibatches) -> list[torch.T
     """Return the mean cross-entropy of each domain, for methods that differentiate each risk by itself.
 
     Each domain passes through the network by itself, so that the gradient of its risk does not propagate zeros through
-    the images of the others. Batch norm in training mode requires all images at once.
+    the images of the others.
+    """
+    return [F.cross_entropy(network(x), y) for x, y in minibatches]
+
+
+def outputs_by_domain(network: nn.Module, minibatches: Minibatches) -> torch.Tensor:
+    """Return the network's outputs [sum of n, …] for `concatenate(minibatches)`, for methods that use it by domain.
+
+    Batch norm in training mode normalizes the images of each domain by themselves, as in the published code, which
+    passes each domain through the network separately. All others are faster at once.
     """
     if uses_batch_statistics(network):
-        return list(domain_risks(network(concatenate(minibatches)[0]), minibatches))
-    return [F.cross_entropy(network(x), y) for x, y in minibatches]
+        return torch.cat([network(x) for x, _ in minibatches])
+    return network(concatenate(minibatches)[0])
 
 
 def uses_batch_statistics(network: nn.Module) -> bool:

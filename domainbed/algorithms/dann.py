@@ -67,6 +67,8 @@ class DANN(AdversarialAlgorithm):
 
     def train_generator(self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> Metrics:
         z = self.featurizer(x)
+        if not z.requires_grad:  # features of a frozen backbone
+            z = z.detach().requires_grad_()
         disc_loss = self.discriminator_loss(z, y, domains)
         nll = F.cross_entropy(self.classifier(z), y)
         loss = nll - self.hparams["lambda"] * disc_loss

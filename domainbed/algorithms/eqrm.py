@@ -4,7 +4,7 @@ from statistics import NormalDist
 
 import torch
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks, take_step
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, domain_risks, outputs_by_domain, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.penalty import reset_optimizer
 from domainbed.hparams import MAX_RATE, Hparam, Hparams, power, uniform
@@ -62,7 +62,7 @@ class EQRM(ERM):
         return "eqrm_burnin_iters is not an integer, so Adam is never reset and eqrm_lr is not used (as published)"
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
+        risks = domain_risks(outputs_by_domain(self.network, minibatches), minibatches)
         loss = risks.mean() if self.phase == "burn-in" else kernel_quantile(risks, self.hparams["eqrm_quantile"])
         if self.update_count == self.hparams["eqrm_burnin_iters"]:
             reset_optimizer(self.optimizer, self.hparams["eqrm_lr"])

@@ -2,7 +2,7 @@
 
 import torch
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, domain_risks, take_step
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, domain_risks, outputs_by_domain, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, Hparams, power
 
@@ -22,7 +22,7 @@ class GroupDRO(ERM):
         self.register_buffer("q", torch.ones(num_domains))
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        risks = domain_risks(self.predict(concatenate(minibatches)[0]), minibatches)
+        risks = domain_risks(outputs_by_domain(self.network, minibatches), minibatches)
         q = self.q * (self.hparams["groupdro_eta"] * risks.detach()).exp()
         self.q.copy_(q / q.sum())
         loss = self.q @ risks

@@ -3,7 +3,15 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, random_permutation, stack_domains, take_step
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    outputs_by_domain,
+    random_permutation,
+    stack_domains,
+    take_step,
+)
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, power
 
@@ -24,7 +32,7 @@ class Mixup(ERM):
         i, j = order, order.roll(-1)
         lam = self.draw_lambda(len(x), x)
         mixed = torch.lerp(x[j], x[i], lam.view(-1, *[1] * (x.dim() - 1)))
-        logits = self.predict(mixed.flatten(0, 1))
+        logits = outputs_by_domain(self.network, list(zip(mixed, y, strict=True)))
         risks = [
             F.cross_entropy(logits, labels.flatten(), reduction="none").view(len(x), -1).mean(1)
             for labels in (y[i], y[j])

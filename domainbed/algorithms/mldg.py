@@ -1,6 +1,7 @@
 """MLDG: learning to generalize, meta-learning for domain generalization (Li, Yang, Song and Hospedales, AAAI 2018)."""
 
 import torch
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from domainbed.algorithms.base import (
@@ -10,6 +11,7 @@ from domainbed.algorithms.base import (
     random_permutation,
     stack_domains,
     take_step_along,
+    uses_batch_statistics,
 )
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, Hparams, one_of, power
@@ -58,9 +60,11 @@ class MLDG(ERM):
         parameters = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
         loss = torch.zeros((), device=x.device, dtype=x.dtype)
+        # The published code passes images through copies of the network, whose batch norm it discards.
+        buffers = {n: b.clone() for n, b in self.network.named_buffers()} if uses_batch_statistics(self.network) else {}
         for i in range(self.n_pairs):
             j = self.n_pairs + i % self.n_meta_test
-            inner_loss = F.cross_entropy(self.predict(x[i]), y[i])
+            inner_loss = F.cross_entropy(functional_call(self.network, {**parameters, **buffers}, (x[i],)), y[i])
             inner = torch.autograd.grad(inner_loss, list(parameters.values()))
             moved = {}
             for (name, p), g in zip(parameters.items(), inner, strict=True):
@@ -68,7 +72,7 @@ class MLDG(ERM):
                 moved[name] = (
                     p.detach() - self.hparams["lr"] * decayed / (decayed.abs() + ADAM_EPSILON)
                 ).requires_grad_()
-            outer_loss = F.cross_entropy(torch.func.functional_call(self.network, moved, (x[j],)), y[j])
+            outer_loss = F.cross_entropy(functional_call(self.network, {**moved, **buffers}, (x[j],)), y[j])
             outer = torch.autograd.grad(outer_loss, list(moved.values()))
             for g_total, g_i, g_j in zip(total.values(), inner, outer, strict=True):
                 g_total.add_(g_i + self.hparams["mldg_beta"] * g_j)

@@ -9,7 +9,7 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Unlabeled,
-    concatenate,
+    outputs_by_domain,
     split_by_domain,
     take_step,
 )
@@ -38,6 +38,7 @@ class MTL(Algorithm):
             weight_decay=hparams["weight_decay"],
         )
         self.register_buffer("embeddings", torch.zeros(num_domains, d))
+        self._noise_state: torch.Tensor | None = None
 
     @property
     def caveat(self) -> str:
@@ -51,7 +52,7 @@ class MTL(Algorithm):
         return self.classifier(torch.cat([z, rows], dim=1))
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        features = split_by_domain(self.featurizer(concatenate(minibatches)[0]), minibatches)
+        features = split_by_domain(outputs_by_domain(self.featurizer, minibatches), minibatches)
         means = torch.stack([z.mean(0) for z in features])
         ema = self.hparams["mtl_ema"]
         embeddings = ema * means + (1 - ema) * self.embeddings
@@ -66,6 +67,15 @@ class MTL(Algorithm):
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         z = self.featurizer(x)
-        # The noise must not change what later updates draw.
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            return self.classify(z, z.mean(0))
+        on_gpu = x.device.type == "cuda"
+        # The noise must not change what later updates draw, and must not repeat itself in the batches of an evaluation.
+        with torch.random.fork_rng(devices=[x.device] if on_gpu else []):
+            if (state := self._noise_state) is not None:
+                torch.cuda.set_rng_state(state, x.device) if on_gpu else torch.set_rng_state(state)
+            logits = self.classify(z, z.mean(0))
+            self._noise_state = torch.cuda.get_rng_state(x.device) if on_gpu else torch.get_rng_state()
+        return logits
+
+    def train(self, mode: bool = True) -> "MTL":
+        self._noise_state = None  # each evaluation begins with the state of torch's generator
+        return super().train(mode)

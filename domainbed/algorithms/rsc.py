@@ -23,6 +23,8 @@ class RSC(ERM):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         z = self.featurizer(x)
+        if not z.requires_grad:  # features of a frozen backbone
+            z = z.detach().requires_grad_()
         logits = self.classifier(z)
         labels = y[:, None]
         (gradient,) = torch.autograd.grad(logits.gather(1, labels).sum(), z, retain_graph=True)

@@ -48,6 +48,7 @@ class SagNet(Algorithm):
     mix those of the pooled feature vectors.
     """
 
+    REQUIRES_FEATURIZER = True
     HPARAMS = {"sag_w_adv": Hparam(0.1, power(10, -2, 1), at_least=0)}
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

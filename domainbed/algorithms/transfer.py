@@ -5,7 +5,16 @@ import copy
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, split_by_domain, take_step
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    concatenate,
+    domain_risks,
+    outputs_by_domain,
+    take_step,
+    uses_batch_statistics,
+)
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import MAX_RATE, Hparam, Hparams, one_of, power, uniform
 
@@ -38,6 +47,9 @@ class Transfer(ERM):
             self.optimizer = torch.optim.SGD(  # type: ignore[assignment]
                 self.adversarial_classifier.parameters(), lr=hparams["lr"]
             )
+        self.has_random_features = any(
+            getattr(module, "p", 0) > 0 or getattr(module, "drop_prob", 0) for module in self.featurizer.modules()
+        ) or uses_batch_statistics(self.featurizer.train())
         self.adv_opt = torch.optim.SGD(self.adversarial_classifier.parameters(), lr=hparams["lr_d"])
 
     @property
@@ -50,25 +62,24 @@ class Transfer(ERM):
 
     def gap(self, z: torch.Tensor, minibatches: Minibatches) -> torch.Tensor:
         """Return the largest minus the smallest risk of the adversarial head on features z of all domains, 0-dim."""
-        logits = split_by_domain(self.adversarial_classifier(z), minibatches)
-        risks = torch.stack([F.cross_entropy(p, y) for p, (_, y) in zip(logits, minibatches, strict=True)])
+        risks = domain_risks(self.adversarial_classifier(z), minibatches)
         return risks.max() - risks.min()
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         loss = F.cross_entropy(self.predict(x), y)
         take_step(self.optimizer, loss)
-        gap = self.hparams["t_lambda"] * self.gap(self.featurizer(x), minibatches)
+        gap = self.hparams["t_lambda"] * self.gap(outputs_by_domain(self.featurizer, minibatches), minibatches)
         take_step(self.optimizer, gap)
         adversary: list[torch.Tensor] = list(self.adversarial_classifier.parameters())
         center = [p.detach() for p in self.classifier.parameters()]
         with torch.no_grad():
             torch._foreach_copy_(adversary, center)
-            z = self.featurizer(x)
+            z = outputs_by_domain(self.featurizer, minibatches)
         for _ in range(self.hparams["d_steps_per_g"]):
-            if self.hparams["resnet_dropout"] > 0:  # otherwise the features are the same each time
+            if self.has_random_features:  # otherwise they are the same each time
                 with torch.no_grad():
-                    z = self.featurizer(x)
+                    z = outputs_by_domain(self.featurizer, minibatches)
             ascent = -self.hparams["t_lambda"] * self.gap(z, minibatches)
             take_step(self.adv_opt, ascent)
             project(adversary, center, self.hparams["delta"])

@@ -33,6 +33,7 @@ class TRM(Algorithm):
         "trm_series": Hparam("code"),
     }
     MIN_DOMAINS = 2
+    REQUIRES_FEATURIZER = True
     alpha: torch.Tensor  # [domains Q, domains i]
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import_modules(args.imports)
     options = from_args(AnalyzeOptions, args)
     selections = list(dict.fromkeys(map(resolve_method, options.selection)))
-    cli.check_output(options.output)
+    cli.check_output(options.output, can_stream=True)
 
     from domainbed.analysis.analysis import analyze  # imports pandas: --help is fast
     from domainbed.analysis.thumbnails import open_source

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from domainbed.backbones import SELECTORS, Backbone, backbone_name, use_weights_
 from domainbed.datasets import Environment, FeatureEnvironment, FileEnvironment, MultipleDomainDataset
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
+from domainbed.engine.preprocessing import image_shape
 from domainbed.errors import UsageError
 from domainbed.hparams import Hparams, Value
 from domainbed.loading.base import Request
@@ -127,26 +129,40 @@ def without_extraction(config: JobConfig, hparams: Hparams, dataset: MultipleDom
     return FeatureDataset(dataset, dataset.environments, backbone.n_outputs)
 
 
-def accept_images(model: Algorithm, hparams: Hparams, weights_dir: str | None, weights: str) -> None:
-    """Let a model that was trained on features also predict from images, by extracting their features first.
+def saved_backbone(metadata: Mapping[str, Any]) -> Backbone:
+    """Return the frozen backbone of a saved model.
+
+    Args:
+        metadata: the content of the model's file. The folder of weights that it names is ignored if it does not exist.
+
+    Raises:
+        UsageError: its weights are not available, or not those that extracted the features.
+    """
+    hparams, weights_dir = metadata["model_hparams"], metadata["args"].get("weights_dir")
+    folder = weights_dir if weights_dir and Path(weights_dir).is_dir() else None
+    backbone = frozen_backbone(hparams, folder, image_shape(metadata)[0])
+    if weights_hash(backbone) != metadata["backbone_weights"]:
+        raise UsageError(
+            f"the weights of {backbone_name(hparams)} on this machine are not those that the model was trained with"
+        )
+    return backbone
+
+
+def accept_images(model: Algorithm, metadata: Mapping[str, Any]) -> None:
+    """Let a model also predict from images if it was trained on features, by extracting their features first.
 
     Args:
         model: the model; `predict` then accepts features [n, n_features] or normalized images [n, channels, 224, 224].
-        hparams: the hyperparameters of its job.
-        weights_dir: the folder of the backbone's weights; ignored if it does not exist.
-        weights: the hash of the weights that extracted the features (`weights_hash`).
+        metadata: the content of its file.
     """
+    if not is_frozen(metadata["model_hparams"]):
+        return
     predict_from_features = model.predict
-    folder = weights_dir if weights_dir and Path(weights_dir).is_dir() else None
 
     def predict(x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 2:
             return predict_from_features(x)
-        backbone = frozen_backbone(hparams, folder, x.shape[1])  # only now, because features do not require it
-        if weights_hash(backbone) != weights:
-            raise UsageError(
-                f"the weights of {backbone_name(hparams)} on this machine are not those that the model was trained with"
-            )
+        backbone = saved_backbone(metadata)  # only now, because features do not require it
         with torch.no_grad(), full_precision():
             features = backbone.to(x.device)(x)
         return predict_from_features(features)

@@ -20,7 +20,7 @@ from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
 from domainbed.engine.digest import init_digest
-from domainbed.engine.frozen import FeatureDataset, accept_images, frozen_backbone, is_frozen, weights_hash
+from domainbed.engine.frozen import FeatureDataset, accept_images, frozen_backbone, weights_hash
 from domainbed.engine.preprocessing import Preprocessing
 from domainbed.engine.trained_model import TrainedModel
 from domainbed.errors import UsageError, one_line
@@ -54,6 +54,8 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
         )
     if algorithm_class.REQUIRES_IMAGES and len(dataset.input_shape) == 1:
         raise UsageError(f"{config.algorithm} requires images, not the features of a frozen backbone")
+    if algorithm_class.REQUIRES_FEATURIZER and hparams.get("linear_probe"):
+        raise UsageError(f"{config.algorithm} requires a trained featurizer, which linear probes do not have")
     if dataset.class_names is not None and len(dataset.class_names) != dataset.num_classes:
         raise UsageError(
             f"{config.dataset} has {dataset.num_classes} classes, but {len(dataset.class_names)} class_names"
@@ -217,9 +219,7 @@ def _load(path: str | Path, device: str | torch.device, trust_imports: bool) -> 
     algorithm = new_algorithm(saved, path, trust_imports)
     with _explain_errors(path):
         algorithm.load_state_dict(saved["model_dict"])
-        if is_frozen(saved["model_hparams"]):
-            weights_dir = saved["args"].get("weights_dir")
-            accept_images(algorithm, saved["model_hparams"], weights_dir, saved["backbone_weights"])
+        accept_images(algorithm, saved)
         algorithm.to(device)
         algorithm.eval()
     return saved, algorithm

@@ -1,7 +1,7 @@
 """The input of a trained network: how evaluation makes it from an image, and checks of tensors that users pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Preprocessing:
         return normalize(pixels) if self.is_normalized else pixels.div(255)
 
 
-def image_shape(saved: dict[str, Any]) -> tuple[int, int, int]:
+def image_shape(saved: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return (channels, height, width) of the images of a saved model, also if it was trained on their features."""
     channels, height, width = saved.get("image_shape") or saved["model_input_shape"]
     return channels, height, width

@@ -189,7 +189,9 @@ def compare_runs(
     test_env = environment_names(sweep.jobs, dataset)[runs["test_env"].iloc[0]]
     warnings: list[str] = []
     landscapes: dict[str, list[Landscape]] = {}
-    for algorithm in select_algorithms(options.algorithms, algorithms_of(runs)):
+    selected = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
+    available = set(runs["algorithm"])  # some may have no runs with this test environment
+    for algorithm in (name for name in selected if name in available):
         models = find_models(
             Path(str(options.sweep)), sweep.records, runs[runs["algorithm"] == algorithm], warnings.append
         )

@@ -208,10 +208,12 @@ def plot_distances_over_training(records: pd.DataFrame, styles: Mapping[str, Sty
         The figure, or None if no distance was recorded.
     """
     titles = {PREFIX + name: title for name, title in QUANTITIES.items() if PREFIX + name in records}
+    if not titles:
+        return None
     positive = records.reindex(columns=[*titles]).astype(float)
     positive = positive.where((positive > 0) & (positive <= MAX_MAGNITUDE))
     records = records[["algorithm", "folder", "step"]].join(positive).dropna(subset=[*titles], how="all")
-    if not titles or records.empty:
+    if records.empty:
         return None
     title = f"Distances between domains over training, {title}" if title else ""
     figure, axes = make_panels(len(titles), title, 1.5, "Training step")

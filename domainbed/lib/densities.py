@@ -92,7 +92,7 @@ class GaussianKernel(Kernel):
         return (torch.exp(-squared / (2 * variance)) / torch.sqrt(2 * math.pi * variance)).mean(dim=1)
 
     def sample(self, train_Xs: torch.Tensor) -> torch.Tensor:
-        return train_Xs + torch.randn(train_Xs.shape) * self.bw
+        return train_Xs + torch.randn_like(train_Xs) * self.bw
 
     def cdf(self, test_Xs: torch.Tensor, train_Xs: torch.Tensor) -> torch.Tensor:
         """Return the distribution function of the mixture, averaged over the test points."""

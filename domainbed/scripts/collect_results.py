@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--format {args.format} does not support --cite; use --format latex or latex-fragment")
     if args.pictures and args.format != "html":
         raise UsageError(f"--format {args.format} does not support --pictures; use --format html, or the command plot")
-    cli.check_output(args.output)
+    cli.check_output(args.output, can_stream=True)
     import_modules(args.imports)
     options = from_args(ReportOptions, args)
 

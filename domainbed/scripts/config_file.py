@@ -88,6 +88,8 @@ def _parse_scalars(value: Any) -> Any:
         return [_parse_scalars(item) for item in value]
     if isinstance(value, dict):
         return {key: _parse_scalars(item) for key, item in value.items()}
+    if value in ("True", "TRUE", "False", "FALSE"):  # as YAML writes them, too
+        return value.lower() == "true"
     try:
         return json.loads(value)
     except (TypeError, ValueError, RecursionError):

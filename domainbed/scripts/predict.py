@@ -68,7 +68,7 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     options = from_args(PredictOptions, args)
-    cli.check_output(options.output)
+    cli.check_output(options.output, can_stream=True)
     paths = find_images(args.images)
     import_modules(args.imports)
 

@@ -163,8 +163,11 @@ class Grid:
         algorithm_class = ALGORITHMS[algorithm]
         if algorithm_class.REQUIRES_PHOTOS and DATASETS[dataset].SMALL_IMAGES:
             return "photographs"
-        if algorithm_class.REQUIRES_IMAGES and parse_overrides(self.job_args.get("hparams")).get("frozen") is True:
+        overrides = parse_overrides(self.job_args.get("hparams"))
+        if algorithm_class.REQUIRES_IMAGES and overrides.get("frozen") is True:
             return "images, not features of a frozen backbone"
+        if algorithm_class.REQUIRES_FEATURIZER and overrides.get("linear_probe") is True:
+            return "a trained featurizer, which linear probes do not have"
         spec = self._spec(dataset)
         num_domains = len(spec.environments) - max(map(len, self._test_envs_on(dataset, spec)), default=0)
         if num_domains < algorithm_class.MIN_DOMAINS:

@@ -138,7 +138,8 @@ def _output_to_log(job: Job) -> Iterator[None]:
         with open_to_append(job.folder / LOG_FILE) as log:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        for stream in (sys.stdout, sys.stderr):  # a file can represent all names
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):

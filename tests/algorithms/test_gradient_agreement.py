@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from domainbed.algorithms.base import concatenate, domain_risks, separate_risks
+from domainbed.algorithms.base import domain_risks, outputs_by_domain, separate_risks
 from tests.algorithms import checks, formulas_gradient_agreement
 from tests.algorithms.test_all import batches
 
@@ -86,14 +86,57 @@ def test_weight_decay_is_not_masked():
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_separate_risks_respect_batch_norm(is_training: bool):
-    """Each domain passes through the network by itself, except if the output depends on the whole batch."""
+def test_batch_norm_normalizes_each_domain_by_itself(is_training: bool):
+    """As in the published code of the methods that use these functions, also if all images pass at once."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double().train(is_training)
     minibatches = [(3 * i + torch.randn(n, 4).double(), torch.randint(3, (n,))) for i, n in enumerate((5, 2, 7))]
+    expected = torch.stack([nn.functional.cross_entropy(network(x), y) for x, y in minibatches])
     sizes: list[int] = []
     network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    risks = torch.stack(separate_risks(network, minibatches))
-    assert sizes == ([14] if is_training else [5, 2, 7])
-    expected = domain_risks(network(concatenate(minibatches)[0]), minibatches)
-    torch.testing.assert_close(risks, expected, atol=1e-12, rtol=0)
+    outputs = outputs_by_domain(network, minibatches)
+    assert sizes == ([5, 2, 7] if is_training else [14])
+    for risks in (domain_risks(outputs, minibatches), torch.stack(separate_risks(network, minibatches))):
+        torch.testing.assert_close(risks, expected, atol=1e-12, rtol=0)
+
+
+class Normalized(nn.Module):
+    """A featurizer with batch norm, for images [n, 2, 8, 8]."""
+
+    def __init__(self, *args) -> None:
+        super().__init__()
+        self.n_outputs = 5
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(128, 5), nn.BatchNorm1d(5))
+        self.activation = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [
+        *[(name, [6, 6, 6]) for name in ("CORAL", "MMD", "GroupDRO", "EQRM", "MTL", "Mixup", "IGA", "ANDMask", "Fish")],
+        *[(name, [18]) for name in ("ERM", "IRM", "VREx", "Fishr")],
+    ],
+)
+def test_images_that_are_normalized_together(name: str, passes: list[int], monkeypatch: pytest.MonkeyPatch):
+    """Those that the published code passes through the featurizer at once."""
+    monkeypatch.setattr("domainbed.networks.Featurizer", Normalized)
+    algorithm = checks.make(name, {})
+    sizes: list[int] = []
+    algorithm.featurizer.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    algorithm.update(batches(1)[0])
+    assert sizes == passes
+
+
+def test_mldg_keeps_the_running_statistics(monkeypatch: pytest.MonkeyPatch):
+    """The published code discards the copies of the network that images pass through."""
+    monkeypatch.setattr("domainbed.networks.Featurizer", Normalized)
+    algorithm = checks.make("MLDG", {})
+    before = {name: buffer.clone() for name, buffer in algorithm.named_buffers()}
+    weights = algorithm.classifier.weight.clone()
+    for minibatches in batches(2):
+        algorithm.update(minibatches)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in algorithm.named_buffers())
+    assert not torch.equal(weights, algorithm.classifier.weight)

@@ -160,13 +160,17 @@ def test_noise_of_mtl_is_gaussian_and_new_for_each_sample():
 
 
 def test_predictions_of_mtl_with_noise_are_random():
-    """And differ between calls as the generator does."""
+    """And differ between the batches of an evaluation, which starts with the state of torch's generator."""
     algorithm = checks.make("MTL", {}).eval()
     x = torch.rand(6, 2, 8, 8)
-    first, again = algorithm.predict(x), algorithm.predict(x)
+    first, second = algorithm.predict(x), algorithm.predict(x)
+    assert not torch.equal(first, second)
+    algorithm.eval()
+    assert torch.equal(algorithm.predict(x), first)
+    assert torch.equal(algorithm.predict(x), second)
     torch.rand(())
-    assert torch.equal(first, again)
-    assert not torch.equal(first, algorithm.predict(x))
+    algorithm.eval()
+    assert not torch.equal(algorithm.predict(x), first)
 
 
 def test_embedding_of_mtl_without_noise():

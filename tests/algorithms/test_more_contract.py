@@ -11,6 +11,7 @@ from torch import nn
 from domainbed import networks
 from domainbed.algorithms import ALGORITHMS, get_algorithm_class
 from domainbed.algorithms.base import Algorithm
+from domainbed.hparams_registry import default_hparams
 from tests.algorithms import checks, formulas, test_all
 from tests.algorithms.formulas import Formula
 from tests.algorithms.test_all import NoSynchronization, batches, leaves
@@ -220,6 +221,22 @@ def test_smallest_input(name: str, hparams: dict):
         assert value.isfinite().all(), key
 
 
+PROBES = [n for n in ALGORITHMS if not (ALGORITHMS[n].REQUIRES_IMAGES or ALGORITHMS[n].REQUIRES_FEATURIZER)]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_linear_probes_train(name: str):
+    """On features of a frozen backbone, which are inputs without gradients."""
+    hparams = default_hparams(name, "PACS", frozen=True) | {"frozen": True, "linear_probe": True}
+    hparams |= {key: value for key, value in {"grad_penalty": 1.0, "gda": False}.items() if key in hparams}
+    algorithm = ALGORITHMS[name]((12,), 3, 3, hparams)
+    before = torch.nn.utils.parameters_to_vector(algorithm.parameters()).clone()
+    for _ in range(2):
+        algorithm.update([(torch.rand(6, 12), torch.randint(3, (6,))) for _ in range(3)])
+    assert not torch.equal(torch.nn.utils.parameters_to_vector(algorithm.parameters()), before)
+    assert algorithm.eval().predict(torch.rand(5, 12)).shape == (5, 3)
+
+
 @pytest.mark.parametrize(("name", "hparams"), CASES, ids=str)
 def test_evaluation_changes_no_state(name: str, hparams: dict):
     """Neither that of the algorithm nor of torch's random generator, which MTL uses in predictions."""
@@ -233,5 +250,6 @@ def test_evaluation_changes_no_state(name: str, hparams: dict):
         logits = algorithm.predict(batches(1)[0][0][0])
     assert logits.shape == (6, 3)
     assert torch.equal(generator, torch.get_rng_state())
+    algorithm.eval()  # ends the evaluation
     for path, leaf in leaves(algorithm.training_state()):
         assert torch.equal(torch.as_tensor(leaf), before[path]), path

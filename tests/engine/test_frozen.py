@@ -17,6 +17,8 @@ from domainbed.engine import frozen
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches, load_data
 from domainbed.engine.ensemble import evaluate_ensemble
+from domainbed.engine.export.base import export_model
+from domainbed.engine.export.weights import HuggingFace, Safetensors
 from domainbed.engine.feed import open_feed
 from domainbed.engine.frozen import extract_features, feature_folder, frozen_backbone, weights_hash
 from domainbed.engine.model import load_model
@@ -252,6 +254,22 @@ def test_model_predicts_from_images_and_from_features(data_dir: Path, monkeypatc
     with pytest.raises(UsageError, match="the weights of resnet18 on this machine are not those"):
         model.predict(x)
     assert torch.equal(model.predict(torch.from_numpy(features[0].views[0][:1])), from_features)  # without the backbone
+
+
+def test_programs_contain_the_backbone(data_dir: Path):
+    """Weights are exported without it, but predict from images as well."""
+    train(make_config(data_dir))
+    model = load_model(data_dir.parent / "job" / "model.pkl")
+    x = normalize(torch.rand(2, 3, 224, 224))
+    expected = model.predict(x)
+    for name in ("torchscript", "torch_export"):
+        export_model(model, name, data_dir.parent / name)
+    torch.testing.assert_close(torch.jit.load(data_dir.parent / "torchscript")(x), expected)
+    torch.testing.assert_close(torch.export.load(data_dir.parent / "torch_export").module()(x), expected)
+    for name in ("safetensors", "huggingface"):
+        export_model(model, name, data_dir.parent / name)
+    torch.testing.assert_close(Safetensors().read(data_dir.parent / "safetensors")(x), expected)
+    torch.testing.assert_close(HuggingFace().read(data_dir.parent / "huggingface")(x), expected)
 
 
 def test_ensemble_of_models_on_features(data_dir: Path):

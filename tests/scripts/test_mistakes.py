@@ -74,6 +74,8 @@ MISTAKES = [
     ("collect_results --input_dir . --decimals -1", "--decimals must be at least 0 and at most 9, not -1"),
     ("collect_results --input_dir . --output no/such/file", "--output no/such/file: folder"),
     ("collect_results --input_dir . --output .", "--output . is a folder; specify a file"),
+    ("sweep export --output_dir . --archive /dev/null", "--archive /dev/null is not a regular file"),
+    ("export_model --model no.pkl --format safetensors --output /dev/null", "--output /dev/null is not a regular file"),
     ("collect_results --input_dir . --import no_such", "cannot import module no_such"),
     ("list_top_hparams", "the following arguments are required: --input_dir"),
     ("recompute --input_dir .", "the following arguments are required: --dataset, --algorithm, --test_env"),

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from domainbed.engine.export import EXPORT_FORMATS
+from domainbed.engine.frozen import is_frozen
+from domainbed.engine.preprocessing import image_shape
 from domainbed.engine.trained_model import TrainedModel
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
@@ -67,7 +69,8 @@ def export_model(model: TrainedModel, name: str, output: Path) -> None:
         with _explain_errors(algorithm, name):
             export_format.write(model, path)
             predict = export_format.read(path)
-            difference = max(_difference(model, predict, n) for n in COMPARED_BATCH_SIZES)
+            inputs = [example_inputs(model, n, export_format.IS_PROGRAM) for n in COMPARED_BATCH_SIZES]
+            difference = max(_difference(model, predict, x) for x in inputs)
         if not difference <= TOLERANCE:
             raise UsageError(
                 f"cannot export {algorithm} as {name}: logits differ from those of the model by {difference:.1e}; its "
@@ -83,16 +86,21 @@ def public_metadata(model: TrainedModel) -> dict[str, Any]:
     }
 
 
-def example_images(model: TrainedModel, n: int) -> torch.Tensor:
-    """Return n random images as the model expects them."""
-    shape = model.input_shapes[0]
-    pixels = torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+def example_inputs(model: TrainedModel, n: int, is_program: bool) -> torch.Tensor:
+    """Return n random images as the model expects them.
+
+    If it was trained on features of a frozen backbone, programs contain the backbone, but weights are exported without
+    those of the backbone; features are then returned.
+    """
+    generator = torch.Generator().manual_seed(n)
+    if is_frozen(model.hparams) and not is_program:
+        return torch.rand((n, *model.input_shapes[0]), generator=generator)
+    pixels = torch.randint(0, 256, (n, *image_shape(model.metadata)), generator=generator, dtype=torch.uint8)
     return model.preprocessing.to_input(pixels) if model.preprocessing else pixels / 255
 
 
-def _difference(model: TrainedModel, predict: Predict, n: int) -> float:
-    """Return the largest difference of logits for n images, relative to the largest logit or 1."""
-    x = example_images(model, n)
+def _difference(model: TrainedModel, predict: Predict, x: torch.Tensor) -> float:
+    """Return the largest difference of logits for inputs x, relative to the largest logit or 1."""
     expected, logits = model.algorithm.predict(x), predict(x)
     if logits.shape != expected.shape:
         raise ValueError(f"logits of the shape {list(logits.shape)} instead of {list(expected.shape)}")

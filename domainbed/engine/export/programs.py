@@ -12,21 +12,23 @@ from domainbed.engine.export.base import (
     TRACED_BATCH_SIZE,
     ExportFormat,
     Predict,
-    example_images,
+    example_inputs,
     public_metadata,
 )
+from domainbed.engine.frozen import is_frozen, saved_backbone
 from domainbed.engine.trained_model import TrainedModel
 
 
 class Logits(nn.Module):
-    """The `predict` of an algorithm as a module."""
+    """The `predict` of a model's algorithm for images as a module, which contains the frozen backbone, if any."""
 
-    def __init__(self, algorithm: nn.Module) -> None:
+    def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.algorithm = algorithm
+        self.algorithm = model.algorithm
+        self.backbone = saved_backbone(model.metadata) if is_frozen(model.hparams) else nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.algorithm.predict(images)  # type: ignore[operator]
+        return type(self.algorithm).predict(self.algorithm, self.backbone(images))
 
 
 class TorchScript(ExportFormat):
@@ -35,8 +37,8 @@ class TorchScript(ExportFormat):
     IS_PROGRAM = True
 
     def write(self, model: TrainedModel, path: Path) -> None:
-        x = example_images(model, TRACED_BATCH_SIZE)
-        program = torch.jit.trace(Logits(model.algorithm), x, check_trace=False)
+        x = example_inputs(model, TRACED_BATCH_SIZE, is_program=True)
+        program = torch.jit.trace(Logits(model), x, check_trace=False)
         torch.jit.save(program, path, {METADATA: json.dumps(public_metadata(model))})
 
     def read(self, path: Path) -> Predict:
@@ -80,5 +82,5 @@ class ONNX(ExportFormat):
 
 def export_program(model: TrainedModel) -> torch.export.ExportedProgram:
     """Return the program of `predict` for any batch size."""
-    x = example_images(model, TRACED_BATCH_SIZE)
-    return torch.export.export(Logits(model.algorithm), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    x = example_inputs(model, TRACED_BATCH_SIZE, is_program=True)
+    return torch.export.export(Logits(model), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
