@@ -16,7 +16,6 @@ from domainbed.backbones import SELECTORS, Backbone, backbone_name, use_weights_
 from domainbed.datasets import Environment, FeatureEnvironment, FileEnvironment, MultipleDomainDataset
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
-from domainbed.engine.preprocessing import image_shape
 from domainbed.errors import UsageError
 from domainbed.hparams import Hparams, Value
 from domainbed.loading.base import Request
@@ -127,6 +126,12 @@ def without_extraction(config: JobConfig, hparams: Hparams, dataset: MultipleDom
     with without_weights(), torch.device("meta"):
         backbone = Backbone(dataset.input_shape[0], hparams)
     return FeatureDataset(dataset, dataset.environments, backbone.n_outputs)
+
+
+def image_shape(saved: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images of a saved model, also if it was trained on their features."""
+    channels, height, width = saved.get("image_shape") or saved["model_input_shape"]
+    return channels, height, width
 
 
 def saved_backbone(metadata: Mapping[str, Any]) -> Backbone:

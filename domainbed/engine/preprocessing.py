@@ -1,7 +1,7 @@
 """The input of a trained network: how evaluation makes it from an image, and checks of tensors that users pass."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD
 from domainbed.datasets import DATASETS, ArrayEnvironment, FileEnvironment, MultipleDomainDataset
 from domainbed.datasets.photos import PhotoDataset
 from domainbed.datasets.shifts import Digits
-from domainbed.engine.frozen import FeatureDataset
+from domainbed.engine.frozen import FeatureDataset, image_shape
 from domainbed.errors import UsageError
 from domainbed.loading.augmentation import normalize, resized_crop, to_bytes, to_gray
 from domainbed.loading.decode import decode, read_file
@@ -105,12 +105,6 @@ class Preprocessing:
     def to_input(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the network's input of pixels from `read_image`, uint8 [n, channels, height, width]."""
         return normalize(pixels) if self.is_normalized else pixels.div(255)
-
-
-def image_shape(saved: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return (channels, height, width) of the images of a saved model, also if it was trained on their features."""
-    channels, height, width = saved.get("image_shape") or saved["model_input_shape"]
-    return channels, height, width
 
 
 def check_input(x: torch.Tensor, shapes: Sequence[tuple[int, ...]], preprocessing: Preprocessing | None) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.evaluate import split_on_oom
-from domainbed.engine.preprocessing import Preprocessing, check_input, image_shape
+from domainbed.engine.frozen import image_shape
+from domainbed.engine.preprocessing import Preprocessing, check_input
 from domainbed.errors import UsageError
 
 

@@ -13,8 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from domainbed.engine.export import EXPORT_FORMATS
-from domainbed.engine.frozen import is_frozen
-from domainbed.engine.preprocessing import image_shape
+from domainbed.engine.frozen import image_shape, is_frozen
 from domainbed.engine.trained_model import TrainedModel
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
