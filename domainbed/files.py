@@ -152,7 +152,7 @@ def atomic_write(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written; the error names `path`.
     """
-    if path.exists() and not path.is_file():  # replacing a device would destroy it
+    if path.exists() and not (path.is_file() or path.is_dir()):  # replacing a device would destroy it
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:

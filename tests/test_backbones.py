@@ -240,7 +240,7 @@ def test_batch_norm_from_scratch_is_trained():
 def test_batch_norm_from_scratch_requires_a_batch():
     network = nn.Sequential(Backbone(3, {"resnet18": True, "pretrained": False}), nn.Linear(512, 2))
     y = torch.tensor([0, 1])
-    with pytest.raises(UsageError, match="requires more than one image per batch, but Fishr's"):
+    with pytest.raises(UsageError, match="requires more than one image per batch; increase batch_size"):
         network_gradient_variance(network, images(), y)
     assert network.eval()(images(1)).shape == (1, 2)
     with without_weights():

@@ -75,7 +75,9 @@ class MIRO(ERM):
         penalties = []
         for a, oracle, beta in zip(maps, oracle_maps, self.betas, strict=True):
             variance = F.softplus(beta) + EPSILON
-            penalties.append(((a.float() - oracle.float()) ** 2 / variance + variance.log()).mean() / 2)
+            penalties.append(
+                ((a.to(variance.dtype) - oracle.to(variance.dtype)) ** 2 / variance + variance.log()).mean() / 2
+            )
         penalty = torch.stack(penalties).sum()
         nll = F.cross_entropy(self.classifier(z), y)
         loss = nll + self.hparams["ld"] * penalty

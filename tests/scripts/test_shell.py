@@ -44,6 +44,8 @@ def test_help_is_the_comment_at_the_top(run, name: str, flag: str):
             "scripts/digits always writes to runs/digits; use ",
         ),
         (("digits", "--output_dir=x"), "scripts/digits always writes to runs/digits; use "),
+        (("digits", "--estimate"), "scripts/digits runs the jobs; for --estimate, use "),
+        (("pacs", "--hparams={}"), "scripts/pacs does not take --hparams; use "),
     ],
 )
 def test_invalid_argument_is_one_line(run, words: tuple[str, ...], message: str):
