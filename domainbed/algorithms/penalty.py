@@ -1,4 +1,4 @@
-"""The base class of IRM, V-REx and Fishr: ERM with a penalty, whose weight is another one during a warm-up."""
+"""The base class of IRM, V-REx and Fishr: ERM with a penalty that has another weight during a warm-up."""
 
 from typing import ClassVar
 
