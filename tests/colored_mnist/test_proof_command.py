@@ -145,7 +145,6 @@ def test_ctrl_c_keeps_finished_restarts_and_ends_all_processes(
     before, interrupted, _ = stderr.partition("interrupted\n")  # later, a thread of joblib that is ending may fail
     assert interrupted
     assert "Traceback" not in before
-    assert "Traceback" not in stderr
     deadline = time.monotonic() + 20  # joblib's resource tracker ends last
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
