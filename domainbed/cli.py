@@ -126,7 +126,7 @@ def command_name(name: str) -> str:
 
 
 def check_output(file: str | None, flag: str = "--output", can_stream: bool = False) -> None:
-    """Raise UsageError if the file given with a flag cannot be written; `can_stream`: or is a device without need."""
+    """Raise UsageError if the file given with a flag cannot be written. `can_stream`: it may be a pipe or device."""
     if file is None:
         return
     if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):  # a pipe, or /dev/null

@@ -154,6 +154,11 @@ def uses_batch_statistics(network: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in network.modules())
 
 
+def differentiable(z: torch.Tensor) -> torch.Tensor:
+    """Return features with respect to which a loss can be differentiated, also if no trained layer computed them."""
+    return z if z.requires_grad else z.detach().requires_grad_()
+
+
 def domain_labels(minibatches: Minibatches) -> torch.Tensor:
     """Return the number of the domain of each image of `concatenate(minibatches)`, [sum of n]."""
     return torch.cat([torch.full_like(y, domain) for domain, (_, y) in enumerate(minibatches)])

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from domainbed import networks
 from domainbed.algorithms.adversarial import AdversarialAlgorithm
-from domainbed.algorithms.base import Metrics, take_step
+from domainbed.algorithms.base import Metrics, differentiable, take_step
 from domainbed.hparams import LEARNING_RATE, MAX_RATE, MLP, WEIGHT_DECAY, Hparam, Hparams, int_power, one_of, power
 
 
@@ -66,9 +66,7 @@ class DANN(AdversarialAlgorithm):
         return {"disc_loss": disc_loss.detach()}
 
     def train_generator(self, x: torch.Tensor, y: torch.Tensor, domains: torch.Tensor) -> Metrics:
-        z = self.featurizer(x)
-        if not z.requires_grad:  # features of a frozen backbone
-            z = z.detach().requires_grad_()
+        z = differentiable(self.featurizer(x))
         disc_loss = self.discriminator_loss(z, y, domains)
         nll = F.cross_entropy(self.classifier(z), y)
         loss = nll - self.hparams["lambda"] * disc_loss

@@ -60,7 +60,7 @@ class MLDG(ERM):
         parameters = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
         loss = torch.zeros((), device=x.device, dtype=x.dtype)
-        # The published code passes images through copies of the network, whose batch norm it discards.
+        # As in the published code, which discards its copies of the network, running statistics do not change.
         buffers = {n: b.clone() for n, b in self.network.named_buffers()} if uses_batch_statistics(self.network) else {}
         for i in range(self.n_pairs):
             j = self.n_pairs + i % self.n_meta_test

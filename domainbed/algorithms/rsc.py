@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step
+from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, differentiable, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, uniform
 
@@ -22,9 +22,7 @@ class RSC(ERM):
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
-        z = self.featurizer(x)
-        if not z.requires_grad:  # features of a frozen backbone
-            z = z.detach().requires_grad_()
+        z = differentiable(self.featurizer(x))
         logits = self.classifier(z)
         labels = y[:, None]
         (gradient,) = torch.autograd.grad(logits.gather(1, labels).sum(), z, retain_graph=True)

@@ -109,8 +109,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     recorded = set(sweep.jobs["dataset"])
-    opened = [name for name in datasets if name in recorded] if options.data_dir is not None else []
-    sources = [open_source(sweep, name, str(options.data_dir)) for name in opened]
+    sources = (
+        []
+        if options.data_dir is None
+        else [open_source(sweep, name, options.data_dir) for name in datasets if name in recorded]
+    )
     sections = analyze(sweep, selections, datasets, algorithms, warn)
     if not sections:
         raise UsageError(

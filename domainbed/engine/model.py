@@ -210,6 +210,7 @@ def new_algorithm(metadata: Mapping[str, Any], source: object, trust_imports: bo
             )
         if not isinstance(algorithm, nn.Module) or not callable(getattr(algorithm, "predict", None)):
             raise UsageError(f"cannot load a model from {source}: {args['algorithm']} is not an nn.Module with predict")
+        accept_images(algorithm, metadata)
         return algorithm
 
 
@@ -219,7 +220,6 @@ def _load(path: str | Path, device: str | torch.device, trust_imports: bool) -> 
     algorithm = new_algorithm(saved, path, trust_imports)
     with _explain_errors(path):
         algorithm.load_state_dict(saved["model_dict"])
-        accept_images(algorithm, saved)
         algorithm.to(device)
         algorithm.eval()
     return saved, algorithm

@@ -108,7 +108,7 @@ def run_states(sweep_dir: Path, done: Container[RunKey], warn: Callable[[str], o
         warn: as in `read_launches`.
     """
     launches = read_launches(sweep_dir, warn)
-    is_uniform = len({(repr(sorted(grid.job_args.items())), grid.seed) for grid, _ in launches}) <= 1
+    is_uniform = all((g.job_args, g.seed) == (launches[0][0].job_args, launches[0][0].seed) for g, _ in launches)
     states: dict[RunKey, JobState] = {}
     jobs = {}
     for grid, runs in launches:

@@ -78,9 +78,9 @@ class Price:
             named = [f"{algorithm} on {dataset}" for dataset, algorithm in self.unknown]
             others = len(named) - MAX_NAMED
             shown = ", ".join(named[:MAX_NAMED]) + (f" and {others} more" if others > 0 else "")
-            why = "they could not be timed" if is_timed else "there are no records of such jobs"
+            why = "they could not be timed"
             if not is_timed:
-                why += " (`--estimate` times updates of built-in algorithms)"
+                why = "there are no records of such jobs (`--estimate` times updates of built-in algorithms)"
             lines.append(f"  time unknown, not included: {shown}; {why}")
         files = []
         if self.n_models and self.model_bytes is not None:

@@ -9,7 +9,6 @@ from typing import Any
 from huggingface_hub import PyTorchModelHubMixin
 
 from domainbed.engine.export.weights import load_weights, save_weights
-from domainbed.engine.frozen import accept_images
 from domainbed.engine.model import new_algorithm
 from domainbed.engine.trained_model import TrainedModel
 
@@ -23,7 +22,6 @@ class HubModel(TrainedModel, PyTorchModelHubMixin, library_name="domainbed"):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(new_algorithm(config, "config.json"), config)
-        accept_images(self.algorithm, config)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_weights(self, save_directory / "model.safetensors")

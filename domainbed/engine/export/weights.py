@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import nn
 
 from domainbed.engine.export.base import METADATA, ExportFormat, Predict, public_metadata
-from domainbed.engine.frozen import accept_images
 from domainbed.engine.model import new_algorithm
 from domainbed.engine.trained_model import TrainedModel
 
@@ -28,7 +27,6 @@ class Safetensors(ExportFormat):
             metadata = json.loads(file.metadata()[METADATA])
         algorithm = new_algorithm(metadata, path)
         load_weights(algorithm, path)
-        accept_images(algorithm, metadata)
         algorithm.eval()
         return algorithm.predict
 
