@@ -82,6 +82,22 @@ def make_folder(folder: Path, flag: str = "--output_dir") -> None:
         raise UsageError(f"{flag} {folder}: {error.strerror}") from error
 
 
+def folder_size(folder: Path, leave_out: tuple[str, ...] = ()) -> int:
+    """Return the size of the regular files in a folder, in bytes; 0 if it does not exist.
+
+    Args:
+        folder: its subfolders are not counted, and neither are files that another process deletes meanwhile.
+        leave_out: prefixes of the names of files that are not counted.
+    """
+    size = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith(leave_out) and entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    size += entry.stat(follow_symlinks=False).st_size
+    return size
+
+
 def open_to_append(path: str | Path) -> BinaryIO:
     """Open a file for appending; create it if it does not exist. Never follows a link, which may lead to any file.
 

@@ -25,8 +25,7 @@ def hparams_of(algorithm: str, dataset: str, frozen: bool = False) -> dict[str, 
 
     An unregistered algorithm has no hyperparameters of its own. An unregistered dataset is treated as one of photos.
     """
-    # DomainBed's interface does not require a subclass of Algorithm.
-    own = getattr(ALGORITHMS[algorithm], "HPARAMS", {}) if algorithm in ALGORITHMS else {}
+    own = ALGORITHMS[algorithm].HPARAMS if algorithm in ALGORITHMS else {}
     small_images = dataset in DATASETS and DATASETS[dataset].SMALL_IMAGES
     declared = {**SHARED, **own, **({name: h for name, h in FROZEN.items() if name not in own} if frozen else {})}
     variants = {name: hparam.variant(dataset, small_images) for name, hparam in declared.items()}
@@ -92,7 +91,7 @@ def _declares_hparams(algorithm: str) -> bool:
     if algorithm not in ALGORITHMS:
         return True
     cls = ALGORITHMS[algorithm]
-    return cls.__module__.startswith("domainbed.") or bool(getattr(cls, "HPARAMS", {}))
+    return cls.__module__.startswith("domainbed.") or bool(cls.HPARAMS)
 
 
 def _check_override(name: str, value: Value, like: Value, bounds: Bounds) -> Value:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 
 from domainbed.errors import UsageError
-from domainbed.records import algorithm_name
+from domainbed.records import algorithm_name, only_last_counts
 from domainbed.registry import Registry
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ CLASS_NAMES = {
 TRIAL_COLUMNS = ["dataset", "algorithm", "test_env", "trial_seed"]
 RUN_COLUMNS = [*TRIAL_COLUMNS, "hparams_seed"]
 SELECTED_COLUMNS = [*RUN_COLUMNS, "step", "folder", "val_acc", "test_acc"]
-# Averagings whose earlier records describe unfinished averages; their papers evaluate the last one alone.
-EVALUATED_ONCE = ("+SWAD",)
 # These columns are categorical in records, and plain strings in a selection.
 OBJECT_COLUMNS = dict.fromkeys(("dataset", "algorithm", "folder"), object)
 
@@ -229,7 +227,7 @@ def _to_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def _is_evaluated_once(records: pd.DataFrame) -> pd.Series:
     """Return whether each record is that of a run of which only the last record counts."""
-    names = [name for name in records["algorithm"].unique() if name.endswith(EVALUATED_ONCE)]
+    names = [name for name in records["algorithm"].unique() if only_last_counts(name)]
     return records["algorithm"].isin(names)
 
 

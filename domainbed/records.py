@@ -32,6 +32,8 @@ BEST_MODEL_FILE = "model_best.pkl"  # with --save_best_model; written by engine/
 SCHEMA_VERSION = 1
 
 NO_AVERAGING = "none"
+# Schemes of `--averaging` whose earlier records describe unfinished averages; their papers evaluate the last one alone.
+EVALUATED_ONCE = ("swad",)
 
 # Values of the argument `eval` of jobs whose records lack accuracies on test environments that no table needs.
 SELECTIVE = ("selection", "leave_one_out")
@@ -48,6 +50,11 @@ def algorithm_name(args: Mapping[str, Any]) -> str:
     averaging, ensemble = str(args.get("averaging", NO_AVERAGING)), args.get("ensemble")
     name = args["algorithm"] if averaging == NO_AVERAGING else f"{args['algorithm']}+{averaging.upper()}"
     return f"{name}+{ensemble}" if ensemble else name
+
+
+def only_last_counts(algorithm: str) -> bool:
+    """Return whether selection reads only the last record of an algorithm's runs, given its name in tables."""
+    return algorithm.endswith(tuple(f"+{scheme.upper()}" for scheme in EVALUATED_ONCE))
 
 
 def validation_accuracy(record: Mapping[str, Any]) -> float:

@@ -14,8 +14,7 @@ from domainbed.analysis import metrics
 from domainbed.analysis.runs import Outputs, Run, find_common
 
 TRAINING, TEST = "training", "test"  # domains
-# Of each run, on each domain. Those of calibration are measured before and after temperature scaling.
-ACCURACY_METRICS = ("accuracy", "macro_f1", "worst_class_accuracy", "rejection_auroc")
+# Of each run, on each domain, before and after temperature scaling.
 CALIBRATION_METRICS = ("nll", "brier", "ece", "ece_if_calibrated")
 SCALED = "_scaled"
 KEYS = ["dataset", "algorithm", "test_env", "environment", "trial_seed"]

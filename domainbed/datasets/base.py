@@ -245,8 +245,10 @@ class MultipleDomainDataset:
         """Check that the images exist and download them if possible; called before the dataset is constructed.
 
         Raises:
-            UsageError: the images are missing; the message says how to get them.
+            UsageError: the images cannot be used (`find_problems`); the message says how to get them.
         """
+        if problems := cls.find_problems(root):
+            raise UsageError("; ".join(problems))
 
     def __getitem__(self, index: int) -> Environment:
         return self.environments[index]

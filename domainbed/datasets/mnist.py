@@ -42,8 +42,7 @@ class MNIST(Digits):
 
     @classmethod
     def prepare(cls, root: str | None) -> None:
-        if problems := cls.find_problems(root):
-            raise UsageError(problems[0])
+        super().prepare(root)
         if root and missing_files(root):
             download(root)
 

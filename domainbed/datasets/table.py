@@ -89,8 +89,7 @@ class Table(MultipleDomainDataset):
     @classmethod
     def prepare(cls, root: str | None) -> None:
         """Check all rows, and extract the images that the table itself contains."""
-        if problems := cls.find_problems(root):
-            raise UsageError("; ".join(problems))
+        super().prepare(root)
         rows = cls.rows(root)
         if rows.are_images_embedded:
             extract_images(rows.table, rows.columns["path"], len(rows.labels))

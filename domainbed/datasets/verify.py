@@ -109,8 +109,6 @@ def verify_files(dataset: type[MultipleDomainDataset], data_dir: str) -> Verific
         return Verification(["no files needed"])
     result = Verification()
     try:
-        if problems := dataset.find_problems(data_dir):
-            raise UsageError("; ".join(problems))
         dataset.prepare(data_dir)
         made = dataset(data_dir, (), {name: hparam.default for name, hparam in SHARED.items()})
     except UsageError as error:

@@ -19,7 +19,7 @@ from domainbed.engine.data import load_data
 from domainbed.errors import UsageError
 from domainbed.hparams import Hparams, Value
 from domainbed.loading.base import Request
-from domainbed.loading.feature_store import Extract, FeatureFile, fill
+from domainbed.loading.feature_store import Extract, FeatureFile, feature_folder, fill
 from domainbed.loading.image_cache import fingerprint
 from domainbed.loading.photo_feed import FileImages, PhotoEnvironment, PhotoFeed
 from domainbed.loading.splits import Split
@@ -187,12 +187,6 @@ def full_precision() -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def feature_folder(config: JobConfig) -> Path:
-    """Return the folder of the store: in `--cache` or, by default, in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "domainbed")
-    return Path(config.cache or default) / "features"
-
-
 def extract_features(
     config: JobConfig,
     hparams: Hparams,
@@ -233,7 +227,7 @@ def extract_features(
             stem = f"{config.dataset}-{name}-{backbone_name(hparams)}-view{view}"
             files.append(
                 FeatureFile(
-                    feature_folder(config),
+                    feature_folder(config.cache),
                     stem.replace("/", "_"),
                     (*key, str(view), *augmentation),
                     len(paths),

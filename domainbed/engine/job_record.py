@@ -19,7 +19,7 @@ from domainbed.engine.metrics import NonFiniteError, check_weights
 from domainbed.engine.predictions import PredictionLog
 from domainbed.engine.setup import Setup
 from domainbed.loading.base import Request
-from domainbed.records import BEST_MODEL_FILE, SELECTIVE, read_job, records_length, validation_accuracy
+from domainbed.records import BEST_MODEL_FILE, EVALUATED_ONCE, SELECTIVE, read_job, records_length, validation_accuracy
 
 
 def make_record(
@@ -93,7 +93,7 @@ def measure_needed(
     parts: tuple[str, ...] = ()
     if step == config.steps - 1 or averaging.has_ended:
         parts = ("in", "out")
-    elif averaging.IS_EVALUATED_ONCE:
+    elif config.averaging in EVALUATED_ONCE:
         pass  # only the last record counts
     elif config.eval == "leave_one_out" or improves_validation(config, {"args": config.args(), **accuracies}):
         parts = ("in",)
@@ -126,10 +126,10 @@ def improves_validation(config: JobConfig, record: Mapping[str, Any]) -> bool:
     return best_record(config, record) is record
 
 
-def models_to_save(config: JobConfig, averaging: Averaging, record: Mapping[str, Any]) -> list[str]:
+def models_to_save(config: JobConfig, record: Mapping[str, Any]) -> list[str]:
     """Return the names under which to save the model of a record that has not been written yet."""
     names = [f"model_step{record['step']}.pkl"] if config.save_model_every_checkpoint else []
-    if config.save_best_model and (averaging.IS_EVALUATED_ONCE or improves_validation(config, record)):
+    if config.save_best_model and (config.averaging in EVALUATED_ONCE or improves_validation(config, record)):
         names.append(BEST_MODEL_FILE)
     return names
 
@@ -139,7 +139,8 @@ def save_predictions(
 ) -> None:
     """Save the predictions of a record that has not been written yet, if a selection method may choose it."""
     step = record["step"]
-    best_step = step if averaging.IS_EVALUATED_ONCE else best_record(config, record)["step"]
-    if step == config.steps - 1 or averaging.has_ended or (best_step == step and not averaging.IS_EVALUATED_ONCE):
+    is_once = config.averaging in EVALUATED_ONCE
+    best_step = step if is_once else best_record(config, record)["step"]
+    if step == config.steps - 1 or averaging.has_ended or (best_step == step and not is_once):
         predictions.save(Path(config.output_dir), step, best_step)
     predictions.clear()

@@ -98,7 +98,7 @@ def load_initial_weights(algorithm: Algorithm, config: JobConfig) -> None:
 
 def check_compilation(config: JobConfig, algorithm: Algorithm) -> None:
     """Raise UsageError if compilation is requested and the algorithm says that it does not support it."""
-    if config.compile == "on" and not getattr(algorithm, "SUPPORTS_COMPILATION", True):
+    if config.compile == "on" and not algorithm.SUPPORTS_COMPILATION:
         raise UsageError(f"{type(algorithm).__name__} does not support --compile on; omit it, or pass --compile off")
 
 

@@ -94,7 +94,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 stop = partial(checkpointer.stop_if_requested, progress, get_rng_state())
                 record = make_record(config, setup, progress, before_batch=stop)
                 lock.check()
-                for name in models_to_save(config, averaging, record):  # before the checkpoint, so that none is missing
+                for name in models_to_save(config, record):  # before the checkpoint, so that none is missing
                     with averaging.applied(final_images(config, setup, progress)):
                         save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
                 if setup.predictions:

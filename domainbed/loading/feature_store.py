@@ -10,7 +10,6 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
-from domainbed.files import atomic_write, open_regular, read_regular
+from domainbed.files import atomic_write, folder_size, open_regular, read_regular
 
 CHUNK_IMAGES = 128
 POLL = 0.5  # seconds between looks at chunks that other jobs are computing
@@ -92,6 +91,12 @@ class FeatureFile:
             return None
         is_valid = len(content) == size + 4 and _checksum(content[:size]) == content[size:]
         return content[:size] if is_valid else None
+
+
+def feature_folder(cache: str | None) -> Path:
+    """Return the folder of the store: in `--cache` or, by default, in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "domainbed")
+    return Path(cache or default) / "features"
 
 
 def fill(
@@ -186,12 +191,7 @@ def _assemble(file: FeatureFile) -> None:
 def _check_room(folder: Path, missing: Sequence[FeatureFile], limit_gb: float) -> None:
     """Raise UsageError if the missing files do not fit. What exists of them already is part of what they need."""
     parts = tuple(file.path.name for file in missing)
-    used = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):  # another job renames and deletes files
-                if not entry.name.startswith(parts) and entry.is_file(follow_symlinks=False):
-                    used += entry.stat(follow_symlinks=False).st_size
+    used = folder_size(folder, leave_out=parts)
     needed = sum(file.n_bytes for file in missing)
     if used + needed > limit_gb * 2**30:
         raise UsageError(

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
-from domainbed.files import file_lock, open_regular
+from domainbed.files import file_lock, folder_size, open_regular
 from domainbed.loading.pack import Pack, write_pack
 from domainbed.terminal import ProgressBar
 
@@ -96,12 +96,12 @@ def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry], che
         unfinished.unlink()
     for entry in missing:
         entry.path.unlink(missing_ok=True)  # outdated
-    is_decoded = _choose_format(missing, limit_gb * 2**30 - _size_of_folder(directory), check_stop)
+    is_decoded = _choose_format(missing, limit_gb * 2**30 - folder_size(directory), check_stop)
     if is_decoded is None:
         for entry in missing:  # make room by deleting other selections of the same files
             for other in directory.glob(f"{glob.escape(entry.stem)}-*.pack"):
                 other.unlink()
-        is_decoded = _choose_format(missing, limit_gb * 2**30 - _size_of_folder(directory), check_stop)
+        is_decoded = _choose_format(missing, limit_gb * 2**30 - folder_size(directory), check_stop)
     if is_decoded is None:
         return
     total = sum(len(entry.files) for entry in missing)
@@ -161,11 +161,6 @@ def _decoded_bytes(file: str) -> int:
     with suppress(Exception), open_regular(file) as data, Image.open(data) as image:
         return 3 * image.width * image.height
     return 0
-
-
-def _size_of_folder(directory: Path) -> int:
-    with os.scandir(directory) as entries:
-        return sum(entry.stat().st_size for entry in entries)
 
 
 def _short_hash(*words: str) -> str:

@@ -259,7 +259,8 @@ def _frozen_backbone(hparams: Mapping[str, Any]) -> str:
     """Return "frozen" and the name of the backbone if it is frozen, otherwise ""."""
     if hparams.get("frozen") is not True:
         return ""
-    flags = [name for name in ("resnet18", "resnet50_augmix", "dinov2") if hparams.get(name) is True]
+    # dinov2 first: resnet50_augmix, true by default with --protocol head, does not apply to it.
+    flags = [name for name in ("dinov2", "resnet18", "resnet50_augmix") if hparams.get(name) is True]
     return f"frozen {flags[0] if flags else hparams.get('backbone')}"
 
 

@@ -1,6 +1,5 @@
 """Command lines: each parses its arguments, calls the package, and prints."""
 
-import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +28,12 @@ def _reject_unknown_module() -> None:
         return
     module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
     package, _, name = module.rpartition(".")
-    if package == __name__ and not os.path.exists(os.path.join(__path__[0], f"{name}.py")):
+    if package != __name__ or name == "__main__":
+        return
+    from domainbed.scripts.__main__ import COMMANDS
+
+    if name not in COMMANDS:  # also a module without a command
         from domainbed.errors import suggest
-        from domainbed.scripts.__main__ import COMMANDS
 
         names = ", ".join(COMMANDS)
         hint = suggest(name, COMMANDS)

@@ -130,8 +130,6 @@ def download_all(datasets: Mapping[str, type[MultipleDomainDataset]], data_dir: 
             if issubclass(dataset, Folder):
                 raise UsageError("nothing to download for your own images (check them with --verify)")
             if not issubclass(dataset, PublishedDataset):
-                if problems := dataset.find_problems(data_dir):
-                    raise UsageError("; ".join(problems))
                 dataset.prepare(data_dir)
                 print(f"{name}: ready")
             elif install(dataset, data_dir):

@@ -245,7 +245,7 @@ def delete_incomplete(args: argparse.Namespace) -> int:
         confirm(f"Delete the folders of {len(to_delete)} jobs, including their checkpoints?", "nothing was deleted")
     queue = read_queue(sweep_dir)  # after the question; failed jobs may be part of a queued task as well
     to_delete = [job for job in to_delete if not (queue and queue.has(job.folder.name))]
-    for job in delete_jobs(to_delete, sweep_dir, FINISHED - states):
+    for job in delete_jobs(to_delete, sweep_dir, {*FINISHED, JobState.FAILED} - states):
         print(f"{job} was resumed in the meantime; not deleted", file=sys.stderr)
     statuses = survey(statuses, read_queue(sweep_dir))
     print(f"Now: {count_states(statuses)}")

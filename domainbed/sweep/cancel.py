@@ -14,6 +14,7 @@ from domainbed.engine.lock import TakenError, locked, parent_pid
 from domainbed.errors import UsageError
 from domainbed.files import file_lock
 from domainbed.records import is_done, is_pruned
+from domainbed.sweep.failures import FAILURE_FILE
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.queue import Queue, read_queue, slurm_output
 from domainbed.sweep.status import JobState, Status, read_status
@@ -70,7 +71,7 @@ def delete_jobs(jobs: Sequence[Job], sweep_dir: Path, kept: Collection[JobState]
     Args:
         jobs: the jobs.
         sweep_dir: the sweep's folder.
-        kept: states in which a job is not deleted.
+        kept: states in which a job is not deleted: done, pruned or failed.
 
     Returns:
         The jobs that were not deleted, because they are running or in one of these states by now.
@@ -95,7 +96,7 @@ def _delete(job: Job, kept: Collection[JobState]) -> bool:
     trash = job.folder.parent / SWEEP_FOLDER / f"{DELETED_PREFIX}{uuid.uuid4().hex}"
     try:
         with locked(job.folder):
-            if (is_done(job.folder) and JobState.DONE in kept) or (is_pruned(job.folder) and JobState.PRUNED in kept):
+            if _is_finished_as(job.folder, kept):
                 return False
             os.rename(job.folder, trash)
     except TakenError:
@@ -104,6 +105,16 @@ def _delete(job: Job, kept: Collection[JobState]) -> bool:
         return True
     _remove(trash)
     return True
+
+
+def _is_finished_as(folder: Path, states: Collection[JobState]) -> bool:
+    """Return whether a job is done, pruned or failed, and this state is one of `states`. The caller holds its lock."""
+    reached = {
+        JobState.DONE: is_done(folder),
+        JobState.PRUNED: is_pruned(folder),
+        JobState.FAILED: (folder / FAILURE_FILE).exists(),
+    }
+    return any(reached[state] for state in states)
 
 
 def _remove(path: Path) -> None:

@@ -15,7 +15,6 @@ from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
-from domainbed.model_selection import EVALUATED_ONCE
 from domainbed.records import (
     BEST_MODEL_FILE,
     RESULTS_FILE,
@@ -23,6 +22,7 @@ from domainbed.records import (
     append_record,
     is_done,
     mark_done,
+    only_last_counts,
     read_job,
     validation_accuracy,
 )
@@ -112,7 +112,10 @@ def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: boo
             )
     if not groups:
         raise UsageError(f"--input_dir {str(input_dir)!r} contains no finished runs")
-    _check_models(name, [member for members in groups.values() for member in members])
+    _check_models([member for members in groups.values() for member in members])
+    if method.averages_weights:
+        for members in groups.values():
+            _check_start(name, members)
     result = []
     for key, members in sorted(groups.items()):
         members.sort(key=lambda member: (member.args["trial_seed"], member.args["hparams_seed"], member.folder.name))
@@ -129,7 +132,7 @@ def _finished_runs(sweep_dir: Path) -> Iterator[Member]:
             records = [record for record in read_job(folder)[0] if isinstance(record.get("args"), dict)]
             if records and "ensemble" not in records[-1]["args"]:
                 args = records[-1]["args"]
-                counting = records[-1:] if algorithm_name(args).endswith(EVALUATED_ONCE) else records
+                counting = records[-1:] if only_last_counts(algorithm_name(args)) else records
                 yield Member(folder, args, max(map(validation_accuracy, counting)))
 
 
@@ -137,25 +140,26 @@ def _is_average(args: Mapping[str, Any]) -> bool:
     return args["algorithm"] == "SMA" or args.get("averaging") == "sma"
 
 
-def _check_models(name: str, members: Sequence[Member]) -> None:
-    """Raise UsageError if a run has no saved model or, for averages of weights, another initial network."""
+def _check_models(members: Sequence[Member]) -> None:
+    """Raise UsageError if a run has no saved model."""
     missing = [member.folder.name for member in members if not (member.folder / BEST_MODEL_FILE).exists()]
     if missing:
         raise UsageError(
             f"{len(missing)} of {len(members)} finished runs have no {BEST_MODEL_FILE}, such as {missing[0]}; "
             "launch with --save_best_model"
         )
-    if METHODS[name].averages_weights:
-        initial: dict[tuple[str, str], set[str | None]] = defaultdict(set)
-        for member in members:
-            key = member.args["dataset"], str(member.args["test_envs"])
-            initial[key].add(member.args.get("init_digest"))
-        for (dataset, test_envs), digests in initial.items():
-            if None in digests or len(digests) > 1:
-                raise UsageError(
-                    f"--method {name} averages weights, which requires that all runs start from the same network, but "
-                    f"those on {dataset}, test {test_envs}, do not; launch with --init_from MODEL.pkl"
-                )
+
+
+def _check_start(name: str, members: Sequence[Member]) -> None:
+    """Raise UsageError if the runs of an average of weights do not start from the same network."""
+    digests = {member.args.get("init_digest") for member in members}
+    if None in digests or len(digests) > 1:
+        args = members[0].args
+        raise UsageError(
+            f"--method {name} averages weights, which requires that all runs start from the same network, but those of "
+            f"{algorithm_name(args)} on {args['dataset']}, test {args['test_envs']}, do not; launch with --init_from "
+            "MODEL.pkl"
+        )
 
 
 def run_ensembles(groups: Sequence[Group], name: str, data_dir: str | None) -> int:

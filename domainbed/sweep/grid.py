@@ -14,6 +14,7 @@ from domainbed.errors import UsageError
 from domainbed.hparams import parse_overrides
 from domainbed.options import as_tuple, check_options, option
 from domainbed.pruning import PruneOptions
+from domainbed.records import EVALUATED_ONCE
 from domainbed.seeding import seed_hash
 from domainbed.sweep.job import Job
 from domainbed.terminal import ProgressBar
@@ -104,8 +105,8 @@ class Grid:
                 "--prune cannot be combined with --leave_one_out: leave-one-domain-out selection needs the runs of a "
                 "draw with every pair of test environments, which would be pruned independently of each other"
             )
-        if self.pruning and self.job_args.get("averaging") == "swad":
-            raise UsageError("--prune cannot be combined with --averaging swad, of which only the last record counts")
+        if self.pruning and (scheme := self.job_args.get("averaging")) in EVALUATED_ONCE:
+            raise UsageError(f"--prune cannot be combined with --averaging {scheme}: only its last record counts")
         if self.n_hparams <= self.n_hparams_from:
             raise UsageError(f"--n_hparams {self.n_hparams} must be above --n_hparams_from {self.n_hparams_from}")
         self._check_size(len(set(self.datasets)))  # before datasets are known to exist

@@ -114,6 +114,11 @@ def _train(job: Job, control: JobControl) -> JobEvent:
         reason = describe_error(error, job.folder)
         print(f"error: {reason}")
         return JobEvent(job, JobState.FAILED, reason=reason)
+    return done_event(job)
+
+
+def done_event(job: Job) -> JobEvent:
+    """Return the event of a job that is done."""
     return JobEvent(job, JobState.DONE, steps=job.config.steps)
 
 
@@ -126,7 +131,7 @@ def pruned_event(job: Job) -> JobEvent:
 def _taken(job: Job) -> JobEvent:
     """Return the event of a job that another process trains or has finished."""
     if is_done(job.folder):
-        return JobEvent(job, JobState.DONE, steps=job.config.steps)
+        return done_event(job)
     return JobEvent(job, JobState.RUNNING, reason=TAKEN)
 
 

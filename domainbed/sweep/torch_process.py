@@ -12,9 +12,8 @@ from domainbed.sweep.worker import describe_exit, end_with_parent, start_process
 
 T = TypeVar("T")
 
-_n_gpus: int | None = (
-    None  # as counted by the last process; each one counts them, because importing torch takes seconds
-)
+# As counted by the last process; each one counts them, because importing torch takes seconds.
+_n_gpus: int | None = None
 
 
 def call_with_torch(function: Callable[..., T], *args: Any) -> T:
@@ -25,7 +24,7 @@ def call_with_torch(function: Callable[..., T], *args: Any) -> T:
         args: its arguments, which are pickled like its result.
 
     Raises:
-        UsageError: the process died.
+        UsageError: the function raised it, or the process died.
     """
     global _n_gpus
     if "torch" in sys.modules:
@@ -36,7 +35,7 @@ def call_with_torch(function: Callable[..., T], *args: Any) -> T:
     start_process(process)
     sender.close()
     try:
-        value, _n_gpus = receiver.recv()
+        value, error, _n_gpus = receiver.recv()
     except EOFError:
         process.join()
         raise UsageError(f"cannot run {function.__name__}: {describe_exit(process.exitcode)}") from None
@@ -44,6 +43,8 @@ def call_with_torch(function: Callable[..., T], *args: Any) -> T:
         process.kill()  # also on Ctrl-C; there is nothing to wait for once it has sent its result
         process.join()
         receiver.close()
+    if error:
+        raise error
     return value
 
 
@@ -63,4 +64,10 @@ def _count_gpus() -> int:
 def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     end_with_parent()
     os.dup2(2, 1)  # stdout is for the results of the command
-    sender.send((function(*args), _count_gpus()))
+    value: Any = None
+    error: UsageError | None = None
+    try:
+        value = function(*args)
+    except UsageError as raised:
+        error = UsageError(str(raised))  # subclasses need not survive pickling
+    sender.send((value, error, _count_gpus()))

@@ -20,7 +20,7 @@ from domainbed.engine.ensemble import evaluate_ensemble
 from domainbed.engine.export.base import export_model
 from domainbed.engine.export.weights import HuggingFace, Safetensors
 from domainbed.engine.feed import open_feed
-from domainbed.engine.frozen import extract_features, feature_folder, frozen_backbone, weights_hash
+from domainbed.engine.frozen import extract_features, frozen_backbone, weights_hash
 from domainbed.engine.model import load_model
 from domainbed.engine.setup import set_up
 from domainbed.engine.train import train
@@ -28,6 +28,7 @@ from domainbed.errors import UsageError
 from domainbed.hparams_registry import default_hparams, resolve_hparams
 from domainbed.loading.augmentation import NUM_UNIFORMS, Augmentation, augment, normalize, resized_crop, to_bytes
 from domainbed.loading.decode import decode
+from domainbed.loading.feature_store import feature_folder
 from domainbed.loading.sampling import draw_uniforms
 from domainbed.records import read_job
 from domainbed.seeding import seed_hash
@@ -153,7 +154,7 @@ def test_backbones_share_a_folder(data_dir: Path):
     _, third = features_of(make_config(data_dir))
     assert [e.views[0].tobytes() for e in first] == [e.views[0].tobytes() for e in third]
     assert [e.views[0].tobytes() for e in first] != [e.views[0].tobytes() for e in second]
-    assert len(list(feature_folder(make_config(data_dir)).glob("*.features"))) == 8
+    assert len(list(feature_folder(make_config(data_dir).cache).glob("*.features"))) == 8
 
 
 def test_other_weights_have_other_features(data_dir: Path, monkeypatch: pytest.MonkeyPatch):

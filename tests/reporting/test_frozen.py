@@ -37,6 +37,7 @@ FROZEN = {"frozen": True, "backbone": "efficientnet_lite0", "resnet18": False}
     [
         ([FROZEN], LABEL),
         ([{**FROZEN, "backbone": "resnet50", "resnet18": True}], "frozen resnet18"),
+        ([{**FROZEN, "vit": True, "dinov2": True, "resnet50_augmix": True}], "frozen dinov2"),
         ([{**FROZEN, "frozen": False}], ""),
         ([{}], ""),
         ([FROZEN, {}], f"fine-tuned and {LABEL}"),

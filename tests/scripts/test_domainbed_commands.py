@@ -99,7 +99,12 @@ def test_answer(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureF
 def test_unknown_module_lists_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     package = importlib.import_module("domainbed.scripts")
     monkeypatch.setattr(sys, "argv", ["-m"])
-    for name, hint in (("save_images", "choose from train, sweep,"), ("trian", "did you mean train? Available: train")):
+    hints = {
+        "save_images": "choose from train, sweep,",
+        "trian": "did you mean train? Available: train",
+        "cell": "",  # a module without a command
+    }
+    for name, hint in hints.items():
         monkeypatch.setattr(sys, "orig_argv", ["python", "-m", f"domainbed.scripts.{name}", "--data_dir", "d"])
         with pytest.raises(SystemExit):
             package._reject_unknown_module()

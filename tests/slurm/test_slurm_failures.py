@@ -71,7 +71,7 @@ def test_task_without_progress_in_its_time_limit_fails_its_job(tmp_path: Path):
     assert sweep.states() == [JobState.FAILED, JobState.NOT_LAUNCHED, JobState.NOT_LAUNCHED]
     status = sweep.command("status", "--failed")
     assert status.status == 1
-    assert f"{evaluated}\n  no update or evaluation finished in " in status.stdout
+    assert f"{evaluated}\n  no update, evaluation or preparation finished in " in status.stdout
     assert "increase --slurm_time\n" in status.stdout
 
     sweep.open_gate()

@@ -17,6 +17,7 @@ from domainbed.sweep.status import JobState, read_status
 from tests.processes import wait_until
 from tests.sweep.helpers import (
     FOREIGN,
+    fail,
     fill_folder,
     hold_lock,
     jobs_of,
@@ -329,6 +330,14 @@ def test_delete_missing_folder_and_folder_of_dead_owner(tmp_path: Path, monkeypa
         assert delete_jobs([gone, dead, mine], tmp_path, {JobState.DONE}) == [mine]
         assert mine.folder.exists()
     assert not dead.folder.exists()
+
+
+@pytest.mark.parametrize("kept", [set(), {JobState.FAILED}])
+def test_job_that_failed_in_the_meantime_is_deleted_only_on_request(tmp_path: Path, kept: set[JobState]):
+    job = make_job(tmp_path)
+    fail(job, "why")
+    assert delete_jobs([job], tmp_path, {JobState.DONE, *kept}) == ([job] if kept else [])
+    assert job.folder.exists() == bool(kept)
 
 
 def test_remains_of_a_killed_deletion_are_deleted(tmp_path: Path):

@@ -184,6 +184,22 @@ def test_requirements_are_explained(sweep: Path, tmp_path: Path):
         average_weights([tmp_path / "r" / "model.pkl", tmp_path / "t" / "a" / "model.pkl"], torch.device("cpu"))
 
 
+def test_each_ensemble_may_have_a_start_of_its_own(tmp_path: Path):
+    """Models of different algorithms, and trials, are never averaged, so they may start from different networks."""
+    job = {"dataset": "ColoredDigits", "test_envs": (2,), "steps": 1, "save_best_model": True}
+    sweep = tmp_path / "sweep"
+    for algorithm, trial in (("ERM", 0), ("ERM", 1), ("CORAL", 0)):
+        name = f"{algorithm}-{trial}"
+        train(JobConfig(**job, algorithm=algorithm, seed=trial, output_dir=str(tmp_path / name)))
+        init = str(tmp_path / name / "model.pkl")
+        train(
+            JobConfig(**job, algorithm=algorithm, trial_seed=trial, init_from=init, output_dir=str(sweep / name)),
+        )
+    assert len(find_groups(sweep, sweep, "diwa_uniform")) == 3
+    with pytest.raises(UsageError, match=r"but those of ERM on ColoredDigits, test \[2\], do not; launch with"):
+        find_groups(sweep, sweep, "diwa_all_trials")
+
+
 def test_ensemble_of_averages(tmp_path: Path):
     """EoA: over the trials, of the runs with averages alone."""
     job = {"dataset": "RotatedDigits", "algorithm": "ERM", "test_envs": (2,), "steps": 3, "save_best_model": True}

@@ -15,6 +15,7 @@ from torchvision import models
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.config import JobConfig
+from domainbed.engine.metrics import NonFiniteError
 from domainbed.errors import UsageError
 from domainbed.hparams import Hparams
 from domainbed.sweep import preflight, torch_process
@@ -185,6 +186,15 @@ def test_calls_in_another_process(without_torch: None):
     assert call_with_torch(os.getpid) != os.getpid()
     assert call_with_torch(divmod, 7, 2) == (3, 1)
     assert count_gpus() >= 0
+
+
+def reject(option: str) -> None:
+    raise NonFiniteError(3, f"{option} is infinite")
+
+
+def test_usage_errors_in_another_process_are_raised_here(without_torch: None):
+    with pytest.raises(UsageError, match=r"^training diverged at step 3: --x is infinite;"):
+        call_with_torch(reject, "--x")
 
 
 def exit_with(status: int) -> None:

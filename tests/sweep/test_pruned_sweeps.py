@@ -400,7 +400,7 @@ def test_damaged_decision(tmp_path: Path, content: bytes, capsys: pytest.Capture
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture):
     for options, message in {
         ("--prune", "asha", "--unprune"): "--unprune cannot be combined with --prune: it runs all jobs to their end",
-        ("--prune", "median", "--averaging", "swad"): "--averaging swad, of which only the last record counts",
+        ("--prune", "median", "--averaging", "swad"): "--averaging swad: only its last record counts",
     }.items():
         assert main(words(tmp_path, *options)) == 2
         assert message in capsys.readouterr().err

@@ -9,7 +9,7 @@ from domainbed.errors import UsageError
 from domainbed.records import mark_done
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.slurm import SlurmLauncher, SlurmOptions
-from domainbed.sweep.launchers.slurm_task import Task
+from domainbed.sweep.launchers.slurm_task import Task, prepared_size
 from domainbed.sweep.queue import slurm_folder, write_tasks
 from domainbed.sweep.status import JobState
 from tests.sweep.helpers import fail, make_job, states
@@ -93,7 +93,9 @@ def test_task_without_progress_is_not_requeued_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: int, seconds: float, is_requeued: bool
 ):
     task = Task(minutes)
-    task._current, task._start_time, task._made_progress = make_job(tmp_path), 0.0, False
+    cache = tmp_path / "cache"
+    task._current, task._start_time, task._made_progress = make_job(tmp_path, cache=str(cache)), 0.0, False
+    task._prepared = prepared_size(str(cache))
     task._current.folder.mkdir(parents=True)
     monkeypatch.setattr("time.monotonic", lambda: seconds)
     args = [task._current], {}
@@ -101,6 +103,25 @@ def test_task_without_progress_is_not_requeued_forever(
     assert states([task._current]) == [JobState.NOT_LAUNCHED if is_requeued else JobState.FAILED]
     task._made_progress = True
     assert task.checkpoint(*args) is not None
+
+
+@pytest.mark.parametrize("file", ["PACS-A.pack", "features/PACS-A.features.3"])
+def test_prepared_data_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str):
+    """Features are extracted, and the cache is filled, once for all jobs, which may take several time limits."""
+    cache = tmp_path / "cache"
+    (cache / "features").mkdir(parents=True)
+    (cache / "features" / "of another dataset").write_bytes(bytes(9))
+    job = make_job(tmp_path, cache=str(cache))
+    job.folder.mkdir(parents=True)
+    task = Task(60)
+    task._current, task._start_time, task._made_progress = job, 0.0, False
+    task._prepared = prepared_size(job.config.cache)
+    assert task._prepared == 9
+    monkeypatch.setattr("time.monotonic", lambda: 1900.0)
+    (cache / file).write_bytes(bytes(100))
+    assert task.checkpoint([job], {}) is not None
+    task._prepared = prepared_size(job.config.cache)
+    assert task.checkpoint([job], {}) is None
 
 
 def test_tasks_load_only_files_that_nobody_else_can_write(tmp_path: Path):

@@ -29,12 +29,10 @@ class Averaging:
 
     Attributes:
         NEEDS_LOSS: whether `end_interval` reads the validation loss.
-        IS_EVALUATED_ONCE: whether only the last record counts in model selection; see `model_selection.EVALUATED_ONCE`.
         has_ended: whether the average is complete, so that training stops.
     """
 
     NEEDS_LOSS: ClassVar[bool] = False
-    IS_EVALUATED_ONCE: ClassVar[bool] = False
 
     def __init__(self, config: "JobConfig", algorithm: Algorithm) -> None:
         self.algorithm = algorithm

@@ -113,7 +113,6 @@ class SWAD(Averaging):
     """
 
     NEEDS_LOSS = True
-    IS_EVALUATED_ONCE = True
 
     def __init__(self, config: "JobConfig", algorithm: Algorithm) -> None:
         super().__init__(config, algorithm)

@@ -22,7 +22,6 @@ TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5
 MAX_TICKS = 6
 EQUAL: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": "--"}
 LINE: dict[str, Any] = {"color": "black", "linewidth": 1.4}
-BEYOND: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}  # the range of the baseline's runs
 
 
 @print_style

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from domainbed.sweep.job import Job
-from domainbed.sweep.run import TAKEN, JobEvent, pruned_event
+from domainbed.sweep.run import TAKEN, JobEvent, done_event, pruned_event
 from domainbed.sweep.status import MAX_ALIKE, JobState, Status
 
 
@@ -89,7 +89,7 @@ def skip_event(job: Job, state: JobState, blocked_reason: str) -> JobEvent | Non
         blocked_reason: why no more jobs of its kind are started, or "".
     """
     if state == JobState.DONE:
-        return JobEvent(job, state, steps=job.config.steps)
+        return done_event(job)
     if state == JobState.PRUNED:
         return pruned_event(job)
     if state not in (JobState.NOT_LAUNCHED, JobState.INCOMPLETE):

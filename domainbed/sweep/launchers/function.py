@@ -13,7 +13,7 @@ from domainbed.engine.interrupts import STOP_SIGNALS
 from domainbed.errors import UsageError, one_line
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers.base import Launcher, skip_event
-from domainbed.sweep.run import JobEvent, pruned_event
+from domainbed.sweep.run import JobEvent, done_event, pruned_event
 from domainbed.sweep.status import JobState, Status, blocked_kinds, read_status
 
 
@@ -51,6 +51,8 @@ class FunctionLauncher(Launcher):
             status = read_status(job.folder)
             if status.state == JobState.PRUNED:
                 yield pruned_event(job)
+            elif status.state == JobState.DONE:
+                yield done_event(job)
             elif status.state != JobState.NOT_LAUNCHED:
                 yield JobEvent(job, status.state, reason=status.failure.reason if status.failure else "")
 

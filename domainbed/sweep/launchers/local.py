@@ -15,7 +15,7 @@ from domainbed.options import check_options, option
 from domainbed.sweep.failures import Failure, record_failure
 from domainbed.sweep.job import LOG_FILE, Job, Kind
 from domainbed.sweep.launchers.base import Capacity, Launcher, skip_event
-from domainbed.sweep.run import JobEvent, pruned_event
+from domainbed.sweep.run import JobEvent, done_event, pruned_event
 from domainbed.sweep.status import JobState, Status, blocked_reason, read_status
 from domainbed.sweep.torch_process import count_gpus
 from domainbed.sweep.worker import describe_exit, serve, start_process
@@ -192,7 +192,9 @@ class _Worker:
         state = read_status(self._job.folder).state
         if state == JobState.PRUNED:
             return pruned_event(self._job)
-        if was_asked or state == JobState.DONE:
+        if state == JobState.DONE:
+            return done_event(self._job)
+        if was_asked:
             return JobEvent(self._job, state)
         reason = describe_exit(exitcode)
         if exitcode is not None and -exitcode in EXTERNAL_SIGNALS:

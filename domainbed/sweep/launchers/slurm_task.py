@@ -5,11 +5,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from submitit.helpers import DelayedSubmission
 
 from domainbed.engine.interrupts import TERMINATION_SIGNALS, StopRequest, stop_on_signals
 from domainbed.engine.lock import HEARTBEAT_TIMEOUT, TAKEOVER_DELAY, file_system_time, lock_owner, this_process
+from domainbed.files import folder_size
+from domainbed.loading.feature_store import feature_folder
 from domainbed.sweep.failures import record_failure
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.launchers.base import skip_event
@@ -54,7 +57,7 @@ class Task:
         states: dict[str, str] = {}
         with stop_on_signals(TERMINATION_SIGNALS) as stop_request:
             for job in jobs:
-                self._current = job
+                self._current, self._prepared = job, prepared_size(job.config.cache)
                 event = self._run(job, siblings[job.kind], stop_request)
                 if event is None:
                     continue
@@ -74,11 +77,15 @@ class Task:
         return states
 
     def checkpoint(self, jobs: Sequence[Job], siblings: Mapping[Kind, Sequence[str]]) -> DelayedSubmission | None:
-        """Return what SLURM starts again; None, and fail the job, if it made no progress in its time limit."""
+        """Return what SLURM starts again; None, and fail the job, if it made no progress in its time limit.
+
+        Progress is an update, an evaluation, or prepared data: what one task prepares, the next one does not repeat.
+        """
         seconds = time.monotonic() - self._start_time
+        made_progress = self._made_progress or prepared_size(self._current.config.cache) > self._prepared
         # The signal comes up to 150 s before the time limit, which started before this process did.
-        if not self._made_progress and seconds > min(60 * self.minutes / 2, 60 * self.minutes - 240):
-            reason = f"no update or evaluation finished in {seconds:.0f} s; increase --slurm_time"
+        if not made_progress and seconds > min(60 * self.minutes / 2, 60 * self.minutes - 240):
+            reason = f"no update, evaluation or preparation finished in {seconds:.0f} s; increase --slurm_time"
             record_failure(self._current.folder, reason)
             return None
         return DelayedSubmission(Task(self.minutes), jobs, siblings)
@@ -101,6 +108,11 @@ class Task:
 
     def _on_event(self, event: JobEvent) -> None:
         self._made_progress = True
+
+
+def prepared_size(cache: str | None) -> int:
+    """Return the size of the photographs and features prepared in `--cache`, by this process or others, in bytes."""
+    return folder_size(feature_folder(cache)) + (folder_size(Path(cache)) if cache else 0)
 
 
 def _may_come_free(job: Job, should_stop: Callable[[], bool]) -> bool:
