@@ -16,7 +16,7 @@ PATHS = ("ARCHIVE", "DIR", "FILE")  # the placeholders of options that take a pa
 
 # Of --trust_imports, an option of the commands that need the classes of others' jobs.
 TRUST_IMPORTS_HELP = (
-    "import all modules that the jobs imported; whoever can write to their folders may have named others"
+    "import all modules named in the jobs' files; unsafe if others can write there, because importing runs code"
 )
 
 

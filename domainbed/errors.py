@@ -1,7 +1,7 @@
 """Errors that are reported to the user on one line, and hints for misspelled names."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UsageError(ValueError):
@@ -41,6 +41,12 @@ class AlgorithmError(Exception):
 def one_line(error: object) -> str:
     """Return an error's message on one line."""
     return " ".join(str(error).split())
+
+
+def list_some(items: Sequence[object], limit: int, separator: str = ", ") -> str:
+    """Return the first items and how many follow: "a, b and 3 more"."""
+    others = len(items) - limit
+    return separator.join(map(str, items[:limit])) + (f" and {others:,} more" if others > 0 else "")
 
 
 def suggest(name: str, names: Iterable[str]) -> str:

@@ -234,7 +234,7 @@ def _help(declared: Option) -> str:
     """Return the help of an option as argparse expects it."""
     text = declared.help
     if declared.choices and declared.metavar:
-        text += f": {', '.join(declared.allowed_values())}"
+        text += f" (choices: {', '.join(declared.allowed_values())})"
     if declared.if_unset:
         text += f" (default: {declared.if_unset})"
     return text.replace("%", "%%")

@@ -28,9 +28,10 @@ class PruneOptions:
 
     prune: str = option(
         NO_PRUNING,
-        help="stop jobs that are behind the other draws of their trial, by training-domain validation. asha: at 1/F, "
-        "1/F², … of the steps, unless among the best 1/F of the draws so far (F: --prune_factor); median: at any "
-        f"evaluation, below the median of at least {MIN_PEERS} other draws. Stopped jobs can be resumed (--unprune)",
+        help="stop jobs whose training-domain validation accuracy is behind that of the other draws of their trial. "
+        "asha: after 1/F, 1/F², … of the steps, keep only the top 1/F of the draws so far (F: --prune_factor); median: "
+        f"at any evaluation, stop jobs below the median of at least {MIN_PEERS} other draws. --unprune resumes stopped "
+        "jobs",
         choices=(NO_PRUNING, "asha", "median"),
     )
     prune_factor: int = option(2, help="reduction factor F of --prune asha", metavar="F", at_least=2)

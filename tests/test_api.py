@@ -25,8 +25,8 @@ from domainbed.records import mark_done, read_job
 from domainbed.reporting.load import load_sweep
 from domainbed.scripts import collect_results
 from domainbed.sweep.launchers import LAUNCHERS, JobEvent, Launcher
+from domainbed.sweep.processes import start_process
 from domainbed.sweep.status import JobState
-from domainbed.sweep.worker import start_process
 from tests.conftest import make_record, write_sweep
 from tests.sweep.helpers import LauncherHere
 

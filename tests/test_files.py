@@ -247,12 +247,20 @@ def test_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not list(folder.iterdir())
     folder.parent.chmod(0o775)
     monkeypatch.setattr(files, "_is_own_group", lambda user, group: False)
-    if os.getuid() == 0:
-        os.chown(folder.parent, 0, 54321)
-        assert other_writers(folder) == f"group 54321 can write to {folder.parent}"
-        folder.parent.chmod(0o755)
-        os.chown(folder.parent, 54321, 0)
-        assert other_writers(folder) == f"user 54321 owns {folder.parent}"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to others")
+def test_owners_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "_is_own_group", lambda user, group: False)
+    parent = tmp_path / "parent"
+    folder = parent / "folder"
+    folder.mkdir(parents=True)
+    parent.chmod(0o775)
+    os.chown(parent, 0, 54321)
+    assert other_writers(folder) == f"group 54321 can write to {parent}"
+    parent.chmod(0o755)
+    os.chown(parent, 54321, 0)
+    assert other_writers(folder) == f"user 54321 owns {parent}"
 
 
 def test_other_writers_of_new_folders(tmp_path: Path):

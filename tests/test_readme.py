@@ -66,7 +66,8 @@ def test_room_readme_lists_every_file(room: Path):
     listed = (room / "README.md").read_text()
     for path in room.rglob("*"):
         if path.suffix in (".py", ".html", ".css", ".js") and path.name != "__init__.py":
-            assert path.name in listed, f"{path} is not in {room / 'README.md'}"
+            name = rf"`(?:\w+/)*{re.escape(path.name)}[` ]"
+            assert re.search(name, listed), f"{path} is not in {room / 'README.md'}"
     for name in re.findall(r"`((?:\w+/)*(?!my_)\w+\.py)`", listed):
         places = [room, *room.rglob("*"), ROOT / "domainbed", ROOT]
         assert any((place / name).is_file() for place in places), f"{name} does not exist"
@@ -83,13 +84,15 @@ def test_root_readme_lists_every_room():
 
 @pytest.mark.parametrize("readme", READMES, ids=IDS)
 def test_links_resolve(readme: Path):
-    content = readme.read_text()
-    headings = {
-        re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", content, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", content):
-        path, _, fragment = target.partition("#")
-        assert (readme.parent / path).exists() if path else fragment in headings, target
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", readme.read_text()):
+        name, _, fragment = target.partition("#")
+        path = readme.parent / name if name else readme
+        assert path.exists(), target
+        if fragment:
+            path = path / "README.md" if path.is_dir() else path
+            headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+            assert fragment in anchors, target
 
 
 @pytest.mark.slow

@@ -113,8 +113,8 @@ def contrastive_loss(
     z = F.normalize(z, dim=1)
     same_domain = domains[:, None] == domains[None]
     others = ~torch.eye(len(y), dtype=torch.bool, device=y.device)
-    weights = torch.where(same_domain, weight, 1 - weight).to(z.dtype)
-    similarities = weights * (z @ z.T / temperature).exp()
+    similarities = (z @ z.T / temperature).exp()
+    similarities = torch.where(same_domain, weight * similarities, (1 - weight) * similarities)
     totals = EPSILON + (similarities * others).sum(1, keepdim=True)
     positives = (y[:, None] == y[None]) & others
     n_positives = positives.sum(1)

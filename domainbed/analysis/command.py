@@ -68,7 +68,7 @@ class AnalyzeOptions:
                 "which writes all of them"
             )
         if self.data_dir is not None and self.output_dir is None:
-            raise UsageError("--data_dir is for contact sheets, which are files; add --output_dir")
+            raise UsageError("--data_dir requires --output_dir, the folder for the contact sheets")
 
 
 def parser() -> cli.Parser:

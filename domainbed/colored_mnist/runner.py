@@ -23,7 +23,7 @@ from domainbed.errors import UsageError
 from domainbed.files import read_regular
 from domainbed.landscape import PREFIX
 from domainbed.records import MAX_RESULTS_SIZE
-from domainbed.sweep.worker import ignore_sigint
+from domainbed.sweep.processes import ignore_sigint
 from domainbed.terminal import ProgressBar
 
 SETTINGS = ("algorithm", "label_flip", "grayscale", "steps", "seed")

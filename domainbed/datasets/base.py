@@ -227,7 +227,7 @@ class MultipleDomainDataset:
             UsageError: the dataset is not a table, or the columns are not in the form ROLE=COLUMN,….
         """
         if columns is not None:
-            raise UsageError(f"--columns applies to the dataset Table only; {cls.__name__} has no columns")
+            raise UsageError(f"--columns applies to the Table dataset only; {cls.__name__} has no columns")
         return cls
 
     @classmethod

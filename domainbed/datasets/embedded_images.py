@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from domainbed.datasets.table_files import TableFile, version
-from domainbed.errors import UsageError, printable
+from domainbed.errors import UsageError, list_some, printable
 from domainbed.files import file_lock, open_regular
 from domainbed.terminal import ProgressBar
 
@@ -71,10 +71,9 @@ def _write_images(table: TableFile, column: str, n_rows: int, folder: Path) -> N
             file.parent.mkdir(exist_ok=True)
         file.write_bytes(data or b"")
     if faulty:
-        shown = ", ".join(map(str, faulty[:MAX_NAMED])) + ", …" * (len(faulty) > MAX_NAMED)
         raise UsageError(
-            f"{table.path}: {len(faulty):,} rows have no image in column {printable(column)!r} (rows {shown}); "
-            "delete these rows"
+            f"{table.path}: {len(faulty):,} rows have no image in column {printable(column)!r} "
+            f"(rows {list_some(faulty, MAX_NAMED)}); delete these rows"
         )
 
 

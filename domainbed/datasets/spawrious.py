@@ -36,7 +36,7 @@ class Part(NamedTuple):
 class Spawrious(PublishedDataset):
     """A test environment and two training environments.
 
-    Environment 0 is made to be tested on, and is always plain. The others are always augmented, without crops, even if
+    Environment 0 is meant for testing, and is always plain. The others are always augmented, without crops, even if
     they are test environments too.
 
     Attributes:

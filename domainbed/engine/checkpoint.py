@@ -291,8 +291,8 @@ def _load(path: Path, is_trusted: bool) -> tuple[Any, bool]:
     except pickle.UnpicklingError as error:
         if not is_trusted:
             raise UsageError(
-                f"{path} contains {unsafe_objects(path, error)}, and loading these can run code of whoever wrote the "
-                "file; delete the folder to start over or, if the algorithm saves them and nobody else can write to "
+                f"{path} contains {unsafe_objects(path, error)}, and loading these can run any code in the file; "
+                "delete the folder to start over or, if the algorithm saves them and nobody else can write to "
                 "the folder, pass --trust_checkpoint"
             ) from None
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():

@@ -49,7 +49,7 @@ class JobConfig:
     protocol: str = option(
         "2021",
         help="defaults of hyperparameters. 2021: those of the published tables; head: those of DomainBed's code since "
-        "July 2024, a ResNet-50 with timm's AugMix weights and batch norm that is not frozen. Their results are not "
+        "July 2024, a ResNet-50 with timm's AugMix weights and unfrozen batch norm. Results of the two are not "
         "comparable",
         choices=PROTOCOLS,
     )
@@ -82,10 +82,10 @@ class JobConfig:
     )
     columns: str | None = option(
         None,
-        help="columns of the dataset Table by their roles, which are path, label, environment and group (what images "
-        "belong to, such as a patient)",
+        help="columns of the Table dataset, by role: path, label, environment, or group (what the images have in "
+        "common, such as a patient)",
         metavar="ROLE=COLUMN,…",
-        if_unset="recognized by their names, without group",
+        if_unset="detected by name, without group",
     )
     split_by: str | None = option(
         None,
@@ -102,17 +102,18 @@ class JobConfig:
     )
     averaging: str = option(
         NO_AVERAGING,
-        help="evaluate and save an average of the weights along training instead of the last weights; sma: since "
-        "update 99; swad: within a valley of the validation loss, at whose end the job ends. Tables show the algorithm "
-        "as `ERM+SWAD`",
+        help="average the weights during training, and evaluate and save the average instead of the last weights. sma: "
+        "average all updates from the 99th on; swad: average the updates in a valley of the validation loss, then "
+        "stop. Tables append the scheme to the algorithm, as in `ERM+SWAD`",
         choices=lambda: (NO_AVERAGING, *AVERAGINGS),
     )
     eval: str = option(
         "all",
-        help="splits to evaluate. splits: omit the in splits of the training environments, which no selection method "
-        "reads; selection: only what training-domain and test-domain can still select, i.e. of a test environment the "
-        "in split where validation improves, and both at the end; leave_one_out: also what leave-one-domain-out needs, "
-        "the in splits of test environments at each evaluation. Tables are equal",
+        help="which splits to evaluate. splits: all but the in splits of training environments, which no selection "
+        "method uses; selection: only what training-domain and test-domain selection need, which are a test "
+        "environment's in split whenever the validation accuracy improves, and both of its splits at the end; "
+        "leave_one_out: the same, but with the in splits of test environments at every evaluation. Finished jobs give "
+        "the same tables as with all, except that selection gives none for leave-one-domain-out",
         choices=("all", "splits", *SELECTIVE),
     )
     clean_evaluation: bool = option(
@@ -127,8 +128,8 @@ class JobConfig:
     )
     data_dir: str | None = option(
         None,
-        help="folder that contains the datasets (not required for the digits); for the datasets Folder and Table, "
-        "the folder or file of the dataset itself",
+        help="folder that contains the datasets (not required for ColoredDigits and RotatedDigits); for the Folder and "
+        "Table datasets, the folder or file of the dataset itself",
         metavar="DIR",
         compare=False,
     )
@@ -155,8 +156,8 @@ class JobConfig:
     )
     init_from: str | None = option(
         None,
-        help="model saved by a job of the same algorithm and dataset, whose weights are the initial ones. Its content "
-        "determines results, and therefore the name of the job's folder in a sweep",
+        help="model from which to initialize the weights, saved by a job of the same algorithm and dataset. Its "
+        "content affects the results, and therefore the name of the job's folder in a sweep",
         metavar="FILE",
         compare=False,
     )
@@ -231,13 +232,13 @@ class JobConfig:
     trust_checkpoint: bool = option(
         False,
         help="resume from checkpoints with objects other than tensors, numbers and text, as some algorithms save. "
-        "Loading one runs any code in it, so nobody else may be able to write to the job's folder",
+        "Loading one runs any code in it: use this only if nobody else can write to the job's folder",
         compare=False,
     )
     track: str = option(
         NO_TRACKER,
-        help="what else to record at each evaluation; landscape: distances between the training domains' risks, "
-        "gradients and Hessians (of the classifier, on one batch per domain), which `plot` draws",
+        help="additional quantities to record at each evaluation; landscape: distances between the training domains' "
+        "risks, gradients and Hessians (of the classifier, on one batch per domain), which `plot` draws",
         choices=lambda: (NO_TRACKER, *TRACKERS),
         compare=False,
     )
@@ -316,7 +317,7 @@ class JobConfig:
         return get_dataset_class(self.dataset, self.columns)
 
     def has_custom_environments(self) -> bool:
-        """Return whether data_dir determines the environments, as for the datasets Folder and Table."""
+        """Return whether data_dir determines the environments, as for the Folder and Table datasets."""
         return self.dataset_spec().has_custom_environments
 
     def title(self) -> str:
@@ -411,7 +412,7 @@ def check_test_envs(test_envs: tuple[int, ...], dataset: str, spec: DatasetSpec)
     if spec.n_testable is not None and min(test_envs) >= spec.n_testable:
         testable = ", ".join(f"{i} ({name})" for i, name in enumerate(environments[: spec.n_testable]))
         raise UsageError(
-            f"--test_envs {' '.join(map(str, test_envs))}: {dataset} is made to be tested on environment {testable}; "
+            f"--test_envs {' '.join(map(str, test_envs))}: {dataset} must be tested on environment {testable}; "
             "include it"
         )
     return tuple(sorted(test_envs))

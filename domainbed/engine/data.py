@@ -8,7 +8,7 @@ import torch
 from domainbed.algorithms.base import Minibatch
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.config import JobConfig
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, list_some
 from domainbed.hparams import Hparams
 from domainbed.loading.base import Feed, Request
 from domainbed.loading.sampling import BatchSampler
@@ -65,10 +65,10 @@ def environment_groups(config: JobConfig, dataset: MultipleDomainDataset) -> lis
     }
     if shared:
         raise UsageError(
-            f"--split_by group: {len(shared):,} groups have images in several environments, so both sides would have "
-            f"images of them ({'; '.join(list(shared.values())[:3])}{'; …' * (len(shared) > 3)}). If they are "
-            "different, give them different names, such as hospital1-patient1; otherwise, delete their images from "
-            "all but one environment, or pass --split_by image"
+            f"--split_by group: {len(shared):,} groups have images in several environments, so they would be in both "
+            f"training and test data ({list_some([*shared.values()], 3, '; ')}). If these are different groups of the "
+            "same name, rename them, e.g. hospital1-patient1. Otherwise, delete their images from all but one "
+            "environment, or pass --split_by image"
         )
     return groups
 

@@ -28,7 +28,7 @@ class InspectOptions:
         metavar="DIR",
     )
     columns: str | None = option(
-        None, help="columns of the dataset Table by their roles, as in train", metavar="ROLE=COLUMN,…"
+        None, help="columns of the Table dataset by their roles, as in train", metavar="ROLE=COLUMN,…"
     )
     output_dir: str = option(
         "inspect_output",

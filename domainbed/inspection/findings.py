@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, list_some
 from domainbed.inspection.contents import EnvironmentContents
 from domainbed.inspection.duplicates import Duplicates
 from domainbed.inspection.reader import ImageReader, Key
@@ -30,7 +30,7 @@ def find_problems(
 def _describe_broken(reader: ImageReader) -> list[str]:
     if not reader.broken:
         return []
-    listed = _listed(list(reader.broken.values()))
+    listed = list_some(list(reader.broken.values()), N_LISTED)
     return [
         f"{_count(len(reader.broken), 'broken image')}: {listed}. Only the headers of files and the images shown or "
         "measured here were read; download --verify decodes all"
@@ -41,7 +41,8 @@ def _describe_counts(env: int, environment: EnvironmentContents, classes: Sequen
     name, counts = environment.name, environment.counts.tolist()
     problems = []
     if missing := [classes[label] for label, n in enumerate(counts) if not n]:
-        problems.append(f"{name} has no images of {len(missing)} of {len(classes)} classes: {_listed(missing)}")
+        listed = list_some(missing, N_LISTED)
+        problems.append(f"{name} has no images of {len(missing)} of {len(classes)} classes: {listed}")
     try:
         split_environment(sum(counts), env, 0, HOLDOUT_FRACTION)
     except UsageError as error:
@@ -92,8 +93,3 @@ def _describe_images(environment: EnvironmentContents) -> list[str]:
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    others = len(names) - N_LISTED
-    return ", ".join(names[:N_LISTED]) + (f", and {others:,} more" if others > 0 else "")

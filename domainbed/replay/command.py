@@ -44,9 +44,9 @@ class ReplayOptions:
 def parser() -> cli.Parser:
     p = cli.Parser(
         prog=cli.command_name("replay"),
-        description="Replay a finished sweep with fewer draws, trials or evaluations, or with pruned runs: the "
-        "computing that this saves, and how much it changes cells, the order of algorithms, and which differences from "
-        "a baseline are real. By training-domain validation.",
+        description="Replay a finished sweep with fewer draws, trials or evaluations, or with pruning: how much "
+        "compute this saves, and how much it changes the cells, the order of algorithms, and which differences from a "
+        "baseline are significant. Uses training-domain selection.",
         examples=("--input_dir runs/digits", "--input_dir runs/digits --output_dir runs/digits_replay"),
     )
     add_options(p, ReplayOptions)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
     if n_pruned := int(sweep.jobs["pruned"].sum()):
-        print(f"warning: {n_pruned:,} runs were pruned; replays are of the finished ones only", file=sys.stderr)
+        print(f"warning: skipping {n_pruned:,} pruned runs; only finished runs are replayed", file=sys.stderr)
     datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     environments = {name: testable_names(sweep.jobs, name) for name in datasets}
@@ -131,21 +131,22 @@ def format_summary(summary: "pd.DataFrame", curves: "pd.DataFrame", n_compared: 
     n_runs = len(curves.drop_duplicates(["dataset", "algorithm", "test_env", "trial_seed", "hparams_seed"]))
     best = cheapest_faithful(summary)
     conclusion = f"{best} is the cheapest policy that never changed" if best else "Every policy at times changed"
-    conclusion += f" which differences from {options.baseline} are real."
+    conclusion += f" which differences from {options.baseline} are significant."
     if not n_compared:
         conclusion = (
-            f"No difference from {options.baseline} is compared: that requires two trials with runs of both algorithms "
+            f"Cannot compare with {options.baseline}: this requires two trials with runs of both algorithms "
             "on every test environment."
         )
     notes = [
-        f"{n_runs:,} finished runs, {n_updates:,} updates and {n_evaluations:,} evaluations; by training-domain.",
+        f"{n_runs:,} finished runs, {n_updates:,} updates and {n_evaluations:,} evaluations; model selection: "
+        "training-domain.",
         "Updates, Evaluations, Cost: in percent of the complete sweep. An evaluation counts as "
         f"{options.updates_per_evaluation:g} updates.",
         "Cells: mean absolute change, in percentage points; Largest: that of the cell that changes most.",
         "Swapped: pairs of algorithms whose order by a dataset's average changes, in percent.",
-        f"Changed: differences from {options.baseline}, of {n_compared} (each dataset and the average), that are no "
-        "longer real, newly real, or reversed. Real: the 95% intervals of the paired difference and of the probability "
-        "of improvement both exclude chance; with a single trial, none is.",
+        f"Changed: differences from {options.baseline}, of {n_compared} (each dataset and the average), that lose "
+        "significance, gain it, or change sign. Significant: the 95% intervals of the paired difference and of the "
+        "probability of improvement both exclude chance; with a single trial, none is.",
         f"Means and [95% intervals] over {options.resamples} random orders and draws.",
         conclusion,
     ]

@@ -144,7 +144,7 @@ def testable_names(jobs: pd.DataFrame, dataset: str) -> list[str]:
 def testable(runs: pd.DataFrame, environments: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Return the rows of these datasets whose `test_env` is one of their `testable_names`.
 
-    DomainBed also tests on environments that a dataset is not made to be tested on.
+    DomainBed also tests on environments that a dataset does not mean for testing.
     """
     n_testable = runs["dataset"].map({dataset: len(names) for dataset, names in environments.items()})
     return runs[runs["test_env"].astype(int) < n_testable]

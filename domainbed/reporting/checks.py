@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from domainbed.datasets import DATASETS
+from domainbed.errors import list_some
 from domainbed.records import RESULTS_FILE, RUN_KEYS
 from domainbed.reporting.cells import AVERAGE, RANK
 from domainbed.reporting.layout import AVERAGES
@@ -56,9 +57,8 @@ def describe_inconsistencies(jobs: pd.DataFrame, sweep_dir: Path, duplicates: Se
     if n := int((jobs["bad_images"] > 0).sum()):
         warnings.append(f"{n} job{'s' * (n > 1)} replaced broken images with others (--on_bad_image skip)")
     if n := len(duplicates):
-        names = ", ".join(duplicates[:5]) + (", …" if n > 5 else "")
         warnings.append(
-            f"skipping {n} folder{'s' * (n > 1)} with a run that another folder also contains ({names}): "
-            "a finished job takes precedence, then the one written last"
+            f"skipping {n} folder{'s' * (n > 1)} with a run that another folder also contains "
+            f"({list_some(duplicates, 5)}): a finished job takes precedence, then the one written last"
         )
     return warnings

@@ -11,7 +11,7 @@ import numpy as np
 
 from domainbed.reporting.cells import AVERAGE, SUMMARIES, Cell, benchmark_scores
 from domainbed.reporting.significance import (
-    LEVEL,
+    ALPHA,
     Friedman,
     compare_with_baseline,
     critical_difference,
@@ -57,7 +57,7 @@ class BaselineComparison:
 
     @property
     def is_significant(self) -> bool:
-        return self.corrected_p_value <= LEVEL
+        return self.corrected_p_value <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RankComparison:
     @property
     def is_significant(self) -> bool:
         """Whether Friedman's test finds that ranks differ."""
-        return self.test is not None and self.test.p_value <= LEVEL
+        return self.test is not None and self.test.p_value <= ALPHA
 
     def separates(self, first: str, second: str) -> bool:
         """Return whether the tests find that two ranked algorithms differ."""
@@ -201,7 +201,7 @@ def rank_algorithms(cells: Sequence[Cell], algorithms: Sequence[str]) -> RankCom
     if len(ranked) >= 3 and len(shown) >= 2:
         test = friedman(scores)
         difference = critical_difference(len(ranked), len(shown))
-        distance = difference if test.p_value <= LEVEL else math.inf
+        distance = difference if test.p_value <= ALPHA else math.inf
         groups = [[ranked[i] for i in group] for group in rank_groups([*ranks.values()], distance)]
     return RankComparison(
         ranks={name: ranks[name] for name in sorted(ranks, key=lambda name: ranks[name])},

@@ -42,12 +42,14 @@ def compare_sentence(comparison: BaselineComparison, n_datasets: int, titles: Ti
     place = _place(comparison.dataset, n_datasets, titles)
     difference = f"difference {format_number(comparison.difference, decimals, '+')}"
     if comparison.trials == 1:
-        return f"A single trial cannot separate {algorithm} from {baseline} {place} ({difference})."
+        return f"One trial is not enough to compare {algorithm} with {baseline} {place} ({difference})."
     numbers = f"({difference}, corrected p {format_p(comparison.corrected_p_value)})"
     if comparison.is_significant:
         side = "above" if comparison.difference > 0 else "below"
         return f"With {comparison.trials} trials, {algorithm} is {side} {baseline} {place} {numbers}."
-    return f"With {comparison.trials} trials, nothing separates {algorithm} from {baseline} {place} {numbers}."
+    return (
+        f"With {comparison.trials} trials, {algorithm} does not differ significantly from {baseline} {place} {numbers}."
+    )
 
 
 def format_p(p_value: float) -> str:
@@ -107,7 +109,7 @@ def _dataset_sentences(dataset: DatasetComparisons, baseline: str, titles: Title
         yield _rest_sentence(rest, len(dataset.comparisons), place, titles, decimals)
     if dataset.excluded:
         names = list_names([titles(name) for name in dataset.excluded])
-        yield f"Not compared {place}, for lack of a result in every trial that {titles(baseline)} has: {names}."
+        yield f"Not compared {place} (no result in some trials of {titles(baseline)}): {names}."
 
 
 def _rest_sentence(
@@ -116,14 +118,14 @@ def _rest_sentence(
     """Return a sentence about several algorithms that do not differ significantly from the baseline."""
     names = list_names([titles(c.algorithm) for c in rest])
     if len(rest) > MAX_NAMES:
-        names = f"any of the {'other ' * (len(rest) < n_compared)}{len(rest)} algorithms"
+        names = f"the {'other ' * (len(rest) < n_compared)}{len(rest)} algorithms"
     low, high = (format_number(f(c.difference for c in rest), decimals, "+") for f in (min, max))
     differences = f"differences from {low} to {high}"
     if rest[0].trials == 1:
-        return f"A single trial cannot separate {names} from {titles(rest[0].baseline)} {place} ({differences})."
+        return f"One trial is not enough to compare {names} with {titles(rest[0].baseline)} {place} ({differences})."
     p_value = format_p(min(c.corrected_p_value for c in rest)).removeprefix("= ")
     return (
-        f"With {rest[0].trials} trials, nothing separates {names} from {titles(rest[0].baseline)} {place} "
+        f"With {rest[0].trials} trials, {names} do not differ significantly from {titles(rest[0].baseline)} {place} "
         f"({differences}, smallest corrected p = {p_value})."
     )
 
@@ -168,13 +170,13 @@ def _rank_sentences(ranks: RankComparison, baseline: str, titles: Titles) -> Ite
     else:
         test = f"Friedman's test, p {format_p(ranks.test.p_value)}"
         if not ranks.is_significant:
-            yield f"{place}, the ranks of {len(ranks.ranks)} algorithms do not differ beyond chance ({test})."
+            yield f"{place}, the ranks of {len(ranks.ranks)} algorithms do not differ significantly ({test})."
         else:
             yield f"{place}, the ranks of {len(ranks.ranks)} algorithms differ ({test})."
             yield from _separated_sentences(ranks, baseline, place, titles)
     if ranks.excluded:
         names = list_names([titles(name) for name in ranks.excluded])
-        yield f"Not ranked, for lack of a result in every {ranks.unit}: {names}."
+        yield f"Not ranked (no result in some {ranks.unit}s): {names}."
 
 
 def _separated_sentences(ranks: RankComparison, baseline: str, place: str, titles: Titles) -> Iterator[str]:

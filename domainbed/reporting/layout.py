@@ -72,8 +72,8 @@ class ReportOptions:
     )
     power: bool = option(
         False,
-        help="show the smallest difference between two algorithms that numbers of trials and draws can show with "
-        "probability 0.8, from the variance of this sweep (text, Markdown and JSON)",
+        help="show the smallest difference between two algorithms that is detected with probability 0.8, by number of "
+        "trials and draws, from the variance of this sweep (text, Markdown and JSON)",
     )
     significance: bool = option(
         False,
@@ -82,7 +82,7 @@ class ReportOptions:
     )
     on_the_line: bool = option(
         False,
-        help="show how accuracy out of domain follows accuracy in domain over all runs, and which algorithms are above "
+        help="show how out-of-domain accuracy follows in-domain accuracy over all runs, and which algorithms are above "
         "the line of --baseline (--format csv: these lines instead of the cells)",
     )
     baseline: str = option(

@@ -62,7 +62,7 @@ def _sentences(results: Sequence[LineResult], place: str, baseline: str, titles:
     """Yield what the runs on one test environment show; the first result is that of all algorithms."""
     overall, *algorithms = results
     if math.isnan(overall.slope) or math.isnan(overall.r_squared):
-        yield f"{place}: no line, for lack of runs that differ in accuracy ({overall.runs} in total)."
+        yield f"{place}: no line, because too few runs differ in accuracy ({overall.runs} in total)."
         return
     numbers = (
         f"slope {_with_interval(overall.slope, overall.slope_low, overall.slope_high, 2)}, "
@@ -71,16 +71,16 @@ def _sentences(results: Sequence[LineResult], place: str, baseline: str, titles:
     if math.isnan(overall.slope_low):
         yield f"{place}: fewer than {MIN_GROUPS} hyperparameter draws, too few for intervals ({numbers})."
     elif overall.slope_low <= 0 <= overall.slope_high:
-        yield f"{place}: nothing shows that accuracy out of domain depends on accuracy in domain ({numbers})."
+        yield f"{place}: out-of-domain accuracy does not depend significantly on in-domain accuracy ({numbers})."
     else:
         verb = "rises" if overall.slope > 0 else "falls"
-        yield f"{place}: accuracy out of domain {verb} with accuracy in domain ({numbers})."
+        yield f"{place}: out-of-domain accuracy {verb} with in-domain accuracy ({numbers})."
     above = [r for r in algorithms if r.effective_robustness_low > 0]
     below = [r for r in algorithms if r.effective_robustness_high < 0]
     for side, apart in (("above", above), ("below", below)):
         if apart:
             names = list_names([f"{titles(r.algorithm)} ({r.effective_robustness:+.1f})" for r in apart])
-            yield f"{place}: {side} the line of {baseline}, at equal accuracy in domain, {_is(apart)} {names}."
+            yield f"{place}: at equal in-domain accuracy, {names} {_is(apart)} {side} the line of {baseline}."
     if not above and not below and any(not math.isnan(r.effective_robustness_low) for r in algorithms):
         yield f"{place}: no algorithm is above or below the line of {baseline}."
 

@@ -1,8 +1,8 @@
-"""Accuracy on the line: does accuracy out of domain follow accuracy in domain, and which algorithms are above the line?
+"""Accuracy on the line: does out-of-domain accuracy follow in-domain accuracy, and which algorithms are above the line?
 
 Over many models, the two are often linearly related once they are scaled by the probit, the inverse of the normal
 distribution function ("Accuracy on the Line", Miller et al., ICML 2021). The effective robustness of a model is its
-accuracy out of domain minus the accuracy that the line of baseline models predicts from its accuracy in domain
+out-of-domain accuracy minus that which the line of baseline models predicts from its in-domain accuracy
 ("Measuring Robustness to Natural Distribution Shifts in Image Classification", Taori et al., NeurIPS 2020).
 
 Intervals are percentiles of a bootstrap over groups of runs. A group is a hyperparameter draw of a trial: its runs
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from domainbed.reporting.statistics import CONFIDENCE
+
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVEL = 0.95
 RESAMPLES = 2000
 # Accuracies are clipped to half an image from 0 and 1 of 1,000 images; records lack the number of images.
 CLIP = 0.0005
@@ -60,7 +61,7 @@ class LineResult:
         effective_robustness: the runs' mean accuracy above the line of the baseline, in percentage points; NaN of ALL
             and of the baseline, and without a line of the baseline.
         effective_robustness_low, effective_robustness_high: its 95% interval.
-        outside: number of runs whose accuracy in domain is outside the range of the baseline's runs. The line says
+        outside: number of runs whose in-domain accuracy is outside the range of the baseline's runs. The line says
             nothing about them, and effective robustness ignores them.
     """
 
@@ -213,5 +214,5 @@ def _percentiles(values: np.ndarray) -> Interval:
     values = values[np.isfinite(values)]
     if not len(values):
         return UNDEFINED
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))

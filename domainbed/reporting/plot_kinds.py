@@ -8,7 +8,7 @@ from domainbed.errors import UsageError, suggest
 KINDS = {
     "bars": "the algorithms side by side on each dataset",
     "ranks": "mean ranks, and which of them the tests do not separate",
-    "in_out": "accuracy out of domain against accuracy in domain, for all runs",
+    "in_out": "out-of-domain against in-domain accuracy, for all runs",
     "line": "the same on probit axes, with the line of the baseline",
     "metrics": "losses, penalties and other metrics over training",
     "curves": "accuracies over training, with the selected step",

@@ -11,12 +11,12 @@ import numpy as np
 
 from domainbed.model_selection import best_hparams
 from domainbed.reporting.cells import AVERAGE, benchmark_scores
+from domainbed.reporting.significance import ALPHA
 
 if TYPE_CHECKING:
     import pandas as pd
 
 POWER = 0.8
-LEVEL = 0.05
 TRIALS = (3, 5, 10, 20)
 RESAMPLES = 20  # random subsets of the draws
 
@@ -40,7 +40,7 @@ class SmallestDifference:
     difference: float
 
 
-def smallest_difference(deviation: float, trials: int, power: float = POWER, level: float = LEVEL) -> float:
+def smallest_difference(deviation: float, trials: int, power: float = POWER, level: float = ALPHA) -> float:
     """Return the true difference whose sign a two-sided paired t-test detects with probability `power`.
 
     Args:

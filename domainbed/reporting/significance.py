@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.05
+ALPHA = 0.05  # the probability of a false detection
 ROUNDING = 1e-9  # differences up to this are rounding errors
 
 
@@ -38,7 +38,7 @@ class Friedman(NamedTuple):
     p_value: float
 
 
-def compare_with_baseline(scores: np.ndarray, baseline: int, level: float = LEVEL) -> list[Contrast]:
+def compare_with_baseline(scores: np.ndarray, baseline: int, level: float = ALPHA) -> list[Contrast]:
     """Compare all algorithms with one of them, given the average of each trial.
 
     The model is a two-way layout with trials as blocks: score = trial + algorithm + error. The variance of the errors
@@ -102,7 +102,7 @@ def mean_ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def friedman(scores: np.ndarray) -> Friedman:
-    """Test whether the algorithms' ranks within blocks differ beyond chance.
+    """Test whether the algorithms' ranks within blocks differ significantly.
 
     Args:
         scores: `[blocks, algorithms]`, with at least two blocks and three algorithms.
@@ -116,7 +116,7 @@ def friedman(scores: np.ndarray) -> Friedman:
     return Friedman(float(result.statistic), float(result.pvalue))
 
 
-def critical_difference(algorithms: int, blocks: int, level: float = LEVEL) -> float:
+def critical_difference(algorithms: int, blocks: int, level: float = ALPHA) -> float:
     """Return the difference between two mean ranks from which on they differ by the Nemenyi test (Demšar, 2006).
 
     The probability that it finds any difference between algorithms that do not differ is `level`.

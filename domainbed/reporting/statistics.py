@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.95
+CONFIDENCE = 0.95  # of intervals
 RESAMPLES = 10_000
 
 CHUNK = 2**18  # numbers to resample at once; limits memory to a few MiB for any number of trials, tasks and resamples
@@ -54,7 +54,7 @@ def standard_error(scores: np.ndarray) -> float:
 def bootstrap_interval(
     scores: np.ndarray,
     weights: np.ndarray | None = None,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -84,7 +84,7 @@ def paired_difference(
     a: np.ndarray,
     b: np.ndarray,
     weights: np.ndarray | None = None,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> MeanDifference:
@@ -111,7 +111,7 @@ def probability_of_improvement(
     a: np.ndarray,
     b: np.ndarray,
     weights: np.ndarray | None = None,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Improvement:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 from domainbed.reporting.findings import Findings, significance_findings
 from domainbed.reporting.layout import MISSING_MARK, format_number
 from domainbed.reporting.line_findings import line_findings
-from domainbed.reporting.power import LEVEL, POWER, TRIALS
+from domainbed.reporting.power import POWER, TRIALS
 from domainbed.reporting.report import Report, Section
+from domainbed.reporting.significance import ALPHA
 
 
 class TextTable(NamedTuple):
@@ -48,7 +49,7 @@ def power_table(section: Section, report: Report) -> TextTable:
         row.append(format_number(result.difference, report.options.decimals))
     note = (
         "The true difference between the averages of two algorithms, in percentage points, that a two-sided paired "
-        f"t-test of level {LEVEL:g} detects with probability {POWER:g}. From the variance of the differences between "
+        f"t-test of level {ALPHA:g} detects with probability {POWER:g}. From the variance of the differences between "
         "all pairs of algorithms over the trials of this sweep, which is itself uncertain if these are few; fewer "
         "draws: the defaults and random others of this sweep."
     )

@@ -27,7 +27,7 @@ def parser() -> cli.Parser:
         "--data_dir",
         required=True,
         metavar="DIR",
-        help="folder to download into, created if necessary; for the datasets Folder and Table, the dataset itself",
+        help="folder to download into, created if necessary; for the Folder and Table datasets, the dataset itself",
     )
     p.add_argument(
         "--dataset",
@@ -36,7 +36,7 @@ def parser() -> cli.Parser:
         metavar="NAME",
         help=f"one or more of {', '.join(DATASETS)}; without it, list them with their sizes",
     )
-    p.add_argument("--columns", metavar="ROLE=COLUMN,…", help="columns of the dataset Table, as in train")
+    p.add_argument("--columns", metavar="ROLE=COLUMN,…", help="columns of the Table dataset, as in train")
     cli.add_import_option(p)
     p.add_argument(
         "--verify", action="store_true", help="check existing files, on all CPU cores, instead of downloading"

@@ -18,7 +18,7 @@ class EnsembleOptions:
     method: str = option(
         help="diwa_uniform: the mean of the weights of each trial's runs; diwa_restricted: of those that do not lower "
         "the validation accuracy; diwa_all_trials: of the runs of all trials; ensemble: the mean of the logits of each "
-        "trial's runs; eoa: of the runs of all trials, which must be averages along training (SMA)",
+        "trial's runs; eoa: of the runs of all trials, which must have been trained with SMA",
         choices=tuple(METHODS),
         metavar="NAME",
     )

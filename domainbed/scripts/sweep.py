@@ -54,7 +54,7 @@ def launch(args: argparse.Namespace) -> int:
     if args.json and (args.dry_run or args.command_launcher == "dummy"):
         raise UsageError("--json cannot be combined with --dry_run, which prints commands")
     if args.json and not (args.skip_confirmation or args.estimate):
-        raise UsageError("--json does not ask for confirmation; pass --skip_confirmation")
+        raise UsageError("--json requires --skip_confirmation or --estimate")
     with json_output.reserved_stdout() if args.json else nullcontext() as events:
         result = launch_jobs(args, events)
         if result is None:

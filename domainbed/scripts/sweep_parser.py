@@ -112,8 +112,8 @@ def parser() -> cli.Parser:
     )
     delete = command(
         "delete_incomplete",
-        "delete the folders of incomplete jobs, but not of running or queued ones; with options of launch, only those "
-        "of the jobs of that launch",
+        "delete the folders of incomplete jobs, never those of running or queued ones; with the options of a launch, "
+        "only those of its jobs",
         "",
         "--failed",
     )
@@ -159,7 +159,11 @@ def add_launch_options(launch: cli.Parser, is_hidden: bool = False) -> None:
     declared: set[str] = set()
     for options in dict.fromkeys(LAUNCHERS[name].Options for name in LAUNCHERS):
         names = [name for name in LAUNCHERS if LAUNCHERS[name].Options is options]
-        add_options(launch.add_argument_group(f"launcher {', '.join(names)}"), options, skip=declared)
+        add_options(
+            launch.add_argument_group(f"options of the {' and '.join(names)} launcher{'s' * (len(names) > 1)}"),
+            options,
+            skip=declared,
+        )
         declared |= {f.name for f in fields(options)}
     for action in launch._actions[before:] if is_hidden else ():
         if action.dest not in NOT_OF_LAUNCH:

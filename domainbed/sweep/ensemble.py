@@ -107,7 +107,7 @@ def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: boo
         groups = {key: members for key, members in groups.items() if _is_average(members[0].args)}
         if not groups:
             raise UsageError(
-                f"--method {name} requires runs whose weights are averages along training; launch with --averaging sma "
+                f"--method {name} requires runs trained with weight averaging; launch with --averaging sma "
                 "--save_best_model"
             )
     if not groups:

@@ -60,10 +60,10 @@ class Grid:
     algorithms: tuple[str, ...] = option(
         DEFAULT_ALGORITHMS,
         help=f"algorithms: any of {', '.join(ALGORITHMS)}, or your own; or groups: {', '.join(GROUPS)}; "
-        "members of a group that do not support a dataset are left out there",
+        "members of a group that do not support a dataset are skipped for it",
         metavar="NAME",
     )
-    n_hparams_from: int = option(0, help="first hyperparameter draw; draw 0 is the defaults", metavar="N", at_least=0)
+    n_hparams_from: int = option(0, help="first hyperparameter draw; draw 0 uses the defaults", metavar="N", at_least=0)
     n_hparams: int = option(20, help="end of the range of hyperparameter draws (exclusive)", metavar="N")
     n_trials: int = option(3, help="number of trials, each with its own splits and seeds", metavar="N", at_least=1)
     leave_one_out: bool = option(
@@ -72,13 +72,13 @@ class Grid:
     test_envs: tuple[tuple[int, ...], ...] = option(
         (),
         help="test on these environments together, and train on all others; repeat the option for other sets, such as "
-        "--test_envs 0 --test_envs 1 2. Tables show sets of one environment only",
+        "--test_envs 0 --test_envs 1 2. Tables include only runs with a single test environment",
         metavar="N",
         if_unset="each environment alone",
     )
     seed: int = option(
         0,
-        help="another value trains every job with other initial weights and batches, on the same splits",
+        help="base seed; changes the initial weights and batches of every job, but not the splits",
         metavar="N",
         at_least=0,
         below=2**32,

@@ -87,7 +87,7 @@ def requested_jobs(sweep_dir: Path) -> list[Job]:
         UsageError: no launch is recorded, or none is valid.
     """
     if not _log_folder(sweep_dir).is_dir():
-        raise UsageError(f"--output_dir {sweep_dir} contains no sweep: nothing was launched there")
+        raise UsageError(f"--output_dir {sweep_dir} contains no sweep; run `sweep launch` first")
     jobs: dict[Path, Job] = {}
     for grid, runs in read_launches(sweep_dir):
         launched = [grid.job(run, sweep_dir) for run in runs]

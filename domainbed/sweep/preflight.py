@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.config import JobConfig
-from domainbed.errors import AlgorithmError, UsageError, one_line
+from domainbed.errors import AlgorithmError, UsageError, list_some, one_line
 from domainbed.hparams import PROTOCOLS, SHARED, Hparams, parse_overrides
 from domainbed.registry import import_modules
 from domainbed.sweep.job import Job, Kind
@@ -199,7 +199,7 @@ def find_errors(configs: Iterable[JobConfig], timing: Timing) -> tuple[list[str]
                 seconds += time.monotonic() - start
         except (AlgorithmError, UsageError, OSError) as error:
             kinds_of[one_line(error)].append(f"{config.algorithm} on {config.dataset}")
-    return [f"{_join(kinds)}: {error}" for error, kinds in kinds_of.items()], measurements
+    return [f"{list_some(kinds, MAX_NAMED)}: {error}" for error, kinds in kinds_of.items()], measurements
 
 
 def _create_algorithm(
@@ -246,9 +246,3 @@ def _create_algorithm(
             with use_weights_dir(config.weights_dir):
                 Backbone(dataset.input_shape[0], hparams)
     return algorithm
-
-
-def _join(names: Sequence[str]) -> str:
-    if len(names) <= MAX_NAMED:
-        return ", ".join(names)
-    return f"{', '.join(names[: MAX_NAMED - 1])} and {len(names) - MAX_NAMED + 1} others"

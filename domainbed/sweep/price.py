@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed.engine.config import JobConfig
+from domainbed.errors import list_some
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.launchers import Capacity
 from domainbed.sweep.measurement import TIMED_UPDATES, Measurement
@@ -76,12 +77,10 @@ class Price:
             lines.append(f"  without evaluations; based on {' and '.join(self.basis)}")
         if self.unknown:
             named = [f"{algorithm} on {dataset}" for dataset, algorithm in self.unknown]
-            others = len(named) - MAX_NAMED
-            shown = ", ".join(named[:MAX_NAMED]) + (f" and {others} more" if others > 0 else "")
             why = "they could not be timed"
             if not is_timed:
                 why = "there are no records of such jobs (`--estimate` times updates of built-in algorithms)"
-            lines.append(f"  time unknown, not included: {shown}; {why}")
+            lines.append(f"  time unknown, not included: {list_some(named, MAX_NAMED)}; {why}")
         files = []
         if self.n_models and self.model_bytes is not None:
             files.append(f"{_gib(self.model_bytes)} for {self.n_models:,} saved models (--skip_model_save saves none)")
@@ -90,7 +89,7 @@ class Price:
         if files:
             lines.append(f"  disk: {' and '.join(files)}; {_gib(self.free_bytes)} free")
             if (self.model_bytes or 0) + self.prediction_bytes > self.free_bytes:
-                lines.append("  warning: they do not fit on the disk")
+                lines.append("  warning: there is not enough free space for them")
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from domainbed.errors import UsageError
-from domainbed.sweep.worker import describe_exit, end_with_parent, start_process
+from domainbed.sweep.processes import describe_exit, end_with_parent, start_process
 
 T = TypeVar("T")
 

@@ -191,9 +191,6 @@ def test_update_does_not_synchronize_or_create_modules(name: str, variant: str |
     [
         lambda x, y: x.sum().item(),
         lambda x, y: bool(x.sum() > 0),
-        lambda x, y: x.tolist(),
-        lambda x, y: x.sum().cpu(),
-        lambda x, y: x.cpu().numpy(),
         lambda x, y: x.nonzero(),
         lambda x, y: y[y > 0],
         lambda x, y: torch.tensor([1.0, 2.0]).to(x.device),
@@ -203,9 +200,21 @@ def test_update_does_not_synchronize_or_create_modules(name: str, variant: str |
     ],
 )
 def test_synchronization_is_detected(synchronize):
-    x, y = torch.rand(4, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")
-    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), NoSynchronization():
+    """Also on a CPU, where all of these work."""
+    x, y = torch.rand(4), torch.zeros(4, dtype=torch.long)
+    synchronize(x, y)
+    with pytest.raises(AssertionError), NoSynchronization():
         synchronize(x, y)
+
+
+@pytest.mark.parametrize("copy_to_host", [torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy])
+def test_copies_to_the_host_fail_on_the_meta_device(copy_to_host):
+    """They are the reason to use it: on a CPU, nothing is copied, so `NoSynchronization` cannot see them."""
+    x = torch.rand(4)
+    with NoSynchronization():
+        copy_to_host(x)
+    with pytest.raises((AssertionError, RuntimeError, NotImplementedError, TypeError)), NoSynchronization():
+        copy_to_host(x.to("meta"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

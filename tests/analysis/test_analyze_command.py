@@ -220,7 +220,7 @@ def test_everything_is_written(run_command, sweep_dir: Path, tmp_path: Path):
         (["--selection", "oracle"], "unknown selection method 'oracle'"),
         (["--algorithms", "Fishr"], "--algorithms Fishr: this sweep has no such runs"),
         (["--input_dir", "nowhere"], "--input_dir 'nowhere' is not a folder"),
-        (["--data_dir", "."], "--data_dir is for contact sheets, which are files; add --output_dir"),
+        (["--data_dir", "."], "--data_dir requires --output_dir, the folder for the contact sheets"),
     ],
 )
 def test_mistakes_are_one_line(run_command, sweep_dir: Path, args: list[str], message: str):

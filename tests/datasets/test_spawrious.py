@@ -16,27 +16,37 @@ from tests.images import write_image
 PLACES = ("beach", "desert", "dirt", "jungle", "mountain", "snow")
 LABELS = {"bulldog": 0, "corgi": 1, "dachshund": 2, "labrador": 3}
 B, D, L, C = "bulldog", "dachshund", "labrador", "corgi"
-N = 20  # int(0.97 * 20) = 19, int(0.87 * 20) = 17
+N = 20
 AUGMENTED = {"data_augmentation": True}
 
-# Written out from the paper's tables: environment -> (folder, place, breed, first n).
-EXPECTED = {
-    "SpawriousO2O_easy": [
-        [(f, p, b, N) for f in (0, 1) for p, b in (("dirt", B), ("snow", D), ("desert", L), ("jungle", C))],
-        [(0, "desert", B, 19), (0, "jungle", D, 19), (0, "dirt", L, 19), (0, "snow", C, 19)]
-        + [(0, "beach", b, 1) for b in (B, D, L, C)],
-        [(1, "desert", B, 17), (1, "jungle", D, 17), (1, "dirt", L, 17), (1, "snow", C, 17)]
-        + [(1, "beach", b, 3) for b in (B, D, L, C)],
-    ],
-    "SpawriousM2M_medium": [
-        [
-            *((0, p, b, N) for p, b in (("desert", B), ("mountain", D), ("beach", L), ("snow", C))),
-            *((0, p, b, N) for p, b in (("mountain", B), ("desert", D), ("snow", L), ("beach", C))),
-        ],
-        [(0, "beach", B, N), (0, "snow", D, N), (0, "mountain", L, N), (0, "desert", C, N)],
-        [(0, "snow", B, N), (0, "beach", D, N), (0, "desert", L, N), (0, "mountain", C, N)],
-    ],
+# From the paper's tables: the places of B, D, L and C in training and in the test environment, and the place that all
+# share in O2O. In M2M, B and D swap places between two environments, and so do L and C.
+TABLES = {
+    "SpawriousO2O_easy": (("desert", "jungle", "dirt", "snow"), ("dirt", "snow", "desert", "jungle"), "beach"),
+    "SpawriousO2O_medium": (("mountain", "beach", "dirt", "jungle"), ("jungle", "dirt", "beach", "snow"), "desert"),
+    "SpawriousO2O_hard": (("jungle", "mountain", "snow", "desert"), ("mountain", "snow", "desert", "jungle"), "beach"),
+    "SpawriousM2M_easy": (("desert", "mountain", "dirt", "jungle"), ("dirt", "jungle", "mountain", "desert"), None),
+    "SpawriousM2M_medium": (("beach", "snow", "mountain", "desert"), ("desert", "mountain", "beach", "snow"), None),
+    "SpawriousM2M_hard": (("dirt", "jungle", "snow", "beach"), ("snow", "beach", "dirt", "jungle"), None),
 }
+SWAPPED = (1, 0, 3, 2)
+
+
+def expected_parts(name: str, n: int) -> list[list[tuple[int, str, str, int]]]:
+    """Return (folder, place, breed, first images used) of each environment, with n images in each folder."""
+    training, test, shared = TABLES[name]
+    if shared:
+        all_of = [(folder, test[i], breed, n) for folder in (0, 1) for i, breed in enumerate((B, D, L, C))]
+        correlated = [
+            [(folder, training[i], breed, own) for i, breed in enumerate((B, D, L, C))]
+            + [(folder, shared, breed, n - own) for breed in (B, D, L, C)]
+            for folder, own in ((0, int(0.97 * n)), (1, int(0.87 * n)))
+        ]
+        return [all_of, *correlated]
+    breeds = (B, D, L, C)
+    orders = [(test, range(4)), (test, SWAPPED), (training, range(4)), (training, SWAPPED)]
+    parts = [[(0, places[j], breed, n) for j, breed in zip(order, breeds, strict=True)] for places, order in orders]
+    return [parts[0] + parts[1], *parts[2:]]
 
 
 @pytest.fixture
@@ -52,7 +62,14 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", TABLES)
+def test_parts_match_the_reference(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr(module, "IMAGES_PER_FOLDER", 100)  # with fewer, other fractions give the same numbers
+    parts = [[(f"{f}/{place}", breed, n) for f, place, breed, n in env] for env in expected_parts(name, 100)]
+    assert DATASETS[name].parts() == parts
+
+
+@pytest.mark.parametrize("name", ["SpawriousO2O_easy", "SpawriousM2M_medium"])
 def test_environments_match_the_reference(data_dir: Path, name: str):
     for root in (data_dir, data_dir / "spawrious224"):
         assert DATASETS[name].find_problems(str(root)) == []
@@ -60,7 +77,7 @@ def test_environments_match_the_reference(data_dir: Path, name: str):
             dataset = DATASETS[name](str(root), test_envs, AUGMENTED, 0)
             assert [e.is_augmented for e in dataset] == [False, True, True]
             assert not any(e.is_cropped or e.is_resized_first for e in dataset)
-            for environment, parts in zip(dataset, EXPECTED[name], strict=True):
+            for environment, parts in zip(dataset, expected_parts(name, N), strict=True):
                 expected = [(f"{f}/{p}/{b}/{i:02}.png", LABELS[b]) for f, p, b, n in parts for i in range(n)]
                 assert list(zip(environment.files, environment.labels.tolist(), strict=True)) == expected
     assert not any(e.is_augmented for e in DATASETS[name](str(data_dir), [0], {"data_augmentation": False}))
@@ -95,7 +112,7 @@ def test_missing_folders_are_problems(data_dir: Path):
 
 def test_only_environment_0_is_tested_on():
     name = "SpawriousM2M_easy"
-    with pytest.raises(UsageError, match=r"--test_envs 1: SpawriousM2M_easy is made to be tested on .* 0 \(Test\)"):
+    with pytest.raises(UsageError, match=r"--test_envs 1: SpawriousM2M_easy must be tested on .* 0 \(Test\)"):
         JobConfig(name, "ERM", (1,))
     assert JobConfig(name, "ERM", (1, 0)).test_envs == (0, 1)
     options = {"datasets": (name,), "algorithms": ("ERM",), "n_hparams": 1, "n_trials": 1}
@@ -103,7 +120,7 @@ def test_only_environment_0_is_tested_on():
     grid = Grid(**options, leave_one_out=True)
     assert [run.test_envs for run in grid.runs()] == [(0,), (0, 1), (0, 2)]
     assert [run.test_envs for run in Grid.from_log(grid.to_log()).runs()] == [(0,), (0, 1), (0, 2)]
-    with pytest.raises(UsageError, match="is made to be tested on"):
+    with pytest.raises(UsageError, match="must be tested on"):
         list(Grid(**options, test_envs=((2,),)).runs())
 
 

@@ -169,5 +169,5 @@ def test_columns_and_splits_by_group_are_part_of_the_name_in_one_form(tmp_path: 
     assert JobConfig("ColoredDigits", "ERM", (0,), split_by="image") == JobConfig("ColoredDigits", "ERM", (0,))
     with pytest.raises(UsageError, match="--split_by"):
         JobConfig(**given, columns="label=kind", split_by="patient")
-    with pytest.raises(UsageError, match="--columns applies to the dataset Table only"):
+    with pytest.raises(UsageError, match="--columns applies to the Table dataset only"):
         JobConfig("ColoredDigits", "ERM", (0,), columns="label=kind")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from domainbed.engine import checkpoint
 from domainbed.engine import lock as lock_module
 from domainbed.engine.lock import (
     LockOwner,
@@ -143,6 +144,14 @@ def test_live_local_process_keeps_its_lock_without_a_heartbeat(tmp_path: Path, s
     write_lock(tmp_path, age=100 * HOUR)
     assert is_locked(tmp_path)
     assert not can_lock(tmp_path)
+
+
+def test_times_are_those_that_the_readme_promises():
+    """Other tests shorten them."""
+    assert lock_module.HEARTBEAT_TIMEOUT == 120
+    assert lock_module.TAKEOVER_DELAY == 45
+    assert lock_module.HEARTBEAT_INTERVAL < lock_module.TAKEOVER_DELAY / 2  # a live owner's heartbeat is seen
+    assert checkpoint.EVALUATION_INTERVAL == 10
 
 
 ELSEWHERE = {"machine": "another", "host": "elsewhere", "pid": 1, "started": "1"}

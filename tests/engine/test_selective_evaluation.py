@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
@@ -14,7 +15,7 @@ from matplotlib.text import Text
 from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.model_selection import CLASS_NAMES, select_records
-from domainbed.records import read_job
+from domainbed.records import BEST_MODEL_FILE, read_job
 from domainbed.reporting.formats.render import render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep, load_sweep
@@ -133,6 +134,10 @@ def test_records_and_best_models_are_those_of_all(folders: Mapping[str, Path]):
                 accuracies = {name: value for name, value in record.items() if name.endswith(("_acc", "_loss"))}
                 assert accuracies.items() <= reference.items()
                 n_omitted += len(reference) - len(record)
+            models = [torch.load(folder / BEST_MODEL_FILE) for folder in (job, folders["all"] / job.name)]
+            weights, expected = (model["model_dict"] for model in models)
+            assert weights.keys() == expected.keys()
+            assert all(torch.equal(weights[name], expected[name]) for name in weights)
     assert n_omitted > 30
 
 

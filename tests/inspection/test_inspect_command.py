@@ -128,7 +128,8 @@ def test_tree_with_faults(run_command, tmp_path: Path):
         "Folder-views-1-tiny.png",
         "Folder-views-2-two_b_.png",
     ]
-    assert all(Image.open(BytesIO(content)).size > (100, 30) for content in files.values())
+    sizes = [Image.open(BytesIO(content)).size for content in files.values()]
+    assert all(width > 100 and height > 30 for width, height in sizes), sizes
 
 
 def decoded(image: Element) -> Image.Image:

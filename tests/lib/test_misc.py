@@ -1,7 +1,9 @@
 """The helpers of `domainbed.lib` compute what their formulas say, and save their state."""
 
+import math
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from domainbed.algorithms.eqrm import EQRM as BuiltinEQRM
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib import misc
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+from domainbed.lib.losses import SupConLossLambda
 from domainbed.lib.wide_resnet import Wide_ResNet
 from tests.lib.their_algorithms import EQRM
 
@@ -127,6 +130,26 @@ def test_kernel_density_integrates_to_one():
     assert misc.estimate_bandwidth(x).item() == pytest.approx(0.9 * (4.0 - 0.75) / 1.34 * 4**-0.2)
     with pytest.raises(ValueError, match="unknown method 'scott'"):
         misc.estimate_bandwidth(x, "scott")
+
+
+@pytest.mark.parametrize("lamda", [0.0, 0.3, 0.5, 1.0])
+def test_contrastive_loss_weights_pairs_by_domain(lamda: float):
+    """`lamda` within a domain, 1 - `lamda` between two (ADRMX), pair by pair."""
+    torch.manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(6, 4, dtype=torch.float64), dim=1)
+    labels, domains = [0, 0, 1, 1, 0, 2], [0, 1, 0, 1, 0, 1]
+    total, n = 0.0, 0
+    for i in range(6):
+        pairs = {
+            j: (lamda if domains[i] == domains[j] else 1 - lamda) * math.exp(float(z[i] @ z[j]) / 0.07)
+            for j in range(6)
+            if j != i
+        }
+        logs = [math.log(p / (1e-5 + sum(pairs.values())) + 1e-5) for j, p in pairs.items() if labels[j] == labels[i]]
+        if logs:
+            total, n = total - fmean(logs), n + 1
+    loss = SupConLossLambda(lamda)(z, torch.tensor(labels), torch.tensor(domains))
+    assert loss.item() == pytest.approx(total / (n + 1), abs=1e-12)
 
 
 def test_lars():

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from domainbed.algorithms import ALGORITHMS as REGISTERED
+from domainbed.datasets import BENCHMARK, DATASETS
 from domainbed.errors import UsageError
 from domainbed.model_selection import SELECTION_METHODS
 from domainbed.reporting.cells import AVERAGE, AVERAGES, RELATIVE
-from domainbed.reporting.formats import text
 from domainbed.reporting.formats.latex import DOCUMENT, escape
 from domainbed.reporting.formats.render import render
 from domainbed.reporting.layout import ReportOptions
@@ -179,6 +180,24 @@ def test_published_average_requires_the_whole_benchmark(tmp_path: Path):
         assert average.column == "Avg"
         assert (average.reference is not None) == (n == 7)
     assert find_published("training-domain", "Avg", "Avg", "ERM").accuracy == 66.6
+
+
+@pytest.mark.parametrize("selection", ["training-domain", "leave-one-domain-out", "test-domain"])
+def test_published_averages_are_those_of_their_cells(selection: str):
+    """Transcription errors would show: the average of a dataset is that of its test environments, which are rounded."""
+    n_checked = 0
+    for dataset in BENCHMARK:
+        columns = [str(name) for name in DATASETS[dataset].ENVIRONMENTS]
+        for algorithm in REGISTERED.builtin_names:
+            cells = [find_published(selection, dataset, column, algorithm) for column in columns]
+            average = find_published(selection, dataset, "Avg", algorithm)
+            if all(cells):
+                assert len({cell.source for cell in cells}) == 1
+                assert average is not None
+                mean = np.mean([cell.accuracy for cell in cells])
+                assert average.accuracy == pytest.approx(mean, abs=0.15), (dataset, algorithm)
+                n_checked += 1
+    assert n_checked == 14 * len(BENCHMARK)
 
 
 SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
@@ -477,13 +496,14 @@ def test_output_is_written_atomically(tmp_path: Path, capsys: pytest.CaptureFixt
     content = output.read_text()
     assert "| Fishr" in content
 
-    def fail(_: object) -> str:
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(text, "as_markdown", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        main(words)
+        main([*words, "--decimals", "3"])
     assert output.read_text() == content
+    assert [path.name for path in tmp_path.iterdir() if path != sweep] == ["report.md"]
 
 
 def test_output_to_pipes_and_links(tmp_path: Path):

@@ -219,10 +219,10 @@ def test_report_of_a_sweep_in_every_format(tmp_path: Path, capsys: pytest.Captur
     findings = report_findings(report)["line"]
     assert len(findings.rows) == 9
     assert findings.sentences[0].startswith(
-        "On ColoredDigits, test environment +90%: accuracy out of domain rises with accuracy in domain (slope 0."
+        "On ColoredDigits, test environment +90%: out-of-domain accuracy rises with in-domain accuracy (slope 0."
     )
     assert findings.sentences[-1].startswith(
-        "On ColoredDigits, test environment anti: above the line of ERM, at equal accuracy in domain, is CORAL (+8."
+        "On ColoredDigits, test environment anti: at equal in-domain accuracy, CORAL (+8."
     )
     content = json.loads(render(report, "json", Path()))
     rows = list(csv.DictReader(io.StringIO(render(report, "csv", Path()))))
@@ -231,7 +231,8 @@ def test_report_of_a_sweep_in_every_format(tmp_path: Path, capsys: pytest.Captur
         assert row["test_env"] == item["test_env"] in ("+90%", "+80%", "anti")
         assert (item["effective_robustness"] is None) == math.isnan(line.effective_robustness)
     for name in ("text", "markdown"):
-        assert all(line.split(" ")[0] in render(report, name, Path()) for line in findings.sentences)
+        printed = " ".join(render(report, name, Path()).split())
+        assert all(line in printed for line in findings.sentences)
     assert r"\label{tab:line}" in render(report, "latex", Path())
     few = make_report(load_sweep(str(write(tmp_path / "few", draws=2))), ReportOptions(on_the_line=True))
     first, *rest = report_findings(few)["line"].sentences

@@ -66,10 +66,10 @@ ANSWERS = [
         "--datasets RotatedMNIST VLCS --n_hparams 5 --n_trials 1",
         r"unknown launcher 'MyLauncher'",
     ),
-    ("sweep delete_incomplete --output_dir o", r"--output_dir o contains no sweep: nothing was launched there"),
+    ("sweep delete_incomplete --output_dir o", r"--output_dir o contains no sweep; run `sweep launch` first"),
     (
         "sweep delete_incomplete --data_dir=/my/datasets/path --output_dir=o --command_launcher MyLauncher",
-        r"--output_dir o contains no sweep: nothing was launched there",
+        r"--output_dir o contains no sweep; run `sweep launch` first",
     ),
     ("collect_results --input_dir=/my/sweep/output/path", r"--input_dir '/my/sweep/output/path' is not a folder"),
     ("collect_results --latex --input_dir=/my/sweep", r"--input_dir '/my/sweep' is not a folder"),

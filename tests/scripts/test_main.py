@@ -115,7 +115,16 @@ def test_invalid_command_is_one_line(words: list[str], message: str):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sweep", "launch", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["sweep", "launch", "--help"],
+        ["collect_results", "--help"],
+        ["colored_mnist", "--help"],
+    ],
+)
 def test_help_does_not_import_torch(words: list[str]):
     program = f"import sys\nfrom domainbed.scripts.__main__ import main\ntry: main({words})\n"
     program += "except SystemExit: print(*sys.modules)"

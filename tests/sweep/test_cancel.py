@@ -58,7 +58,7 @@ def test_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture):
     status = ["status", "--output_dir", tmp_path / "sweep"]
     assert main(status) == 2
     assert capsys.readouterr().err == (
-        f"error: --output_dir {tmp_path / 'sweep'} contains no sweep: nothing was launched there\n"
+        f"error: --output_dir {tmp_path / 'sweep'} contains no sweep; run `sweep launch` first\n"
     )
     jobs = log_only(launch_words(tmp_path / "sweep"))
     assert main(status) == 3

@@ -163,7 +163,7 @@ def test_tables_show_ensembles_beside_the_runs(sweep: Path, capsys: pytest.Captu
 
 
 def test_requirements_are_explained(sweep: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="eoa requires runs whose weights are averages"):
+    with pytest.raises(UsageError, match="eoa requires runs trained with weight averaging"):
         find_groups(sweep, sweep, "eoa")
     with pytest.raises(UsageError, match="contains no finished runs"):
         find_groups(tmp_path, tmp_path, "ensemble")

@@ -93,7 +93,7 @@ def test_launch_prints_nothing_but_json_lines(tmp_path: Path, capsys: pytest.Cap
     ("words", "message"),
     [
         (["--dry_run"], "error: --json cannot be combined with --dry_run, which prints commands\n"),
-        (["--no_skip_confirmation"], "error: --json does not ask for confirmation; pass --skip_confirmation\n"),
+        (["--no_skip_confirmation"], "error: --json requires --skip_confirmation or --estimate\n"),
     ],
 )
 def test_options_that_exclude_json(tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture):

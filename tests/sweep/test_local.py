@@ -19,9 +19,9 @@ from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS, JobEvent
 from domainbed.sweep.launchers.base import skip_event
 from domainbed.sweep.launchers.local import LocalLauncher, LocalOptions, worker_environments
+from domainbed.sweep.processes import ignore_sigint
 from domainbed.sweep.run import TAKEN
 from domainbed.sweep.status import JobState, read_status, survey
-from domainbed.sweep.worker import ignore_sigint
 from tests.sweep.helpers import launch_words, main, make_job, never, steps_recorded
 
 SIGKILLED = "its process was killed by SIGKILL (possibly by the kernel, because memory ran out)"
@@ -173,7 +173,7 @@ def test_multi_gpu_requires_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert main(launch_words(tmp_path / "sweep", launcher="multi_gpu")) == 2
     assert capsys.readouterr().err == (
-        "error: launcher multi_gpu found no GPU; --command_launcher local trains on the CPU\n"
+        "error: the multi_gpu launcher found no GPU; use --command_launcher local to train on the CPU\n"
     )
     assert list(tmp_path.iterdir()) == [], "the launch is not logged"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

@@ -73,7 +73,7 @@ def test_launches_with_and_without_averaging_are_separate_runs(tmp_path: Path):
 
 def test_folder_without_launches(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "no" / "such"):
-        with pytest.raises(UsageError, match="contains no sweep: nothing was launched there"):
+        with pytest.raises(UsageError, match="contains no sweep; run `sweep launch` first"):
             requested_jobs(folder)
 
 

@@ -89,7 +89,7 @@ def test_price(tmp_path: Path, disk: None):
         "  time unknown, not included: CORAL on ColoredDigits; there are no records of such jobs (`--estimate` times "
         "updates of built-in algorithms)",
         "  disk: 5.0 MiB for 5 saved models (--skip_model_save saves none); 2.0 MiB free",
-        "  warning: they do not fit on the disk",
+        "  warning: there is not enough free space for them",
     ]
     content = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert content["unknown"] == [{"dataset": "ColoredDigits", "algorithm": "CORAL"}]
@@ -212,4 +212,4 @@ def test_predictions_are_counted(tmp_path: Path, disk: None):
     line = "  disk: 1.0 MiB for 3 saved models (--skip_model_save saves none) and 1.0 MiB for predictions; 2.0 MiB free"
     assert both.lines()[2:] == [line]
     full = dataclasses.replace(both, prediction_bytes=2**20 + 1)
-    assert full.lines()[2:] == [line, "  warning: they do not fit on the disk"]
+    assert full.lines()[2:] == [line, "  warning: there is not enough free space for them"]

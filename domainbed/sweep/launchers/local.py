@@ -15,10 +15,11 @@ from domainbed.options import check_options, option
 from domainbed.sweep.failures import Failure, record_failure
 from domainbed.sweep.job import LOG_FILE, Job, Kind
 from domainbed.sweep.launchers.base import Capacity, Launcher, skip_event
+from domainbed.sweep.processes import describe_exit, start_process
 from domainbed.sweep.run import JobEvent, done_event, pruned_event
 from domainbed.sweep.status import JobState, Status, blocked_reason, read_status
 from domainbed.sweep.torch_process import count_gpus
-from domainbed.sweep.worker import describe_exit, serve, start_process
+from domainbed.sweep.worker import serve
 
 LOG_LINES = 8  # of a failed job's log that are printed
 LOG_SIZE = 16 * 1024  # bytes at its end that are read for them
@@ -131,7 +132,7 @@ class MultiGpuLauncher(LocalLauncher):
 
     def check(self) -> None:
         if not count_gpus():
-            raise UsageError("launcher multi_gpu found no GPU; --command_launcher local trains on the CPU")
+            raise UsageError("the multi_gpu launcher found no GPU; use --command_launcher local to train on the CPU")
 
 
 class _Worker:

@@ -17,10 +17,10 @@ from domainbed.files import file_lock, other_writers
 from domainbed.options import check_options, option
 from domainbed.sweep.job import Job, Kind
 from domainbed.sweep.launchers.base import Capacity, Launcher, skip_event
+from domainbed.sweep.processes import ignore_sigint
 from domainbed.sweep.queue import job_name, read_queue, slurm_folder, slurm_output, write_tasks
 from domainbed.sweep.run import JobEvent
 from domainbed.sweep.status import JobState, Status, blocked_kinds, survey
-from domainbed.sweep.worker import ignore_sigint
 
 # Options of sbatch that --slurm_extra may not set, and what sets them.
 RESERVED = {"time": "--slurm_time"} | dict.fromkeys(("array", "error", "job-name", "output", "signal"), "the launcher")
@@ -29,7 +29,7 @@ NO_LIMIT = 10**6  # how often a task may be requeued; `Task.checkpoint` ends tas
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """The options of the launcher slurm."""
+    """The options of the slurm launcher."""
 
     jobs_per_task: int = option(
         1,
