@@ -90,7 +90,7 @@ class RankComparison:
         excluded: the algorithms that lack a block.
         test: Friedman's test; None with fewer than three algorithms or two blocks.
         critical_difference: Nemenyi's, between two mean ranks; NaN without a test.
-        groups: largest groups of algorithms that the tests do not separate; all are one if Friedman's test finds
+        groups: largest groups of algorithms that do not differ significantly; all are one if Friedman's test finds
             nothing.
     """
 

@@ -144,6 +144,7 @@ def load_sweep(input_dir: str) -> Sweep:
             "environments",
             "n_environments",
             "steps",
+            "checkpoint_freq",
             "settings",
             "backbone",
             "eval",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Sequence
 
 from domainbed.datasets import DATASETS
-from domainbed.records import SELECTIVE
+from domainbed.records import SELECTIVE, only_last_counts
 from domainbed.reporting.cells import frozen_backbone
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep
@@ -85,7 +85,11 @@ def protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str], title:
         runs, jobs = (f[(f["dataset"] == dataset) & (f["algorithm"] == algorithm)] for f in (sweep.runs, sweep.jobs))
         counts = [(runs[c].nunique(), usual, unit) for c, usual, unit in PUBLISHED_COUNTS if len(runs)]
         if dataset in DATASETS:
-            counts += [(int(n), DATASETS[dataset].N_STEPS, "steps") for n in sorted(jobs["steps"].dropna().unique())]
+            published = DATASETS[dataset]
+            counts += [(int(n), published.N_STEPS, "steps") for n in sorted(jobs["steps"].dropna().unique())]
+            if not only_last_counts(algorithm):  # how often others are evaluated affects which record is selected
+                intervals = sorted(jobs["checkpoint_freq"].dropna().unique())
+                counts += [(int(n), published.CHECKPOINT_FREQ, "steps between evaluations") for n in intervals]
         differences |= {f"{n:,} {unit} (published: {usual:,})": None for n, usual, unit in counts if n != usual}
         if n := int((runs["state"] == JobState.PRUNED).sum()):
             differences[f"{n:,} of {len(runs):,} {algorithm} runs were pruned"] = None

@@ -7,7 +7,7 @@ from domainbed.errors import UsageError, suggest
 
 KINDS = {
     "bars": "the algorithms side by side on each dataset",
-    "ranks": "mean ranks, and which of them the tests do not separate",
+    "ranks": "mean ranks, and which of them do not differ significantly",
     "in_out": "out-of-domain against in-domain accuracy, for all runs",
     "line": "the same on probit axes, with the line of the baseline",
     "metrics": "losses, penalties and other metrics over training",

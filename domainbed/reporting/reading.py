@@ -40,6 +40,7 @@ JOB_SCHEMA = pa.schema(
         "hparams_seed": pa.int64(),
         "environments": pa.string(),
         "steps": pa.float64(),  # requested number of updates; NaN if unknown
+        "checkpoint_freq": pa.float64(),  # updates between evaluations; NaN if unknown
         "settings": pa.string(),  # other arguments that affect the result
         "eval": pa.string(),  # which accuracies the records have, as the argument of this name
         "backbone": pa.string(),  # such as "frozen resnet50"; "" if the backbone is fine-tuned
@@ -246,6 +247,7 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "trial_seed": _to_int64(args["trial_seed"]),
         "hparams_seed": _to_int64(args["hparams_seed"]),
         "steps": float(steps) if isinstance(steps := args.get("steps"), int) else np.nan,
+        "checkpoint_freq": float(freq) if isinstance(freq := args.get("checkpoint_freq"), int) else np.nan,
         "settings": printable(settings),
         "eval": printable(str(args.get("eval", "all"))),
         "backbone": printable(_frozen_backbone(hparams)),

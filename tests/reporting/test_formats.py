@@ -213,6 +213,9 @@ ROTATION = (
         ({}, ""),
         ({"precision": "fp32"}, ""),
         ({"precision": "bf16"}, f"{SETTINGS}, precision bf16"),
+        ({"checkpoint_freq": 100}, ""),
+        ({"checkpoint_freq": 40}, "40 steps between evaluations (published: 100)"),
+        ({"checkpoint_freq": 40, "averaging": "swad"}, ""),  # its paper's own
         ({"protocol": "2021"}, ""),
         ({"protocol": "head"}, f"{SETTINGS}, protocol head"),
         ({"clean_evaluation": True, "precision": "fp32"}, f"{SETTINGS}, clean_evaluation, precision fp32"),

@@ -86,6 +86,16 @@ def test_different_arguments_are_reported(tmp_path: Path):
     assert problems[1].startswith(expected)
 
 
+def test_different_intervals_of_evaluations_are_reported(tmp_path: Path):
+    """Selection from more records is another selection. Algorithms may have intervals of their own (SWAD)."""
+    records = [make_record(hparams_seed=i) for i in range(3)]
+    records.append(make_record(algorithm="CORAL"))
+    for record, frequency in zip(records, (100, 20, None, 20), strict=True):
+        record["args"]["checkpoint_freq"] = frequency
+    _, problems = read_sweep(write_sweep(tmp_path, records))
+    assert problems == ["ColoredDigits: runs of ERM were evaluated every 20 or 100 steps"]
+
+
 def test_missing_last_record_of_done_job_is_reported(tmp_path: Path):
     records = [make_record(step=s) for s in (0, 5)]
     for record in records:

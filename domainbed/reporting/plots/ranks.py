@@ -1,4 +1,4 @@
-"""Critical-difference diagram: mean ranks of the algorithms, and which of them the tests do not separate."""
+"""Critical-difference diagram: mean ranks of the algorithms, and which of them do not differ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
