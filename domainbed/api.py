@@ -232,7 +232,15 @@ def _check_importable(args: Any) -> None:
     for registry, names in registries:
         for name in names:
             is_own = name in registry and name not in registry.builtin_names  # others would import torch
-            if is_own and registry[name].__module__ == "__main__":
+            if not is_own:
+                continue
+            module = registry[name].__module__
+            if not args.imports and not registry.is_plugin(name) and module != "__main__":
+                raise UsageError(
+                    f"{registry.kind} {name!r} is defined in module {module}, which the processes that train jobs do "
+                    f"not import; pass imports=[{module!r}]"
+                )
+            if module == "__main__":
                 raise UsageError(
                     f"{registry.kind} {name!r} is defined in the main program or notebook, which the processes that "
                     f"train jobs do not import; move it to a module, and pass imports=['its_name']"

@@ -38,6 +38,12 @@ class Hparam(Bounds):
     small_images: "Hparam | None" = None
     datasets: Mapping[str, "Hparam"] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.draw is not None and not callable(self.draw):
+            raise UsageError(
+                f"the draw of Hparam({self.default!r}, …) must be a function, such as uniform(0, 1), not {self.draw!r}"
+            )
+
     def variant(self, dataset: str, small_images: bool) -> "Hparam":
         """Return the variant for a dataset, with the bounds of this declaration."""
         variant = self.small_images if small_images and self.small_images else self

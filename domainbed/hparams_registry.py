@@ -12,8 +12,8 @@ from numpy.random import RandomState
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
-from domainbed.errors import UsageError, suggest
-from domainbed.hparams import ABSENT, FROZEN, PROTOCOLS, SHARED, Hparam, Hparams, Value, parse_overrides
+from domainbed.errors import UsageError, one_line, suggest
+from domainbed.hparams import ABSENT, FROZEN, PROTOCOLS, SHARED, Draw, Hparam, Hparams, Value, parse_overrides
 from domainbed.options import Bounds
 from domainbed.seeding import seed_hash
 
@@ -40,13 +40,20 @@ def default_hparams(algorithm: str, dataset: str, frozen: bool = False) -> Hpara
 def random_hparams(algorithm: str, dataset: str, seed: int, frozen: bool = False) -> Hparams:
     """Return one random draw; `seed` is `seed_hash(hparams_seed, trial_seed)`."""
     return {
-        name: hparam.default if hparam.draw is None else _to_python(hparam.draw(RandomState(seed_hash(seed, name))))
+        name: hparam.default if hparam.draw is None else _draw(name, hparam.draw, RandomState(seed_hash(seed, name)))
         for name, hparam in hparams_of(algorithm, dataset, frozen).items()
     }
 
 
-def _to_python(value: Value) -> Value:
-    """Convert a NumPy scalar, which JSON cannot represent, to a Python number."""
+def _draw(name: str, draw: Draw, rng: RandomState) -> Value:
+    """Return a random value as a Python number, which JSON can represent; name the hyperparameter in errors."""
+    try:
+        value = draw(rng)
+    except Exception as error:
+        raise UsageError(
+            f"hyperparameter {name!r}: its draw failed ({type(error).__name__}: {one_line(error)}); a draw takes a "
+            "random generator, as uniform(0, 1) does"
+        ) from error
     return value.item() if isinstance(value, np.generic) else value
 
 

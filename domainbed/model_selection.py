@@ -136,7 +136,8 @@ def select_records(name: str, records: pd.DataFrame) -> pd.DataFrame:
     method = SELECTION_METHODS[name]
     try:
         selected = method(_without_unfinished_averages(_without_pruned(records)))
-        return selected[SELECTED_COLUMNS].dropna(subset=["val_acc", "test_acc"])
+        # A method may return rows of the records, whose repeated values are categorical.
+        return selected[SELECTED_COLUMNS].astype(OBJECT_COLUMNS).dropna(subset=["val_acc", "test_acc"])
     except Exception as error:
         if name in CLASS_NAMES.values():
             raise

@@ -10,6 +10,7 @@ job does not evaluate (`--eval`) are missing. Records of this package also have 
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,6 +31,15 @@ BEST_MODEL_FILE = "model_best.pkl"  # with --save_best_model; written by engine/
 
 # Records without `schema_version` (DomainBed's, and early ones of this package) have this version.
 SCHEMA_VERSION = 1
+
+# Entries of a record that are not metrics of the algorithm, in addition to the accuracies.
+RECORD_KEYS = frozenset(
+    {
+        *("step", "epoch", "step_time", "mem_gb", "bad_images", "ended_early"),
+        *("environments", "args", "hparams", "code", "schema_version"),
+    }
+)
+ACCURACY = re.compile(r"env\d{1,4}_(in|out)_acc")
 
 NO_AVERAGING = "none"
 # Schemes of `--averaging` whose earlier records describe unfinished averages; their papers evaluate the last one alone.

@@ -62,13 +62,17 @@ class Registry(Generic[T]):
         """Return a decorator that registers an object as `name`.
 
         Raises:
-            UsageError: the name is already taken.
+            UsageError: the name is already taken, or is missing (`@register` without parentheses).
         """
+        if not isinstance(name, str):
+            raise UsageError(f"{self._path}.register requires a name: {self._registration(name.__name__)}")
 
         def decorate(item: T) -> T:
             if name in self._builtin or name in self._registered:
                 example = f", such as 'My{name}'" if name in self._builtin else ""
-                raise UsageError(f"{self.kind} {name!r} is already registered; choose another name{example}")
+                module = getattr(self._registered.get(name), "__module__", "")
+                by = f" by module {module}" if module and name not in self._builtin else ""
+                raise UsageError(f"{self.kind} {name!r} is already registered{by}; choose another name{example}")
             self._registered[name] = self._checked(name, item)
             return item
 
@@ -158,6 +162,10 @@ class Registry(Generic[T]):
             raise UsageError(
                 f"cannot import {self.kind} {plugin.name!r} ({plugin.value}) of {_package(plugin)}: {reason}"
             ) from error
+
+    def is_plugin(self, name: str) -> bool:
+        """Return whether an installed package provides the item called `name`, by an entry point."""
+        return name in self._plugins
 
     def __contains__(self, name: object) -> bool:
         return name in self._builtin or name in self._registered or name in self._plugins

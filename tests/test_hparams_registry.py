@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -210,7 +209,7 @@ def test_numpy_draws_become_python_numbers():
 
 
 def test_class_without_declarations_has_the_shared_hyperparameters():
-    with ALGORITHMS.temporarily("Plain", torch.nn.Module):
+    with ALGORITHMS.temporarily("Plain", Algorithm):
         assert default_hparams("Plain", "PACS") == default_hparams("ERM", "PACS")
     assert default_hparams("Unregistered", "Unregistered") == default_hparams("ERM", "PACS")
 

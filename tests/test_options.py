@@ -116,7 +116,7 @@ def test_help_shows_choices_units_and_defaults(monkeypatch: pytest.MonkeyPatch):
         "[--is_on] [--no_is_up]",
         "--size N number of items --rate RATE share of 100% (default: half of it)",
         "--color {red,gray} a color (default: red)",
-        "--name NAME [NAME ...] names: a, b",
+        "--name NAME [NAME ...] names (choices: a, b)",
         "--is_on, --no_is_on switch on",
         "--is_up, --no_is_up move up (default: True)",
     ):

@@ -44,13 +44,20 @@ def test_colored_mnist_restarts_give_the_table(monkeypatch: pytest.MonkeyPatch, 
     assert table in (RESULTS.parent / "domainbed" / "colored_mnist" / "README.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the archived sweep of the digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    with tarfile.open(RESULTS / "digits" / "records.tar.xz") as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["DANN", "Fishr"])
-def test_archived_run_is_reproduced_from_its_arguments(algorithm: str, tmp_path: Path):
+def test_archived_run_is_reproduced_from_its_arguments(algorithm: str, digits: Path, tmp_path: Path):
     """Compare the first record with a tolerance: processors and library versions differ."""
-    with tarfile.open(RESULTS / "digits" / "records.tar.xz") as tar:
-        tar.extractall(tmp_path, filter="data")
-    for folder in sorted(path.parent for path in tmp_path.glob("*/done")):
+    for folder in sorted(path.parent for path in digits.glob("*/done")):
         archived, problems = read_job(folder)
         config = JobConfig.from_recorded_args({**archived[0]["args"], "output_dir": str(tmp_path / "retrained")})
         if config.algorithm == algorithm and config.hparams_seed > 0:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from domainbed.errors import UsageError
+from domainbed.hparams import Hparam
 from domainbed.registry import Registry
 
 if TYPE_CHECKING:  # listing the names must not import torch
@@ -23,6 +24,12 @@ def _accept(name: str, item: Any) -> "type[Algorithm]":
             f"algorithm {name!r}: {what} is not derived from this package's Algorithm; replace its own base class with "
             "`from domainbed.algorithms import Algorithm`"
         )
+    for key, value in item.HPARAMS.items():
+        if not isinstance(value, Hparam):
+            raise UsageError(
+                f"algorithm {name!r}: HPARAMS[{key!r}] is {value!r}; make it an Hparam(DEFAULT, DRAW), such as "
+                "Hparam(1.0, power(10, -1, 1)) (from domainbed.hparams import Hparam, power)"
+            )
     return item
 
 

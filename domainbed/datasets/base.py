@@ -42,6 +42,9 @@ class ArrayEnvironment:
     is_augmented: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.images, np.ndarray) and isinstance(self.labels, np.ndarray)):
+            found = f"{type(self.images).__name__} and {type(self.labels).__name__}"
+            raise TypeError(f"images and labels must be NumPy arrays, not {found}")
         if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
                 f"expected images [n, channels, height, width] and labels [n], "

@@ -45,7 +45,7 @@ def locate_errors(algorithm_class: type[Algorithm], place: Callable[[], str]) ->
         report = traceback.TracebackException.from_exception(error)
         _omit_libraries(report, algorithm_class)
         message = f"{place()}: {type(error).__name__}: {one_line(error)}".removesuffix(": ")
-        message += location(error, algorithm_class) + _undeclared_hparam(error, algorithm_class)
+        message += location(error, algorithm_class) + _hint(error, algorithm_class)
         raise AlgorithmError(message, "".join(report.format())) from error
 
 
@@ -59,23 +59,38 @@ def step_place(algorithm: Algorithm, step: int) -> str:
         return f"step {step}"
 
 
-def location(error: BaseException, algorithm_class: type[Algorithm]) -> str:
+def location(error: BaseException, user_class: type) -> str:
     """Return ", in FILE line N" for the last line of the user's own code that an error passed through, if any."""
-    own = _own_frames(traceback.extract_tb(error.__traceback__), algorithm_class)
+    own = _own_frames(traceback.extract_tb(error.__traceback__), user_class)
     return f", in {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
 
 
-def _undeclared_hparam(error: BaseException, algorithm_class: type[Algorithm]) -> str:
-    """Return how to declare a hyperparameter if the error is that of reading one that the class does not have."""
-    own = _own_frames(traceback.extract_tb(error.__traceback__), algorithm_class)
-    if not (isinstance(error, KeyError) and error.args and isinstance(name := error.args[0], str) and own):
-        return ""
-    if not re.search(rf"""hparams\[\s*['"]{re.escape(name)}['"]\s*\]""", own[-1].line or ""):
+def _hint(error: BaseException, algorithm_class: type[Algorithm]) -> str:
+    """Return how to resolve an error that common mistakes cause, or ""."""
+    name = algorithm_class.__name__
+    if isinstance(error, AttributeError) and re.search(r"'_(modules|parameters|buffers)'|Module\.__init__", str(error)):
+        return f"; call super().__init__(input_shape, num_classes, num_domains, hparams) first in {name}.__init__"
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        return _undeclared_hparam(error.args[0], traceback.extract_tb(error.__traceback__), algorithm_class)
+    return ""
+
+
+def _undeclared_hparam(hparam: str, frames: traceback.StackSummary, algorithm_class: type[Algorithm]) -> str:
+    """Return how to declare a hyperparameter if a KeyError is that of reading one that the class does not have."""
+    name, key = algorithm_class.__name__, json.dumps(hparam)
+    declaring = next((base for base in algorithm_class.__mro__[1:] if hparam in vars(base).get("HPARAMS", {})), None)
+    if declaring:  # its subclass replaced HPARAMS
+        return (
+            f"; HPARAMS of {name} lacks those of {declaring.__name__}, which it replaces: "
+            f"HPARAMS = {{**{declaring.__name__}.HPARAMS, …}}"
+        )
+    own = _own_frames(frames, algorithm_class)
+    if not own or not re.search(rf"""hparams\[\s*['"]{re.escape(hparam)}['"]\s*\]""", own[-1].line or ""):
         return ""
     return (
-        f"; {algorithm_class.__name__} has no hyperparameter {name!r}: declare it in the class, "
-        f"HPARAMS = {{{json.dumps(name)}: Hparam(DEFAULT)}} (from domainbed.hparams import Hparam), or, if it declares "
-        f"none, pass --hparams '{{{json.dumps(name)}: VALUE}}'"
+        f"; {name} has no hyperparameter {hparam!r}: declare it in the class, "
+        f"HPARAMS = {{{key}: Hparam(DEFAULT)}} (from domainbed.hparams import Hparam), or, if it declares "
+        f"none, pass --hparams '{{{key}: VALUE}}'"
     )
 
 
@@ -87,14 +102,14 @@ def _omit_libraries(report: traceback.TracebackException, algorithm_class: type[
             _omit_libraries(earlier, algorithm_class)
 
 
-def _own_frames(frames: traceback.StackSummary, algorithm_class: type[Algorithm]) -> list[traceback.FrameSummary]:
-    """Return the frames outside of this package, torch and installed packages, except for the algorithm's package."""
-    packages = {c.__module__.partition(".")[0] for c in algorithm_class.__mro__} - {"builtins", "torch", "domainbed"}
+def _own_frames(frames: traceback.StackSummary, user_class: type) -> list[traceback.FrameSummary]:
+    """Return the frames outside of this package, torch and installed packages, except for the package of the class."""
+    packages = {c.__module__.partition(".")[0] for c in user_class.__mro__} - {"builtins", "torch", "domainbed"}
     folders = tuple(f"{os.sep}{name}" + end for name in packages for end in (os.sep, ".py"))
 
     def is_own(file: str) -> bool:
         if not file.startswith(_LIBRARIES):
-            return not file.startswith("<frozen")
+            return not file.startswith(("<frozen", "<string>"))  # also of methods that dataclasses generate
         return any(folder in file for folder in folders) and not file.startswith(_LIBRARIES[:2])
 
     return [frame for frame in frames if is_own(frame.filename)]

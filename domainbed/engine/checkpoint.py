@@ -21,6 +21,7 @@ from domainbed.algorithms.state import check_plain, is_builtin
 from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.checkpoint_files import CHECKPOINT_FILES, PREVIOUS_FILE, remove_partial_files
 from domainbed.engine.config import JobConfig, recorded_args
+from domainbed.engine.digest import code_digest
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
 from domainbed.engine.metrics import MetricHistory, MetricLog
@@ -109,6 +110,7 @@ class Checkpointer:
         self._feed = feed
         self._lock = lock
         self._should_stop = should_stop
+        self._code = code_digest([type(algorithm), config.dataset_class()])
         self._first_step = 0
         self._saved_at = time.monotonic()
         self._is_checked = is_builtin(type(algorithm))  # whether the state is known to be one that can be saved
@@ -141,6 +143,11 @@ class Checkpointer:
             self._lock.check()
             truncate_records(self._folder, saved["records_length"])
             tqdm.write(f"Resuming from checkpoint at step {progress.step}.")
+            if saved.get("code", self._code) != self._code:  # earlier versions did not save it
+                tqdm.write(
+                    f"note: the code of {self._config.algorithm} or {self._config.dataset} has changed since this "
+                    f"checkpoint; to train with the new code only, delete {self._folder} and start over"
+                )
         elif records_length(self._folder):
             truncate_records(self._folder, 0)
             tqdm.write("Unfinished run found, but no checkpoint; starting over.")
@@ -201,6 +208,7 @@ class Checkpointer:
             "averaging": self._averaging.state_dict(),
             "generators": rng_state or get_rng_state(),
             "versions": software_versions(),
+            "code": self._code,
         }
         with (
             self._averaging.training_weights(),  # a job may be stopped while it evaluates its average

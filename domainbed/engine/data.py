@@ -1,14 +1,17 @@
 """The data of a job: dataset, splits, and the images that each step and each evaluation requests."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from domainbed.algorithms.base import Minibatch
 from domainbed.datasets import MultipleDomainDataset
+from domainbed.engine.algorithm_errors import location
 from domainbed.engine.config import JobConfig
-from domainbed.errors import UsageError, list_some
+from domainbed.engine.contract import check_dataset
+from domainbed.errors import UsageError, list_some, one_line
 from domainbed.hparams import Hparams
 from domainbed.loading.base import Feed, Request
 from domainbed.loading.sampling import BatchSampler
@@ -16,6 +19,25 @@ from domainbed.loading.splits import Split, split_environment
 from domainbed.seeding import seed_hash
 
 CHUNK_STEPS = 1000  # steps whose indices are drawn at once: at most 4 MB per environment
+
+
+@contextmanager
+def locate_dataset_errors(dataset_class: type[MultipleDomainDataset], name: str) -> Iterator[None]:
+    """Turn errors in the code of a user's dataset into a UsageError that names the line."""
+    try:
+        yield
+    except (UsageError, OSError):
+        raise
+    except Exception as error:
+        if is_builtin_dataset(dataset_class):
+            raise
+        message = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+        raise UsageError(f"dataset {name!r}: {message}{location(error, dataset_class)}") from error
+
+
+def is_builtin_dataset(dataset_class: type[MultipleDomainDataset]) -> bool:
+    """Return whether a dataset is part of this package."""
+    return dataset_class.__module__.startswith("domainbed.datasets.")
 
 
 def load_data(config: JobConfig, hparams: Hparams) -> tuple[MultipleDomainDataset, list[Split]]:
@@ -26,8 +48,11 @@ def load_data(config: JobConfig, hparams: Hparams) -> tuple[MultipleDomainDatase
             dataset has none, or some in several environments.
     """
     dataset_class = config.dataset_class()
-    dataset_class.prepare(config.data_dir)
-    dataset = dataset_class(config.data_dir, config.test_envs, hparams, config.trial_seed)
+    with locate_dataset_errors(dataset_class, config.dataset):
+        dataset_class.prepare(config.data_dir)
+        dataset = dataset_class(config.data_dir, config.test_envs, hparams, config.trial_seed)
+        if not is_builtin_dataset(dataset_class):
+            check_dataset(config.dataset, dataset, config.environment_names())
     groups = environment_groups(config, dataset) if config.splits_groups() else [None] * len(dataset)
     splits = [
         split_environment(

@@ -1,7 +1,9 @@
-"""The hash of the model that a job starts from."""
+"""Hashes of what records depend on apart from a job's arguments: the model to start from, and users' code."""
 
 import hashlib
 import os
+import sys
+from collections.abc import Iterable
 from functools import lru_cache
 
 from domainbed.errors import UsageError
@@ -15,6 +17,24 @@ def init_digest(path: str) -> str:
         return _digest(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise UsageError(f"--init_from {path}: {error.strerror}") from error
+
+
+def code_digest(classes: Iterable[type]) -> str | None:
+    """Return a hash of the files that define users' classes and their bases; None if there are none.
+
+    Classes of this package, of torch and of Python do not count, and neither do those without a file (a notebook's).
+    """
+    modules = {base.__module__ for cls in classes for base in cls.__mro__}
+    own = sorted(m for m in modules if m.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "domainbed"})
+    digest = hashlib.md5()
+    files = [file for module in own if (file := getattr(sys.modules.get(module), "__file__", None))]
+    for file in files:
+        try:
+            stat = os.stat(file)
+            digest.update(_digest(file, stat.st_size, stat.st_mtime_ns).encode())
+        except OSError:  # in a zip archive, or deleted
+            digest.update(file.encode())
+    return digest.hexdigest() if files else None
 
 
 @lru_cache

@@ -35,6 +35,7 @@ def split_means(
     score: Score = is_correct,
     place: str = "predict",
     observe: Observer = lambda request, logits: None,
+    n_classes: int | None = None,
 ) -> dict[str, float]:
     """Return the mean of a score over the images of each split; by default, the accuracy.
 
@@ -46,6 +47,7 @@ def split_means(
         score: the score of each image.
         place: where an error in `predict` is reported to have happened.
         observe: called with each request and its logits; it must not synchronize with the device.
+        n_classes: the number of classes, if the shape of the logits is to be checked.
     """
     named = list(requests)
     sums: dict[str, list[torch.Tensor]] = {}
@@ -56,6 +58,7 @@ def split_means(
         before_batch()
         with locate_errors(type(algorithm), lambda: place):
             logits = split_on_oom(algorithm.predict, x)
+            _check_logits(logits, len(x), n_classes)
         observe(request, logits)
         sums.setdefault(name, []).append(score(logits, y).sum())
         images[name] = images.get(name, 0) + len(request.indices)
@@ -64,6 +67,13 @@ def split_means(
         return {}
     totals = torch.stack([torch.stack(batch_sums).sum() for batch_sums in sums.values()]).tolist()  # one sync
     return {name: total / images[name] for name, total in zip(sums, totals, strict=True)}
+
+
+def _check_logits(logits: object, n: int, n_classes: int | None) -> None:
+    """Raise TypeError if these are not the logits of n images."""
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if n_classes and shape not in ((n, n_classes), (n, 1)):
+        raise TypeError(f"predict must return logits [n, num_classes], here {(n, n_classes)}, not {shape}")
 
 
 def split_on_oom(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from domainbed.engine.evaluate import cross_entropy, split_means
 from domainbed.engine.metrics import NonFiniteError, check_weights
 from domainbed.engine.predictions import PredictionLog
 from domainbed.engine.setup import Setup
+from domainbed.engine.tracking import tracked_entries
 from domainbed.loading.base import Request
 from domainbed.records import BEST_MODEL_FILE, EVALUATED_ONCE, SELECTIVE, read_job, records_length, validation_accuracy
 
@@ -45,7 +46,8 @@ def make_record(
             raise NonFiniteError(step, " and ".join(f"{name} is {loss}" for name, loss in infinite.items()))
     averaging.end_interval(step, fmean(losses.values()) if losses else math.nan)
     requests = evaluation_requests(config, setup.dataset, setup.splits, step, batch_size)
-    measure = partial(split_means, algorithm, feed, before_batch=before_batch, place=place)
+    n_classes = setup.dataset.num_classes
+    measure = partial(split_means, algorithm, feed, before_batch=before_batch, place=place, n_classes=n_classes)
     if setup.predictions:
         measure = partial(measure, observe=setup.predictions.add)
     with averaging.applied(final_images(config, setup, progress)):
@@ -54,7 +56,7 @@ def make_record(
         else:
             accuracies = measure(requests)
         mem_gb = torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else 0.0
-        tracked = tracker.record() if tracker else {}
+        tracked = tracked_entries(tracker) if tracker else {}
     steps_per_epoch = min(len(split.in_) for split in setup.splits) / algorithm.hparams["batch_size"]
     return {
         "step": step,
@@ -67,6 +69,7 @@ def make_record(
         "mem_gb": mem_gb,  # without the tracker's
         **tracked,
         **({"ended_early": True} if averaging.has_ended and step < config.steps - 1 else {}),
+        **({"code": setup.code} if setup.code else {}),
         "environments": setup.environments,
         "args": config.args(),
         "hparams": algorithm.hparams,

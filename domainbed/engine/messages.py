@@ -8,6 +8,7 @@ from tqdm import tqdm
 from domainbed.compute import featurizers_of
 from domainbed.engine.checkpoint import software_versions
 from domainbed.engine.config import JobConfig
+from domainbed.engine.contract import describe_untrained
 from domainbed.engine.frozen import is_frozen
 from domainbed.engine.setup import Setup
 from domainbed.errors import printable
@@ -28,6 +29,8 @@ def print_header(config: JobConfig, setup: Setup) -> None:
         tqdm.write(f"note: the job ends during the warm-up of {config.algorithm}, because {reason}")
     if setup.algorithm.caveat:
         tqdm.write(f"note: {config.algorithm}: {setup.algorithm.caveat}")
+    if untrained := describe_untrained(setup.algorithm):
+        tqdm.write(f"note: {config.algorithm}: {untrained}")
     if is_frozen(setup.algorithm.hparams) and not setup.algorithm.hparams["feature_views"]:
         tqdm.write('note: features of images without augmentation; use {"feature_views": N} for augmented views')
     tqdm.write("accuracies in percent: in split/out split, [test environment]")

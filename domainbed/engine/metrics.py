@@ -8,6 +8,7 @@ import torch
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.errors import UsageError
+from domainbed.records import ACCURACY, RECORD_KEYS
 
 # Name -> (step, value) of each update that returned a metric of this name.
 MetricHistory: TypeAlias = dict[str, list[tuple[int, torch.Tensor | float]]]
@@ -37,7 +38,11 @@ class MetricLog:
 
     def add(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
         """Add the metrics of the next update. Tensors are copied, because an algorithm may overwrite its own."""
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"update must return a dict of metrics, not {metrics!r}")
         for name, value in metrics.items():
+            if name not in self._history:
+                check_name(name)
             # isinstance is slow for protocols such as SupportsFloat.
             is_number = value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, SupportsFloat)
             if not is_number:
@@ -69,6 +74,14 @@ class MetricLog:
             name: list(zip([step for step, _ in values], _to_floats([value for _, value in values]), strict=True))
             for name, values in self._history.items()
         }
+
+
+def check_name(name: object) -> None:
+    """Raise TypeError if the name of a metric is not text, ValueError if records have another entry of this name."""
+    if not isinstance(name, str):
+        raise TypeError(f"names of metrics must be strings, not {name!r}")
+    if name in RECORD_KEYS or ACCURACY.fullmatch(name):
+        raise ValueError(f"records have an entry called {name!r}; choose another name for this metric")
 
 
 def _to_floats(values: list[torch.Tensor | float]) -> list[float]:

@@ -19,6 +19,7 @@ from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
+from domainbed.engine.contract import check_training_state
 from domainbed.engine.digest import init_digest
 from domainbed.engine.frozen import FeatureDataset, accept_images, frozen_backbone, weights_hash
 from domainbed.engine.preprocessing import Preprocessing
@@ -52,6 +53,8 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
         raise UsageError(
             f"{config.algorithm} requires at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
         )
+    if algorithm_class.REQUIRES_PHOTOS and dataset.SMALL_IMAGES:
+        raise UsageError(f"{config.algorithm} requires a dataset of photos, not of small images")
     if algorithm_class.REQUIRES_IMAGES and len(dataset.input_shape) == 1:
         raise UsageError(f"{config.algorithm} requires images, not the features of a frozen backbone")
     if algorithm_class.REQUIRES_FEATURIZER and hparams.get("linear_probe"):
@@ -70,6 +73,8 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
             raise UsageError(f"cannot create {config.algorithm} with these hyperparameters: {error}{where}") from error
         if not (config.trust_checkpoint or is_builtin(algorithm_class)):
             check_plain(algorithm.training_state())
+        if not is_builtin(algorithm_class):
+            check_training_state(algorithm)
     return algorithm
 
 

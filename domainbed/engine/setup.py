@@ -12,6 +12,7 @@ from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.averaging.base import Averaging, make_averaging
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches
+from domainbed.engine.digest import code_digest
 from domainbed.engine.feed import open_feed
 from domainbed.engine.frozen import load_inputs
 from domainbed.engine.interrupts import Interrupted
@@ -40,6 +41,7 @@ class Setup(NamedTuple):
     tracker: Tracker | None
     predictions: PredictionLog | None
     is_captured: bool
+    code: str | None
 
 
 def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
@@ -78,7 +80,10 @@ def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
     tracker = make_tracker(config, algorithm, splits, feed)
     names = config.environment_names()
     predictions = PredictionLog(dataset, names, splits) if config.save_predictions else None
-    return Setup(dataset, names, splits, device, algorithm, averaging, feed, batches, tracker, predictions, is_captured)
+    code = code_digest([type(algorithm), config.dataset_class()])
+    return Setup(
+        dataset, names, splits, device, algorithm, averaging, feed, batches, tracker, predictions, is_captured, code
+    )
 
 
 def set_determinism(is_required: bool) -> None:

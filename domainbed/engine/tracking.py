@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tqdm import tqdm
 
+from domainbed.errors import UsageError
 from domainbed.registry import Registry
 
 if TYPE_CHECKING:
@@ -69,6 +70,26 @@ class Tracker(ABC):
             The figure, or None if there is nothing to plot.
         """
         return None
+
+
+def tracked_entries(tracker: Tracker) -> dict[str, float]:
+    """Return the entries that a tracker adds to a record, without an effect on the random generators.
+
+    Raises:
+        UsageError: the tracker returns something else than numbers by name.
+    """
+    from domainbed.seeding import get_rng_state, set_rng_state  # imports torch
+
+    state = get_rng_state()
+    entries = tracker.record()
+    set_rng_state(state)
+    name = type(tracker).__name__
+    if not isinstance(entries, Mapping):
+        raise UsageError(f"{name}.record must return a dict of numbers by name, not {entries!r}")
+    for key, value in entries.items():
+        if not isinstance(value, int | float):
+            raise UsageError(f"{name}.record must return Python numbers; {key!r} is {value!r}")
+    return dict(entries)
 
 
 TRACKERS: Registry[type[Tracker]] = Registry(

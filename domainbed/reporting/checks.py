@@ -54,11 +54,12 @@ def describe_inconsistencies(jobs: pd.DataFrame, sweep_dir: Path, duplicates: Se
             variants = sorted(value if isinstance(value, str) else " ".join(value) for value in values if len(value))
             if len(variants) > 1:
                 warnings.append(f"{dataset}: its runs used different {what} ({'; '.join(variants)})")
-    of_kind = jobs.dropna(subset="checkpoint_freq").groupby(["dataset", "algorithm"], observed=True)
-    for (dataset, algorithm), values in of_kind["checkpoint_freq"].unique().items():
-        if len(values) > 1:
-            variants = " or ".join(f"{value:,.0f}" for value in sorted(values))
-            warnings.append(f"{dataset}: runs of {algorithm} were evaluated every {variants} steps")
+    for (dataset, algorithm), runs in jobs.groupby(["dataset", "algorithm"], observed=True):
+        if (n := runs["code"].nunique()) > 1:
+            warnings.append(f"{dataset}: runs of {algorithm} were trained with {n} versions of its code")
+        intervals = [f"{value:,.0f}" for value in sorted(runs["checkpoint_freq"].dropna().unique())]
+        if len(intervals) > 1:
+            warnings.append(f"{dataset}: runs of {algorithm} were evaluated every {' or '.join(intervals)} steps")
     if n := int((jobs["bad_images"] > 0).sum()):
         warnings.append(f"{n} job{'s' * (n > 1)} replaced broken images with others (--on_bad_image skip)")
     if n := len(duplicates):

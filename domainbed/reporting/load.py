@@ -165,6 +165,8 @@ def load_sweep(input_dir: str) -> Sweep:
 
 def _no_records(input_dir: str, problems: Sequence[str]) -> UsageError:
     reason = f"; {problems[0]}" if problems else ""
+    if not problems and (Path(input_dir) / RESULTS_FILE).exists():
+        reason = "; it is the folder of a job: pass the folder that contains it"
     return UsageError(f"--input_dir {input_dir!r} has no job folders with usable records ({RESULTS_FILE}){reason}")
 
 

@@ -11,8 +11,7 @@ from joblib import Parallel, cpu_count, delayed
 
 from domainbed.errors import printable
 from domainbed.files import read_regular
-from domainbed.records import MAX_RESULTS_SIZE, RESULTS_FILE, parse_records
-from domainbed.reporting.reading import ACCURACY
+from domainbed.records import ACCURACY, MAX_RESULTS_SIZE, RESULTS_FILE, parse_records
 from domainbed.terminal import ProgressBar
 
 NO_METRICS = {"step", "epoch", "bad_images", "schema_version"}

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from domainbed.engine.config import PRECISIONS, TASKS
 from domainbed.errors import printable
 from domainbed.files import open_regular
 from domainbed.records import (
+    ACCURACY,
     MAX_RESULTS_SIZE,
     RESULTS_FILE,
     RUN_KEYS,
@@ -42,6 +42,7 @@ JOB_SCHEMA = pa.schema(
         "steps": pa.float64(),  # requested number of updates; NaN if unknown
         "checkpoint_freq": pa.float64(),  # updates between evaluations; NaN if unknown
         "settings": pa.string(),  # other arguments that affect the result
+        "code": pa.string(),  # the hash of users' code; "" if there is none
         "eval": pa.string(),  # which accuracies the records have, as the argument of this name
         "backbone": pa.string(),  # such as "frozen resnet50"; "" if the backbone is fine-tuned
         "hparams": pa.string(),
@@ -55,7 +56,6 @@ JOB_SCHEMA = pa.schema(
 )
 # Seeds of a job without usable records: nulls would make pandas convert the column to floats.
 NO_SEEDS = {"trial_seed": 0, "hparams_seed": 0}
-ACCURACY = re.compile(r"env\d{1,4}_(in|out)_acc")
 RECORD_ERRORS = (LookupError, TypeError, ValueError, OverflowError, RecursionError)  # raised by an unusable record
 
 
@@ -249,6 +249,7 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "steps": float(steps) if isinstance(steps := args.get("steps"), int) else np.nan,
         "checkpoint_freq": float(freq) if isinstance(freq := args.get("checkpoint_freq"), int) else np.nan,
         "settings": printable(settings),
+        "code": printable(str(record.get("code", ""))),
         "eval": printable(str(args.get("eval", "all"))),
         "backbone": printable(_frozen_backbone(hparams)),
         "environments": _to_json(list(map(str, environments)) if isinstance(environments, list) else []),

@@ -99,15 +99,17 @@ def test_captured_updates_equal_eager_updates(name: str, variant: str | None, mo
 
 
 def test_captured_updates_equal_those_of_the_default_adam_within_rounding():
+    """In float64: Adam amplifies the rounding of small gradients, by how much depends on the processor."""
     torch.manual_seed(0)
-    eager = make("Fishr")
+    eager = make("Fishr").double()
     captured = copy.deepcopy(eager)
     steps = CapturedSteps(captured, Tape())
     for batch in batches(UPDATES):
-        eager.update(batch)
-        steps.update(batch)
+        exact = [(x.double(), y) for x, y in batch]
+        eager.update(exact)
+        steps.update(exact)
     assert not steps.reason
-    assert_same(captured, eager, rtol=1e-3, atol=1e-5)
+    assert_same(captured, eager, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 6, 7, 8, 20])

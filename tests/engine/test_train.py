@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import pickle
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +19,14 @@ from domainbed.datasets import DATASETS, ArrayEnvironment, MultipleDomainDataset
 from domainbed.engine import data
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
+from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import is_locked
 from domainbed.engine.metrics import NonFiniteError
 from domainbed.engine.model import load_model
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.loading.splits import split_environment
-from domainbed.records import read_job
+from domainbed.records import CHECKPOINT_FILE, read_job
 
 TIMES = ("step_time", "mem_gb")
 
@@ -237,6 +240,26 @@ def without_times(folder: Path) -> list[dict]:
     for r in records:
         r["args"].pop("output_dir", None)
     return records
+
+
+def test_group_can_write_to_all_files_of_a_job(tmp_path: Path):
+    """Several users can share a sweep with umask 002: no file has permissions of its own, as a temporary file would."""
+    config = JobConfig(
+        "ColoredDigits", "ERM", (2,), steps=3, checkpoint_freq=1, save_best_model=True, save_predictions=True,
+        hparams='{"batch_size": 4}', output_dir=str(tmp_path / "shared" / "job"), log_to=("csv",),
+    )  # fmt: skip
+    before = os.umask(0o002)
+    try:
+        with pytest.raises(Interrupted):
+            train(config, JobControl(should_stop=iter([False] * 8 + [True] * 99).__next__))
+        files = {path.name: path.stat().st_mode for path in (tmp_path / "shared").rglob("*")}
+        train(config)
+        files |= {path.name: path.stat().st_mode for path in (tmp_path / "shared").rglob("*")}
+    finally:
+        os.umask(before)
+    names = {"job", CHECKPOINT_FILE, "results.jsonl", "model.pkl", "model_best.pkl", "predictions.npz", "done"}
+    assert files.keys() >= names
+    assert all(mode & stat.S_IRGRP and mode & stat.S_IWGRP for mode in files.values()), files
 
 
 def test_equal_arguments_give_equal_records_and_weights(tmp_path: Path):

@@ -209,4 +209,4 @@ def test_nothing_is_concluded_from_incomplete_trials(tmp_path: Path, run_command
     finished = run_command("replay", "--input_dir", write_sweep(tmp_path, records), "--resamples", 2)
     assert finished.returncode == 0, finished.stderr
     assert "of 0 (each dataset and the average)" in finished.stdout
-    assert finished.stdout.splitlines()[-1].startswith("No difference from ERM is compared")
+    assert finished.stdout.splitlines()[-1].startswith("Cannot compare with ERM: this requires two trials")

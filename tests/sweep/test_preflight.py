@@ -67,8 +67,7 @@ def test_all_algorithms_that_cannot_be_created_are_listed_at_once(tmp_path: Path
     assert main([*words, *algorithms, "--hparams", '{"batch_size": 1}', *SMALL]) == 2
     assert capsys.readouterr().err == (
         "error: 2 problems:\n"
-        '  MIRO on ColoredDigits, MIRO on RotatedDigits: MIRO requires a pretrained ResNet of torchvision ("backbone": '
-        '"resnet50") and photographs\n'
+        "  MIRO on ColoredDigits, MIRO on RotatedDigits: MIRO requires a dataset of photos, not of small images\n"
         "  CORAL on ColoredDigits, CORAL on RotatedDigits: CORAL requires a batch_size of at least 2, not 1\n"
     )
     assert main([*words, "--algorithms", "ERM", "VREx", "--holdout_fraction", "0.001", *SMALL]) == 2

@@ -131,7 +131,7 @@ def make_averaging(config: "JobConfig", algorithm: Algorithm) -> Averaging:
     """Return the scheme that `config.averaging` names.
 
     Raises:
-        UsageError: the algorithm averages its weights itself.
+        UsageError: the algorithm averages its weights itself, or a checkpoint would lack the average.
     """
     if config.averaging == NO_AVERAGING:
         return Averaging(config, algorithm)
@@ -139,4 +139,13 @@ def make_averaging(config: "JobConfig", algorithm: Algorithm) -> Averaging:
         raise UsageError(
             f"--averaging {config.averaging}: {config.algorithm} already averages its weights; choose another algorithm"
         )
-    return AVERAGINGS[config.averaging](config, algorithm)
+    averaging = AVERAGINGS[config.averaging](config, algorithm)
+    cls = type(averaging)
+    has_state = cls.add_update is not Averaging.add_update or cls.end_interval is not Averaging.end_interval
+    saves_state = cls.state_dict is not Averaging.state_dict and cls.load_state_dict is not Averaging.load_state_dict
+    if has_state and not saves_state:
+        raise UsageError(
+            f"--averaging {config.averaging}: {cls.__name__} must implement state_dict and load_state_dict; otherwise, "
+            "a resumed job would start its average again"
+        )
+    return averaging

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from domainbed.engine.tracking import TRACKERS
+from domainbed.records import RECORD_KEYS
 from domainbed.reporting.plots.scales import MAX_MAGNITUDE, set_log_scale, spans_decades
 from domainbed.reporting.plots.style import (
     add_legend,
@@ -21,9 +22,6 @@ from domainbed.reporting.plots.style import (
     print_style,
     set_step_ticks,
 )
-
-# Record entries that are not metrics of the update, in addition to accuracies and the entries of trackers.
-OTHER_ENTRIES = ("folder", "step", "epoch", "step_time", "mem_gb", "bad_images", "schema_version")
 
 TEST_ENV: dict[str, Any] = {"color": "black", "linewidth": 1.6, "zorder": 3}
 SELECTED_STEP: dict[str, Any] = {
@@ -112,7 +110,9 @@ def metric_values(metrics: pd.DataFrame, best: pd.DataFrame, algorithms: Sequenc
     merged = metrics.merge(best[["folder", "algorithm", "test_env"]], on="folder").sort_values("step")
     prefixes = [re.escape(TRACKERS[name].PREFIX) for name in TRACKERS]
     excluded = re.compile("|".join(["env.*_acc", *(f"{prefix}.*" for prefix in prefixes)]))
-    names = [name for name in map(str, metrics) if name not in OTHER_ENTRIES and not excluded.fullmatch(name)]
+    names = [
+        name for name in map(str, metrics) if name not in {"folder", *RECORD_KEYS} and not excluded.fullmatch(name)
+    ]
     columns = ["algorithm", "metric", "test_env", "folder", "step", "value"]
     panels = []
     for algorithm in algorithms:
