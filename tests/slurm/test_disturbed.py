@@ -154,9 +154,11 @@ def first_jobs(scenario: Scenario, *tasks: str) -> list[Job]:
 
 
 def check_saved_and_resumed(job: Job) -> None:
-    (steps,) = resumed_from(job)
-    assert f"stopped after {steps} of {STEPS} steps" in log_of(job)
-    assert steps > 1, "later than its last evaluation"
+    resumed = resumed_from(job)  # more than once if this machine is slow, and its task reaches the time limit again
+    assert resumed
+    for steps in resumed:
+        assert f"stopped after {steps} of {STEPS} steps" in log_of(job)
+        assert steps > 1, "later than its last evaluation"
 
 
 def test_disturbed_jobs_equal_undisturbed(scenario: Scenario):
