@@ -3,8 +3,8 @@
 A record has the keys `step`, `epoch`, `env{i}_in_acc`, `env{i}_out_acc`, the means of the update's metrics since the
 last evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`, as in sweeps of DomainBed. Accuracies that the
 job does not evaluate (`--eval`) are missing. Records of this package also have `environments` (names), `bad_images`
-(number of broken images replaced) and `schema_version`. The last record of a job that ended before its last step, as
-`--averaging swad` decides, has `ended_early`.
+(number of broken images replaced), `schema_version` and, with a user's algorithm or dataset, `code` (the hash of their
+files). The last record of a job that ended before its last step, as `--averaging swad` decides, has `ended_early`.
 """
 
 import json
