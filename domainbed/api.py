@@ -221,7 +221,7 @@ def _deferred_signals() -> Iterator[StopRequest]:
 
 
 def _check_importable(args: Any) -> None:
-    """Raise UsageError if the jobs of a launch require a class of the main module, which workers do not import."""
+    """Raise UsageError if the jobs of a launch require a class that workers do not import."""
     registries: list[tuple[Registry[Any], Iterable[str]]] = [
         (ALGORITHMS, args.algorithms),
         (DATASETS, args.datasets),
@@ -234,16 +234,15 @@ def _check_importable(args: Any) -> None:
             is_own = name in registry and name not in registry.builtin_names  # others would import torch
             if not is_own:
                 continue
-            module = registry[name].__module__
-            if not args.imports and not registry.is_plugin(name) and module != "__main__":
-                raise UsageError(
-                    f"{registry.kind} {name!r} is defined in module {module}, which the processes that train jobs do "
-                    f"not import; pass imports=[{module!r}]"
-                )
-            if module == "__main__":
+            if (module := registry[name].__module__) == "__main__":
                 raise UsageError(
                     f"{registry.kind} {name!r} is defined in the main program or notebook, which the processes that "
                     f"train jobs do not import; move it to a module, and pass imports=['its_name']"
+                )
+            if not args.imports and not registry.is_plugin(name):
+                raise UsageError(
+                    f"{registry.kind} {name!r} is defined in module {module}, which the processes that train jobs do "
+                    f"not import; pass imports=[{module!r}]"
                 )
 
 

@@ -226,7 +226,7 @@ def _to_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _is_evaluated_once(records: pd.DataFrame) -> pd.Series:
+def is_evaluated_once(records: pd.DataFrame) -> pd.Series:
     """Return whether each record is that of a run of which only the last record counts."""
     names = [name for name in records["algorithm"].unique() if only_last_counts(name)]
     return records["algorithm"].isin(names)
@@ -234,7 +234,7 @@ def _is_evaluated_once(records: pd.DataFrame) -> pd.Series:
 
 def _evaluation(records: pd.DataFrame) -> pd.Series:
     """Return the step of each record; -1 if it is the only one of its run, because such runs may end early."""
-    return records["step"].where(~_is_evaluated_once(records), -1)
+    return records["step"].where(~is_evaluated_once(records), -1)
 
 
 def _without_pruned(records: pd.DataFrame) -> pd.DataFrame:
@@ -245,7 +245,7 @@ def _without_pruned(records: pd.DataFrame) -> pd.DataFrame:
 
 def _without_unfinished_averages(records: pd.DataFrame) -> pd.DataFrame:
     """Return the records of which a method may select."""
-    is_once = _is_evaluated_once(records)
+    is_once = is_evaluated_once(records)
     if not is_once.any():
         return records
     last = records["step"].groupby(records["folder"], observed=True).transform("max")

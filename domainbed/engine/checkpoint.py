@@ -21,7 +21,6 @@ from domainbed.algorithms.state import check_plain, is_builtin
 from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.checkpoint_files import CHECKPOINT_FILES, PREVIOUS_FILE, remove_partial_files
 from domainbed.engine.config import JobConfig, recorded_args
-from domainbed.engine.digest import code_digest
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
 from domainbed.engine.metrics import MetricHistory, MetricLog
@@ -102,6 +101,7 @@ class Checkpointer:
         feed: Feed,
         lock: Lock,
         should_stop: Callable[[], bool],
+        code: str | None,
     ) -> None:
         self._config = config
         self._folder = Path(config.output_dir)
@@ -110,7 +110,7 @@ class Checkpointer:
         self._feed = feed
         self._lock = lock
         self._should_stop = should_stop
-        self._code = code_digest([type(algorithm), config.dataset_class()])
+        self._code = code
         self._first_step = 0
         self._saved_at = time.monotonic()
         self._is_checked = is_builtin(type(algorithm))  # whether the state is known to be one that can be saved

@@ -13,8 +13,7 @@ from domainbed.files import open_regular
 def init_digest(path: str) -> str:
     """Return a hash of the content of the model to start from. Raises UsageError if it cannot be read."""
     try:
-        stat = os.stat(path)
-        return _digest(path, stat.st_size, stat.st_mtime_ns)
+        return _file_digest(path)
     except OSError as error:
         raise UsageError(f"--init_from {path}: {error.strerror}") from error
 
@@ -30,11 +29,15 @@ def code_digest(classes: Iterable[type]) -> str | None:
     files = [file for module in own if (file := getattr(sys.modules.get(module), "__file__", None))]
     for file in files:
         try:
-            stat = os.stat(file)
-            digest.update(_digest(file, stat.st_size, stat.st_mtime_ns).encode())
+            digest.update(_file_digest(file).encode())
         except OSError:  # in a zip archive, or deleted
             digest.update(file.encode())
     return digest.hexdigest() if files else None
+
+
+def _file_digest(path: str) -> str:
+    stat = os.stat(path)
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache

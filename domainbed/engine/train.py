@@ -54,7 +54,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     setup = set_up(config, control.should_stop)
     algorithm, averaging = setup.algorithm, setup.averaging
     with hold_folder(folder, control.lock) as lock, loggers, tqdm(total=config.steps, unit="step", disable=None) as bar:
-        checkpointer = Checkpointer(config, algorithm, averaging, setup.feed, lock, control.should_stop)
+        checkpointer = Checkpointer(config, algorithm, averaging, setup.feed, lock, control.should_stop, setup.code)
         progress = checkpointer.resume()
         clear_pruned(folder)
 

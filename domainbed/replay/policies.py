@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.random import RandomState
 
-from domainbed.model_selection import RUN_COLUMNS, TRIAL_COLUMNS, training_domain
+from domainbed.model_selection import RUN_COLUMNS, TRIAL_COLUMNS, is_evaluated_once, training_domain
 from domainbed.pruning import PruneOptions
-from domainbed.records import only_last_counts
 
 Policy: TypeAlias = Callable[[pd.DataFrame, RandomState], pd.DataFrame]
 
@@ -26,8 +25,7 @@ def score_records(records: pd.DataFrame) -> pd.DataFrame:
 
     Runs with SWAD are omitted, because only their last record counts.
     """
-    omitted = [name for name in records["algorithm"].unique() if only_last_counts(name)]
-    counted = records[~records["algorithm"].isin(omitted)]
+    counted = records[~is_evaluated_once(records)]
     single = counted.assign(folder=np.arange(len(counted)).astype(str))  # each record is a run of its own
     return training_domain(single)[[*RUN_COLUMNS, "step", "val_acc", "test_acc"]]
 

@@ -48,7 +48,7 @@ def checkpointer(algorithm: Algorithm, folder: str) -> Any:
     config = JobConfig("ColoredDigits", "ERM", (0,), output_dir=folder)
     feed = types.SimpleNamespace(bad_images=set())
     averaging = Averaging(config, algorithm)
-    return Checkpointer(config, algorithm, averaging, feed, lock, lambda: False)  # type: ignore[arg-type]
+    return Checkpointer(config, algorithm, averaging, feed, lock, lambda: False, None)  # type: ignore[arg-type]
 
 
 def updates(algorithm: Algorithm, steps: range) -> list[dict[str, float]]:

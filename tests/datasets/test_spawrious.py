@@ -35,15 +35,15 @@ SWAPPED = (1, 0, 3, 2)
 def expected_parts(name: str, n: int) -> list[list[tuple[int, str, str, int]]]:
     """Return (folder, place, breed, first images used) of each environment, with n images in each folder."""
     training, test, shared = TABLES[name]
+    breeds = (B, D, L, C)
     if shared:
-        all_of = [(folder, test[i], breed, n) for folder in (0, 1) for i, breed in enumerate((B, D, L, C))]
+        all_of = [(folder, test[i], breed, n) for folder in (0, 1) for i, breed in enumerate(breeds)]
         correlated = [
-            [(folder, training[i], breed, own) for i, breed in enumerate((B, D, L, C))]
-            + [(folder, shared, breed, n - own) for breed in (B, D, L, C)]
+            [(folder, training[i], breed, own) for i, breed in enumerate(breeds)]
+            + [(folder, shared, breed, n - own) for breed in breeds]
             for folder, own in ((0, int(0.97 * n)), (1, int(0.87 * n)))
         ]
         return [all_of, *correlated]
-    breeds = (B, D, L, C)
     orders = [(test, range(4)), (test, SWAPPED), (training, range(4)), (training, SWAPPED)]
     parts = [[(0, places[j], breed, n) for j, breed in zip(order, breeds, strict=True)] for places, order in orders]
     return [parts[0] + parts[1], *parts[2:]]

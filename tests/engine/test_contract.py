@@ -92,7 +92,8 @@ class FrozenCopy(ERM):
     def __init__(self, *args):
         super().__init__(*args)
         self.copy = nn.Linear(2, 2).requires_grad_(False)
-        self.optimizers = [self.optimizer, torch.optim.SGD(self.own.parameters())] if hasattr(self, "own") else []
+        self.own = nn.Linear(2, 2)
+        self.optimizers = [torch.optim.SGD(self.own.parameters())]
 
 
 def test_parameters_that_no_optimizer_has_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
