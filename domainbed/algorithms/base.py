@@ -1,4 +1,4 @@
-"""The contract of an algorithm. The interface is DomainBed's, so classes written for it work unchanged."""
+"""The interface of an algorithm: DomainBed's, so classes written for it work unchanged."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias

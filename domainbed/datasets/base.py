@@ -1,4 +1,4 @@
-"""The contract of a dataset: a list of environments. It defines images and labels, not how they are batched.
+"""The interface of a dataset: a list of environments. It defines images and labels, not how they are batched.
 
 Importing this module or a dataset's module does not import torch, so listing environments and building the grid of a
 sweep are fast.

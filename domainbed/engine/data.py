@@ -8,9 +8,9 @@ import torch
 
 from domainbed.algorithms.base import Minibatch
 from domainbed.datasets import MultipleDomainDataset
+from domainbed.datasets.check import check_dataset
 from domainbed.engine.algorithm_errors import location
 from domainbed.engine.config import JobConfig
-from domainbed.engine.contract import check_dataset
 from domainbed.errors import UsageError, list_some, one_line
 from domainbed.hparams import Hparams
 from domainbed.loading.base import Feed, Request
@@ -40,19 +40,28 @@ def is_builtin_dataset(dataset_class: type[MultipleDomainDataset]) -> bool:
     return dataset_class.__module__.startswith("domainbed.datasets.")
 
 
-def load_data(config: JobConfig, hparams: Hparams) -> tuple[MultipleDomainDataset, list[Split]]:
-    """Return the job's dataset, downloaded first if necessary and possible, and the split of each environment.
+def load_dataset(config: JobConfig, hparams: Hparams, test_envs: tuple[int, ...]) -> MultipleDomainDataset:
+    """Return the job's dataset, downloaded first if necessary and possible. Images of `test_envs` are not augmented.
 
     Raises:
-        UsageError: the images are missing, cannot be read, or are too few to split; or the job splits groups, and the
-            dataset has none, or some in several environments.
+        UsageError: the images are missing or cannot be read, or the dataset is not what its class declares.
     """
     dataset_class = config.dataset_class()
     with locate_dataset_errors(dataset_class, config.dataset):
         dataset_class.prepare(config.data_dir)
-        dataset = dataset_class(config.data_dir, config.test_envs, hparams, config.trial_seed)
-        if not is_builtin_dataset(dataset_class):
-            check_dataset(config.dataset, dataset, config.environment_names())
+        dataset = dataset_class(config.data_dir, test_envs, hparams, config.trial_seed)
+        check_dataset(config.dataset, dataset, config.environment_names())
+    return dataset
+
+
+def load_data(config: JobConfig, hparams: Hparams) -> tuple[MultipleDomainDataset, list[Split]]:
+    """Return the job's dataset, and the split of each environment.
+
+    Raises:
+        UsageError: as `load_dataset`; or the images are too few to split; or the job splits groups, and the dataset has
+            none, or some in several environments.
+    """
+    dataset = load_dataset(config, hparams, config.test_envs)
     groups = environment_groups(config, dataset) if config.splits_groups() else [None] * len(dataset)
     splits = [
         split_environment(

@@ -6,9 +6,9 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed.compute import featurizers_of
+from domainbed.engine.algorithm_checks import describe_untrained
 from domainbed.engine.checkpoint import software_versions
 from domainbed.engine.config import JobConfig
-from domainbed.engine.contract import describe_untrained
 from domainbed.engine.frozen import is_frozen
 from domainbed.engine.setup import Setup
 from domainbed.errors import printable

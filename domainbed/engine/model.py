@@ -16,10 +16,10 @@ from domainbed.algorithms.state import check_plain, is_builtin
 from domainbed.backbones import use_weights_dir, without_weights
 from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
+from domainbed.engine.algorithm_checks import check_training_state
 from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
-from domainbed.engine.contract import check_training_state
 from domainbed.engine.digest import init_digest
 from domainbed.engine.frozen import FeatureDataset, accept_images, frozen_backbone, weights_hash
 from domainbed.engine.preprocessing import Preprocessing

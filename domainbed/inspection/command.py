@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         loader_workers=0,
     )
 
-    from domainbed.inspection.measure import inspect_dataset, load_dataset
+    from domainbed.inspection.measure import inspect_dataset, load_with_warnings
     from domainbed.inspection.tables import as_text
 
     output_dir = Path(options.output_dir)
-    dataset, messages = load_dataset(config)
+    dataset, messages = load_with_warnings(config)
     make_folder(output_dir)
     contents = inspect_dataset(config, dataset, options.images_per_class, options.sample)
     contents.warnings[:0] = messages

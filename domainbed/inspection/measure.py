@@ -8,6 +8,7 @@ import numpy as np
 
 from domainbed.datasets import ArrayEnvironment, FileEnvironment, MultipleDomainDataset
 from domainbed.engine.config import JobConfig
+from domainbed.engine.data import load_dataset
 from domainbed.errors import UsageError
 from domainbed.inspection.contents import DatasetContents, EnvironmentContents
 from domainbed.inspection.duplicates import Duplicates, array_contents, file_contents, find_duplicates
@@ -31,14 +32,14 @@ def inspect_dataset(
 
     Args:
         config: the job.
-        dataset: its dataset, as returned by `load_dataset`.
+        dataset: its dataset, as returned by `load_with_warnings`.
         images_per_class: number of images of each class and environment to show.
         sample: number of images of each environment whose pixels are measured; 0 for all.
 
     Raises:
-        UsageError: the dataset does not have the interface of a dataset.
+        UsageError: the dataset does not consist of images.
     """
-    environments = check_environments(config, dataset)
+    environments = image_environments(config, dataset)
     classes = dataset.class_names or [str(label) for label in range(dataset.num_classes)]
     reader = ImageReader(environments, config.environment_names())
     headers, duplicates = read_files(reader)
@@ -72,50 +73,24 @@ def inspect_dataset(
     )
 
 
-def load_dataset(config: JobConfig) -> tuple[MultipleDomainDataset, list[str]]:
+def load_with_warnings(config: JobConfig) -> tuple[MultipleDomainDataset, list[str]]:
     """Return the dataset of a job, with all environments as if they were trained on, and the warnings on the way.
 
     Raises:
-        UsageError: the dataset does not exist, or cannot be read.
+        UsageError: the dataset does not exist, cannot be read, or is not what its class declares.
     """
-    dataset_class = config.dataset_class()
-    dataset_class.prepare(config.data_dir)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        dataset = dataset_class(config.data_dir, (), config.resolved_hparams(), config.trial_seed)
+        dataset = load_dataset(config, config.resolved_hparams(), ())
     return dataset, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
 
 
-def check_environments(config: JobConfig, dataset: MultipleDomainDataset) -> list[ImageEnvironment]:
-    """Return the environments of a dataset.
-
-    Raises:
-        UsageError: they are not what the dataset declares.
-    """
-    names, n_classes = config.environment_names(), dataset.num_classes
-    if len(dataset) != len(names):
-        raise UsageError(
-            f"{config.dataset} has {len(dataset)} environments, but {len(names)} names: {', '.join(names)}"
-        )
-    if dataset.class_names is not None and len(dataset.class_names) != n_classes:
-        raise UsageError(f"{config.dataset} has {len(dataset.class_names)} class_names, but num_classes is {n_classes}")
+def image_environments(config: JobConfig, dataset: MultipleDomainDataset) -> list[ImageEnvironment]:
+    """Return the environments of a dataset. Raises UsageError if they do not consist of images."""
     environments = []
-    for name, environment in zip(names, dataset, strict=True):
-        subject = f"environment {name} of {config.dataset}"
+    for name, environment in zip(config.environment_names(), dataset, strict=True):
         if not isinstance(environment, ArrayEnvironment | FileEnvironment):
-            raise UsageError(f"{subject} does not consist of images")
-        if isinstance(environment, ArrayEnvironment) and environment.images.shape[1:] != dataset.input_shape:
-            raise UsageError(
-                f"the images of {subject} have shape {environment.images.shape[1:]}, but input_shape is "
-                f"{dataset.input_shape}"
-            )
-        labels = environment.labels
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise UsageError(f"the labels of {subject} are {labels.dtype}, not integers")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
-            raise UsageError(
-                f"the labels of {subject} are in {labels.min()}..{labels.max()}, but num_classes is {n_classes}"
-            )
+            raise UsageError(f"environment {name} of {config.dataset} does not consist of images")
         environments.append(environment)
     return environments
 

@@ -1,4 +1,4 @@
-"""The contract of a feed: it receives requests for batches and yields the batches, in order, on the device."""
+"""The interface of a feed: it receives requests for batches and yields the batches, in order, on the device."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias

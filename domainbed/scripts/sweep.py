@@ -18,7 +18,7 @@ from domainbed.predictions import PREDICTIONS_FILE
 from domainbed.pruning import NO_PRUNING
 from domainbed.registry import import_modules
 from domainbed.scripts.sweep_parser import grid_of, parse_args, parser
-from domainbed.sweep import json_output, price, progress
+from domainbed.sweep import cost, json_output, progress
 from domainbed.sweep.archive import export_jobs, has_known_hparams, import_jobs
 from domainbed.sweep.cancel import cancel_jobs, delete_jobs
 from domainbed.sweep.grid import Grid
@@ -140,14 +140,14 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
 
 def check_and_estimate(
     args: argparse.Namespace, launcher: Launcher, jobs: Sequence[Job], statuses: Mapping[Job, Status]
-) -> tuple[CheckResult, price.Price]:
-    """Check jobs, and return what was found and the estimated price of running them."""
+) -> tuple[CheckResult, cost.Cost]:
+    """Check jobs, and return what was found and the estimated cost of running them."""
     kinds = {job.kind for job in jobs}
     recorded = recorded_step_times(statuses, kinds, Path(args.import_results) if args.import_results else None)
     limit = LONG_LIMIT if args.estimate else QUICK_LIMIT
     timing = Timing(kinds - recorded.keys(), limit, only_quick=not args.estimate)
     checked = check_jobs(jobs, timing)
-    return checked, price.estimate(jobs, statuses, recorded, checked.measurements, launcher.capacity(len(jobs)))
+    return checked, cost.estimate(jobs, statuses, recorded, checked.measurements, launcher.capacity(len(jobs)))
 
 
 def import_results(args: argparse.Namespace, sweep_dir: Path, grid: Grid, statuses: dict[Job, Status]) -> None:

@@ -183,19 +183,17 @@ def test_same_seed_same_pictures(run_command, tmp_path: Path):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("self.environments.pop()", "Bad has 1 environments, but 2 names: a, b"),
-        ("self.num_classes = 1", "the labels of environment a of Bad are in 0..1, but num_classes is 1"),
-        ("self.input_shape = (1, 9, 9)", "the images of environment a of Bad have shape (1, 8, 8), but input_shape is"),
-        ("self.class_names = ['only']", "Bad has 1 class_names, but num_classes is 2"),
-        ("self.environments[1] = None", "environment b of Bad does not consist of images"),
-        ("self.environments[1] = E(e.images, e.labels * 1.0)", "the labels of environment b of Bad are float64"),
+        ("self.environments.pop()", "dataset 'Bad' has 1 environments, but 2 ENVIRONMENTS"),
+        ("self.class_names = ['only']", "dataset 'Bad' has 1 class_names, but num_classes is 2"),
+        ("self.environments[1] = F(np.zeros((6, 3)), e.labels)", "environment b of Bad does not consist of images"),
+        ("1 / 0", "dataset 'Bad': ZeroDivisionError: division by zero, in bad_dataset_"),
     ],
 )
-def test_dataset_that_breaks_the_contract(code: str, message: str, run_command, tmp_path: Path):
+def test_dataset_that_is_not_what_its_class_declares(code: str, message: str, run_command, tmp_path: Path):
     name = f"bad_dataset_{abs(hash(code))}"
     (tmp_path / "cwd" / f"{name}.py").write_text(f"""
 import numpy as np
-from domainbed.datasets import DATASETS, ArrayEnvironment as E, MultipleDomainDataset
+from domainbed.datasets import DATASETS, ArrayEnvironment as E, FeatureEnvironment as F, MultipleDomainDataset
 
 @DATASETS.register("Bad")
 class Bad(MultipleDomainDataset):
@@ -213,7 +211,7 @@ class Bad(MultipleDomainDataset):
     assert finished.returncode == 2
     assert message in finished.stderr
     assert finished.stderr.startswith("error: ")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_full_disk_leaves_nothing_half_written(run_command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

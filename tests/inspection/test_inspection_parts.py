@@ -20,7 +20,7 @@ from domainbed.engine.data import Batches
 from domainbed.engine.feed import open_feed
 from domainbed.inspection.duplicates import find_duplicates
 from domainbed.inspection.image_files import Header, read_header
-from domainbed.inspection.measure import load_dataset
+from domainbed.inspection.measure import load_with_warnings
 from domainbed.inspection.pictures import make_sheet, make_strip, to_picture
 from domainbed.inspection.pixels import PixelStatistics
 from domainbed.inspection.reader import ImageReader
@@ -42,7 +42,7 @@ def test_views_are_the_images_of_a_jobs_first_step(tmp_path: Path):
     feed = open_feed(config, test_dataset, splits, torch.device("cpu"))
     batches = Batches(config, hparams, test_dataset, splits, feed)
     (minibatches, _), *_ = batches.steps(0, 1)
-    dataset, messages = load_dataset(config)
+    dataset, messages = load_with_warnings(config)
     assert not messages
     reader = ImageReader(dataset.environments, ["a", "b", "c"])
     views = TrainingViews(config, dataset, reader)

@@ -73,10 +73,10 @@ def test_launch_prints_nothing_but_json_lines(tmp_path: Path, capsys: pytest.Cap
     fail(jobs[0], "why")
     assert main(words) == 1
     output = capsys.readouterr()
-    first, price, *events, last = [json.loads(line) for line in output.out.splitlines()]
+    first, cost, *events, last = [json.loads(line) for line in output.out.splitlines()]
     assert (first["event"], first["n_jobs"], first["to_run"]) == ("launched", 3, [j.folder.name for j in jobs[1:]])
     assert first["states"] == {**dict.fromkeys((s.value for s in JobState), 0), "failed": 1, "not launched": 2}
-    assert (price["event"], price["n_jobs"], price["updates"], price["n_models"]) == ("estimate", 2, 6, 2)
+    assert (cost["event"], cost["n_jobs"], cost["updates"], cost["n_models"]) == ("estimate", 2, 6, 2)
     assert [(event["event"], event["job"]) for event in events] == [("done", job.folder.name) for job in jobs[1:]]
     assert (last["event"], last["states"]["done"], last["exit_status"]) == ("ended", 2, 1)
     assert output.err.startswith(f"3 jobs in {tmp_path / 'sweep'}: 2 not launched, 1 failed\nSkipping failed jobs")

@@ -1,4 +1,4 @@
-"""The contract of an averaging scheme, and the running mean that schemes share."""
+"""The interface of an averaging scheme, and the running mean that schemes share."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

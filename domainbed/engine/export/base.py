@@ -1,4 +1,4 @@
-"""The contract of an export format, and the comparison of an exported model with the original."""
+"""The interface of an export format, and the comparison of an exported model with the original."""
 
 import os
 import shutil

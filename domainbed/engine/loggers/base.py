@@ -1,4 +1,4 @@
-"""The contract of a logger, and the loggers of a job."""
+"""The interface of a logger, and the loggers of a job."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The contract of a launcher."""
+"""The interface of a launcher."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ class Launcher:
         """Check that jobs can be run from this machine. Raises UsageError."""
 
     def capacity(self, n_jobs: int) -> Capacity | None:
-        """Return what `n_jobs` jobs would run on, to estimate their price, or None if it is unknown."""
+        """Return what `n_jobs` jobs would run on, to estimate their cost, or None if it is unknown."""
         return None
 
     def launch(

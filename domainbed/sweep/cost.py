@@ -1,4 +1,4 @@
-"""The price of a launch, estimated before it starts: time, hours of cores and GPUs, and disk space for saved models and
+"""The cost of a launch, estimated before it starts: time, hours of cores and GPUs, and disk space for saved models and
 predictions.
 
 The time of a job is its number of updates times the time per update of its kind: the mean over records of jobs of the
@@ -24,8 +24,8 @@ MAX_NAMED = 2  # kinds of jobs that are named
 
 
 @dataclass(frozen=True)
-class Price:
-    """The estimated price of a launch.
+class Cost:
+    """The estimated cost of a launch.
 
     Attributes:
         n_jobs: number of jobs to run.
@@ -61,7 +61,7 @@ class Price:
         return max(self.longest, self.seconds / self.capacity.jobs)
 
     def lines(self, is_timed: bool = False) -> list[str]:
-        """Return the price as lines for people; `is_timed`: whether kinds of jobs without records were timed."""
+        """Return the cost as lines for people; `is_timed`: whether kinds of jobs without records were timed."""
         wall, hours = self.wall_seconds, self.seconds / 3600
         parts = [f"{self.n_jobs:,} jobs, {self.updates:,} updates"]
         if wall is not None and self.capacity:
@@ -93,7 +93,7 @@ class Price:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Return the price as a JSON object."""
+        """Return the cost as a JSON object."""
         capacity, hours = self.capacity, self.seconds / 3600 if self.basis else None
         return {
             "n_jobs": self.n_jobs,
@@ -117,8 +117,8 @@ def estimate(
     recorded: Mapping[Kind, StepTime],
     measurements: Mapping[Kind, Measurement],
     capacity: Capacity | None,
-) -> Price:
-    """Return the price of running jobs.
+) -> Cost:
+    """Return the cost of running jobs.
 
     Args:
         jobs: the jobs.
@@ -142,7 +142,7 @@ def estimate(
         prediction_bytes += measurements[job.kind].prediction_bytes if job.kind in measurements else 0
     kinds = dict.fromkeys(job.kind for job in jobs)
     folder = jobs[0].folder
-    return Price(
+    return Cost(
         len(jobs),
         updates,
         capacity,

@@ -15,10 +15,10 @@ from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.fishr import Fishr
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.datasets import ArrayEnvironment as Env
+from domainbed.engine.algorithm_checks import describe_untrained
 from domainbed.engine.averaging import AVERAGINGS
 from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.config import JobConfig
-from domainbed.engine.contract import describe_untrained
 from domainbed.engine.control import JobControl
 from domainbed.engine.digest import code_digest
 from domainbed.engine.interrupts import Interrupted
@@ -228,14 +228,14 @@ LABELS = np.arange(20) % 3
 @pytest.mark.parametrize(
     ("attributes", "make", "message"),
     [
-        ({}, lambda: Env(images(), LABELS[:5]), r"ValueError: expected images .*, in test_contract.py line \d"),
+        ({}, lambda: Env(images(), LABELS[:5]), r"ValueError: expected images .*, in test_extensions.py line \d"),
         ({}, lambda: Env(images().tolist(), LABELS), "must be NumPy arrays, not list and ndarray"),
         ({}, lambda: Env(images(), LABELS + 1), r"environment 'a': labels are 1 to 3, but must be 0 to 2 "),
         ({}, lambda: Env(images(), LABELS * 1.0), "'a': labels are float64; convert them to integers"),
         ({}, lambda: Env(images(shape=(8, 8, 1)), LABELS), r"'a': images are \(8, 8, 1\), but input_shape is"),
         ({}, lambda: Env(images(dtype=int), LABELS), "'a': images are int64; convert them to uint8"),
         ({}, lambda: (images(), LABELS), r"'a' is a tuple; make it an ArrayEnvironment\(images, labels\)"),
-        ({}, lambda: [][0], r"dataset 'Mine': IndexError: list index out of range, in test_contract.py line \d+$"),
+        ({}, lambda: [][0], r"dataset 'Mine': IndexError: list index out of range, in test_extensions.py line \d+$"),
         ({"ENVIRONMENTS": ["a", "b", "c"]}, lambda: Env(images(), LABELS), "has 2 environments, but 3 ENV"),
         ({"num_classes": None}, lambda: Env(images(), LABELS), "has no attribute num_classes; set it in"),
     ],

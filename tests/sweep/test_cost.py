@@ -1,4 +1,4 @@
-"""The estimated price of a launch."""
+"""The estimated cost of a launch."""
 
 import dataclasses
 import json
@@ -9,13 +9,13 @@ import pytest
 
 from domainbed.engine.config import JobConfig
 from domainbed.records import append_record, mark_done
-from domainbed.sweep import measurement, price, step_times
+from domainbed.sweep import cost, measurement, step_times
+from domainbed.sweep.cost import count_models, estimate
 from domainbed.sweep.job import Job
 from domainbed.sweep.launchers import LAUNCHERS, Capacity
 from domainbed.sweep.launchers.slurm import SlurmOptions
 from domainbed.sweep.measurement import Measurement, Timing
 from domainbed.sweep.preflight import check_jobs
-from domainbed.sweep.price import count_models, estimate
 from domainbed.sweep.status import survey
 from domainbed.sweep.step_times import StepTime, recorded_step_times
 from tests.sweep.helpers import jobs_of, launch_words, main, make_job
@@ -39,7 +39,7 @@ def finish(job: Job, step_time: object, step: int = 2, mem_gb: float = 0.0) -> J
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk with 2 MiB of free space."""
-    monkeypatch.setattr(price.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(2 * 2**20))
+    monkeypatch.setattr(cost.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(2 * 2**20))
 
 
 def test_records_of_finished_jobs_come_first(tmp_path: Path):
@@ -96,7 +96,7 @@ def test_price(tmp_path: Path, disk: None):
     assert (content["seconds"], content["gpu_hours"]) == (10_000, 12_500 / 3600 / 2)
 
 
-def test_price_without_any_knowledge(tmp_path: Path):
+def test_cost_without_any_knowledge(tmp_path: Path):
     """Of a launcher that does not say what it runs jobs on, and of algorithms whose size is unknown."""
     jobs = [make(tmp_path, name) for name in ("ERM", "CORAL", "Fishr", "VREx")]
     result = estimate(jobs, survey(jobs), {}, {ERM: Measurement(None, None)}, None)

@@ -1,0 +1,51 @@
+"""The check that a dataset is what its class declares, before training finds out in other words."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from domainbed.datasets.base import ArrayEnvironment, FeatureEnvironment, FileEnvironment, MultipleDomainDataset
+from domainbed.errors import UsageError, printable
+
+
+def check_dataset(name: str, dataset: MultipleDomainDataset, environment_names: Sequence[str]) -> None:
+    """Check the environments of a dataset, their images and labels, and its class names.
+
+    Raises:
+        UsageError: they are not what the dataset declares; the error names the environment.
+    """
+    for attribute in ("num_classes", "input_shape", "environments"):
+        if not hasattr(dataset, attribute):
+            raise UsageError(f"dataset {name!r} has no attribute {attribute}; set it in the class or in __init__")
+    names = dataset.class_names
+    if names is not None and len(names) != dataset.num_classes:
+        raise UsageError(f"dataset {name!r} has {len(names)} class_names, but num_classes is {dataset.num_classes}")
+    if len(dataset) != len(environment_names):
+        raise UsageError(f"dataset {name!r} has {len(dataset)} environments, but {len(environment_names)} ENVIRONMENTS")
+    for environment, title in zip(dataset, environment_names, strict=True):
+        place = f"dataset {name!r}, environment {printable(title)!r}"
+        if not isinstance(environment, ArrayEnvironment | FileEnvironment | FeatureEnvironment):
+            raise UsageError(
+                f"{place} is a {type(environment).__name__}; make it an ArrayEnvironment(images, labels) or a "
+                "FileEnvironment (from domainbed.datasets)"
+            )
+        if isinstance(environment, ArrayEnvironment):
+            _check_images(place, environment.images, tuple(dataset.input_shape))
+        _check_labels(place, environment.labels, dataset.num_classes)
+
+
+def _check_images(place: str, images: np.ndarray, shape: tuple[int, ...]) -> None:
+    if images.shape[1:] != shape:
+        raise UsageError(f"{place}: images are {images.shape[1:]}, but input_shape is {shape}")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise UsageError(f"{place}: images are {images.dtype}; convert them to uint8 (0..255) or a float type")
+
+
+def _check_labels(place: str, labels: np.ndarray, num_classes: int) -> None:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UsageError(f"{place}: labels are {labels.dtype}; convert them to integers 0..num_classes - 1")
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise UsageError(
+            f"{place}: labels are {labels.min()} to {labels.max()}, but must be 0 to {num_classes - 1} "
+            f"(num_classes is {num_classes})"
+        )

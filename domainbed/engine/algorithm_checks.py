@@ -1,0 +1,60 @@
+"""Checks of users' algorithms: what they must provide, before training finds out in other words."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.state import is_builtin, training_state
+from domainbed.errors import UsageError, list_some
+
+MAX_NAMED = 3  # parameters that a note names
+
+
+def check_training_state(algorithm: Algorithm) -> None:
+    """Check that a class which overrides `training_state` extends it.
+
+    Raises:
+        UsageError: a job could not be resumed, or would resume from untrained weights.
+    """
+    cls = type(algorithm)
+    if cls.training_state is Algorithm.training_state:
+        return
+    missing = training_state(algorithm, None).keys() - algorithm.training_state().keys()
+    if missing:
+        raise UsageError(
+            f"{cls.__name__}.training_state lacks {', '.join(sorted(missing))}; extend the result of "
+            "super().training_state(), and call super().load_training_state(saved)"
+        )
+
+
+def describe_untrained(algorithm: Algorithm) -> str:
+    """Return which parameters of a user's algorithm no optimizer has, such as those of a replaced module; or "".
+
+    Nothing is said about an algorithm without an optimizer among its attributes.
+    """
+    optimizers = [value for value in _values(vars(algorithm)) if isinstance(value, torch.optim.Optimizer)]
+    if is_builtin(type(algorithm)) or not optimizers:
+        return ""
+    trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    names = [name for name, p in algorithm.named_parameters() if p.requires_grad and id(p) not in trained]
+    if not names:
+        return ""
+    return (
+        f"no optimizer has the parameters {list_some(names, MAX_NAMED)}, so updates do not change them; if they "
+        "replace those of a base class, also replace its network and optimizer, or call requires_grad_(False)"
+    )
+
+
+def _values(attributes: dict[str, object]) -> Iterator[object]:
+    """Yield the attributes of an object, and the items of those that are containers."""
+    for value in attributes.values():
+        if isinstance(value, nn.Module):
+            continue
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list | tuple | set):
+            yield from value
+        else:
+            yield value
