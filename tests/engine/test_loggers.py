@@ -213,6 +213,7 @@ def test_killed_and_resumed_job_logs_each_step_once(
     if pid := os.fork():
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     else:
+        torch.set_num_threads(1)  # the threads of OpenMP do not exist in a forked process, which would wait for them
         monkeypatch.setattr(
             Checkpointer,
             "save_if_due",

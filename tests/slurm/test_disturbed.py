@@ -214,5 +214,6 @@ def test_task_over_its_time_limit_is_requeued_and_done(scenario: Scenario):
     check_done_once(scenario.over_time, scenario.expected)
     check_saved_and_resumed(scenario.over_time.jobs[0])
     (task,) = scenario.over_time.tasks()
-    assert "this job is timed-out" in scenario.over_time.output(task)
-    assert scenario.over_time.output(task).count("Starting with JobEnvironment") == 2
+    output = scenario.over_time.output(task)
+    assert "this job is timed-out" in output
+    assert output.count("Starting with JobEnvironment") >= 2  # more if this machine is slow
