@@ -26,6 +26,7 @@ from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.records import read_job
 from tests.images import write_dataset, write_image
+from tests.optional import optional
 
 CLEAN = {"data_augmentation": False}
 HPARAMS = '{"resnet18": true, "pretrained": false, "batch_size": 2}'
@@ -391,8 +392,9 @@ def test_parquet_with_damaged_images(folder: Path):
     assert not [p for p in folder.iterdir() if p.is_dir()]
 
 
+@pytest.mark.extras
 def test_datasets_of_hugging_face(folder: Path):
-    datasets = pytest.importorskip("datasets", reason="requires Hugging Face's datasets")
+    datasets = optional("datasets")
     features = {
         "image": datasets.Image(),
         "label": datasets.ClassLabel(names=["yes", "no"]),

@@ -15,6 +15,7 @@ from domainbed.engine.model import load_model
 from domainbed.errors import UsageError
 from domainbed.scripts import export_model as command
 from tests.engine.test_trained_model import save
+from tests.optional import optional
 
 
 class Noisy(ERM):
@@ -51,7 +52,7 @@ def run(model: Path, name: str, output: Path) -> None:
 
 
 def test_safetensors_have_each_shared_tensor_once(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    safetensors = pytest.importorskip("safetensors")
+    safetensors = optional("safetensors")
     run(model, "safetensors", tmp_path / "weights")
     assert "its logits equal those of the model" in capsys.readouterr().out
     algorithm = load_model(model).algorithm
@@ -66,7 +67,7 @@ def test_safetensors_have_each_shared_tensor_once(model: Path, tmp_path: Path, c
 
 
 def test_hugging_face_folder(model: Path, tmp_path: Path):
-    pytest.importorskip("huggingface_hub")
+    optional("huggingface_hub")
     from domainbed.engine.export.hub import HubModel
 
     run(model, "huggingface", tmp_path / "hub")
@@ -82,11 +83,17 @@ def test_hugging_face_folder(model: Path, tmp_path: Path):
 
 
 def test_weights_of_channels_last_networks_can_be_exported(model: Path, tmp_path: Path):
-    pytest.importorskip("safetensors")
+    load_file = optional("safetensors.torch").load_file
+    optional("huggingface_hub")
     loaded = load_model(model)
     loaded.algorithm.to(memory_format=torch.channels_last)
-    for name in ("safetensors", *(["huggingface"] if pytest.importorskip("huggingface_hub") else [])):
+    expected = dict(loaded.algorithm.named_parameters())
+    assert any(not tensor.is_contiguous() for tensor in expected.values())
+    for name, file in (("safetensors", "safetensors"), ("huggingface", "huggingface/model.safetensors")):
         export_model(loaded, name, tmp_path / name)
+        weights = {key.removeprefix("algorithm."): tensor for key, tensor in load_file(tmp_path / file).items()}
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[key], tensor) for key, tensor in expected.items())
 
 
 def test_torchscript(model: Path, tmp_path: Path):
@@ -108,10 +115,11 @@ def test_torch_export(model: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.extras
 def test_onnx(model: Path, tmp_path: Path):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    optional("onnx")
+    optional("onnxscript")
+    onnxruntime = optional("onnxruntime")
     run(model, "onnx", tmp_path / "program.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "program.onnx")
     assert "class_names" in session.get_modelmeta().custom_metadata_map["domainbed.json"]

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from domainbed.errors import UsageError
 from domainbed.records import read_job
 from tests.engine.test_resume import DrawsRandomly
 from tests.engine.test_train import make, registered  # noqa: F401
+from tests.optional import optional
 
 CALLS: list[tuple] = []  # of all instances of the class below
 TITLE = "RecordsBatches on Tiny, test twenty, hparams 0, trial 0"
@@ -144,13 +146,13 @@ def csv_values(folder: Path) -> list[tuple[int, float]]:
 
 
 def tensorboard_values(folder: Path) -> list[tuple[int, float]]:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = optional("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder / "tensorboard" / TITLE)).Reload()
     return [(event.step, event.value) for event in events.Scalars("env0_out_acc")]
 
 
 def wandb_values(folder: Path) -> list[tuple[int, float]]:
-    proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    proto = optional("wandb.proto.wandb_internal_pb2")
     values = []
     (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     for data in wandb_records(path.read_bytes()):
@@ -179,7 +181,7 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
 
 
 def mlflow_values(folder: Path) -> list[tuple[int, float]]:
-    tracking = pytest.importorskip("mlflow.tracking")
+    tracking = optional("mlflow.tracking")
     client = tracking.MlflowClient(tracking_uri=f"sqlite:///{folder.parent / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string=f"name = '{folder.parent.name}'")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -194,18 +196,28 @@ READERS: dict[str, Callable[[Path], list[tuple[int, float]]]] = {
     "wandb": wandb_values,
     "mlflow": mlflow_values,
 }
-SLOW = ("wandb", "mlflow")
+NOT_IN_TEST_EXTRA = ("wandb", "mlflow")
+
+
+@pytest.fixture
+def wandb_service() -> Iterator[None]:
+    """End the process that wandb starts: the forked process of another test would share it."""
+    yield
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="requires fork")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in READERS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.extras, pytest.mark.slow] * (n in NOT_IN_TEST_EXTRA)) for n in READERS]
+)
 @pytest.mark.parametrize("is_saved", [True, False], ids=["resumes", "starts over"])
 def test_killed_and_resumed_job_logs_each_step_once(
-    name: str, is_saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, is_saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb_service: None
 ):
     """The process is killed after a record has been logged, and before the checkpoint that follows it."""
     if package := LOGGERS[name].PACKAGE:
-        pytest.importorskip(package)
+        optional(package)
     for variable in ("WANDB_MODE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
     config = make(tmp_path, log_to=(name,), checkpoint_freq=2)
