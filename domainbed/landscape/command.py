@@ -1,4 +1,4 @@
-"""Measure loss landscapes: `python -m domainbed.scripts.landscape --run FOLDER`, or `--sweep DIR`."""
+"""Measure loss landscapes: `python -m domainbed.scripts.landscape --run FOLDER`, or `--input_dir DIR`."""
 
 import io
 import json
@@ -30,11 +30,11 @@ DEFAULT_SELECTION = "training-domain"
 
 @dataclass(frozen=True)
 class LandscapeOptions:
-    """Options of the command; either `run` or `sweep` is set."""
+    """Options of the command; either `run` or `input_dir` is set."""
 
     run: str | None = option(None, metavar="DIR", help="a job's folder, or one of the models in it (model.pkl)")
-    sweep: str | None = option(None, metavar="DIR", help="a sweep's folder: compare its algorithms' selected runs")
-    select: str | None = option(
+    input_dir: str | None = option(None, metavar="DIR", help="a sweep's folder: compare its algorithms' selected runs")
+    selection: str | None = option(
         None, metavar="METHOD", help="selection method for the sweep's runs", if_unset=DEFAULT_SELECTION
     )
     dataset: str | None = option(
@@ -63,7 +63,7 @@ class LandscapeOptions:
         None,
         metavar="DIR",
         help="folder for the JSON file and the plots: landscape.json and landscape-* for --run, "
-        "landscape-DATASET-ENV.json and landscape-DATASET-ENV-* for --sweep",
+        "landscape-DATASET-ENV.json and landscape-DATASET-ENV-* for --input_dir",
         if_unset=f"the folder {LANDSCAPE_FOLDER} next to the model or in the sweep",
     )
     slices: bool = option(True, help="compute the risks along lines and in planes")
@@ -71,13 +71,13 @@ class LandscapeOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if (self.run is None) == (self.sweep is None):
-            raise UsageError("specify either --run or --sweep")
+        if (self.run is None) == (self.input_dir is None):
+            raise UsageError("specify either --run or --input_dir")
         if self.run is not None:
             if not Path(self.run).exists():
                 raise UsageError(f"--run {self.run}: no such file or folder")
-            if self.select or self.dataset or self.test_env or self.algorithms:
-                raise UsageError("--select, --dataset, --test_env and --algorithms require --sweep")
+            if self.selection or self.dataset or self.test_env or self.algorithms:
+                raise UsageError("--selection, --dataset, --test_env and --algorithms require --input_dir")
 
 
 def parser() -> cli.Parser:
@@ -85,7 +85,7 @@ def parser() -> cli.Parser:
         prog=cli.command_name("landscape"),
         description="Measure the loss landscape around trained weights: each domain's risk, gradient and Hessian, the "
         "distances between domains, and the inconsistency score.",
-        examples=("--run train_output", "--sweep runs/first --dataset ColoredDigits --algorithms ERM Fishr"),
+        examples=("--run train_output", "--input_dir runs/first --dataset ColoredDigits --algorithms ERM Fishr"),
     )
     add_options(p, LandscapeOptions)
     cli.add_import_option(p)
@@ -131,18 +131,18 @@ def measure_sweep(options: LandscapeOptions) -> None:
     """Compare the landscapes of a sweep's selected runs, for each test environment."""
     from domainbed.reporting.load import load_sweep
 
-    selection = resolve_method(options.select or DEFAULT_SELECTION)
-    sweep = load_sweep(str(options.sweep))
+    selection = resolve_method(options.selection or DEFAULT_SELECTION)
+    sweep = load_sweep(str(options.input_dir))
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
     runs = select_runs(sweep, selection, options)
-    output_dir = make_output_dir(options, Path(str(options.sweep)))
+    output_dir = make_output_dir(options, Path(str(options.input_dir)))
     n_measured = 0
     for test_env in sorted(runs["test_env"].unique()):
         n_measured += compare_runs(sweep, selection, runs[runs["test_env"] == test_env], output_dir, options)
     if not n_measured:
         raise UsageError(
-            f"--sweep {options.sweep}: no saved models of the selected runs; did they use --skip_model_save?"
+            f"--input_dir {options.input_dir}: no saved models of the selected runs; did they use --skip_model_save?"
         )
 
 
@@ -157,9 +157,11 @@ def select_runs(sweep: "Sweep", selection: str, options: LandscapeOptions) -> "p
     runs = best_hparams(sweep.select(selection))
     datasets = list(dict.fromkeys(runs["dataset"]))
     if not datasets:
-        raise UsageError(f"--select {selection} cannot choose any run of --sweep {options.sweep}")
+        raise UsageError(f"--selection {selection} cannot choose any run of --input_dir {options.input_dir}")
     if options.dataset is None and len(datasets) > 1:
-        raise UsageError(f"--sweep {options.sweep} has several datasets; choose a --dataset from {', '.join(datasets)}")
+        raise UsageError(
+            f"--input_dir {options.input_dir} has several datasets; choose a --dataset from {', '.join(datasets)}"
+        )
     (dataset,) = select_names([options.dataset] if options.dataset else None, datasets, "--dataset")
     runs = runs[runs["dataset"] == dataset]
     algorithms = select_algorithms(options.algorithms, algorithms_of(runs))
@@ -193,7 +195,7 @@ def compare_runs(
     available = set(runs["algorithm"])  # some may have no runs with this test environment
     for algorithm in (name for name in selected if name in available):
         models = find_models(
-            Path(str(options.sweep)), sweep.records, runs[runs["algorithm"] == algorithm], warnings.append
+            Path(str(options.input_dir)), sweep.records, runs[runs["algorithm"] == algorithm], warnings.append
         )
         bar = ProgressBar(list(models), f"{algorithm}, {test_env}", unit="model", leave=False)
         trials = [measure(options, model, with_slices=options.slices and trial == 0) for trial, model in enumerate(bar)]

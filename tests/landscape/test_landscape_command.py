@@ -60,7 +60,7 @@ def test_measures_a_run(sweep_dir: Path, capsys: pytest.CaptureFixture):
 def test_compares_the_algorithms_of_a_sweep(
     sweep_dir: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    main(["--sweep", str(sweep_dir), "--test_env", "-90%", "--images", "60"])
+    main(["--input_dir", str(sweep_dir), "--test_env", "-90%", "--images", "60"])
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "ColoredDigits, test -90%, runs selected by training-domain; in splits" in printed.out
@@ -83,7 +83,8 @@ def test_compares_the_algorithms_of_a_sweep(
 def test_uses_the_model_of_the_selected_step_or_the_last_one_with_a_warning(
     sweep_dir: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    args = ["--sweep", str(sweep_dir), "--select", "OracleSelectionMethod", "--test_env", "0", "--algorithms", "ERM"]
+    args = ["--input_dir", str(sweep_dir), "--selection", "OracleSelectionMethod"]
+    args += ["--test_env", "0", "--algorithms", "ERM"]
     run_without_plots(args, monkeypatch)
     assert "were not saved" not in capsys.readouterr().out
     (file,) = (sweep_dir / "landscape").glob("*.json")
@@ -96,13 +97,13 @@ def test_uses_the_model_of_the_selected_step_or_the_last_one_with_a_warning(
         for record in records:
             record |= {f"env{i}_out_acc": 1.0 if record["step"] == 0 else 0.0 for i in range(3)}
         (job / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    run_without_plots(["--sweep", str(sweep_dir), "--test_env", "0", "--algorithms", "ERM"], monkeypatch)
+    run_without_plots(["--input_dir", str(sweep_dir), "--test_env", "0", "--algorithms", "ERM"], monkeypatch)
     out = capsys.readouterr().out
     assert out.count("using the weights of the last step, 2; those of the selected step, 0, were not saved") == 2
     for model in sweep_dir.glob("*/model.pkl"):
         model.unlink()
     with pytest.raises(UsageError, match="no saved models of the selected runs"):
-        main(["--sweep", str(sweep_dir), "--test_env", "0"])
+        main(["--input_dir", str(sweep_dir), "--test_env", "0"])
 
 
 @pytest.mark.slow
@@ -123,9 +124,8 @@ def test_files_are_written_before_the_output_is_printed(sweep_dir: Path, kind: s
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    args = (
-        ["--run", str(finished_jobs(sweep_dir)[0])] if kind == "run" else ["--sweep", str(sweep_dir), "--test_env", "0"]
-    )
+    of_sweep = ["--input_dir", str(sweep_dir), "--test_env", "0"]
+    args = ["--run", str(finished_jobs(sweep_dir)[0])] if kind == "run" else of_sweep
     monkeypatch.setattr("sys.stdout", ClosedPipe())
     with pytest.raises(BrokenPipeError):
         main([*args, "--images", "20", "--no_slices"])
@@ -148,13 +148,13 @@ def test_invalid_options_raise(sweep_dir: Path, tmp_path: Path):
     for args, message in (
         (["--run", str(job)], "no model.pkl in this folder"),
         (["--run", str(tmp_path / "none")], "no such file or folder"),
-        (["--run", str(job), "--dataset", "PACS"], "require --sweep"),
-        (["--run", str(job), "--select", "test-domain"], "require --sweep"),
-        (["--sweep", str(sweep_dir), "--dataset", "PACS"], "--dataset PACS: this sweep has no such runs"),
-        (["--sweep", str(sweep_dir), "--algorithms", "Fisher"], "did you mean Fishr"),
-        (["--sweep", str(sweep_dir), "--test_env", "-9%"], "unknown --test_env '-9%'"),
-        (["--sweep", str(sweep_dir), "--select", "best"], "unknown selection method 'best'"),
-        (["--sweep", str(sweep_dir), "--select", "leave-one-domain-out"], "cannot choose any run"),
+        (["--run", str(job), "--dataset", "PACS"], "require --input_dir"),
+        (["--run", str(job), "--selection", "test-domain"], "require --input_dir"),
+        (["--input_dir", str(sweep_dir), "--dataset", "PACS"], "--dataset PACS: this sweep has no such runs"),
+        (["--input_dir", str(sweep_dir), "--algorithms", "Fisher"], "did you mean Fishr"),
+        (["--input_dir", str(sweep_dir), "--test_env", "-9%"], "unknown --test_env '-9%'"),
+        (["--input_dir", str(sweep_dir), "--selection", "best"], "unknown selection method 'best'"),
+        (["--input_dir", str(sweep_dir), "--selection", "leave-one-domain-out"], "cannot choose any run"),
         (["--run", str(job), "--layers", "some"], "invalid --layers 'some'"),
         (["--run", str(job), "--split", "uda"], "--split 'uda'"),
         (["--run", str(job), "--images", "-1"], "--images must be at least 0"),

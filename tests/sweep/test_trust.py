@@ -237,7 +237,7 @@ def test_classes_of_a_file_are_imported_only_if_trusted(theirs: Path, capsys: py
     recomputing = ["--input_dir", str(theirs), "--output_dir", "again", *CELL, "--workers", "1"]
     for command, words in (
         (landscape, ["--run", model]),
-        (landscape, ["--sweep", str(theirs)]),
+        (landscape, ["--input_dir", str(theirs)]),
         (recompute, recomputing),
         (ensemble, ["--input_dir", str(theirs), "--method", "ensemble"]),
     ):
