@@ -176,7 +176,7 @@ def backbone_name(hparams: Hparams) -> str:
         try:
             import timm  # noqa: F401
         except ImportError:
-            raise UsageError(f"{selected[0]} requires timm; install it: pip install domainbed[timm]") from None
+            raise UsageError(f"{selected[0]} requires timm; install it: pip install 'domainbed[timm]'") from None
     return _FLAGGED[selected[0]]
 
 
@@ -192,7 +192,7 @@ def _find_network(name: str) -> _PretrainedNetwork:
     try:
         import timm
     except ImportError:
-        lists, more = "torchvision.models.list_models()", "; for models from timm: pip install domainbed[timm]"
+        lists, more = "torchvision.models.list_models()", "; for models from timm: pip install 'domainbed[timm]'"
     else:
         timm_names = [*timm.list_models(), *timm.list_models(include_tags=True)]
         if name in timm_names:

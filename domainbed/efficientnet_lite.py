@@ -22,7 +22,7 @@ def create(name: str, with_weights: bool) -> tuple[nn.Module, int]:
     try:
         import timm
     except ImportError:
-        raise UsageError(f"backbone {name} requires timm: pip install domainbed[lite]") from None
+        raise UsageError(f"backbone {name} requires timm: pip install 'domainbed[lite]'") from None
     network: Any = timm.create_model(f"tf_{name}")  # with TensorFlow's padding, as in training
     if with_weights:
         load_weights(network, weights_file(name), name)

@@ -580,7 +580,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(UsageError) as error:
             Backbone(3, {"backbone": name})
         assert hint in str(error.value)
-        assert str(error.value).endswith("; for models from timm: pip install domainbed[timm]")
+        assert str(error.value).endswith("; for models from timm: pip install 'domainbed[timm]'")
     assert Backbone(3, {"backbone": "resnet18", "pretrained": False}).n_outputs == 512
 
 
@@ -664,7 +664,7 @@ def test_only_attention_is_trained(name: str):
 
 def test_flags_require_timm(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UsageError, match=r"resnet50_augmix requires timm; install it: pip install domainbed\[timm\]"):
+    with pytest.raises(UsageError, match=r"resnet50_augmix requires timm; install it: pip install 'domainbed\[timm\]'"):
         Backbone(3, {"resnet50_augmix": True})
     with pytest.raises(UsageError, match="vit requires timm"):
         Backbone(3, {"vit": True, "dinov2": True})

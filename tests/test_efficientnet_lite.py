@@ -43,7 +43,7 @@ def test_random_weights_need_no_package(monkeypatch: pytest.MonkeyPatch):
 
 def test_timm_is_required(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UsageError, match=r"efficientnet_lite0 requires timm: pip install domainbed\[lite\]"):
+    with pytest.raises(UsageError, match=r"efficientnet_lite0 requires timm: pip install 'domainbed\[lite\]'"):
         efficientnet_lite.create("efficientnet_lite0", True)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -149,9 +149,7 @@ def find_extremes(runs: Sequence[Measured], algorithms: Sequence[str]) -> pd.Dat
     columns = ["test_env", "environment", "image", "index", "label", "outcome", "predicted", "confidence", "n_runs"]
     columns.append("trial_seed")
     frames = []
-    for (env, trial), of_task in by_task(runs).items():
-        if set(of_task) != set(algorithms):
-            continue
+    for (env, trial), of_task in _complete_tasks(runs, algorithms).items():
         for number, algorithm in enumerate(algorithms):
             run = of_task[algorithm]
             frame = pd.DataFrame({name: getattr(run.outputs, name) for name in ("image", "index", "predicted")})
@@ -184,12 +182,20 @@ def find_extremes(runs: Sequence[Measured], algorithms: Sequence[str]) -> pd.Dat
     return found[columns].sort_values(["test_env", "outcome", "index", "image"], ignore_index=True)
 
 
-def count_images(runs: Iterable[Measured]) -> dict[str, int]:
-    """Return the number of different test images in each environment."""
+def count_images(runs: Sequence[Measured]) -> dict[str, int]:
+    """Return the number of different test images in each environment, in trials in which all algorithms have runs."""
     images: dict[str, set[str]] = {}
-    for run in runs:
-        images.setdefault(run.run["environment"], set()).update(run.outputs.image.tolist())
+    for of_task in _complete_tasks(runs, {run.run["algorithm"] for run in runs}).values():
+        for run in of_task.values():
+            images.setdefault(run.run["environment"], set()).update(run.outputs.image.tolist())
     return {environment: len(names) for environment, names in images.items()}
+
+
+def _complete_tasks(
+    runs: Sequence[Measured], algorithms: Collection[str]
+) -> dict[tuple[int, int], dict[str, Measured]]:
+    """Return the runs by task and algorithm (`by_task`), without tasks that lack an algorithm."""
+    return {task: of_task for task, of_task in by_task(runs).items() if set(of_task) == set(algorithms)}
 
 
 def measure_ensemble(runs: Iterable[Run], kind: str) -> dict[str, Any] | None:

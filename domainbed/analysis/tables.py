@@ -203,7 +203,8 @@ def images_table(extremes: pd.DataFrame, runs: Sequence[Measured], environments:
             rows.append([environment, str(outcome), f"{len(group):,} ({share:.1f}%)", ", ".join(examples)])
     notes = [
         "All fail: images that no run of any algorithm classifies correctly, in any trial whose in split has them; "
-        "only X: that all runs of X do, and no run of another algorithm. With their classes; three of each kind."
+        "only X: that all runs of X do, and no run of another algorithm. With their classes; three of each kind. "
+        "Trials in which an algorithm has no run are left out."
     ]
     return Table("images", "Images", ["Test", "Outcome", "Images", "Such as"], rows, notes, extremes)
 

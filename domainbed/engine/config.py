@@ -238,7 +238,7 @@ class JobConfig:
     track: str = option(
         NO_TRACKER,
         help="additional quantities to record at each evaluation; landscape: distances between the training domains' "
-        "risks, gradients and Hessians (of the classifier, on one batch per domain), which `plot` draws",
+        "risks, gradients and Hessians (of the classifier, on up to 512 images of each domain), which `plot` draws",
         choices=lambda: (NO_TRACKER, *TRACKERS),
         compare=False,
     )

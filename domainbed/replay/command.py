@@ -145,8 +145,8 @@ def format_summary(summary: "pd.DataFrame", curves: "pd.DataFrame", n_compared: 
         "Cells: mean absolute change, in percentage points; Largest: that of the cell that changes most.",
         "Swapped: pairs of algorithms whose order by a dataset's average changes, in percent.",
         f"Changed: differences from {options.baseline}, of {n_compared} (each dataset and the average), that lose "
-        "significance, gain it, or change sign. Significant: the 95% intervals of the paired difference and of the "
-        "probability of improvement both exclude chance; with a single trial, none is.",
+        "significance, gain it, or change sign. Significant: by the corrected p-values of collect_results "
+        "--significance; with a single trial, none is.",
         f"Means and [95% intervals] over {options.resamples} random orders and draws.",
         conclusion,
     ]

@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 
 from domainbed.model_selection import RUN_COLUMNS, best_hparams
-from domainbed.reporting.cells import AVERAGE, benchmark_scores
-from domainbed.reporting.statistics import paired_difference, probability_of_improvement
-
-RESAMPLES = 1000  # of the trials, for the interval of a difference
+from domainbed.reporting.cells import benchmark_scores
+from domainbed.reporting.comparisons import compare_dataset
 
 
 class Answers(NamedTuple):
@@ -20,7 +18,7 @@ class Answers(NamedTuple):
     Attributes:
         cells: the accuracy of each (dataset, algorithm, test environment), in percent.
         averages: the average of each (dataset, algorithm), in percent.
-        differences: 1 or -1 if a (dataset or AVERAGE, algorithm) is better or worse than the baseline beyond chance,
+        differences: 1 or -1 if a (dataset or AVERAGE, algorithm) is significantly better or worse than the baseline,
             otherwise 0.
     """
 
@@ -36,7 +34,8 @@ class Change(NamedTuple):
         cell: mean absolute difference of the cells, in percentage points; infinite if a cell is missing.
         max_cell: the largest of these differences.
         swapped: fraction of the pairs of algorithms whose order by average differs, over all datasets.
-        lost, gained, reversed: numbers of differences from the baseline that are no longer, newly, or oppositely real.
+        lost, gained, reversed: numbers of differences from the baseline that lose significance, gain it, or change
+            sign.
         updates, evaluations, cost: fractions of those of the complete sweep.
     """
 
@@ -54,9 +53,8 @@ class Change(NamedTuple):
 def find_answers(curves: pd.DataFrame, environments: Mapping[str, Sequence[str]], baseline: str) -> Answers:
     """Return what the tables say if these records are all that there are.
 
-    A difference from the baseline is real if the 95% intervals of both the paired difference and the probability of
-    improvement (`reporting.statistics`) exclude chance. An algorithm with fewer than two trials in common with the
-    baseline is not compared.
+    The differences from the baseline are those of `collect_results --significance`, on each dataset and, if there are
+    several, on average. Nothing is compared if the baseline has a single trial, nor is an algorithm that lacks one.
 
     Args:
         curves: the records; see `policies`.
@@ -66,30 +64,17 @@ def find_answers(curves: pd.DataFrame, environments: Mapping[str, Sequence[str]]
     ranked = curves.sort_values(["val_acc", "step"], ascending=[False, True])
     best = best_hparams(ranked.drop_duplicates(RUN_COLUMNS))
     algorithms = sorted({baseline, *best["algorithm"]})
+    parts: list[Mapping[str, Sequence[str]]] = [{dataset: names} for dataset, names in environments.items()]
     averages, differences = {}, {}
-    for dataset in [*environments, AVERAGE]:
-        included = environments if dataset == AVERAGE else {dataset: environments[dataset]}
-        scores = {algorithm: benchmark_scores(best, included, algorithm) for algorithm in algorithms}
-        reference, weights = scores[baseline]
-        for algorithm, (own, _) in scores.items():
-            if dataset != AVERAGE:
-                averages[dataset, algorithm] = own.to_numpy().mean() if len(own) else np.nan
-            if algorithm != baseline:
-                trials = own.index.intersection(reference.index)
-                pair = own.loc[trials].to_numpy(), reference.loc[trials].to_numpy()
-                if len(trials) > 1:
-                    differences[dataset, algorithm] = _sign(*pair, weights)
+    for part, algorithm in itertools.product(parts, algorithms):
+        scores, _ = benchmark_scores(best, part, algorithm)
+        averages[next(iter(part)), algorithm] = scores.to_numpy().mean() if len(scores) else np.nan
+    for part in [*parts, *([environments] if len(environments) > 1 else [])]:
+        for c in compare_dataset(best, part, algorithms, baseline).comparisons:
+            if c.trials > 1:
+                differences[c.dataset, c.algorithm] = int(np.sign(c.difference)) if c.is_significant else 0
     cells = 100 * best.groupby(["dataset", "algorithm", "test_env"])["test_acc"].mean()
     return Answers(cells, pd.Series(averages, dtype=float), pd.Series(differences, dtype=int))
-
-
-def _sign(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> int:
-    """Return 1 or -1 if `a` is better or worse than `b` beyond chance, otherwise 0; scores are `[trials, tasks]`."""
-    difference = paired_difference(a, b, weights, resamples=RESAMPLES)
-    improvement = probability_of_improvement(a, b, weights, resamples=RESAMPLES)
-    if difference.low > 0 and improvement.low > 0.5:
-        return 1
-    return -1 if difference.high < 0 and improvement.high < 0.5 else 0
 
 
 def count_computing(curves: pd.DataFrame) -> tuple[int, int]:

@@ -305,7 +305,7 @@ def average_cells(cells: Sequence[Cell], backbones: Mapping[str, str]) -> list[C
         if cell.column == AVERAGE:
             rows.setdefault(cell.algorithm, []).append(replace(cell, table=AVERAGES, column=cell.table))
     means = pd.DataFrame([[cell.mean for cell in row] for row in rows.values()], index=list(rows))
-    ranks = means.dropna().rank(ascending=False).mean(axis=1)
+    ranks = means.dropna().round(9).rank(ascending=False).mean(axis=1)  # means that differ by rounding errors are tied
     for algorithm, row in rows.items():
         average = Cell(
             *(row[0].selection, AVERAGES, algorithm, AVERAGE),

@@ -36,6 +36,7 @@ class BaselineComparison:
         difference: mean of the algorithm minus that of the baseline, in percentage points.
         low, high: 95% interval, simultaneously for all algorithms on the dataset; NaN with a single trial.
         p_value, corrected_p_value: of no difference; NaN with a single trial.
+        paired_p_value: that of the paired t-test with the baseline alone, uncorrected; NaN with a single trial.
         pairs_won: number of pairs (trial and test environment) in which the algorithm is better.
         pairs: number of pairs.
         trials: number of trials.
@@ -50,6 +51,7 @@ class BaselineComparison:
     high: float
     p_value: float
     corrected_p_value: float
+    paired_p_value: float
     pairs_won: int
     pairs: int
     trials: int

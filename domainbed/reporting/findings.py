@@ -74,23 +74,25 @@ def _baseline_findings(significance: Significance, titles: Titles, decimals: int
     sentences: list[str] = []
     for dataset in significance.datasets:
         for c in dataset.comparisons:
-            numbers = [format_number(c.difference, decimals, "+"), *[UNKNOWN] * 3]
+            numbers = [format_number(c.difference, decimals, "+"), *[UNKNOWN] * 4]
             if c.trials > 1:
                 low, high = (format_number(x, decimals, "+") for x in (c.low, c.high))
-                p_values = (format_p(p).removeprefix("= ") for p in (c.p_value, c.corrected_p_value))
+                p_values = (format_p(p).removeprefix("= ") for p in (c.p_value, c.corrected_p_value, c.paired_p_value))
                 numbers[1:] = [f"[{low}, {high}]", *p_values]
             rows.append([titles(c.dataset), titles(c.algorithm), *numbers, f"{c.pairs_won} of {c.pairs}"])
         sentences += _dataset_sentences(dataset, significance.baseline, titles, decimals)
     note = (
         f"Difference: the algorithm's average minus that of {baseline} in percentage points, over the trials in which "
         f"{baseline} has a result in every test environment. p: two-way layout of these averages with trials as "
-        "blocks, which assumes that all algorithms vary equally over trials; with two algorithms, it is the paired "
-        "t-test. Corrected: for the number of algorithms, on each dataset and with each selection method (Holm). 95%: "
-        "intervals that cover all differences on a dataset with this probability (Bonferroni). Pairs won: the trials "
+        "blocks, which assumes that the differences between any two algorithms vary equally over trials. Algorithms "
+        "that vary more than others violate it, and so do variants and ensembles of another one. Corrected: for the "
+        "number of algorithms, on each dataset and with each selection method (Holm). Paired p: t-test of the "
+        "differences in this row alone, without that assumption, not corrected. 95%: intervals that cover all "
+        "differences on a dataset with this probability (Bonferroni). Pairs won: the trials "
         f"and test environments in which the algorithm is better than {baseline}; those of the same trial share draws "
         "and splits and are not independent, so the tests count trials, not pairs."
     )
-    headers = ["Dataset", "Algorithm", "Difference", "95%", "p", "Corrected p", "Pairs won"]
+    headers = ["Dataset", "Algorithm", "Difference", "95%", "p", "Corrected p", "Paired p", "Pairs won"]
     return Findings(f"Differences from {baseline}", headers, rows, sentences, note)
 
 
@@ -193,4 +195,5 @@ def _separated_sentences(ranks: RankComparison, baseline: str, place: str, title
             verb = "ranks" if len(apart) == 1 else "rank"
             yield f"{place}, {names} {verb} {side} {titles(baseline)} ({own:.1f}; {limit})."
     if not any(ranks.separates(name, baseline) for name in ranks.ranks):
-        yield f"{place}, no algorithm's mean rank differs from that of {titles(baseline)} ({own:.1f}; {limit})."
+        name = titles(baseline)
+        yield f"{place}, no algorithm's mean rank differs significantly from that of {name} ({own:.1f}; {limit})."

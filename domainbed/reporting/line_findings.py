@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from domainbed.reporting.findings import UNKNOWN, Findings, list_names
 from domainbed.reporting.layout import format_number
-from domainbed.reporting.on_the_line import ALL, CLIP, MIN_GROUPS, LineResult
+from domainbed.reporting.on_the_line import ALL, BETTER_HALF, CLIP, MIN_GROUPS, LineResult
 from domainbed.reporting.titles import Titles
 
+SETS_OF_RUNS = {ALL: "all algorithms", BETTER_HALF: "better half in domain"}
 HEADERS = ["Dataset", "Test env", "Algorithm", "Runs", "Slope", "R²", "Effective robustness", "Outside"]
 
 
@@ -34,7 +35,7 @@ def line_findings(
         for r in own:
             rows.append(
                 [
-                    *(titles(dataset), environment, "all algorithms" if r.algorithm == ALL else titles(r.algorithm)),
+                    *(titles(dataset), environment, SETS_OF_RUNS.get(r.algorithm) or titles(r.algorithm)),
                     *(str(r.runs), _with_interval(r.slope, r.slope_low, r.slope_high, 2)),
                     _with_interval(r.r_squared, r.r_squared_low, r.r_squared_high, 2),
                     _with_interval(
@@ -49,9 +50,12 @@ def line_findings(
     note = (
         "All runs, at the step selected by training-domain. Line: least squares of the accuracy on the test "
         "environment (in split) on the mean accuracy on the training environments (out splits), both as probits of "
-        f"accuracies clipped to [{CLIP}, {1 - CLIP}] (Miller et al., 2021). Effective robustness: mean accuracy above "
-        f"the line of {titles(baseline)}, in percentage points, of the runs within the range of its accuracies in "
-        "domain; outside: the number of the other runs (Taori et al., 2020). [low, high]: 95% bootstrap interval over "
+        f"accuracies clipped to [{CLIP}, {1 - CLIP}] (Miller et al., 2021). Better half in domain: the runs whose "
+        "in-domain accuracy is at least the median. A smaller range of accuracies has a lower R², but if the slope is "
+        "another one, too, the line mostly distinguishes runs that learned from runs that did not. Effective "
+        f"robustness: mean accuracy above the line of {titles(baseline)}, in percentage points, of the runs within the "
+        "range of its accuracies in domain; outside: the number of the other runs (Taori et al., 2020); not if "
+        f"{titles(baseline)} has fewer than {MIN_GROUPS} draws. [low, high]: 95% bootstrap interval over "
         f"the hyperparameter draws of all trials, if there are at least {MIN_GROUPS}; it is not corrected for the "
         "number of algorithms, and does not describe other trials."
     )
@@ -59,8 +63,8 @@ def line_findings(
 
 
 def _sentences(results: Sequence[LineResult], place: str, baseline: str, titles: Titles) -> Iterator[str]:
-    """Yield what the runs on one test environment show; the first result is that of all algorithms."""
-    overall, *algorithms = results
+    """Yield what the runs on one test environment show; the first results are those of all algorithms."""
+    overall, better, *algorithms = results
     if math.isnan(overall.slope) or math.isnan(overall.r_squared):
         yield f"{place}: no line, because too few runs differ in accuracy ({overall.runs} in total)."
         return
@@ -74,6 +78,8 @@ def _sentences(results: Sequence[LineResult], place: str, baseline: str, titles:
         yield f"{place}: out-of-domain accuracy does not depend significantly on in-domain accuracy ({numbers})."
     else:
         verb = "rises" if overall.slope > 0 else "falls"
+        if not (math.isnan(better.slope) or math.isnan(better.r_squared)):
+            numbers += f"; in the better half in domain: slope {better.slope:.2f}, R² = {better.r_squared:.2f}"
         yield f"{place}: out-of-domain accuracy {verb} with in-domain accuracy ({numbers})."
     above = [r for r in algorithms if r.effective_robustness_low > 0]
     below = [r for r in algorithms if r.effective_robustness_high < 0]
@@ -82,7 +88,7 @@ def _sentences(results: Sequence[LineResult], place: str, baseline: str, titles:
             names = list_names([f"{titles(r.algorithm)} ({r.effective_robustness:+.1f})" for r in apart])
             yield f"{place}: at equal in-domain accuracy, {names} {_is(apart)} {side} the line of {baseline}."
     if not above and not below and any(not math.isnan(r.effective_robustness_low) for r in algorithms):
-        yield f"{place}: no algorithm is above or below the line of {baseline}."
+        yield f"{place}: no algorithm is significantly above or below the line of {baseline}."
 
 
 def _is(items: Sequence[object]) -> str:

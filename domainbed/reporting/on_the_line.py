@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 # Accuracies are clipped to half an image from 0 and 1 of 1,000 images; records lack the number of images.
 CLIP = 0.0005
-MIN_GROUPS = 5  # for an interval
+MIN_POINTS = 3  # for a line: two points are always on one
+MIN_GROUPS = 5  # for an interval, and for a baseline
 ALL = "all"  # the line over the runs of all algorithms
+BETTER_HALF = "better half"  # the line over those of ALL whose in-domain accuracy is at least the median
+SETS_OF_RUNS = (ALL, BETTER_HALF)  # instead of an algorithm
 
 
 class Line(NamedTuple):
@@ -36,6 +39,9 @@ class Line(NamedTuple):
     slope: np.ndarray
     intercept: np.ndarray
     r_squared: np.ndarray
+
+
+NO_LINE = Line(*np.full(3, math.nan))
 
 
 class Interval(NamedTuple):
@@ -54,12 +60,13 @@ class LineResult:
 
     Attributes:
         dataset, test_env: the dataset, and the number of the test environment.
-        algorithm: the algorithm, or ALL.
+        algorithm: the algorithm, or one of SETS_OF_RUNS.
         runs: the number of runs.
-        slope, intercept, r_squared: of the line through these runs; NaN if it is undefined.
+        slope, intercept, r_squared: of the line through these runs; NaN if it is undefined, or with fewer than
+            MIN_POINTS.
         slope_low, slope_high, r_squared_low, r_squared_high: their 95% intervals; NaN with few groups of runs.
-        effective_robustness: the runs' mean accuracy above the line of the baseline, in percentage points; NaN of ALL
-            and of the baseline, and without a line of the baseline.
+        effective_robustness: the runs' mean accuracy above the line of the baseline, in percentage points; NaN of
+            SETS_OF_RUNS and of the baseline, and without MIN_GROUPS groups of the baseline's runs.
         effective_robustness_low, effective_robustness_high: its 95% interval.
         outside: number of runs whose in-domain accuracy is outside the range of the baseline's runs. The line says
             nothing about them, and effective robustness ignores them.
@@ -181,23 +188,25 @@ def _compare_runs(
     line = fit_line(x[is_baseline], y[is_baseline])
     lines = fit_line(x[is_baseline], y[is_baseline], weights[:, is_baseline])
     results = []
-    for algorithm in (ALL, *algorithms):
-        own = np.full(len(names), True) if algorithm == ALL else names == algorithm
+    sets = {ALL: np.full(len(names), True), BETTER_HALF: in_domain >= np.median(in_domain)}
+    has_baseline = len(np.unique(groups[is_baseline])) >= MIN_GROUPS and not math.isnan(line.slope)
+    for algorithm in (*SETS_OF_RUNS, *algorithms):
+        own = sets.get(algorithm, names == algorithm)
         if not own.any():
             continue
         has_interval = len(np.unique(groups[own])) >= MIN_GROUPS
-        fit = fit_line(x[own], y[own])
+        fit = fit_line(x[own], y[own]) if own.sum() >= MIN_POINTS else NO_LINE
         fits = fit_line(x[own], y[own], weights[:, own])
         slope_interval, r_squared_interval = (
             _percentiles(values) if has_interval else UNDEFINED for values in (fits.slope, fits.r_squared)
         )
         robustness, interval, outside = math.nan, UNDEFINED, 0
-        if algorithm not in (ALL, baseline) and not math.isnan(line.slope):
+        if algorithm not in (*SETS_OF_RUNS, baseline) and has_baseline:
             inside = own & (x >= x[is_baseline].min()) & (x <= x[is_baseline].max())
             outside = int(own.sum() - inside.sum())
             args = (in_domain[inside], out_of_domain[inside])
             robustness = 100 * float(effective_robustness(*args, line))
-            if min(len(np.unique(groups[r])) for r in (inside, is_baseline)) >= MIN_GROUPS:
+            if len(np.unique(groups[inside])) >= MIN_GROUPS:
                 interval = _percentiles(100 * effective_robustness(*args, lines, weights[:, inside]))
         results.append(
             LineResult(

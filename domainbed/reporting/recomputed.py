@@ -179,8 +179,5 @@ def format_comparison(
     chosen = [cell.best[["trial_seed", "hparams_seed", "step"]].astype(int) for cell in (original, repeated)]
     is_same = chosen[0].to_numpy().tolist() == chosen[1].to_numpy().tolist()
     choice = "the same run and step in each trial" if is_same else "different runs or steps (see list_top_hparams)"
-    parts.append(
-        f"Original: {original.mean:.1f} +/- {original.error:.1f}\n"
-        f"Repeated: {repeated.mean:.1f} +/- {repeated.error:.1f}, from {choice}"
-    )
+    parts.append(f"Original: {original.value}\nRepeated: {repeated.value}, from {choice}")
     return "\n\n".join(parts)

@@ -22,6 +22,7 @@ class Contrast(NamedTuple):
         low, high: simultaneous confidence interval of all contrasts; NaN with a single trial.
         p_value: of the null hypothesis that the difference is 0; NaN with a single trial.
         corrected_p_value: the p-value, corrected for the number of contrasts (`holm`).
+        paired_p_value: of the paired t-test of this contrast alone, uncorrected; NaN with a single trial.
     """
 
     difference: float
@@ -29,6 +30,7 @@ class Contrast(NamedTuple):
     high: float
     p_value: float
     corrected_p_value: float
+    paired_p_value: float
 
 
 class Friedman(NamedTuple):
@@ -42,8 +44,9 @@ def compare_with_baseline(scores: np.ndarray, baseline: int, level: float = ALPH
     """Compare all algorithms with one of them, given the average of each trial.
 
     The model is a two-way layout with trials as blocks: score = trial + algorithm + error. The variance of the errors
-    is assumed to be the same for all algorithms, and is estimated from all of them, with (trials - 1)(algorithms - 1)
-    degrees of freedom. With two algorithms, this is the paired t-test.
+    is estimated from all algorithms, with (trials - 1)(algorithms - 1) degrees of freedom. This assumes that the
+    differences between any two algorithms vary equally over trials (sphericity), unlike the paired t-test of each
+    contrast, which has only trials - 1 degrees of freedom. With two algorithms, both are the same.
 
     Args:
         scores: `[trials, algorithms]`. Trial i of all algorithms used the same data and splits.
@@ -65,19 +68,27 @@ def compare_with_baseline(scores: np.ndarray, baseline: int, level: float = ALPH
     differences = np.delete(scores.mean(axis=0) - scores[:, baseline].mean(), baseline)
     differences[np.abs(differences) < ROUNDING] = 0.0
     if trials == 1:
-        return [Contrast(float(d), *[math.nan] * 4) for d in differences]
+        return [Contrast(float(d), *[math.nan] * 5) for d in differences]
     freedom = (trials - 1) * (algorithms - 1)
     residuals = scores - scores.mean(axis=0) - scores.mean(axis=1, keepdims=True) + scores.mean()
     error = math.sqrt(2 * (residuals**2).sum() / freedom / trials)  # standard error of a difference
-    if error < ROUNDING:
-        p_values = np.where(differences == 0, 1.0, 0.0)
-    else:
-        p_values = 2 * t.sf(np.abs(differences) / error, freedom)
+    p_values = _p_values(differences, np.full(len(differences), error), freedom)
+    own_errors = np.delete(scores - scores[:, [baseline]], baseline, axis=1).std(axis=0, ddof=1) / math.sqrt(trials)
+    paired = _p_values(differences, own_errors, trials - 1)
     margin = t.ppf(1 - level / 2 / len(differences), freedom) * error
     return [
-        Contrast(float(d), float(d - margin), float(d + margin), float(p), float(corrected))
-        for d, p, corrected in zip(differences, p_values, holm(p_values), strict=True)
+        Contrast(float(d), float(d - margin), float(d + margin), float(p), float(corrected), float(own))
+        for d, p, corrected, own in zip(differences, p_values, holm(p_values), paired, strict=True)
     ]
+
+
+def _p_values(differences: np.ndarray, errors: np.ndarray, freedom: int) -> np.ndarray:
+    """Return two-sided p-values of differences with these standard errors."""
+    from scipy.stats import t
+
+    exact = errors < ROUNDING
+    p_values = 2 * t.sf(np.abs(differences) / np.where(exact, 1.0, errors), freedom)
+    return np.where(exact, np.where(differences == 0, 1.0, 0.0), p_values)
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

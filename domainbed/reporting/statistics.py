@@ -8,8 +8,8 @@ Intervals are percentiles of a stratified bootstrap, which resamples trials with
 task, as in "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (Agarwal et al., NeurIPS 2021;
 rliable). They describe other trials of the same tasks, not other tasks. They are too narrow for few trials, because
 the variance of a resample is (n - 1) / n of the true one: with normally distributed scores, 95% intervals cover the
-truth in about 77% of cases with 3 trials of one task, 89% with 3 trials of 31 tasks, and 94% with 30 trials of one
-task.
+truth in 75% of cases with 3 trials of one task, about 89% with 3 trials of 31 independent tasks, and 94% with 30 trials
+of one task. The tasks of a trial share hyperparameter draws, so real coverage is lower.
 """
 
 from collections.abc import Callable

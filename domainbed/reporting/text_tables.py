@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from domainbed.reporting.findings import Findings, significance_findings
+from domainbed.reporting.findings import UNKNOWN, Findings, significance_findings
 from domainbed.reporting.layout import MISSING_MARK, format_number
 from domainbed.reporting.line_findings import line_findings
 from domainbed.reporting.power import POWER, TRIALS
@@ -29,13 +29,15 @@ def comparison_table(section: Section, report: Report) -> TextTable:
         if c.trials:
             difference, low, high = (format_number(x, options.decimals, "+") for x in (c.difference, c.low, c.high))
             texts = [difference, f"[{low}, {high}]", f"{c.probability:.2f}", f"[{c.p_low:.2f}, {c.p_high:.2f}]"]
+            if c.trials == 1:
+                texts[1] = texts[3] = UNKNOWN
         rows.append([titles(c.dataset), *texts, str(c.trials)])
     better = f"P({first} > {second})"
     note = (
         f"Difference: {first} minus {second} in percentage points, paired by trial. {better}: probability that a trial "
         f"of {first} beats a trial of {second} on a test environment. Both use the trials in which both algorithms "
-        "have results on every test environment. The bootstrap intervals are too narrow with few trials; those of a "
-        "single trial have zero width."
+        "have results on every test environment. The bootstrap intervals are too narrow with few trials; a single "
+        "trial has none."
     )
     headers = ["Dataset", "Difference", "Difference, 95%", better, f"{better}, 95%", "Trials"]
     return TextTable(f"{first} vs. {second}", headers, rows, note)
@@ -51,7 +53,8 @@ def power_table(section: Section, report: Report) -> TextTable:
         "The true difference between the averages of two algorithms, in percentage points, that a two-sided paired "
         f"t-test of level {ALPHA:g} detects with probability {POWER:g}. From the variance of the differences between "
         "all pairs of algorithms over the trials of this sweep, which is itself uncertain if these are few; fewer "
-        "draws: the defaults and random others of this sweep."
+        "draws: the defaults and random others of this sweep. The test of --significance is another one: it has more "
+        "degrees of freedom, and is corrected for the number of algorithms."
     )
     headers = ["Dataset", "Draws", *(f"{n} trials" for n in TRIALS)]
     return TextTable("Smallest difference that can be shown", headers, [*rows.values()], note)

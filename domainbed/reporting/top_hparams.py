@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from domainbed.model_selection import WITH_PAIRS
 from domainbed.reporting.frames import to_csv
+from domainbed.reporting.layout import SINGLE_TRIAL
 from domainbed.reporting.statistics import standard_error
 from domainbed.sweep.status import JobState
 
@@ -58,6 +59,11 @@ class CellRuns:
     def error(self) -> float:
         """The standard error over trials, in percent; NaN if no run was selected."""
         return standard_error(self.best["test_acc"].to_numpy()) if len(self.best) else np.nan
+
+    @property
+    def value(self) -> str:
+        """The mean and the standard error, as text. A single trial has no error."""
+        return f"{self.mean:.1f} ({SINGLE_TRIAL})" if len(self.best) == 1 else f"{self.mean:.1f} +/- {self.error:.1f}"
 
     @property
     def n_trials(self) -> int:
@@ -192,10 +198,11 @@ def _result(cell: CellRuns) -> str:
         return "The cell is X: no run to select."
     trials = len(cell.best)
     of_trials = f"{trials} of {cell.n_trials}" if trials < cell.n_trials else str(trials)
-    sentence = (
-        f"The cell is {cell.mean:.1f} +/- {cell.error:.1f}: mean and standard error of test_acc over {of_trials} "
-        f"trial{'s' if cell.n_trials > 1 else ''}, for the runs marked {SELECTED_MARK}."
-    )
+    if trials == 1:
+        statistic = f"test_acc of the run marked {SELECTED_MARK}, in {of_trials} trial{'s' * (cell.n_trials > 1)}"
+    else:
+        statistic = f"mean and standard error of test_acc over {of_trials} trials, for the runs marked {SELECTED_MARK}"
+    sentence = f"The cell is {cell.value}: {statistic}."
     if unfinished := (~cell.best["done"]).sum():
         sentence += f" {unfinished} of these runs {'is' if unfinished == 1 else 'are'} not finished."
     return sentence

@@ -17,7 +17,7 @@ class Comparison(NamedTuple):
         dataset: the dataset, or AVERAGE.
         difference, low, high: mean difference in percentage points, and its 95% interval; NaN without trials.
         probability, p_low, p_high: the probability that a trial of the first beats one of the second, and its 95%
-            interval; NaN without trials.
+            interval; NaN without trials. With a single trial, both intervals are NaN.
         trials: the number of trials.
     """
 
@@ -50,6 +50,9 @@ def compare_two(
         if len(trials):
             a, b = first_scores.loc[trials].to_numpy(), second_scores.loc[trials].to_numpy()
             difference, improvement = paired_difference(a, b, weights), probability_of_improvement(a, b, weights)
+            if len(trials) == 1:  # every resample is the same
+                difference = difference._replace(low=np.nan, high=np.nan)
+                improvement = improvement._replace(low=np.nan, high=np.nan)
             comparisons.append(Comparison(dataset, *difference, *improvement, len(trials)))
         else:
             comparisons.append(Comparison(dataset))

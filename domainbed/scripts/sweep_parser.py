@@ -55,7 +55,9 @@ class LaunchOptions:
         "timed even if that takes a while",
     )
     json: bool = option(
-        False, help="print events as JSON lines on stdout, and everything else on stderr; requires --skip_confirmation"
+        False,
+        help="print events as JSON lines on stdout, and everything else on stderr; requires --skip_confirmation or "
+        "--estimate",
     )
     skip_confirmation: bool = option(False, help="do not ask for confirmation")
 

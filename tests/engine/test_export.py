@@ -148,7 +148,7 @@ def test_programs_with_other_logits_are_not_kept(tmp_path: Path, algorithm: str,
 def test_missing_packages_and_formats_are_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("domainbed.engine.export.base.find_spec", lambda name: None)
     for name in ("onnx", "safetensors", "huggingface"):
-        with pytest.raises(UsageError, match=rf"--format {name} requires .*; run pip install domainbed\[export\]"):
+        with pytest.raises(UsageError, match=rf"--format {name} requires .*; run pip install 'domainbed\[export\]'"):
             run(model, name, tmp_path / "output")
     with pytest.raises(UsageError, match="unknown format 'onx'; did you mean onnx"):
         run(model, "onx", tmp_path / "output")

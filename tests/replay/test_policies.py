@@ -144,21 +144,21 @@ def toy(lead: float) -> pd.DataFrame:
 
 def test_changes_of_answers():
     better, worse, equal = (find_answers(toy(lead), ENVIRONMENTS, "A") for lead in (0.1, -0.1, 0.0))
-    assert better.differences.to_dict() == {("ColoredDigits", "B"): 1, ("Avg", "B"): 1}
+    assert better.differences.to_dict() == {("ColoredDigits", "B"): 1}
     assert set(equal.differences) == {0}
     cost = (100, 10), (50, 10), 10.0
     change = compare(better, worse, *cost)
-    assert (change.lost, change.gained, change.reversed, change.swapped) == (0, 0, 2, 1)
+    assert (change.lost, change.gained, change.reversed, change.swapped) == (0, 0, 1, 1)
     assert change.cell == pytest.approx(10)  # that of half of the cells is 20
     assert change.max_cell == pytest.approx(20)
     assert (change.updates, change.evaluations, change.cost) == (0.5, 1, 0.75)
-    assert compare(better, equal, *cost)[3:6] == (2, 0, 0)
-    assert compare(equal, better, *cost)[3:6] == (0, 2, 0)
+    assert compare(better, equal, *cost)[3:6] == (1, 0, 0)
+    assert compare(equal, better, *cost)[3:6] == (0, 1, 0)
     assert compare(better, better, *cost)[:6] == (0,) * 6
     assert count_computing(toy(0)) == (36 * 10, 72)
     single = find_answers(keep_trials(toy(0.1), RandomState(0), 1), ENVIRONMENTS, "A")
     assert single.differences.empty
-    assert compare(better, single, *cost)[3:6] == (2, 0, 0)
+    assert compare(better, single, *cost)[3:6] == (1, 0, 0)
     assert compare(single, better, *cost)[3:6] == (0, 0, 0), "nothing was compared"
 
 
@@ -177,7 +177,7 @@ def test_summary_of_replays():
     summary = summarize(replays).set_index("policy")
     assert (summary["cell_low"] <= summary["cell"] + 1e-9).all()
     assert summary.loc["1 of 2 draws", ["updates", CHANGED]].tolist() == [0.5, 0]
-    assert summary.loc["1 of 3 trials", "lost"] == 2
+    assert summary.loc["1 of 3 trials", "lost"] == 1
     faithful = cheapest_faithful(summarize(replays))
     assert summary.loc[faithful, "cost"] == summary.loc[summary[CHANGED] == 0, "cost"].min()
 

@@ -61,7 +61,7 @@ def test_differences_are_told_in_plain_sentences(tmp_path: Path):
     assert " do not differ significantly from ERM on ColoredDigits (differences from " in rest
     assert friedman.startswith("Over 3 test environments of 1 dataset, the ranks of 5 algorithms differ (Friedman's")
     assert ranks == [
-        "Over 3 test environments of 1 dataset, no algorithm's mean rank differs from that of ERM "
+        "Over 3 test environments of 1 dataset, no algorithm's mean rank differs significantly from that of ERM "
         f"({report.sections[0].significance.ranks.ranks['ERM']:.1f}; critical difference 3.5)."
     ]
 

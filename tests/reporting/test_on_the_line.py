@@ -21,6 +21,7 @@ from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.on_the_line import (
     ALL,
+    BETTER_HALF,
     CLIP,
     LineResult,
     compare_with_line,
@@ -114,7 +115,7 @@ def compare(runs: pd.DataFrame, baseline: str = "ERM") -> dict[str, LineResult]:
 def test_known_line_and_shift_are_found():
     runs = runs_of({"ERM": 0, "CORAL": 0.2, "IRM": -0.1})
     results = compare(runs)
-    assert list(results) == [ALL, "ERM", "CORAL", "IRM"]
+    assert list(results) == [ALL, BETTER_HALF, "ERM", "CORAL", "IRM"]
     assert {result.test_env for result in results.values()} == {1}
     erm = results["ERM"]
     assert (erm.slope, erm.intercept, erm.r_squared) == pytest.approx((0.7, 0.3, 1))
@@ -127,6 +128,18 @@ def test_known_line_and_shift_are_found():
     assert results["IRM"].effective_robustness_high < 0
     assert results[ALL].runs == 180
     assert results[ALL].r_squared < 1
+    assert results[BETTER_HALF].runs == 90
+
+
+def test_better_half_in_domain_is_not_on_a_line_that_failed_runs_make():
+    """Runs that learned differ by chance only; those that did not are low in both accuracies."""
+    learned = runs_of({"ERM": 0}, noise=0.1).assign(val_acc=lambda f: 0.9 + f["val_acc"] / 100)
+    failed = learned.assign(val_acc=0.2, test_acc=0.2, hparams_seed=learned["hparams_seed"] + 50).iloc[::2]
+    results = compare(
+        pd.concat([learned.assign(test_acc=learned["test_acc"].sample(frac=1, random_state=0).values), failed])
+    )
+    assert results[ALL].r_squared > 0.8
+    assert results[BETTER_HALF].r_squared < 0.2
 
 
 def test_runs_outside_the_range_of_the_baseline_are_counted_and_ignored():
@@ -139,14 +152,13 @@ def test_runs_outside_the_range_of_the_baseline_are_counted_and_ignored():
     assert after.r_squared < before.r_squared
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [1, 2, 3])
 def test_too_few_runs_have_no_interval(n: int):
     runs = runs_of({"ERM": 0, "CORAL": 0.2}, draws=20)
     runs = runs[(runs["trial_seed"] == 0) & (runs["hparams_seed"] < n)]
     results = compare(runs)
-    assert math.isnan(results["ERM"].slope) == (n == 1)
-    assert math.isnan(results["CORAL"].effective_robustness) == (n == 1)
-    assert math.isnan(results["CORAL"].effective_robustness_low)
+    assert math.isnan(results["ERM"].slope) == (n < 3), "two points are always on a line"
+    assert math.isnan(results["CORAL"].effective_robustness)
     assert math.isnan(results[ALL].slope_low)
 
 
@@ -217,7 +229,7 @@ def test_report_of_a_sweep_in_every_format(tmp_path: Path, capsys: pytest.Captur
     sweep = load_sweep(str(write(tmp_path / "sweep")))
     report = make_report(sweep, ReportOptions(selection=("test-domain",), on_the_line=True, rename=("-90%=anti",)))
     findings = report_findings(report)["line"]
-    assert len(findings.rows) == 9
+    assert len(findings.rows) == 12
     assert findings.sentences[0].startswith(
         "On ColoredDigits, test environment +90%: out-of-domain accuracy rises with in-domain accuracy (slope 0."
     )

@@ -57,7 +57,7 @@ def export_model(model: TrainedModel, name: str, output: Path) -> None:
     """
     export_format = EXPORT_FORMATS[name]()
     if missing := [package for package in export_format.REQUIRES if find_spec(package) is None]:
-        raise UsageError(f"--format {name} requires {' and '.join(missing)}; run pip install domainbed[export]")
+        raise UsageError(f"--format {name} requires {' and '.join(missing)}; run pip install 'domainbed[export]'")
     algorithm = type(model.algorithm).__name__
     if export_format.IS_PROGRAM and model.EVAL_BATCH_SIZE:
         raise UsageError(
