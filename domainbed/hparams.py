@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.random import RandomState
 
 from domainbed.errors import UsageError
@@ -43,6 +44,8 @@ class Hparam(Bounds):
             raise UsageError(
                 f"the draw of Hparam({self.default!r}, …) must be a function, such as uniform(0, 1), not {self.draw!r}"
             )
+        if isinstance(self.default, np.generic):  # saved models cannot contain it
+            object.__setattr__(self, "default", self.default.item())
 
     def variant(self, dataset: str, small_images: bool) -> "Hparam":
         """Return the variant for a dataset, with the bounds of this declaration."""

@@ -39,6 +39,8 @@ class MTL(Algorithm):
         )
         self.register_buffer("embeddings", torch.zeros(num_domains, d))
         self._noise_state: torch.Tensor | None = None
+        if not hparams["mtl_noise"]:  # predictions depend on the batch
+            self.EVAL_BATCH_SIZE = 64  # type: ignore[misc]  # DomainBed's
 
     @property
     def caveat(self) -> str:

@@ -20,7 +20,7 @@ _LAZY = ("a lazy module", "an uninitialized parameter")  # which an update compl
 _PLAIN = (*SCALARS, torch.Tensor, torch.dtype, torch.device)
 
 
-def is_builtin(algorithm_class: type[nn.Module]) -> bool:
+def is_builtin(algorithm_class: type) -> bool:
     """Return whether the class is part of this package, so that what its updates do is known."""
     return algorithm_class.__module__.startswith("domainbed.algorithms.")
 
@@ -152,11 +152,11 @@ def load_training_state(algorithm: nn.Module, state: Mapping[str, Any], construc
             value.grad = None if gradient is None else gradient.to(value.device, copy=True)
 
 
-def check_plain(state: Any, path: str = "the training state") -> None:
+def check_plain(state: Any, path: str = "training_state()") -> None:
     """Check that a state consists of values that `torch.load` reads with `weights_only=True`.
 
     Raises:
-        UsageError: it does not, because a class of the user's overrides `training_state`.
+        UsageError: it does not, because of a class of the user's.
     """
     if isinstance(state, dict):
         for key, value in state.items():
@@ -170,9 +170,8 @@ def check_plain(state: Any, path: str = "the training state") -> None:
                 check_plain(value, f"{path}[{i}]")
     elif type(state) not in _PLAIN and not isinstance(state, torch.Tensor):
         raise UsageError(
-            f"{path}, as returned by training_state, is of type {type(state).__name__}, and loading it from a "
-            "checkpoint could run code; return tensors, numbers, strings, and lists, tuples and dicts of these, or "
-            "pass --trust_checkpoint"
+            f"{path} is of type {type(state).__name__}, and loading it from a checkpoint could run code; return "
+            "tensors, numbers, strings, and lists, tuples and dicts of these, or pass --trust_checkpoint"
         )
 
 

@@ -15,6 +15,7 @@ import domainbed
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.state import is_builtin
 from domainbed.errors import AlgorithmError, UsageError, one_line
+from domainbed.loading.photo_feed import find_dead_worker
 
 _LIBRARIES = tuple(
     os.path.join(folder, "")
@@ -29,7 +30,7 @@ _LIBRARIES = tuple(
 def locate_errors(algorithm_class: type[Algorithm], place: Callable[[], str]) -> Iterator[None]:
     """Turn errors of a class that is not part of this package into an AlgorithmError.
 
-    UsageErrors and out-of-memory errors are left as they are.
+    UsageErrors, out-of-memory errors and those of loader processes are left as they are.
 
     Args:
         algorithm_class: the class of the algorithm that runs within the `with` block.
@@ -40,7 +41,7 @@ def locate_errors(algorithm_class: type[Algorithm], place: Callable[[], str]) ->
     except (UsageError, AlgorithmError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if is_builtin(algorithm_class):
+        if is_builtin(algorithm_class) or find_dead_worker(error):  # its signal may interrupt any code
             raise
         report = traceback.TracebackException.from_exception(error)
         _omit_libraries(report, algorithm_class)

@@ -30,9 +30,12 @@ class Snapshot:
         self._device = device
         self._host: dict[Path, Any] = {}
         self._on_device: dict[Path, torch.Tensor] = {}  # kept alive, so that no other tensor reuses the memory
+        self._gradients: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}  # kept alive, too, and their values
         for path, value in chain(_flatten(algorithm.training_state()), _state_outside_training_state(algorithm)):
-            if path[:1] == ("gradients",):
-                continue  # each replay writes to those that its captured update allocated
+            if path[:1] == ("gradients",):  # each replay writes to those that its captured update allocated
+                if isinstance(value, torch.Tensor):
+                    self._gradients[path] = value, value.clone()
+                continue
             if isinstance(value, torch.Tensor):
                 if value.device.type == device.type:
                     self._on_device[path] = value
@@ -56,6 +59,10 @@ class Snapshot:
         for name, state in self._generators.items():
             if after._generators[name] != state:
                 raise UsageError(f"update draws from {name}'s random generator on the host")
+        for path, (gradient, value) in self._gradients.items():
+            new, _ = after._gradients.get(path, (None, None))
+            if new is None or (_is_same_memory(gradient, new) and not torch.equal(value, new)):
+                raise UsageError("update adds to the gradients of an earlier one; let it call zero_grad() first")
         for path in {**self._on_device, **after._on_device}:
             if not _is_same_memory(self._on_device.get(path), after._on_device.get(path)):
                 raise UsageError(f"update replaces the tensor {_name(path)}; write to it in place (copy_)")

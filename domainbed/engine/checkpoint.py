@@ -113,7 +113,8 @@ class Checkpointer:
         self._code = code
         self._first_step = 0
         self._saved_at = time.monotonic()
-        self._is_checked = is_builtin(type(algorithm))  # whether the state is known to be one that can be saved
+        # Whether the state is known to be one that can be saved.
+        self._is_checked = is_builtin(type(algorithm)) and is_builtin(type(averaging))
         algorithm.record_construction()
 
     def resume(self) -> Progress:
@@ -133,6 +134,8 @@ class Checkpointer:
             except torch.OutOfMemoryError:
                 raise  # the checkpoint is as good as it was
             except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+                if "CUDA error" in str(error):
+                    raise  # of the device; the checkpoint is as good as it was
                 raise UsageError(
                     f"{self._folder / CHECKPOINT_FILE} does not match the current algorithm; delete the folder to "
                     f"start over ({type(error).__name__}: {one_line(error)})"
@@ -186,35 +189,34 @@ class Checkpointer:
         state = self._algorithm.training_state()
         if not self._config.trust_checkpoint:
             check_plain(state)
+            check_plain(self._averaging.state_dict(), f"{type(self._averaging).__name__}.state_dict()")
         self._is_checked = True
         return state
 
     def save(self, progress: Progress, rng_state: dict[str, Any] | None = None) -> None:
         """Save a checkpoint atomically, and keep the previous one in case this one is damaged later."""
         self._lock.check()
-        state = self._training_state()
-        flush_records(self._folder)  # first, because the checkpoint requires them
-        length = records_length(self._folder)
-        saved = {
-            "args": self._config.args(),
-            "step": progress.step,
-            "is_evaluated": progress.is_evaluated,
-            "figures": progress.metrics.to_python(),
-            "seconds": progress.seconds,
-            "records_length": length,
-            "records_checksum": records_checksum(self._folder, length),
-            "bad_images": sorted(self._feed.bad_images),
-            "algorithm": state,
-            "averaging": self._averaging.state_dict(),
-            "generators": rng_state or get_rng_state(),
-            "versions": software_versions(),
-            "code": self._code,
-        }
-        with (
-            self._averaging.training_weights(),  # a job may be stopped while it evaluates its average
-            atomic_write(self._folder / CHECKPOINT_FILE, backup=self._folder / PREVIOUS_FILE) as file,
-        ):
-            torch.save(saved, file)
+        with self._averaging.training_weights():  # a job may be stopped while it evaluates its average
+            state = self._training_state()
+            flush_records(self._folder)  # first, because the checkpoint requires them
+            length = records_length(self._folder)
+            saved = {
+                "args": self._config.args(),
+                "step": progress.step,
+                "is_evaluated": progress.is_evaluated,
+                "figures": progress.metrics.to_python(),
+                "seconds": progress.seconds,
+                "records_length": length,
+                "records_checksum": records_checksum(self._folder, length),
+                "bad_images": sorted(self._feed.bad_images),
+                "algorithm": state,
+                "averaging": self._averaging.state_dict(),
+                "generators": rng_state or get_rng_state(),
+                "versions": software_versions(),
+                "code": self._code,
+            }
+            with atomic_write(self._folder / CHECKPOINT_FILE, backup=self._folder / PREVIOUS_FILE) as file:
+                torch.save(saved, file)
         self._saved_at = time.monotonic()
 
 

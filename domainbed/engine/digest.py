@@ -21,18 +21,34 @@ def init_digest(path: str) -> str:
 def code_digest(classes: Iterable[type]) -> str | None:
     """Return a hash of the files that define users' classes and their bases; None if there are none.
 
-    Classes of this package, of torch and of Python do not count, and neither do those without a file (a notebook's).
+    A file is read when a class of its module is first asked for, i.e. soon after its code has been imported: later
+    changes do not affect this process. Classes of this package, of torch and of Python do not count, and neither do
+    those without a file (a notebook's).
     """
     modules = {base.__module__ for cls in classes for base in cls.__mro__}
     own = sorted(m for m in modules if m.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "domainbed"})
     digest = hashlib.md5()
-    files = [file for module in own if (file := getattr(sys.modules.get(module), "__file__", None))]
-    for file in files:
+    digests = [d for name in own if (d := _module_digest(name)) is not None]
+    for own_digest in digests:
+        digest.update(own_digest.encode())
+    return digest.hexdigest() if digests else None
+
+
+_MODULES: dict[str, tuple[object, str]] = {}  # the specification, which a reload replaces, and the hash of each module
+
+
+def _module_digest(name: str) -> str | None:
+    """Return a hash of the file that a module was imported from; None if it has none."""
+    module = sys.modules.get(name)
+    file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
+    if file is None:
+        return None
+    if name not in _MODULES or _MODULES[name][0] is not spec:
         try:
-            digest.update(_file_digest(file).encode())
+            _MODULES[name] = spec, _file_digest(file)
         except OSError:  # in a zip archive, or deleted
-            digest.update(file.encode())
-    return digest.hexdigest() if files else None
+            _MODULES[name] = spec, file
+    return _MODULES[name][1]
 
 
 def _file_digest(path: str) -> str:

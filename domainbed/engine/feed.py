@@ -75,6 +75,8 @@ def _image_sources(
         return [FileImages(environment_files) for environment_files in files], False
     if device.type == "cpu" or not all(pack.is_decoded for pack in packs):
         return packs, False
+    if config.deterministic:  # a GPU resizes with other rounding, and whether they fit depends on its free memory
+        return packs, False
 
     def move(device: torch.device) -> list[Pack]:
         return [pack.to(device) for pack in packs]

@@ -4,6 +4,7 @@ The system knows whether an owner on this machine is alive. An owner on another 
 Because clocks differ between machines, its lock is broken only after this process has watched the heartbeat stop.
 """
 
+import errno
 import json
 import math
 import multiprocessing
@@ -32,6 +33,8 @@ except ImportError:  # Windows
 LOCK_FILE = "lock"
 HEARTBEAT_INTERVAL = 15.0  # seconds
 HEARTBEAT_TIMEOUT = 120.0  # seconds without a heartbeat after which an owner on another machine is presumed dead
+# Errors of a file system, or of this process, that say nothing about a file.
+UNAVAILABLE = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 TAKEOVER_DELAY = 3 * HEARTBEAT_INTERVAL  # seconds to watch for a heartbeat before breaking the lock of such an owner
 LOCK_SIZE = 1024  # bytes; a heartbeat overwrites the previous one, which works on a full disk, too
 
@@ -169,6 +172,7 @@ class Lock:
 
         Raises:
             TakenError: it does not. Nothing may be written to the folder any more.
+            OSError: the file system has not been available for so long that others may presume this process dead.
         """
         if not self._is_in_place():
             time.sleep(1)  # a process that took it by mistake puts it back
@@ -179,7 +183,10 @@ class Lock:
         """Stop the heartbeat and remove the lock, unless another process has taken it over."""
         self._is_released.set()
         self._thread.join()
-        if self._is_in_place():
+        is_in_place = False
+        with suppress(OSError):
+            is_in_place = self._is_in_place()
+        if is_in_place:
             # Also remove what a killed process moved away while breaking a lock.
             for path in [self._path, *self._path.parent.glob(f"{LOCK_FILE}.*")]:
                 with suppress(OSError):
@@ -187,7 +194,15 @@ class Lock:
         os.close(self._descriptor)
 
     def _is_in_place(self) -> bool:
-        return _is_same_file(self._path, self._descriptor)
+        """Return whether the file is this process's. Wait while the file system is not available (OSError)."""
+        deadline = time.monotonic() + HEARTBEAT_TIMEOUT
+        while True:
+            try:
+                return _is_same_file(self._path, self._descriptor)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def _run_heartbeat(self) -> None:
         while not self._is_released.wait(HEARTBEAT_INTERVAL):
@@ -243,10 +258,13 @@ def _temporary_path(path: Path) -> Path:
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
+    """Return whether a path leads to an open file. Raises OSError if the file system does not say so."""
     try:
         with open_regular(path) as file:  # opening it makes a network file system query its server
             return os.path.samestat(os.fstat(file.fileno()), os.fstat(descriptor))
-    except OSError:
+    except OSError as error:
+        if error.errno in UNAVAILABLE:
+            raise
         return False
 
 

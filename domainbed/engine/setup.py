@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm
 from domainbed.datasets import MultipleDomainDataset
 from domainbed.engine.averaging.base import Averaging, make_averaging
@@ -57,6 +58,7 @@ def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
 
     hparams = config.resolved_hparams()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    code = code_digest([ALGORITHMS[config.algorithm], config.dataset_class()])  # soon after it has been imported
     is_captured = should_capture(config.engine, device)
     set_determinism(config.deterministic)  # before features of a frozen backbone are extracted
     with explain_out_of_memory():
@@ -80,7 +82,6 @@ def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
     tracker = make_tracker(config, algorithm, splits, feed)
     names = config.environment_names()
     predictions = PredictionLog(dataset, names, splits) if config.save_predictions else None
-    code = code_digest([type(algorithm), config.dataset_class()])
     return Setup(
         dataset, names, splits, device, algorithm, averaging, feed, batches, tracker, predictions, is_captured, code
     )

@@ -11,6 +11,7 @@ from domainbed.algorithms.base import Algorithm, Minibatch
 from domainbed.engine.capturable import Snapshot
 from domainbed.engine.graphs import CudaGraphs
 from domainbed.errors import UsageError, one_line
+from domainbed.loading.photo_feed import find_dead_worker
 
 UpdateMetrics: TypeAlias = Mapping[str, torch.Tensor | float]  # what an update returns
 Minibatches: TypeAlias = Sequence[Minibatch]
@@ -117,6 +118,8 @@ class CapturedSteps(EagerSteps):
             replay, metrics = self._graphs.capture(lambda: self.algorithm.update(labeled, others))
             reason = self._check_counters(before, increments)
         except RuntimeError as error:  # including an out-of-memory error
+            if find_dead_worker(error):  # its signal may interrupt any code
+                raise
             reason = f"{type(error).__name__}: {one_line(error)[:200]}"
             if not self._graphs.survives_failure:
                 raise UsageError(
@@ -198,9 +201,10 @@ def _adam_optimizers(algorithm: Algorithm) -> list[torch.optim.Optimizer]:
 
 
 def _set_flags(adam: torch.optim.Optimizer, flags: Mapping[str, bool]) -> None:
-    """Set these options, and move step counters to the device if any option is on, otherwise to the host."""
+    """Set these options, and move step counters to where the implementation that they select requires them."""
     for group in adam.param_groups:
         group.update(flags)
+        is_on_device = group.get("fused") or group.get("capturable")
         for p in group["params"]:
             if "step" in (state := adam.state.get(p, {})):
-                state["step"] = state["step"].to(p.device if any(flags.values()) else "cpu")
+                state["step"] = state["step"].to(p.device if is_on_device else "cpu")

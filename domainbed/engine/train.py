@@ -94,7 +94,8 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 stop = partial(checkpointer.stop_if_requested, progress, get_rng_state())
                 record = make_record(config, setup, progress, before_batch=stop)
                 lock.check()
-                for name in models_to_save(config, record):  # before the checkpoint, so that none is missing
+                models = models_to_save(config, record)
+                for name in models:  # before the checkpoint, so that none is missing
                     with averaging.applied(final_images(config, setup, progress)):
                         save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
                 if setup.predictions:
@@ -102,7 +103,10 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 append_record(folder, record)
                 loggers.log(record)
                 progress.finish_evaluation()
-                checkpointer.save_if_due(progress)
+                if models:  # on a GPU, a job that resumes from an earlier step might not reach these weights again
+                    checkpointer.save(progress)
+                else:
+                    checkpointer.save_if_due(progress)
                 tqdm.write(format_progress(record, config.test_envs))
                 control.on_record(step)
                 stop_if_pruned()

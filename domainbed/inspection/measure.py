@@ -9,13 +9,12 @@ import numpy as np
 from domainbed.datasets import ArrayEnvironment, FileEnvironment, MultipleDomainDataset
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_dataset
-from domainbed.errors import UsageError
 from domainbed.inspection.contents import DatasetContents, EnvironmentContents
 from domainbed.inspection.duplicates import Duplicates, array_contents, file_contents, find_duplicates
 from domainbed.inspection.findings import find_problems
 from domainbed.inspection.image_files import Header, read_header
 from domainbed.inspection.pixels import PixelStatistics
-from domainbed.inspection.reader import ImageEnvironment, ImageReader, Key, has_colors
+from domainbed.inspection.reader import ImageReader, Key, has_colors
 from domainbed.inspection.sampling import round_robin, sample_classes, sample_images
 from domainbed.inspection.sheets import SheetMaker
 from domainbed.inspection.views import TrainingViews
@@ -35,11 +34,8 @@ def inspect_dataset(
         dataset: its dataset, as returned by `load_with_warnings`.
         images_per_class: number of images of each class and environment to show.
         sample: number of images of each environment whose pixels are measured; 0 for all.
-
-    Raises:
-        UsageError: the dataset does not consist of images.
     """
-    environments = image_environments(config, dataset)
+    environments = [e for e in dataset if isinstance(e, ArrayEnvironment | FileEnvironment)]  # all: see `check_dataset`
     classes = dataset.class_names or [str(label) for label in range(dataset.num_classes)]
     reader = ImageReader(environments, config.environment_names())
     headers, duplicates = read_files(reader)
@@ -83,16 +79,6 @@ def load_with_warnings(config: JobConfig) -> tuple[MultipleDomainDataset, list[s
         warnings.simplefilter("always", UserWarning)
         dataset = load_dataset(config, config.resolved_hparams(), ())
     return dataset, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-
-
-def image_environments(config: JobConfig, dataset: MultipleDomainDataset) -> list[ImageEnvironment]:
-    """Return the environments of a dataset. Raises UsageError if they do not consist of images."""
-    environments = []
-    for name, environment in zip(config.environment_names(), dataset, strict=True):
-        if not isinstance(environment, ArrayEnvironment | FileEnvironment):
-            raise UsageError(f"environment {name} of {config.dataset} does not consist of images")
-        environments.append(environment)
-    return environments
 
 
 def read_files(reader: ImageReader) -> tuple[list[list[Header]], Duplicates]:

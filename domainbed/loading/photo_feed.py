@@ -206,6 +206,14 @@ def _ignore_signals(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
+def find_dead_worker(error: BaseException) -> BaseException | None:
+    """Return the error that reports the death of a worker process: this one, or one that it was raised during."""
+    death: BaseException | None = error
+    while death is not None and "DataLoader worker" not in str(death):
+        death = death.__context__  # the interrupted code may have raised too, e.g. while writing a checkpoint
+    return death
+
+
 @contextmanager
 def explain_dead_worker() -> Iterator[None]:
     """Turn the death of a worker process into a UsageError that says what to change.
@@ -219,10 +227,8 @@ def explain_dead_worker() -> Iterator[None]:
         except (ConnectionError, EOFError):  # the worker may have died during a transfer, and the signal follows
             time.sleep(5)
             raise
-    except RuntimeError as error:
-        death: BaseException | None = error
-        while death is not None and "DataLoader worker" not in str(death):
-            death = death.__context__  # the interrupted code may have raised too, e.g. while writing a checkpoint
+    except Exception as error:
+        death = find_dead_worker(error)
         if death is None:
             raise
         raise UsageError(

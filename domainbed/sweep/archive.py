@@ -339,7 +339,7 @@ def _safe_parts(member: tarfile.TarInfo, archive: Path) -> tuple[str, ...]:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         problem = "is outside its folder"
-    elif not (member.isreg() or member.isdir()):
+    elif not (member.isreg() or member.isdir()) or member.issparse():
         problem = "is neither a file nor a folder"
     elif member.size > (limit := MAX_SIZES.get(path.name, MAX_RESULTS_SIZE)):
         problem = f"is larger than {limit:,} bytes"

@@ -164,6 +164,11 @@ def test_predictions_of_mtl_with_noise_are_random():
     assert not torch.equal(algorithm.predict(x), first)
 
 
+def test_batches_of_mtl_have_a_fixed_size_if_predictions_depend_on_them():
+    assert checks.make("MTL", {"mtl_noise": False}).EVAL_BATCH_SIZE == 64
+    assert checks.make("MTL", {}).EVAL_BATCH_SIZE is None
+
+
 def test_embedding_of_mtl_without_noise():
     """The moving average in training, the mean of the given batch in predictions."""
     algorithm = checks.make("MTL", {"mtl_noise": False, "mtl_ema": 0.5})

@@ -10,9 +10,11 @@ import pytest
 from domainbed import cli
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.erm import ERM
+from domainbed.engine.algorithm_errors import locate_errors
 from domainbed.engine.config import JobConfig
 from domainbed.engine.train import train
 from domainbed.errors import AlgorithmError, UsageError
+from domainbed.loading.photo_feed import explain_dead_worker
 from domainbed.sweep.job import Job
 from domainbed.sweep.preflight import check_jobs
 from domainbed.sweep.run import run_job
@@ -125,6 +127,23 @@ def test_error_of_a_builtin_algorithm_is_raised_unchanged(tmp_path: Path, monkey
     monkeypatch.setattr(ERM, "update", update)
     with pytest.raises(ZeroDivisionError):
         train(make(tmp_path, "", "ERM"))
+
+
+def test_death_of_a_loader_process_is_not_an_error_of_the_algorithm():
+    """Its signal interrupts any code, and that code may fail as well."""
+
+    class Users(ERM):
+        pass
+
+    def update() -> None:
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        finally:
+            raise ValueError("the update was interrupted")
+
+    message = r"an image loader process died .*--loader_workers"
+    with pytest.raises(UsageError, match=message), explain_dead_worker(), locate_errors(Users, lambda: "step 3"):
+        update()
 
 
 def test_launch_rejects_state_that_cannot_be_saved(tmp_path: Path):

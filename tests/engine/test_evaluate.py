@@ -31,6 +31,16 @@ def test_batch_that_does_not_fit_is_split_into_halves(max_images: int, sizes: li
     assert algorithm.sizes == sizes
 
 
+def test_batches_of_a_size_that_the_algorithm_sets_are_not_halved():
+    images, labels = np.zeros((4, 1, 1, 2)), np.zeros(4, dtype=int)
+    feed, requests = ArrayFeed([images], [labels], torch.device("cpu")), [("env0_in_acc", Request(0, np.arange(4)))]
+    algorithm = RunsOutOfMemory(2)
+    assert split_means(algorithm, feed, requests) == {"env0_in_acc": 1}
+    algorithm.EVAL_BATCH_SIZE = 4  # type: ignore[misc]
+    with pytest.raises(torch.OutOfMemoryError):
+        split_means(algorithm, feed, requests)
+
+
 def test_single_image_that_does_not_fit_raises():
     with pytest.raises(torch.OutOfMemoryError):
         split_on_oom(RunsOutOfMemory(0).predict, torch.randn(3, 1, 1, 2))

@@ -1,6 +1,7 @@
 """Mistakes in users' algorithms, datasets, averagings and trackers end in one line that names them."""
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.fishr import Fishr
-from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.datasets import DATASETS, FeatureEnvironment, FileEnvironment, MultipleDomainDataset
 from domainbed.datasets import ArrayEnvironment as Env
 from domainbed.engine.algorithm_checks import describe_untrained
 from domainbed.engine.averaging import AVERAGINGS
@@ -28,7 +29,7 @@ from domainbed.engine.train import train
 from domainbed.errors import AlgorithmError, UsageError
 from domainbed.hparams import Hparam, uniform
 from domainbed.hparams_registry import default_hparams, resolve_hparams
-from domainbed.records import read_job
+from domainbed.records import CHECKPOINT_FILE, read_job
 from domainbed.registry import import_modules
 from domainbed.reporting.load import load_sweep
 
@@ -235,6 +236,12 @@ LABELS = np.arange(20) % 3
         ({}, lambda: Env(images(shape=(8, 8, 1)), LABELS), r"'a': images are \(8, 8, 1\), but input_shape is"),
         ({}, lambda: Env(images(dtype=int), LABELS), "'a': images are int64; convert them to uint8"),
         ({}, lambda: (images(), LABELS), r"'a' is a tuple; make it an ArrayEnvironment\(images, labels\)"),
+        ({}, lambda: Env(images()[:, :, ::-1], LABELS), r"'a': images are a reversed view, .*array\.copy"),
+        ({}, lambda: Env(images(), LABELS[::-1]), r"'a': labels are a reversed view, .*array\.copy"),
+        ({}, lambda: Env(images(dtype=">f4"), LABELS), r"'a': images are dtype\('>f4'\), which torch does not support"),
+        ({}, lambda: FeatureEnvironment([images()], LABELS), "'a' is a FeatureEnvironment; make it an ArrayEnv"),
+        ({}, lambda: FileEnvironment(Path(), ["x"], LABELS[:1], True), r"files have 3 channels, .* is \(1, 8, 8\)"),
+        ({"num_classes": 3.0}, lambda: Env(images(), LABELS), "num_classes is 3.0, not an integer"),
         ({}, lambda: [][0], r"dataset 'Mine': IndexError: list index out of range, in test_extensions.py line \d+$"),
         ({"ENVIRONMENTS": ["a", "b", "c"]}, lambda: Env(images(), LABELS), "has 2 environments, but 3 ENV"),
         ({"num_classes": None}, lambda: Env(images(), LABELS), "has no attribute num_classes; set it in"),
@@ -262,6 +269,31 @@ def test_mistakes_in_datasets(tmp_path: Path, attributes: dict, make, message: s
     assert not (tmp_path / "job").exists()
 
 
+def test_numbers_and_names_of_numpy_become_those_of_python(tmp_path: Path):
+    """Saved models with others could not be loaded."""
+
+    class Dataset(MultipleDomainDataset):
+        ENVIRONMENTS = ["a", "b", "c"]
+        SMALL_IMAGES = True
+
+        def __init__(self, root, test_envs, hparams, trial_seed=0):
+            self.environments = [Env(images(), LABELS)] * 3
+            self.num_classes = LABELS.max() + 1
+            self.class_names = np.unique(["x", "y", "z"])
+            self.input_shape = list(images().shape[1:])
+
+    class Declares(ERM):
+        HPARAMS = {"mine": Hparam(np.log(2)), "switch": Hparam(np.True_)}
+
+    with DATASETS.temporarily("Numpy", Dataset), ALGORITHMS.temporarily("Mine", Declares):
+        folder = run(tmp_path, Declares, dataset="Numpy")
+        model = load_model(folder / "model.pkl")
+    assert model.class_names == ["x", "y", "z"]
+    assert type(default_hparams("ERM", "ColoredDigits")["lr"]) is float
+    assert model.hparams["mine"] == pytest.approx(0.693, abs=1e-3)
+    assert model.hparams["switch"] is True
+
+
 # Averagings and trackers
 
 
@@ -282,6 +314,45 @@ def test_averaging_must_save_its_state(tmp_path: Path):
         pytest.raises(UsageError, match="--averaging mean: Forgetful must implement state_dict and load_state_dict"),
     ):
         run(tmp_path, averaging="mean")
+
+
+class SavesObjects(Forgetful):
+    last: list = []
+
+    def state_dict(self):
+        return {"last": self.last, "decay": np.float64(0.9)}
+
+    def load_state_dict(self, state):
+        self.last = state["last"]
+
+
+def test_averaging_must_save_what_can_be_loaded(tmp_path: Path):
+    """By the first evaluation: after a kill, it would be too late."""
+    with (
+        AVERAGINGS.temporarily("mean", SavesObjects),
+        pytest.raises(UsageError, match=r"^SavesObjects\.state_dict\(\)\['decay'\] is of type float64, and loading it"),
+    ):
+        run(tmp_path, averaging="mean")
+
+
+class CopiesWeights(Extends):
+    """Saves a copy of its weights, and not only the weights themselves."""
+
+    def training_state(self):
+        return {**super().training_state(), "copy": [p.detach().clone() for p in self.parameters()]}
+
+
+def test_job_stopped_while_it_evaluates_an_average_saves_the_weights_of_training(tmp_path: Path):
+    def is_in_last_evaluation() -> bool:
+        frames = {frame.function: frame.frame for frame in inspect.stack()}
+        return "make_record" in frames and frames["train"].f_locals["step"] > 100
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, CopiesWeights, JobControl(should_stop=is_in_last_evaluation), averaging="sma", steps=120,
+            checkpoint_freq=110)  # fmt: skip
+    saved = torch.load(tmp_path / "job" / CHECKPOINT_FILE, weights_only=True)["algorithm"]
+    weights = [value for name, value in saved["modules"].items() if value.is_floating_point()]
+    assert all(any(torch.equal(copy, w) for w in weights) for copy in saved["copy"])
 
 
 class Draws(Tracker):
@@ -373,6 +444,16 @@ def test_edited_code_is_told(tmp_path: Path, module, capsys: pytest.CaptureFixtu
         in load_sweep(str(tmp_path / "sweep")).problems
     )
     assert load_model(tmp_path / "sweep" / "b" / "model.pkl").algorithm is not None
+
+
+def test_hash_is_that_of_the_code_that_runs(tmp_path: Path, module):
+    """A file that is edited after its import has no effect on this process."""
+    module(CODE)
+    before = code_digest([ALGORITHMS["Edited"]])
+    (tmp_path / "edited_algorithm.py").write_text(CODE + "# edited\n")
+    assert code_digest([ALGORITHMS["Edited"]]) == before
+    module(CODE + "# edited\n")
+    assert code_digest([ALGORITHMS["Edited"]]) != before
 
 
 def test_code_of_this_package_does_not_count():

@@ -1,5 +1,6 @@
 """Locks: owners on this machine and on others, with wrong clocks; live and dead owners; races."""
 
+import errno
 import json
 import os
 import shutil
@@ -493,6 +494,28 @@ def test_heartbeat_survives_a_temporarily_unavailable_file_system(tmp_path: Path
             assert time.monotonic() < deadline, "the heartbeat has stopped"
             time.sleep(0.005)
         lock.check()
+
+
+def test_unavailable_file_system_is_not_a_takeover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    errors = [OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "Too many open files")]
+    open_regular = lock_module.open_regular
+
+    def fail_first(path):
+        if errors:
+            raise errors.pop()
+        return open_regular(path)
+
+    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: None)
+    with locked(tmp_path) as lock:
+        monkeypatch.setattr(lock_module, "open_regular", fail_first)
+        lock.check()
+        assert errors == []
+        errors += [OSError(errno.EIO, "Input/output error")] * 10**5
+        monkeypatch.setattr(lock_module, "HEARTBEAT_TIMEOUT", 0.01)
+        with pytest.raises(OSError, match="Input/output error"):
+            lock.check()
+        errors.clear()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_age_of_a_lock_is_measured_by_the_file_systems_clock(tmp_path: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms.base import Algorithm
@@ -292,6 +293,34 @@ class SynchronizesLater(UserAlgorithm):
         return 0.5 if self.count > 2 and loss.item() > 1 else 1.0
 
 
+class Accumulates(UserAlgorithm):
+    """Adds up the gradients of several updates, and takes a step in the last of them."""
+
+    updates = 4
+
+    @property
+    def phase(self) -> str:
+        return "step" if self.count % self.updates == self.updates - 1 else "accumulate"
+
+    def update(self, minibatches, unlabeled=None):
+        takes_step = self.phase == "step"
+        self.count += 1
+        loss = F.cross_entropy(self.predict(minibatches[0][0]), minibatches[0][1])
+        loss.backward()
+        if takes_step:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return {"loss": loss.detach()}
+
+
+class AccumulatesTwo(Accumulates):
+    updates = 2
+
+    @property
+    def phase(self) -> str:
+        return super().phase
+
+
 class FadesIn(DANN):
     """Depends on the update count in a way that the inherited `phase` does not reflect."""
 
@@ -321,6 +350,8 @@ class FadesIn(DANN):
         (ChangesObject, "changes 1 on the host"),
         (CounterWrapsAround, "count does not increase by 1 in every update"),
         (SynchronizesLater, "not permitted when stream is capturing"),
+        (Accumulates, "adds to the gradients of an earlier one"),
+        (AccumulatesTwo, "adds to the gradients of an earlier one"),
     ],
 )
 def test_update_that_cannot_be_captured_runs_eagerly(
@@ -388,6 +419,17 @@ def test_auto_captures_on_a_gpu_only(engine: str, on_cpu: bool, on_gpu: bool):
 def test_engine_captured_requires_a_gpu():
     with pytest.raises(UsageError, match="requires a GPU"):
         should_capture("captured", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("fused", "device"), [(True, "meta"), (False, "cpu")])
+def test_step_counters_are_where_the_implementation_of_adam_requires_them(fused: bool, device: str):
+    """The device is a stand-in: fused kernels on a GPU read counters there."""
+    adam = torch.optim.Adam([nn.Parameter(torch.zeros(2, device="meta"))])
+    (group,) = adam.param_groups
+    adam.state[group["params"][0]]["step"] = torch.zeros(())
+    group["fused"] = fused
+    engine_steps._set_flags(adam, {"capturable": False})
+    assert adam.state[group["params"][0]]["step"].device.type == device
 
 
 def test_eager_steps_reset_a_captured_optimizer():

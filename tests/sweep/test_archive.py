@@ -420,6 +420,7 @@ def special(name: str, kind: bytes) -> tarfile.TarInfo:
         (special("x", tarfile.LNKTYPE), "is neither a file nor a folder"),
         (special("x", tarfile.CHRTYPE), "is neither a file nor a folder"),
         (special("x", tarfile.FIFOTYPE), "is neither a file nor a folder"),
+        (special("x", tarfile.GNUTYPE_SPARSE), "is neither a file nor a folder"),
     ],
     ids=lambda x: f"{x.name} {x.type.decode()}" if isinstance(x, tarfile.TarInfo) else "-",
 )

@@ -126,6 +126,12 @@ class RunningMean:
     def state_dict(self) -> dict[str, Any]:
         return {"tensors": self.tensors, "count": self.count}
 
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], like: Sequence[torch.Tensor]) -> "RunningMean":
+        """Return the mean with this state, on the devices of the tensors whose values it averages."""
+        tensors = [saved.to(tensor.device) for saved, tensor in zip(state["tensors"], like, strict=False)]
+        return cls(tensors, state["count"])
+
 
 def make_averaging(config: "JobConfig", algorithm: Algorithm) -> Averaging:
     """Return the scheme that `config.averaging` names.

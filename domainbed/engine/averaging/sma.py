@@ -38,4 +38,4 @@ class SMA(Averaging):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.updates = state["updates"]
-        self.mean = RunningMean(**state["mean"])
+        self.mean = RunningMean.restored(state["mean"], self.tensors())

@@ -194,8 +194,8 @@ class SWAD(Averaging):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         vars(self.valley).update({**state["valley"], "recent": [Segment(*s) for s in state["valley"]["recent"]]})
-        self.segment = RunningMean(**state["segment"])
-        self.chosen = RunningMean(**state["chosen"])
+        self.segment = RunningMean.restored(state["segment"], self.tensors())
+        self.chosen = RunningMean.restored(state["chosen"], self.tensors())
         self.stand_in = state["stand_in"]
         self.last_step = state["last_step"]
         self.has_ended = self.valley.is_over
