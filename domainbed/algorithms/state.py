@@ -20,7 +20,7 @@ _LAZY = ("a lazy module", "an uninitialized parameter")  # which an update compl
 _PLAIN = (*SCALARS, torch.Tensor, torch.dtype, torch.device)
 
 
-def is_builtin(algorithm_class: type) -> bool:
+def is_builtin(algorithm_class: type[nn.Module]) -> bool:
     """Return whether the class is part of this package, so that what its updates do is known."""
     return algorithm_class.__module__.startswith("domainbed.algorithms.")
 
