@@ -130,6 +130,11 @@ def fit_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) ->
         return Line(slope, mean_y - slope * mean_x, xy**2 / (xx * yy))
 
 
+def fit_runs(x: np.ndarray, y: np.ndarray) -> Line:
+    """Return the line through runs; NO_LINE with fewer than MIN_POINTS."""
+    return fit_line(x, y) if len(x) >= MIN_POINTS else NO_LINE
+
+
 def effective_robustness(
     in_domain: np.ndarray, out_of_domain: np.ndarray, line: Line, weights: np.ndarray | None = None
 ) -> np.ndarray:
@@ -195,7 +200,7 @@ def _compare_runs(
         if not own.any():
             continue
         has_interval = len(np.unique(groups[own])) >= MIN_GROUPS
-        fit = fit_line(x[own], y[own]) if own.sum() >= MIN_POINTS else NO_LINE
+        fit = fit_runs(x[own], y[own])
         fits = fit_line(x[own], y[own], weights[:, own])
         slope_interval, r_squared_interval = (
             _percentiles(values) if has_interval else UNDEFINED for values in (fits.slope, fits.r_squared)

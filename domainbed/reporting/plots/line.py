@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from domainbed.reporting.on_the_line import Line, fit_line, scale, unscale
+from domainbed.reporting.on_the_line import Line, fit_runs, scale, unscale
 from domainbed.reporting.plots.scatter import plot_points
 from domainbed.reporting.plots.style import Style, add_legend, label_text, legend_point, make_panels, print_style
 
@@ -55,8 +55,8 @@ def plot_line(
             runs = is_shown & (selected["algorithm"] == algorithm).to_numpy()
             plot_points(ax, x[runs], y[runs], style)
         runs = is_shown & (selected["algorithm"] == baseline).to_numpy()
-        has_line |= _draw_line(ax, x[runs], fit_line(x[runs], y[runs]))
-        r_squared = float(fit_line(x[is_shown], y[is_shown]).r_squared)
+        has_line |= _draw_line(ax, x[runs], fit_runs(x[runs], y[runs]))
+        r_squared = float(fit_runs(x[is_shown], y[is_shown]).r_squared)
         shown = "?" if math.isnan(r_squared) else f"{r_squared:.2f}"
         ax.set_title(f"{label_text(environments[test_env], 12)} (R² = {shown})")
     for axis, values, set_limits in ((axes[0].xaxis, x, axes[0].set_xlim), (axes[0].yaxis, y, axes[0].set_ylim)):
