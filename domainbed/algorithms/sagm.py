@@ -14,7 +14,8 @@ class SAGM(PerturbedERM):
     """Minimizes the loss, the perturbed loss, and the angle between their gradients.
 
     θ' = θ + (rho / ‖g‖ − alpha) g with g the gradient at θ; the step is along the mean of g and the gradient at θ' (the
-    published code; the paper adds them).
+    published code; the paper adds them). Running statistics of batch norm, if it is not frozen, are also updated at θ',
+    unlike in the published code.
     """
 
     HPARAMS = {"alpha": Hparam(0.001, one_of(0.01, 0.02, 0.05, 0.1), at_least=0)}

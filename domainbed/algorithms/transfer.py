@@ -75,9 +75,8 @@ class Transfer(ERM):
         center = [p.detach() for p in self.classifier.parameters()]
         with torch.no_grad():
             torch._foreach_copy_(adversary, center)
-            z = outputs_by_domain(self.featurizer, minibatches)
-        for _ in range(self.hparams["d_steps_per_g"]):
-            if self.has_random_features:  # otherwise they are the same each time
+        for i in range(self.hparams["d_steps_per_g"]):
+            if i == 0 or self.has_random_features:  # otherwise they are the same each time
                 with torch.no_grad():
                     z = outputs_by_domain(self.featurizer, minibatches)
             ascent = -self.hparams["t_lambda"] * self.gap(z, minibatches)

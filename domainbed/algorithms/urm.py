@@ -73,7 +73,8 @@ class URM(ERM):
         weight = self.hparams["urm_adv_lambda"]
         z = self.featurizer(x)
         nll = F.cross_entropy(self.classifier(z), y)
-        loss = nll + weight * self.discriminator_loss(z, is_real=True)
+        logits = self.discriminator(z)
+        loss = nll + weight * F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))  # never smoothed
         take_step(self.optimizer, loss)
         z = z.detach()
         noise = self.noise_low + (1 - self.noise_low) * torch.rand_like(z)

@@ -8,7 +8,12 @@ from domainbed.records import SELECTIVE, only_last_counts
 from domainbed.reporting.cells import frozen_backbone
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.published import KNOWN_DIFFERENCES, N_HPARAMS, N_TRIALS
+from domainbed.reporting.published import (
+    KNOWN_DIFFERENCES,
+    KNOWN_DIFFERENCES_OF_ALGORITHMS,
+    N_HPARAMS,
+    N_TRIALS,
+)
 from domainbed.reporting.titles import Titles
 from domainbed.sweep.status import JobState
 from domainbed.warm_up import describe_unfinished, unfinished_warm_ups
@@ -75,6 +80,21 @@ def warm_up_notes(sweep: Sweep, datasets: Collection[str], algorithms: Collectio
     return [
         "Runs that ended during the warm-up of their algorithm, because these hyperparameters are not below the number "
         f"of steps: {text}."
+    ]
+
+
+def algorithm_notes(algorithms: Sequence[str], titles: Titles) -> list[str]:
+    """Return a note on the algorithms whose code has changed since DomainBed's tables of 2020, if there are any."""
+    changed = [
+        f"{titles(name)} ({KNOWN_DIFFERENCES_OF_ALGORITHMS[name]})"
+        for name in algorithms
+        if name in KNOWN_DIFFERENCES_OF_ALGORITHMS
+    ]
+    if not changed:
+        return []
+    return [
+        "The code of some algorithms in DomainBed's tables of 2020 differed from DomainBed's current code, which this "
+        f"package follows: {', '.join(changed)}."
     ]
 
 

@@ -19,6 +19,13 @@ KNOWN_DIFFERENCES = {
     "does now",
     "TerraIncognita": "the published tables used 24,788 images; up to 458 of them are missing from today's download",
 }
+KNOWN_DIFFERENCES_OF_ALGORITHMS = {
+    "DANN": "its gradient penalty had no effect",
+    "CDANN": "its gradient penalty had no effect",
+    "GroupDRO": "its loss was divided by the number of domains",
+    "Mixup": "mixup_alpha was 0.1 in all draws",
+    "MLDG": "it paired all domains in a random cycle",
+}
 
 
 class PublishedResult(NamedTuple):

@@ -27,7 +27,14 @@ from domainbed.reporting.cells import (
 from domainbed.reporting.comparisons import Significance, compare_all
 from domainbed.reporting.layout import ReportOptions, Table, make_table
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.notes import omitted_notes, protocol_notes, pruned_notes, unused_notes, warm_up_notes
+from domainbed.reporting.notes import (
+    algorithm_notes,
+    omitted_notes,
+    protocol_notes,
+    pruned_notes,
+    unused_notes,
+    warm_up_notes,
+)
 from domainbed.reporting.on_the_line import LineResult, compare_with_line
 from domainbed.reporting.power import SmallestDifference, smallest_differences
 from domainbed.reporting.statistics import bootstrap_interval
@@ -118,6 +125,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     notes += warm_up_notes(sweep, datasets, algorithms, titles)
     if options.compare:
         notes += [note for dataset in datasets for note in protocol_notes(sweep, dataset, algorithms, titles(dataset))]
+        notes += algorithm_notes(algorithms, titles)
     lines = []
     if options.on_the_line:
         selected = testable(sweep.select("training-domain"), environments)

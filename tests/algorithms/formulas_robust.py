@@ -117,9 +117,7 @@ class URM(Formula):
         z = self.activation(self.cnn(torch.cat([x for x, _ in domains])))
         y = torch.cat([y for _, y in domains])
         real = self.score(z)
-        self.adam.step(
-            F.cross_entropy(self.classifier(z), y) + w * binary_cross_entropy(real, self.targets(real, True))
-        )
+        self.adam.step(F.cross_entropy(self.classifier(z), y) + w * binary_cross_entropy(real, torch.ones_like(real)))
         z = z.detach()
         u = torch.rand_like(z)
         noise = self.score(2 * u - 1 if self.hparams["urm_generator_output"] == "tanh" else u)

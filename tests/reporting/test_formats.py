@@ -23,9 +23,11 @@ from domainbed.reporting.formats.latex import DOCUMENT, escape
 from domainbed.reporting.formats.render import render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
+from domainbed.reporting.notes import algorithm_notes
 from domainbed.reporting.published import find_published
 from domainbed.reporting.report import Report, make_report
 from domainbed.reporting.statistics import bootstrap_interval
+from domainbed.reporting.titles import Titles
 from domainbed.scripts import sweep_parser
 from domainbed.scripts.collect_results import main
 from domainbed.sweep.log import log_launch
@@ -198,6 +200,14 @@ def test_published_averages_are_those_of_their_cells(selection: str):
                 assert average.accuracy == pytest.approx(mean, abs=0.15), (dataset, algorithm)
                 n_checked += 1
     assert n_checked == 14 * len(BENCHMARK)
+
+
+def test_algorithms_whose_code_has_changed_are_named():
+    assert algorithm_notes(["ERM", "Fishr"], Titles()) == []
+    (note,) = algorithm_notes(["ERM", "DANN", "Mixup"], Titles({"DANN": "adversarial"}))
+    assert note.endswith(
+        "follows: adversarial (its gradient penalty had no effect), Mixup (mixup_alpha was 0.1 in all draws)."
+    )
 
 
 SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
