@@ -187,7 +187,7 @@ def test_domainbeds_method_names(tmp_path: Path, capsys):
         text = run_list(capsys, tmp_path, *CELL, "--selection", class_name)
         assert text == run_list(capsys, tmp_path, *CELL, "--selection", name)
         assert f"model selection: {name}\n" in text
-        assert "The cell is 40.0 +/- 0.0: mean and standard error of test_acc over 1 trial, for" in text
+        assert "The cell is 40.0 (n = 1): test_acc of the run marked ->, in 1 trial." in text
 
 
 def test_unranked_runs_are_reported(tmp_path: Path, capsys):
@@ -206,7 +206,7 @@ def test_unranked_runs_are_reported(tmp_path: Path, capsys):
     assert text.split("\n\n")[-3:-1] == notes
     assert "Trial 0: 2 runs, ranked by val_acc\n" in text
     assert "Trial 1: no run to select\n" in text
-    assert "over 1 of 2 trials, for" in text
+    assert "test_acc of the run marked ->, in 1 of 2 trials." in text
     main(["--input_dir", str(tmp_path), *CELL, "--format", "csv"])
     out, err = capsys.readouterr()
     assert err.splitlines() == [f"warning: {line}" for line in notes]
