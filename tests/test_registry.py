@@ -77,6 +77,7 @@ def installed(tmp_path: Path) -> Path:
     (tmp_path / "plugin-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
     (tmp_path / "plugin-1.0.dist-info" / "entry_points.txt").write_text(
         "[domainbed.algorithms]\nHalfERM = plugin:HalfERM\nBroken = plugin_broken:Broken\nERM = plugin:HalfERM\n"
+        "[domainbed.datasets]\nSmallDigits = plugin:SmallDigits\n"
     )
     (tmp_path / "plugin_broken.py").write_text("import no_such_module\n")
     # In DomainBed's style: `update` returns floats.
@@ -85,6 +86,7 @@ import torch
 import torch.nn.functional as F
 from domainbed import networks
 from domainbed.algorithms import ALGORITHMS, Algorithm
+from domainbed.datasets.digits import ColoredDigits
 from domainbed.hparams import Hparam, one_of
 
 @ALGORITHMS.register("HalfERM")
@@ -111,20 +113,25 @@ class HalfERM(Algorithm):
 
     def predict(self, x):
         return self.network(x)
+
+
+class SmallDigits(ColoredDigits):
+    ENVIRONMENTS = ["a", "b", "c"]
 """)
     return tmp_path
 
 
 @pytest.mark.slow
-def test_installed_package_provides_algorithms(installed: Path, run_module):
+def test_installed_package_provides_algorithms_and_datasets(installed: Path, run_module):
     env = {**os.environ, "PYTHONPATH": str(installed)}
-    args = ["--output_dir", "s", "--datasets", "ColoredDigits", "--algorithms", "HalfERM", "--steps", 3]
+    args = ["--output_dir", "s", "--datasets", "SmallDigits", "--algorithms", "HalfERM", "--steps", 3]
     args += ["--n_hparams", 1, "--n_trials", 1, "--skip_confirmation", "--workers", 1]
     launched = run_module("sweep", "launch", *args, env=env)
     assert launched.returncode == 0, launched.stderr
     assert "3 done" in launched.stdout
     records, _ = read_sweep(installed / "cwd" / "s")
     assert set(records["algorithm"]) == {"HalfERM"}
+    assert set(records["dataset"]) == {"SmallDigits"}
     for log in (installed / "cwd" / "s").glob("*/log.txt"):
         assert "'half': 0.5" in log.read_text()
 

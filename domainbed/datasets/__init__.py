@@ -55,6 +55,7 @@ DATASETS: Registry[type[MultipleDomainDataset]] = Registry(
         "Folder": "domainbed.datasets.photos:Folder",
         "Table": "domainbed.datasets.table:Table",
     },
+    group="domainbed.datasets",
     path="domainbed.datasets.DATASETS",
     accept=_accept,
 )
