@@ -44,8 +44,7 @@ class Hparam(Bounds):
             raise UsageError(
                 f"the draw of Hparam({self.default!r}, …) must be a function, such as uniform(0, 1), not {self.draw!r}"
             )
-        if isinstance(self.default, np.generic):  # saved models cannot contain it
-            object.__setattr__(self, "default", self.default.item())
+        object.__setattr__(self, "default", to_python(self.default))
 
     def variant(self, dataset: str, small_images: bool) -> "Hparam":
         """Return the variant for a dataset, with the bounds of this declaration."""
@@ -54,6 +53,11 @@ class Hparam(Bounds):
         if variant in (self, ABSENT):
             return variant
         return replace(self, default=variant.default, draw=variant.draw)
+
+
+def to_python(value: Value) -> Value:
+    """Return a NumPy scalar as a Python one, because neither JSON nor saved models can contain it; others unchanged."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 ABSENT = Hparam(None)  # a variant for datasets without this hyperparameter

@@ -7,13 +7,23 @@ import json
 import math
 import reprlib
 
-import numpy as np
 from numpy.random import RandomState
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.errors import UsageError, one_line, suggest
-from domainbed.hparams import ABSENT, FROZEN, PROTOCOLS, SHARED, Draw, Hparam, Hparams, Value, parse_overrides
+from domainbed.hparams import (
+    ABSENT,
+    FROZEN,
+    PROTOCOLS,
+    SHARED,
+    Draw,
+    Hparam,
+    Hparams,
+    Value,
+    parse_overrides,
+    to_python,
+)
 from domainbed.options import Bounds
 from domainbed.seeding import seed_hash
 
@@ -54,7 +64,7 @@ def _draw(name: str, draw: Draw, rng: RandomState) -> Value:
             f"hyperparameter {name!r}: its draw failed ({type(error).__name__}: {one_line(error)}); a draw takes a "
             "random generator, as uniform(0, 1) does"
         ) from error
-    return value.item() if isinstance(value, np.generic) else value
+    return to_python(value)
 
 
 def resolve_hparams(

@@ -30,7 +30,6 @@ MIN_POINTS = 3  # for a line: two points are always on one
 MIN_GROUPS = 5  # for an interval, and for a baseline
 ALL = "all"  # the line over the runs of all algorithms
 BETTER_HALF = "better half"  # the line over those of ALL whose in-domain accuracy is at least the median
-SETS_OF_RUNS = (ALL, BETTER_HALF)  # instead of an algorithm
 
 
 class Line(NamedTuple):
@@ -60,13 +59,13 @@ class LineResult:
 
     Attributes:
         dataset, test_env: the dataset, and the number of the test environment.
-        algorithm: the algorithm, or one of SETS_OF_RUNS.
+        algorithm: the algorithm, or ALL or BETTER_HALF.
         runs: the number of runs.
         slope, intercept, r_squared: of the line through these runs; NaN if it is undefined, or with fewer than
             MIN_POINTS.
         slope_low, slope_high, r_squared_low, r_squared_high: their 95% intervals; NaN with few groups of runs.
         effective_robustness: the runs' mean accuracy above the line of the baseline, in percentage points; NaN of
-            SETS_OF_RUNS and of the baseline, and without MIN_GROUPS groups of the baseline's runs.
+            ALL, BETTER_HALF and the baseline, and without MIN_GROUPS groups of the baseline's runs.
         effective_robustness_low, effective_robustness_high: its 95% interval.
         outside: number of runs whose in-domain accuracy is outside the range of the baseline's runs. The line says
             nothing about them, and effective robustness ignores them.
@@ -193,10 +192,9 @@ def _compare_runs(
     line = fit_line(x[is_baseline], y[is_baseline])
     lines = fit_line(x[is_baseline], y[is_baseline], weights[:, is_baseline])
     results = []
-    sets = {ALL: np.full(len(names), True), BETTER_HALF: in_domain >= np.median(in_domain)}
     has_baseline = len(np.unique(groups[is_baseline])) >= MIN_GROUPS and not math.isnan(line.slope)
-    for algorithm in (*SETS_OF_RUNS, *algorithms):
-        own = sets.get(algorithm, names == algorithm)
+    sets = {ALL: np.full(len(names), True), BETTER_HALF: in_domain >= np.median(in_domain)}
+    for algorithm, own in [*sets.items(), *((name, names == name) for name in algorithms)]:
         if not own.any():
             continue
         has_interval = len(np.unique(groups[own])) >= MIN_GROUPS
@@ -206,7 +204,7 @@ def _compare_runs(
             _percentiles(values) if has_interval else UNDEFINED for values in (fits.slope, fits.r_squared)
         )
         robustness, interval, outside = math.nan, UNDEFINED, 0
-        if algorithm not in (*SETS_OF_RUNS, baseline) and has_baseline:
+        if algorithm not in (*sets, baseline) and has_baseline:
             inside = own & (x >= x[is_baseline].min()) & (x <= x[is_baseline].max())
             outside = int(own.sum() - inside.sum())
             args = (in_domain[inside], out_of_domain[inside])

@@ -128,7 +128,7 @@ class RunningMean:
 
     @classmethod
     def restored(cls, state: Mapping[str, Any], like: Sequence[torch.Tensor]) -> "RunningMean":
-        """Return the mean with this state, on the devices of the tensors whose values it averages."""
+        """Return the mean that `state_dict` saved, on the devices of `like`, the tensors whose values it averages."""
         tensors = [saved.to(tensor.device) for saved, tensor in zip(state["tensors"], like, strict=False)]
         return cls(tensors, state["count"])
 
