@@ -25,6 +25,7 @@ from domainbed.hparams import (
     to_python,
 )
 from domainbed.options import Bounds
+from domainbed.registry import is_builtin
 from domainbed.seeding import seed_hash
 
 
@@ -108,7 +109,7 @@ def _declares_hparams(algorithm: str) -> bool:
     if algorithm not in ALGORITHMS:
         return True
     cls = ALGORITHMS[algorithm]
-    return cls.__module__.startswith("domainbed.") or bool(cls.HPARAMS)
+    return is_builtin(cls) or bool(cls.HPARAMS)
 
 
 def _check_override(name: str, value: Value, like: Value, bounds: Bounds) -> Value:

@@ -16,6 +16,11 @@ T = TypeVar("T")
 _imported: dict[str, None] = {}  # the user's own modules, for messages
 
 
+def is_builtin(cls: type) -> bool:
+    """Return whether a class is part of this package, so that what its code does is known."""
+    return cls.__module__.startswith("domainbed.")
+
+
 class Registry(Generic[T]):
     """An ordered mapping from names to items. Built-in items and plugins are imported on first access.
 

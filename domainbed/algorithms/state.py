@@ -12,17 +12,13 @@ from domainbed.algorithms.construction import Construction
 from domainbed.algorithms.decoding import Decoder
 from domainbed.algorithms.encoding import MODULE_ATTRIBUTES, SCALARS, Encoder
 from domainbed.errors import UsageError
+from domainbed.registry import is_builtin
 
 # Attributes of nn.Module itself, and that of `Algorithm.record_construction`.
 _STATELESS = {*MODULE_ATTRIBUTES, "_constructed"}
 _ENGINE_ATTRIBUTES = {"is_compiled", "is_bf16"}  # of featurizers, set from the job's arguments
 _LAZY = ("a lazy module", "an uninitialized parameter")  # which an update completes
 _PLAIN = (*SCALARS, torch.Tensor, torch.dtype, torch.device)
-
-
-def is_builtin(algorithm_class: type[nn.Module]) -> bool:
-    """Return whether the class is part of this package, so that what its updates do is known."""
-    return algorithm_class.__module__.startswith("domainbed.algorithms.")
 
 
 class Constructed:

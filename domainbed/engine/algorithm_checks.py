@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from domainbed.algorithms.base import Algorithm
-from domainbed.algorithms.state import is_builtin, training_state
+from domainbed.algorithms.state import training_state
 from domainbed.errors import UsageError, list_some
+from domainbed.registry import is_builtin
 
 MAX_NAMED = 3  # parameters that a note names
 

@@ -13,9 +13,9 @@ import torch
 
 import domainbed
 from domainbed.algorithms.base import Algorithm
-from domainbed.algorithms.state import is_builtin
 from domainbed.errors import AlgorithmError, UsageError, one_line
 from domainbed.loading.photo_feed import find_dead_worker
+from domainbed.registry import is_builtin
 
 _LIBRARIES = tuple(
     os.path.join(folder, "")

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from domainbed.algorithms.base import Algorithm
-from domainbed.algorithms.state import is_builtin
 from domainbed.errors import UsageError
+from domainbed.registry import is_builtin
 from domainbed.seeding import get_rng_state
 
 Path: TypeAlias = tuple[str | int, ...]  # the keys that lead to a value of the state

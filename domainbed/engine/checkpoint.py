@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from domainbed import __version__
 from domainbed.algorithms.base import Algorithm
-from domainbed.algorithms.state import check_plain, is_builtin
+from domainbed.algorithms.state import check_plain
 from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.checkpoint_files import CHECKPOINT_FILES, PREVIOUS_FILE, remove_partial_files
 from domainbed.engine.config import JobConfig, recorded_args
@@ -37,6 +37,7 @@ from domainbed.records import (
     records_length,
     truncate_records,
 )
+from domainbed.registry import is_builtin
 from domainbed.seeding import get_rng_state, set_rng_state
 
 EVALUATION_INTERVAL = 10.0  # seconds between checkpoints at evaluations; a job of a second or two needs none
@@ -114,7 +115,7 @@ class Checkpointer:
         self._first_step = 0
         self._saved_at = time.monotonic()
         # Whether the state is known to be one that can be saved.
-        self._is_checked = is_builtin(type(algorithm)) and type(averaging).__module__.startswith("domainbed.engine.")
+        self._is_checked = is_builtin(type(algorithm)) and is_builtin(type(averaging))
         algorithm.record_construction()
 
     def resume(self) -> Progress:

@@ -16,6 +16,7 @@ from domainbed.hparams import Hparams
 from domainbed.loading.base import Feed, Request
 from domainbed.loading.sampling import BatchSampler
 from domainbed.loading.splits import Split, split_environment
+from domainbed.registry import is_builtin
 from domainbed.seeding import seed_hash
 
 CHUNK_STEPS = 1000  # steps whose indices are drawn at once: at most 4 MB per environment
@@ -29,15 +30,10 @@ def locate_dataset_errors(dataset_class: type[MultipleDomainDataset], name: str)
     except (UsageError, OSError):
         raise
     except Exception as error:
-        if is_builtin_dataset(dataset_class):
+        if is_builtin(dataset_class):
             raise
         message = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
         raise UsageError(f"dataset {name!r}: {message}{location(error, dataset_class)}") from error
-
-
-def is_builtin_dataset(dataset_class: type[MultipleDomainDataset]) -> bool:
-    """Return whether a dataset is part of this package."""
-    return dataset_class.__module__.startswith("domainbed.datasets.")
 
 
 def load_dataset(config: JobConfig, hparams: Hparams, test_envs: tuple[int, ...]) -> MultipleDomainDataset:

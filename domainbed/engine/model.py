@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from domainbed.algorithms import get_algorithm_class
 from domainbed.algorithms.base import Algorithm
-from domainbed.algorithms.state import check_plain, is_builtin
+from domainbed.algorithms.state import check_plain
 from domainbed.backbones import use_weights_dir, without_weights
 from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
@@ -27,6 +27,7 @@ from domainbed.engine.trained_model import TrainedModel
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
 from domainbed.hparams import Hparams
+from domainbed.registry import is_builtin
 
 MODEL_FILE = "model.pkl"  # in a job's folder; --save_model_every_checkpoint also saves model_step{step}.pkl
 

@@ -58,7 +58,7 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the interval of the mean score.
+    """Return the interval of the mean score. With a single trial, both bounds are NaN: every resample is the same.
 
     Args:
         scores: `[trials, tasks]`.
@@ -77,7 +77,7 @@ def bootstrap_interval(
         resampled = np.take_along_axis(scores[None], _resample(rng, count, scores), axis=1)
         return resampled.mean(axis=1) @ weights
 
-    return _percentiles(means, scores.size, level, resamples, seed)
+    return _percentiles(means, len(scores), scores.size, level, resamples, seed)
 
 
 def paired_difference(
@@ -118,7 +118,7 @@ def probability_of_improvement(
     """Return the probability that a trial of `a` beats a trial of `b`.
 
     It is P(A > B) + P(A = B) / 2 over all pairs of trials, averaged over tasks, and does not depend on the size of the
-    difference. The interval resamples `a` and `b` independently.
+    difference. The interval resamples `a` and `b` independently; with a single trial of each, its bounds are NaN.
 
     Args:
         a: scores, `[trials of a, tasks]`.
@@ -134,13 +134,14 @@ def probability_of_improvement(
     weights = _normalize(weights, a.shape[1])
     wins = (np.sign(a[:, None] - b[None]) + 1) / 2  # [trials of a, trials of b, tasks]
     tasks = np.arange(a.shape[1])
+    probability = float(wins.mean(axis=(0, 1)) @ weights)
 
     def probabilities(rng: np.random.RandomState, count: int) -> np.ndarray:
         rows_a, rows_b = _resample(rng, count, a), _resample(rng, count, b)
         return wins[rows_a[:, :, None], rows_b[:, None], tasks].mean(axis=(1, 2)) @ weights
 
-    low, high = _percentiles(probabilities, wins.size, level, resamples, seed)
-    return Improvement(float(wins.mean(axis=(0, 1)) @ weights), low, high)
+    trials = max(len(a), len(b))
+    return Improvement(probability, *_percentiles(probabilities, trials, wins.size, level, resamples, seed))
 
 
 def _resample(rng: np.random.RandomState, count: int, scores: np.ndarray) -> np.ndarray:
@@ -149,13 +150,20 @@ def _resample(rng: np.random.RandomState, count: int, scores: np.ndarray) -> np.
 
 
 def _percentiles(
-    statistics: Callable[[np.random.RandomState, int], np.ndarray], size: int, level: float, resamples: int, seed: int
+    statistics: Callable[[np.random.RandomState, int], np.ndarray],
+    trials: int,
+    size: int,
+    level: float,
+    resamples: int,
+    seed: int,
 ) -> tuple[float, float]:
     """Return the interval of the values `statistics(rng, count)`, `[count]`, each of `size` resampled numbers."""
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
+    if trials == 1:
+        return np.nan, np.nan
     rng = np.random.RandomState(seed)  # unlike Generator, its stream is the same in all versions of NumPy
     batch = max(1, CHUNK // size)
     values = [statistics(rng, min(batch, resamples - start)) for start in range(0, resamples, batch)]

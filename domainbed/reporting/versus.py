@@ -50,9 +50,6 @@ def compare_two(
         if len(trials):
             a, b = first_scores.loc[trials].to_numpy(), second_scores.loc[trials].to_numpy()
             difference, improvement = paired_difference(a, b, weights), probability_of_improvement(a, b, weights)
-            if len(trials) == 1:  # every resample is the same
-                difference = difference._replace(low=np.nan, high=np.nan)
-                improvement = improvement._replace(low=np.nan, high=np.nan)
             comparisons.append(Comparison(dataset, *difference, *improvement, len(trials)))
         else:
             comparisons.append(Comparison(dataset))

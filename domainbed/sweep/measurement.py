@@ -64,7 +64,7 @@ def measure(
     """
     import torch
 
-    from domainbed.algorithms.state import is_builtin
+    from domainbed.registry import is_builtin
 
     model_bytes = None
     with suppress(Exception):  # the job reports it, if it fails for the same reason

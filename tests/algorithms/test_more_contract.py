@@ -11,8 +11,8 @@ from torch import nn
 from domainbed import networks
 from domainbed.algorithms import ALGORITHMS, get_algorithm_class
 from domainbed.algorithms.base import Algorithm
-from domainbed.algorithms.state import is_builtin
 from domainbed.hparams_registry import default_hparams
+from domainbed.registry import is_builtin
 from tests.algorithms import checks, formulas, test_all
 from tests.algorithms.formulas import Formula
 from tests.algorithms.test_all import NoSynchronization, batches, leaves

@@ -15,6 +15,7 @@ from numpy.random import RandomState
 
 from domainbed.datasets import DATASETS
 from domainbed.hparams_registry import hparams_of
+from domainbed.registry import is_builtin
 from domainbed.reporting.plots.scales import MAX_MAGNITUDE, set_log_scale, spans_decades
 from domainbed.reporting.plots.style import (
     Style,
@@ -137,7 +138,7 @@ def without_ignored(hparams: pd.DataFrame, dataset: str) -> pd.DataFrame:
         hparams: the runs' hyperparameters (`load.Sweep.load_hparams`).
         dataset: the runs' dataset. The networks of datasets that are not part of the package are unknown.
     """
-    if dataset not in DATASETS or not DATASETS[dataset].__module__.startswith("domainbed."):
+    if dataset not in DATASETS or not is_builtin(DATASETS[dataset]):
         return hparams
     if DATASETS[dataset].SMALL_IMAGES:
         return hparams.drop(columns=list(PHOTO_NETWORK_HPARAMS), errors="ignore")
