@@ -165,8 +165,8 @@ class Encoder:
         if not self._is_new:
             raise UsageError(
                 f"{path} (of type {type(value).__name__}) {problem}, so the job could not be resumed; use tensors, "
-                "numbers, containers of these, or objects whose attributes are, made in the constructor; or override "
-                "training_state and load_training_state"
+                "numbers, containers of these, or objects with only such attributes, and create them in the "
+                "constructor; or override training_state and load_training_state"
             )
 
     def _fixed(self, state: Any, path: str) -> Any:
@@ -181,7 +181,7 @@ class Encoder:
         if self._is_new:
             self._construction.add_class(cls, path)
         elif self._construction.find_class(class_name(cls)) is not cls:
-            self._reject(value, path, "was made after the constructor and its class is unknown to it")
+            self._reject(value, path, "was created after the constructor ran, and its class cannot be found")
         return class_name(cls)
 
     def _reference(self, value: Any, path: str) -> Any:
@@ -345,7 +345,7 @@ class Encoder:
         """Encode an object that defines its state itself, such as a scheduler, and the optimizers that it refers to."""
         name = self._class(value, path)
         if not self._is_new and self._construction.class_at.get(path) != name and not is_plain_scheduler(type(value)):
-            self._reject(value, path, "was made after the constructor and cannot be made again")
+            self._reject(value, path, "was created after the constructor ran, and cannot be recreated")
         optimizers = {
             key: self.encode(item, f"{path}.{key}")
             for key, item in (vars(value).items() if hasattr(value, "__dict__") else ())

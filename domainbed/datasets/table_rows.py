@@ -124,7 +124,7 @@ def choose_columns(table: TableFile, given: Mapping[str, str]) -> tuple[dict[str
             found = f"several: {', '.join(candidates)}" if candidates else f"none; it has {', '.join(table.columns)}"
             raise UsageError(
                 printable(
-                    f"{table.path}: no column is clearly the {role}; of the usual names it has {found}. "
+                    f"{table.path}: cannot tell which column is the {role}; of the usual names, the table has {found}. "
                     f"Pass --columns {role}=NAME"
                 )
             )

@@ -43,8 +43,8 @@ def describe_untrained(algorithm: Algorithm) -> str:
     if not names:
         return ""
     return (
-        f"no optimizer has the parameters {list_some(names, MAX_NAMED)}, so updates do not change them; if they "
-        "replace those of a base class, also replace its network and optimizer, or call requires_grad_(False)"
+        f"the parameters {list_some(names, MAX_NAMED)} are not in any optimizer, so updates do not change them; if "
+        "they replace those of a base class, also replace its network and optimizer, or call requires_grad_(False)"
     )
 
 

@@ -62,7 +62,7 @@ class Snapshot:
         for path, (gradient, value) in self._gradients.items():
             new, _ = after._gradients.get(path, (None, None))
             if new is None or (_is_same_memory(gradient, new) and not torch.equal(value, new)):
-                raise UsageError("update adds to the gradients of an earlier one; let it call zero_grad() first")
+                raise UsageError("update accumulates into the gradients of a previous update; call zero_grad() first")
         for path in {**self._on_device, **after._on_device}:
             if not _is_same_memory(self._on_device.get(path), after._on_device.get(path)):
                 raise UsageError(f"update replaces the tensor {_name(path)}; write to it in place (copy_)")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -143,8 +144,8 @@ class JobConfig:
     )
     save_predictions: bool = option(
         False,
-        help="also save predictions.npz, the class probabilities of every evaluated image with the model of "
-        "model_best.pkl and with the last one, which `analyze` reads",
+        help="also save predictions.npz, which `analyze` reads: the class probabilities of every evaluated image, "
+        "predicted by the best model (that of model_best.pkl) and by the last one",
         compare=False,
     )
     imports: tuple[str, ...] = option(
@@ -181,9 +182,11 @@ class JobConfig:
     )
     cache_gb: float = option(
         100.0,
-        help="maximum size of the photographs in --cache, and also that of the features of frozen backbones there",
+        help="maximum size of the photographs in --cache; the features of frozen backbones there have a separate limit "
+        "of the same size",
         metavar="GIB",
         at_least=0,
+        below=math.inf,
         compare=False,
     )
     resident_gb: float | None = option(
@@ -192,6 +195,7 @@ class JobConfig:
         metavar="GIB",
         if_unset="half of the free memory",
         at_least=0,
+        below=math.inf,
         compare=False,
     )
     loader_workers: int | None = option(
@@ -204,9 +208,10 @@ class JobConfig:
     )
     save_every: float = option(
         10.0,
-        help="longest time between checkpoints to resume from; evaluations also save one, at most every 10 seconds",
+        help="maximum time between checkpoints; evaluations also save one, at most every 10 seconds",
         metavar="MINUTES",
         above=0,
+        below=math.inf,
         compare=False,
     )
     deterministic: bool = option(

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 # A batch system sends SIGUSR2 shortly before the time limit, a closing terminal SIGHUP. Windows has neither.
@@ -47,8 +47,9 @@ class StopRequest:
         if signum == signal.SIGINT:
             if is_repeated:
                 raise KeyboardInterrupt
-            # print is not reentrant.
-            os.write(2, b"\nStopping after saving a checkpoint; press Ctrl-C again to stop immediately.\n")
+            with suppress(OSError):  # `| tee` may have been stopped, too
+                # print is not reentrant.
+                os.write(2, b"\nStopping after saving a checkpoint; press Ctrl-C again to stop immediately.\n")
 
 
 @contextmanager

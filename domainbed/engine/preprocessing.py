@@ -123,7 +123,7 @@ def check_input(x: torch.Tensor, shapes: Sequence[tuple[int, ...]], preprocessin
     if tuple(x.shape[1:]) not in shapes:
         expected = " or ".join(f"[n, {', '.join(map(str, shape))}]" for shape in shapes)
         if tuple(x.shape) in shapes:
-            hint = "add the dimension of the batch: x[None]"
+            hint = "add a batch dimension: x[None]"
         elif x.ndim == 4 and (x.shape[3], *x.shape[1:3]) in shapes:
             hint = "move the channels to the second dimension: x.permute(0, 3, 1, 2)"
         else:

@@ -39,7 +39,10 @@ class InspectOptions:
         8, help="images of each class to show, per environment", metavar="N", at_least=1, at_most=50
     )
     sample: int = option(
-        500, help="images of each environment whose pixels to measure, drawn at random; 0: all", metavar="N", at_least=0
+        500,
+        help="number of randomly drawn images per environment whose pixels are measured; 0: all",
+        metavar="N",
+        at_least=0,
     )
     seed: int = option(
         0, help="seed of all random choices, and of the augmentation, as in train", metavar="N", at_least=0, below=2**32

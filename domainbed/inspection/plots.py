@@ -19,8 +19,8 @@ from domainbed.reporting.plots.style import (
 )
 
 CAPTION = (
-    "Sizes of image files: the share of each environment's images that are at most as wide (left) or as high (right) "
-    "as a number of pixels."
+    "Sizes of image files: the share of each environment's images whose width (left) or height (right) is at most "
+    "the given number of pixels."
 )
 
 

@@ -43,10 +43,10 @@ class Cell:
         standard_error: standard error over trials, in percent; NaN if undefined.
         low, high: bounds of the 95% interval, in percent; NaN if not computed.
         trials: number of trials behind `mean`.
-        trials_asked: number of requested trials.
+        trials_requested: number of requested trials.
         runs: number of requested runs in each state; these are the runs that the method selects from.
-        runs_of_no_use: number of finished runs that the method cannot select from.
-        unfinished_chosen: number of selected runs that are not done.
+        runs_unusable: number of finished runs that the method cannot select from.
+        unfinished_selected: number of selected runs that are not done.
         reference: the published result, if any.
         place: 1 for the best of the column as printed, 2 for the second best, otherwise 0.
     """
@@ -60,15 +60,15 @@ class Cell:
     low: float
     high: float
     trials: int
-    trials_asked: int
+    trials_requested: int
     runs: Counter[JobState]
-    runs_of_no_use: int
-    unfinished_chosen: int
+    runs_unusable: int
+    unfinished_selected: int
     reference: PublishedResult | None
     place: int = 0
 
     @property
-    def runs_asked(self) -> int:
+    def runs_requested(self) -> int:
         return self.runs.total()
 
     @property
@@ -88,9 +88,9 @@ class Cell:
     def is_partial(self) -> bool:
         """True if requested trials or runs are missing, neither done nor pruned, or unusable."""
         return (
-            sum(self.runs[state] for state in FINISHED) < self.runs_asked
-            or self.trials < self.trials_asked
-            or self.runs_of_no_use > 0
+            sum(self.runs[state] for state in FINISHED) < self.runs_requested
+            or self.trials < self.trials_requested
+            or self.runs_unusable > 0
         )
 
     @property
@@ -100,7 +100,7 @@ class Cell:
             return ""
         marks = {
             PARTIAL_MARK: self.is_partial,
-            UNFINISHED_MARK: self.unfinished_chosen,
+            UNFINISHED_MARK: self.unfinished_selected,
             PRUNED_MARK: self.runs[JobState.PRUNED],
         }
         return "".join(mark for mark, is_set in marks.items() if is_set)
@@ -108,12 +108,12 @@ class Cell:
     @property
     def counts(self) -> str:
         """The trials and runs behind the cell: "1 of 2 trials, 3 of 4 runs done (1 failed)"."""
-        if not self.runs_asked:
+        if not self.runs_requested:
             return "not requested"
-        text = f"{self.trials} of {self.trials_asked} trials, {self.runs_done} of {self.runs_asked} runs done"
+        text = f"{self.trials} of {self.trials_requested} trials, {self.runs_done} of {self.runs_requested} runs done"
         others = [f"{self.runs[s]} {s.value}" for s in JobState if self.runs[s] and s != JobState.DONE]
         text += f" ({', '.join(others)})" if others else ""
-        return text + (f", {self.runs_of_no_use} not usable by this method" if self.runs_of_no_use else "")
+        return text + (f", {self.runs_unusable} not usable by this method" if self.runs_unusable else "")
 
 
 def environment_numbers(names: Mapping[int, str]) -> dict[str, int]:
@@ -226,7 +226,7 @@ def make_cells(
         environments: the names of each dataset's environments.
         algorithms: the rows.
         backbones: the frozen backbone of each dataset's jobs, or "" (`frozen_backbone`). Cells of frozen backbones have
-            no published reference, because published results fine-tune the network.
+            no published reference, because published ones are from fine-tuned networks.
         bootstrap: whether to compute 95% intervals.
     """
     requested: dict[tuple[str, str], Counter[tuple[tuple[int, ...], JobState]]] = defaultdict(Counter)
@@ -234,7 +234,7 @@ def make_cells(
         *(runs[c] for c in ("dataset", "algorithm", "test_envs", "state")), strict=True
     ):
         requested[dataset, algorithm][tuple(run)] += 1
-    trials_asked = runs.groupby(["dataset", "algorithm"])["trial_seed"].nunique().to_dict()
+    trials_requested = runs.groupby(["dataset", "algorithm"])["trial_seed"].nunique().to_dict()
     done = set(runs.loc[runs["state"] == JobState.DONE, "folder"])
     usable: Counter[tuple[str, str, int]] = Counter()
     for dataset, algorithm, env, folder in zip(
@@ -254,10 +254,10 @@ def make_cells(
             cell = Cell(
                 *(selection, dataset, algorithm, column),
                 **_mean(accuracies[envs], bootstrap),
-                trials_asked=trials_asked.get((dataset, algorithm), 0),
+                trials_requested=trials_requested.get((dataset, algorithm), 0),
                 runs=_count_runs(states, envs, max_test_envs=2 if selection in WITH_PAIRS else 1),
-                runs_of_no_use=sum(unusable[env] for env in envs),
-                unfinished_chosen=int(row.loc[row["test_env"].isin(envs), "is_unfinished"].sum()),
+                runs_unusable=sum(unusable[env] for env in envs),
+                unfinished_selected=int(row.loc[row["test_env"].isin(envs), "is_unfinished"].sum()),
                 reference=None if backbones[dataset] else find_published(selection, dataset, column, algorithm),
             )
             cells.append(cell)
@@ -314,10 +314,10 @@ def average_cells(cells: Sequence[Cell], backbones: Mapping[str, str]) -> list[C
             low=np.nan,
             high=np.nan,
             trials=sum(cell.trials for cell in row),
-            trials_asked=sum(cell.trials_asked for cell in row),
+            trials_requested=sum(cell.trials_requested for cell in row),
             runs=sum((cell.runs for cell in row), Counter()),
-            runs_of_no_use=sum(cell.runs_of_no_use for cell in row),
-            unfinished_chosen=sum(cell.unfinished_chosen for cell in row),
+            runs_unusable=sum(cell.runs_unusable for cell in row),
+            unfinished_selected=sum(cell.unfinished_selected for cell in row),
             reference=None
             if any(backbones.values())
             else find_published_average(row[0].selection, [cell.column for cell in row], algorithm),
@@ -341,7 +341,7 @@ def with_differences(cells: Sequence[Cell], reference: str) -> list[Cell]:
             other = averages[cell.table]
             difference = replace(cell, column=RELATIVE, mean=cell.mean - other.mean, reference=None, **missing)
             if cell.algorithm != reference:
-                names = ("trials", "trials_asked", "runs", "runs_of_no_use", "unfinished_chosen")
+                names = ("trials", "trials_requested", "runs", "runs_unusable", "unfinished_selected")
                 difference = replace(difference, **{n: getattr(cell, n) + getattr(other, n) for n in names})
             result.append(difference)
     return result

@@ -117,7 +117,7 @@ def protocol_notes(sweep: Sweep, dataset: str, algorithms: Sequence[str], title:
         differences |= dict.fromkeys(sorted(settings - PUBLISHED_SETTINGS))
     notes = []
     if frozen_backbone(sweep.jobs, dataset):
-        notes.append(f"{title}: published results are not shown, because they fine-tune the network.")
+        notes.append(f"{title}: published results are not shown, because they are from fine-tuned networks.")
     if differences:
         notes.append(f"{title} is not comparable with the published results: {'; '.join(differences)}.")
     if dataset in KNOWN_DIFFERENCES:

@@ -52,9 +52,9 @@ def power_table(section: Section, report: Report) -> TextTable:
     note = (
         "The true difference between the averages of two algorithms, in percentage points, that a two-sided paired "
         f"t-test of level {ALPHA:g} detects with probability {POWER:g}. From the variance of the differences between "
-        "all pairs of algorithms over the trials of this sweep, which is itself uncertain if these are few; fewer "
-        "draws: the defaults and random others of this sweep. The test of --significance is another one: it has more "
-        "degrees of freedom, and is corrected for the number of algorithms."
+        "all pairs of algorithms over the trials of this sweep, which is itself uncertain if there are few trials. "
+        "Fewer draws: the defaults and a random selection of the others. --significance uses a different test, with "
+        "more degrees of freedom and a correction for the number of algorithms."
     )
     headers = ["Dataset", "Draws", *(f"{n} trials" for n in TRIALS)]
     return TextTable("Smallest difference that can be shown", headers, [*rows.values()], note)

@@ -21,7 +21,7 @@ COMMANDS = {
     "download": "download and verify datasets",
     "inspect": "show what is in a dataset: counts, images, augmented views, warnings",
     "landscape": "measure the loss landscapes of trained models",
-    "replay": "estimate the cost and the conclusions of a finished sweep with less compute",
+    "replay": "estimate what a finished sweep would have cost and concluded with less compute",
     "colored_mnist": "reproduce the Colored MNIST proof of concept",
     "completion": "print the completion script of a shell",
 }

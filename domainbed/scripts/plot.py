@@ -44,7 +44,7 @@ class PlotOptions:
     datasets: tuple[str, ...] = option((), help="datasets to plot (default: all)", metavar="NAME")
     algorithms: tuple[str, ...] = option((), help="algorithms to plot, or groups (default: all)", metavar="NAME")
     baseline: str | None = option(
-        None, help="algorithm whose line the kind line draws", metavar="NAME", if_unset="ERM, if it is plotted"
+        None, help="algorithm whose line --kind line draws", metavar="NAME", if_unset="ERM, if it is plotted"
     )
     rename: tuple[str, ...] = option(
         (),

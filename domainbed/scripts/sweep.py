@@ -240,7 +240,8 @@ def delete_incomplete(args: argparse.Namespace) -> int:
     states = {JobState.INCOMPLETE}
     states |= {JobState.FAILED} if args.failed else set()
     states |= {JobState.PRUNED} if args.pruned else set()
-    to_delete = [job for job, s in statuses.items() if s.state in states]
+    # The jobs of a SLURM task that failed before it started Python have no folder; a launch retries them.
+    to_delete = [job for job, s in statuses.items() if s.state in states and job.folder.exists()]
     if to_delete and not args.skip_confirmation:
         confirm(f"Delete the folders of {len(to_delete)} jobs, including their checkpoints?", "nothing was deleted")
     queue = read_queue(sweep_dir)  # after the question; failed jobs may be part of a queued task as well

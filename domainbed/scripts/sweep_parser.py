@@ -51,7 +51,7 @@ class LaunchOptions:
     dry_run: bool = option(False, help="print what would be run or submitted, without running it")
     estimate: bool = option(
         False,
-        help="check and estimate the cost of the launch, and exit. Updates of built-in algorithms without records are "
+        help="check the launch, estimate its cost, and exit. Updates of built-in algorithms without records are "
         "timed even if that takes a while",
     )
     json: bool = option(

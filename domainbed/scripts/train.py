@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from domainbed import cli
@@ -97,6 +97,8 @@ def recorded_failure(config: JobConfig) -> Iterator[None]:
         raise
     except Exception as error:
         if not is_locked(folder):
+            with suppress(OSError):  # a job may fail before it creates its folder, such as without its data
+                folder.mkdir(parents=True, exist_ok=True)
             record_failure(folder, describe_error(error, folder))
         raise
     if is_done(folder):

@@ -77,7 +77,7 @@ def export_jobs(jobs: Sequence[Job], sweep_dir: Path, archive: Path, with_predic
     """
     if not jobs:
         raise UsageError(f"no job in {sweep_dir} is done; {archive} was not written")
-    predicting = [job for job in jobs if with_predictions and (job.folder / PREDICTIONS_FILE).exists()]
+    predicting = {job for job in jobs if with_predictions and (job.folder / PREDICTIONS_FILE).exists()}
     if with_predictions and not predicting:
         raise UsageError(f"--predictions: no finished job in {sweep_dir} has {PREDICTIONS_FILE}; export without it")
     with (

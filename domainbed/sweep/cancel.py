@@ -38,7 +38,10 @@ def cancel_jobs(statuses: Mapping[Job, Status], queue: Queue | None) -> list[str
     for job, status in statuses.items():
         if (owner := status.owner) is None or (queue and queue.is_running(owner.slurm_job)):
             continue
-        if not owner.is_alive():
+        is_alive = owner.is_alive()
+        if is_alive is False:  # it has ended since the survey
+            continue
+        if is_alive is None:
             problems.append(f"{job}: {owner} runs on another machine; stop it there")
             continue
         # A launcher that is alive would start the next job.

@@ -54,10 +54,10 @@ class Display:
         """Print why a job failed, was interrupted or was not started, to stderr. Why one was pruned is in its log."""
         if event.state == JobState.FAILED:
             failed = colored_state(event.state, "FAILED", sys.stderr)
-            tqdm.write(f"{failed} {event.job}: {event.reason}", file=sys.stderr)
+            print_or_stop(f"{failed} {event.job}: {event.reason}", sys.stderr)
         elif event.state != JobState.PRUNED and event.reason and (event.job.kind, event.reason) not in self._printed:
             self._printed.add((event.job.kind, event.reason))  # once for all jobs of a blocked kind
-            tqdm.write(f"{event.job}: {event.reason}", file=sys.stderr)
+            print_or_stop(f"{event.job}: {event.reason}", sys.stderr)
 
     def show_state(self, event: JobEvent) -> None:
         """Print that a job has ended."""
@@ -188,7 +188,9 @@ def widget_bar(jobs: Iterable[Job]) -> tqdm:
 
 
 def print_or_stop(line: str, stream: IO[str] | None = None) -> None:
-    """Print a line; stop the launch if the reader has exited (`| head`), so that running jobs are saved.
+    """Print a line above the bars; stop the launch if that fails, so that running jobs are saved.
+
+    It fails if the reader has exited (`| head`) or the disk is full.
 
     Args:
         line: the line.
@@ -196,7 +198,8 @@ def print_or_stop(line: str, stream: IO[str] | None = None) -> None:
     """
     stream = stream or sys.stdout
     try:
-        print(line, file=stream, flush=True)
-    except BrokenPipeError:
+        with tqdm.external_write_mode(file=stream):
+            print(line, file=stream, flush=True)
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         signal.raise_signal(signal.SIGTERM)

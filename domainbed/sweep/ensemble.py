@@ -5,19 +5,20 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from domainbed.engine.components import import_components
-from domainbed.engine.config import JobConfig
+from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
 from domainbed.records import (
     BEST_MODEL_FILE,
     RESULTS_FILE,
+    RUN_KEYS,
     algorithm_name,
     append_record,
     is_done,
@@ -113,6 +114,8 @@ def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: boo
     if not groups:
         raise UsageError(f"--input_dir {str(input_dir)!r} contains no finished runs")
     _check_models([member for members in groups.values() for member in members])
+    for members in groups.values():
+        _check_arguments(members)
     if method.averages_weights:
         for members in groups.values():
             _check_start(name, members)
@@ -148,6 +151,23 @@ def _check_models(members: Sequence[Member]) -> None:
             f"{len(missing)} of {len(members)} finished runs have no {BEST_MODEL_FILE}, such as {missing[0]}; "
             "launch with --save_best_model"
         )
+
+
+def _check_arguments(members: Sequence[Member]) -> None:
+    """Raise UsageError if runs differ in more than their seeds and hyperparameters, such as in their splits."""
+    compared = [
+        f for f in fields(JobConfig) if f.compare and f.name not in {*RUN_KEYS, "seed", "hparams", "init_digest"}
+    ]
+    first = recorded_args(members[0].args, compared)
+    for member in members[1:]:
+        values = recorded_args(member.args, compared)
+        if different := [name for name in first if values[name] != first[name]]:
+            args, name = member.args, different[0]
+            raise UsageError(
+                f"the runs of {algorithm_name(args)} on {args['dataset']}, test {args['test_envs']}, used different "
+                f"arguments (--{name} {first[name]} and {values[name]}); combine those of one launch, from a folder "
+                "of their own"
+            )
 
 
 def _check_start(name: str, members: Sequence[Member]) -> None:

@@ -1,6 +1,7 @@
 """What `status --json` and `launch --json` print: JSON objects for other programs."""
 
 import json
+import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -160,7 +161,18 @@ def to_line(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def reserved_stdout() -> Iterator[IO[str]]:
-    """Yield stdout; whatever else is printed there within a `with` block goes to stderr."""
+    """Yield stdout; whatever else is printed there within a `with` block goes to stderr, also by other processes."""
     stdout = sys.stdout
-    with redirect_stdout(sys.stderr):
-        yield stdout
+    try:
+        number = stdout.fileno()
+    except OSError:  # in memory; other processes do not write there
+        with redirect_stdout(sys.stderr):
+            yield stdout
+        return
+    stdout.flush()
+    with open(os.dup(number), "w", encoding="ascii") as reserved, redirect_stdout(sys.stderr):
+        os.dup2(2, number)
+        try:
+            yield reserved
+        finally:
+            os.dup2(reserved.fileno(), number)

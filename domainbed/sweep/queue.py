@@ -52,6 +52,10 @@ class Queue:
         """Return whether a task in the queue has the job whose folder has this name."""
         return name in self._names
 
+    def has_running(self, name: str) -> bool:
+        """Return whether a running task has the job whose folder has this name."""
+        return any(name in names and self.is_running(task) for task, names in self.tasks.items())
+
     def is_running(self, task: str) -> bool | None:
         """Return whether a task is running; None if it is not a task of this sweep."""
         if task not in self._known:
@@ -164,6 +168,8 @@ def _find_failures(sweep_dir: Path, jobs: Mapping[str, Sequence[str]], in_queue:
     states = _ended_states(suspects) if suspects else {}
     for task in suspects:
         state, exit_code = states.get(task, ("", ""))
+        if state and state not in FAILED_STATES:
+            continue
         if reason := _failure_reason(_log_file(sweep_dir, task), task, state, exit_code):
             reasons[task] = reason
     return {name: reasons[task] for name, task in ended.items() if task in reasons}
@@ -175,7 +181,7 @@ def _failure_reason(log: Path, task: str, state: str, exit_code: str) -> str:
     Args:
         log: where SLURM writes the task's stderr.
         task: the task's number.
-        state: SLURM's state of the task; "" if SLURM has forgotten it.
+        state: SLURM's state of the task, one of FAILED_STATES; "" if SLURM has forgotten it.
         exit_code: its exit code in SLURM's notation, such as 1:0; "" if unknown.
     """
     try:
@@ -183,7 +189,7 @@ def _failure_reason(log: Path, task: str, state: str, exit_code: str) -> str:
     except OSError:
         end = None
     # Without a state, a task that never ran has no log, and SLURM's message is in the log of one that it ended.
-    if state not in FAILED_STATES and (state or end is None or "CANCELLED AT" in end):
+    if not state and (end is None or "CANCELLED AT" in end):
         return ""
     lines = [line.strip() for line in (end or "").splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("srun: ")] or lines  # srun only repeats the exit code

@@ -200,7 +200,7 @@ def test_columns_are_recognized_by_their_names(folder: Path):
         ("path=fil", "no such column; did you mean file"),
         ("path=file,path=class", "two columns for path"),
         ("path=file,label=file", "names a column twice"),
-        ("label=class", "no column is clearly the path; .* several: file, image"),
+        ("label=class", "cannot tell which column is the path; .* several: file, image"),
     ],
 )
 def test_wrong_columns_are_named(folder: Path, columns: str, message: str):
@@ -273,7 +273,7 @@ def test_all_faulty_rows_are_counted_and_named_at_once(folder: Path):
         ("t.csv", b"path,label,env\n0.png,caf\xe9,A\n", "UTF-?8"),
         ("t.csv", b"path,label,env\n", "at least two environments; found none"),
         ("t.csv", b"path,label,env\n0.png,a,X\n1.png,b,X\n", "at least two environments; found 'X'"),
-        ("t.csv", b"id,label,env\n", "no column is clearly the path; .* none; it has id, label, env"),
+        ("t.csv", b"id,label,env\n", "cannot tell which column is the path; .* none; it has id, label, env"),
         ("t.xlsx", b"PK", "must end in one of .csv, .tsv, .parquet, .pq, not '.xlsx'"),
         ("t.parquet", b"PAR1", "cannot read .*t.parquet"),
     ],

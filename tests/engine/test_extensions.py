@@ -99,9 +99,7 @@ class FrozenCopy(ERM):
 
 def test_parameters_that_no_optimizer_has_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
     run(tmp_path, OwnFeaturizer)
-    note = (
-        "note: Mine: no optimizer has the parameters featurizer.1.weight, featurizer.1.bias, so updates do not change"
-    )
+    note = "note: Mine: the parameters featurizer.1.weight, featurizer.1.bias are not in any optimizer, so updates"
     assert note in capsys.readouterr().out
     hparams = default_hparams("ERM", "ColoredDigits")
     assert describe_untrained(FrozenCopy((2, 8, 8), 2, 2, hparams)) == ""

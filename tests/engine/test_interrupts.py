@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -62,3 +64,19 @@ def test_ignored_signal_is_still_ignored():
 def test_ctrl_c_is_not_handled_if_not_requested():
     with pytest.raises(KeyboardInterrupt), stop_on_signals(TERMINATION_SIGNALS):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_requests_a_stop_without_a_reader_of_stderr():
+    """Ctrl-C also stops `tee` in `... 2>&1 | tee log`."""
+    program = """
+import os, signal
+from domainbed.engine.interrupts import stop_on_signals
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 2)
+with stop_on_signals() as stop_request:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(stop_request())
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout) == (0, "True\n")

@@ -350,8 +350,8 @@ class FadesIn(DANN):
         (ChangesObject, "changes 1 on the host"),
         (CounterWrapsAround, "count does not increase by 1 in every update"),
         (SynchronizesLater, "not permitted when stream is capturing"),
-        (Accumulates, "adds to the gradients of an earlier one"),
-        (AccumulatesTwo, "adds to the gradients of an earlier one"),
+        (Accumulates, "accumulates into the gradients of a previous update"),
+        (AccumulatesTwo, "accumulates into the gradients of a previous update"),
     ],
 )
 def test_update_that_cannot_be_captured_runs_eagerly(

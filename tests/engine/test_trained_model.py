@@ -172,7 +172,7 @@ def test_tensors_of_a_wrong_shape_or_range_are_refused(photos: Path, tmp_path: P
     refused = {
         r"\[n, 3, 224, 224\], got \[1, 3, 300, 300\]": torch.randn(1, 3, 300, 300),
         r"got \[1, 1, 224, 224\]": torch.randn(1, 1, 224, 224),
-        r"got \[3, 224, 224\]; add the dimension of the batch": valid[0],
+        r"got \[3, 224, 224\]; add a batch dimension": valid[0],
         r"got \[1, 224, 224, 3\]; move the channels": valid.permute(0, 2, 3, 1),
         r"tensor of colors in \[0, 1\] that are normalized .* values from 0.25 to 0.7": torch.full(
             (1, 3, 224, 224), 0.25

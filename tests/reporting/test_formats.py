@@ -87,7 +87,14 @@ def test_json_equals_tables(report: Report):
     cells = [cell for table in tables for cell in table.cells]
     fields = ("selection", "table", "algorithm", "column", "mean", "standard_error", "low", "high", "trials")
     for row, cell in zip(json.loads(render(report, "json", Path()))["cells"], cells, strict=True):
-        for name in (*fields, "trials_asked", "runs_asked", "runs_of_no_use", "unfinished_chosen", "difference"):
+        for name in (
+            *fields,
+            "trials_requested",
+            "runs_requested",
+            "runs_unusable",
+            "unfinished_selected",
+            "difference",
+        ):
             value = getattr(cell, name)
             assert row[name] == (None if value != value else value)  # JSON has null for NaN
         assert {state: row[f"runs_{state.name.lower()}"] for state in JobState if cell.runs[state]} == +cell.runs
@@ -272,10 +279,10 @@ def test_bootstrap_intervals_of_cells_and_averages(tmp_path: Path):
 def test_counts_of_requested_runs(report: Report):
     cells = json.loads(render(report, "json", Path()))["cells"]
     missing = [cell for cell in cells if (cell["algorithm"], cell["column"]) == ("50%_off & more", "A")]
-    assert [(cell["mean"], cell["runs_asked"]) for cell in missing] == [(None, 0)] * 3
+    assert [(cell["mean"], cell["runs_requested"]) for cell in missing] == [(None, 0)] * 3
     key = ("training-domain", "ColoredMNIST", "Fishr", "+80%")
     (fishr,) = [c for c in cells if (c["selection"], c["table"], c["algorithm"], c["column"]) == key]
-    assert (fishr["runs_asked"], fishr["runs_done"], fishr["runs_incomplete"]) == (4, 3, 1)
+    assert (fishr["runs_requested"], fishr["runs_done"], fishr["runs_incomplete"]) == (4, 3, 1)
     best = report.sections[0].best
     best = best[(best["dataset"] == "ColoredMNIST") & (best["algorithm"] == "Fishr") & (best["test_env"] == 1)]
     assert 100 * best["test_acc"].mean() == pytest.approx(fishr["mean"])

@@ -59,7 +59,7 @@ def test_every_format_shows_the_label_and_no_published_results(tmp_path: Path, n
     assert [any(cell.reference for cell in table.cells) for table in (pacs, vlcs)] == [False, True]
     if name == "json":
         notes = json.loads(text)["notes"]
-        assert any("published results are not shown, because they fine-tune the network" in note for note in notes)
+        assert any("published results are not shown, because they are from fine-tuned" in note for note in notes)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

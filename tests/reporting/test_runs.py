@@ -74,9 +74,9 @@ def test_states_are_counted_per_cell(tmp_path: Path):
     assert report.progress == "24 runs requested: 21 done, 1 failed, 1 running, 1 not launched"
     digits, averages = report.sections[0].tables
     cell, average = digits.rows["ERM"][0], digits.rows["ERM"][-1]
-    assert (cell.runs_asked, cell.runs_done, cell.trials, cell.trials_asked) == (4, 1, 2, 2)
+    assert (cell.runs_requested, cell.runs_done, cell.trials, cell.trials_requested) == (4, 1, 2, 2)
     assert cell.counts == "2 of 2 trials, 1 of 4 runs done (1 not launched, 1 running, 1 failed)"
-    assert (average.runs_asked, average.runs_done) == (12, 9)
+    assert (average.runs_requested, average.runs_done) == (12, 9)
     assert cell.mark == "*~"
     assert digits.rows["ERM"][1].mark == digits.rows["Fishr"][0].mark == ""
     assert averages.rows["ERM"][0].mark == "*~"

@@ -4,8 +4,10 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given, settings
@@ -283,7 +285,11 @@ def test_parameters_of_sbatch():
         "partition": "gpu",
         "mem": "32G",
         "array_parallelism": 256,
-        "setup": ["module load cuda", 'source "my env/bin/activate"'],
+        "setup": [
+            "{ module load cuda\n} || { status=$?; echo '--slurm_setup '\"'\"'module load cuda'\"'\"' failed with exit "
+            "status' $status >&2; exit $status; }",
+            ANY,
+        ],
         "additional_parameters": {"requeue": True, "exclude": "node[1-3],node7", "mail-type": "FAIL"},
     }
     words = ["--slurm_cpus", 8, "--slurm_constraint", "a100", "--slurm_qos", "low", "--slurm_account", "lab"]
@@ -354,3 +360,32 @@ def test_irregular_files_are_refused(tmp_path: Path, replace):
     replace(tmp_path / "a.yaml")
     with pytest.raises(UsageError, match=r"--launcher_config .*(Not a regular file|Is a directory)"):
         parsed("--launcher_config", tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setup", "status", "out", "err"),
+    [
+        (["x=1; test $x = 2; echo $x", "echo $x # it's", "false || echo 2"], 0, "1\n1\n2\nthe jobs\n", ""),
+        (
+            ["echo 1", "(exit 7) # it's", "echo 2"],
+            7,
+            "1\n",
+            """--slurm_setup '(exit 7) # it'"'"'s' failed with exit status 7\n""",
+        ),
+        (["cat <<END\none $HOME\nEND\nfalse"], 1, f"one {os.environ['HOME']}\n", ANY),
+    ],
+)
+def test_setup_ends_the_task_if_a_command_fails(setup: list[str], status: int, out: str, err: object):
+    script = "\n".join([*parameters("--slurm_setup", *setup)["setup"], "echo the jobs"])
+    finished = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (status, out, err)
+
+
+def test_extra_options_replace_those_of_the_launcher():
+    """sbatch would take the last of two values, and submitit sorts their names."""
+    extra = parameters("--slurm_extra", "gpus_per_node=a100:1", "mem=1G", "--slurm_mem", "2G")
+    assert "gpus_per_node" not in extra
+    assert "mem" not in extra
+    assert extra["additional_parameters"] == {"requeue": True, "gpus-per-node": "a100:1", "mem": "1G"}
+    with pytest.raises(UsageError, match=r"cpus-per-task is set by --slurm_cpus"):
+        parameters("--slurm_extra", "cpus-per-task=8")

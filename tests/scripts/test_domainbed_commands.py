@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.command_launchers import REGISTRY
 from domainbed.engine.interrupts import STOP_SIGNALS
 from domainbed.engine.lock import LOCK_FILE
+from domainbed.errors import UsageError
 from domainbed.records import read_job
 from domainbed.scripts import collect_results, download, train
 from domainbed.sweep.job import Job
@@ -238,6 +240,36 @@ def test_failed_commands_are_recorded_and_retried(their_launcher: None, capsys: 
     assert "Skipping failed jobs" in run(line, capsys)[1]
     run(f"{line} --retry_failed", capsys)
     assert "failed 2 times" in run("sweep status --output_dir o --failed", capsys)[1]
+
+
+def test_failure_before_a_job_has_a_folder_is_recorded(
+    their_launcher: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def fail(*args: object) -> None:
+        raise UsageError("the data is gone")
+
+    line = shlex.join(["sweep", *words_of("ERM", "Theirs", "--test_envs", "2")])
+    with monkeypatch.context() as patch:
+        patch.setattr("domainbed.engine.train.set_up", fail)
+        status, out, err = run(line, capsys)
+    assert status == 1, (out, err)
+    assert "1 failed after" in out
+    assert ": the data is gone\n" in err
+    assert "Skipping failed jobs" in run(line, capsys)[1]
+
+
+@pytest.mark.slow
+def test_output_of_commands_is_not_among_the_events(tmp_path: Path):
+    launcher = "from domainbed.command_launchers import REGISTRY\nimport subprocess\n\n\n"
+    launcher += "def call(commands):\n    for command in commands:\n        subprocess.call(command, shell=True)\n\n\n"
+    Path("my_launchers.py").write_text(launcher + 'REGISTRY["Theirs"] = call\n')
+    words = [*words_of("ERM", "Theirs", "--test_envs", "2"), "--import", "my_launchers", "--json"]
+    command = [sys.executable, "-m", "domainbed.scripts.sweep", *words]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    events = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["launched", "estimate", "done", "ended"]
+    assert ", Python 3" in finished.stderr
 
 
 def test_error_in_a_function_launcher(capsys: pytest.CaptureFixture):

@@ -55,6 +55,19 @@ def test_failed_jobs_do_not_affect_others_of_their_tasks(tmp_path: Path):
     check_done_once(sweep, expected)
 
 
+def test_failed_job_is_retried_while_its_task_trains_others(tmp_path: Path):
+    """That task does not come back to it."""
+    sweep = Sweep(tmp_path / "jobs", *GRID, "--n_hparams", "2", "--hparams", '{"batch_size": 8}', "--steps", "20")
+    sweep.launch("--jobs_per_task", 6)
+    wait_until(lambda: {JobState.FAILED, JobState.RUNNING} <= set(sweep.states()), sweep.describe)
+    n_failed = sweep.states().count(JobState.FAILED)
+    retried = sweep.launch("--jobs_per_task", 6, "--retry_failed")
+    assert f": 1 tasks, {n_failed} jobs;" in retried.stdout, sweep.describe()
+    sweep.open_gate()
+    sweep.wait_until_done()
+    check_done_once(sweep, undisturbed(sweep.jobs, tmp_path))
+
+
 def test_task_without_progress_in_its_time_limit_fails_its_job(tmp_path: Path):
     """Both signals before the time limit arrive during an evaluation."""
     sweep = Sweep(tmp_path / "jobs", *GRID, "--n_hparams", "1", "--hparams", SLOW)
@@ -84,7 +97,7 @@ def test_jobs_of_tasks_that_fail_before_they_start_fail_with_the_log_of_slurm(tm
     """Tasks that were cancelled before they started are submitted again."""
     sweep = Sweep(tmp_path / "jobs", *GRID, "--n_hparams", "1", "--hparams", '{"batch_size": 8}')
     setup = ["echo task $SLURM_ARRAY_TASK_ID needs a module >&2", "test $SLURM_ARRAY_TASK_ID = 2", "sleep 100"]
-    sweep.launch("--slurm_setup", "set -e", *setup)
+    sweep.launch("--slurm_setup", *setup)
     tasks = list(sweep.tasks())
     wait_until(lambda: [slurm_states()[task][0] for task in tasks] == ["FAILED", "FAILED", "RUNNING"], sweep.describe)
     slurm("scancel", tasks[2])
@@ -95,7 +108,9 @@ def test_jobs_of_tasks_that_fail_before_they_start_fail_with_the_log_of_slurm(tm
     for i, job in enumerate(sweep.jobs[:2]):
         log = slurm_folder(sweep.folder) / tasks[i].partition("_")[0] / f"{tasks[i]}_0_log.err"
         reason = f"SLURM task {tasks[i]} ended FAILED (exit code 1:0) before the job started; log: {log}: "
-        assert f"{job}\n  {reason}task {i} needs a module\n  failed once\n" in status.stdout
+        failed = f"--slurm_setup '{setup[1]}' failed with exit status 1"
+        assert f"{job}\n  {reason}{failed}\n  failed once\n" in status.stdout
+        assert log.read_text().startswith(f"task {i} needs a module\n")
     sweep.open_gate()
     relaunched = sweep.launch()
     assert "Skipping failed jobs" in relaunched.stdout

@@ -186,6 +186,26 @@ def test_process_with_reused_pid_is_not_stopped(tmp_path: Path):
         process.kill()
 
 
+def test_process_that_ends_during_the_question_is_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    jobs = log_only(launch_words(tmp_path / "sweep"))
+    jobs[0].folder.mkdir(parents=True)
+    process = hold_lock(jobs[0].folder)
+
+    def answer(question: str) -> str:
+        process.terminate()
+        assert process.wait(30) == 0
+        return "yes"
+
+    monkeypatch.setattr("builtins.input", answer)
+    try:
+        assert main(["cancel", "--output_dir", tmp_path / "sweep"]) == 3
+    finally:
+        process.kill()
+    assert capsys.readouterr().err == ""
+
+
 def test_slurm_tasks_are_cancelled_by_submission(tmp_path: Path, slurm, capsys: pytest.CaptureFixture):
     jobs = log_only(launch_words(tmp_path / "sweep"))
     write_tasks(tmp_path / "sweep", "9", {"9_0": jobs[:1], "9_1": jobs[1:2]})
@@ -239,6 +259,15 @@ def test_only_incomplete_jobs_are_deleted(tmp_path: Path, slurm, capsys: pytest.
     assert {path.name for path in (tmp_path / "sweep" / ".sweep").iterdir()} == {"deleting.lock", "launches", "slurm"}
     capsys.readouterr()
     assert main(delete[:1] + delete[2:]) == status, "no question, because there is nothing to delete"
+
+
+def test_failed_job_without_a_folder_is_not_deleted(tmp_path: Path, slurm, capsys: pytest.CaptureFixture):
+    """Its SLURM task failed before it started Python."""
+    jobs = log_only(launch_words(tmp_path / "sweep"))
+    write_tasks(tmp_path / "sweep", "9", {"9": jobs})
+    slurm(squeue="true", sacct='echo "9|FAILED|1:0"')
+    assert main(["delete_incomplete", "--failed", "--output_dir", tmp_path / "sweep"]) == 1
+    assert capsys.readouterr().out.endswith("3 failed\nNow: 3 failed\n"), "no question"
 
 
 def test_answer_no_deletes_nothing(

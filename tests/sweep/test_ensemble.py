@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +248,18 @@ def launch_args(init: Path) -> dict:
     words = ["launch", "--datasets", "RotatedDigits", "--algorithms", "ERM", "--n_hparams", "1", "--n_trials", "1"]
     args = command.parse_args([*words, "--init_from", str(init), "--output_dir", "unused"])
     return command.grid_of(args).args()
+
+
+def test_runs_of_different_launches_are_rejected(sweep: Path, tmp_path: Path):
+    """Out splits of one would contain images that the other was trained on."""
+    shutil.copytree(sweep, tmp_path / "sweep")
+    shared = {"save_best_model": True, "steps": 2, "output_dir": str(tmp_path / "sweep" / "other")}
+    init = str(sweep.parent / "init" / "model.pkl")
+    train(JobConfig("RotatedDigits", "ERM", (2,), **shared, holdout_fraction=0.3, checkpoint_freq=4, init_from=init))
+    for method in ("ensemble", "diwa_uniform"):
+        with pytest.raises(UsageError) as error:
+            find_groups(tmp_path / "sweep", tmp_path / "output", method)
+        assert str(error.value) == (
+            "the runs of ERM on RotatedDigits, test [2], used different arguments (--steps 21 and 2); combine those of "
+            "one launch, from a folder of their own"
+        )

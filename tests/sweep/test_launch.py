@@ -1,5 +1,6 @@
 """The course of a launch: the order of its jobs, and what it prints for a launcher's events."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -56,6 +57,33 @@ def test_stop_request_reaches_the_launcher(tmp_path: Path):
     jobs = [make_job(tmp_path)]
     assert run_launch(AskingLauncher(NoOptions()), jobs, survey(jobs)).stop_signal == signal.SIGTERM
     assert answers == [False, True]
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.INCOMPLETE, JobState.DONE])
+@pytest.mark.parametrize("broken", ["a pipe without a reader", "/dev/full"])
+def test_output_that_cannot_be_written_stops_the_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: JobState, broken: str
+):
+    """The workers must save their jobs, not be killed."""
+    stopped = []
+
+    class AskingLauncher(Launcher):
+        def launch(self, jobs, statuses, should_stop):
+            yield JobEvent(jobs[0], state, reason="why")
+            stopped.append(should_stop())
+            yield JobEvent(jobs[1], state, reason="why not")
+
+    if broken == "/dev/full":
+        descriptor = os.open(broken, os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    jobs = [make_job(tmp_path, seed=seed) for seed in range(2)]
+    with open(descriptor, "w") as stream, monkeypatch.context() as patch:
+        for name in ("stdout", "stderr"):
+            patch.setattr(f"sys.{name}", stream)
+        assert run_launch(AskingLauncher(NoOptions()), jobs, survey(jobs)).stop_signal == signal.SIGTERM
+    assert stopped == [True]
 
 
 def test_failed_jobs_to_run_are_retried(tmp_path: Path):

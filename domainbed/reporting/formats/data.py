@@ -18,8 +18,19 @@ from domainbed.reporting.report import Report
 from domainbed.sweep.status import JobState
 
 COLUMNS = [
-    *("selection", "table", "algorithm", "column", "mean", "standard_error", "low", "high", "trials", "trials_asked"),
-    *("runs_asked", *(f"runs_{state.name.lower()}" for state in JobState), "runs_of_no_use", "unfinished_chosen"),
+    *(
+        "selection",
+        "table",
+        "algorithm",
+        "column",
+        "mean",
+        "standard_error",
+        "low",
+        "high",
+        "trials",
+        "trials_requested",
+    ),
+    *("runs_requested", *(f"runs_{state.name.lower()}" for state in JobState), "runs_unusable", "unfinished_selected"),
     *("published", "published_error", "difference", "source"),
 ]
 

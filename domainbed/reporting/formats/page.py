@@ -179,9 +179,9 @@ def _missing_cells(report: Report) -> list[Cell]:
     for table in (table for section in report.sections for table in section.tables if table.name != AVERAGES):
         for cell in table.cells:
             key = (cell.table, cell.algorithm, cell.column)
-            if cell.column not in SUMMARIES and (key not in cells or cell.runs_asked > cells[key].runs_asked):
+            if cell.column not in SUMMARIES and (key not in cells or cell.runs_requested > cells[key].runs_requested):
                 cells[key] = cell
-    return [cell for cell in cells.values() if cell.runs_done < cell.runs_asked]
+    return [cell for cell in cells.values() if cell.runs_done < cell.runs_requested]
 
 
 def _draw(report: Report, kinds: Collection[str]) -> tuple[dict[str, list[Picture]], list[Picture], list[str]]:

@@ -23,7 +23,9 @@ from domainbed.sweep.run import JobEvent
 from domainbed.sweep.status import JobState, Status, blocked_kinds, survey
 
 # Options of sbatch that --slurm_extra may not set, and what sets them.
-RESERVED = {"time": "--slurm_time"} | dict.fromkeys(("array", "error", "job-name", "output", "signal"), "the launcher")
+RESERVED = {"time": "--slurm_time", "cpus-per-task": "--slurm_cpus"} | dict.fromkeys(
+    ("array", "error", "job-name", "output", "signal"), "the launcher"
+)
 NO_LIMIT = 10**6  # how often a task may be requeued; `Task.checkpoint` ends tasks that make no progress
 
 
@@ -115,7 +117,9 @@ class SlurmLauncher(Launcher):
             current = survey(jobs, queue)  # another launch may just have submitted some of the jobs
             to_submit = []
             for job in jobs:
-                if queue and queue.has(job.folder.name):
+                # A task that runs does not come back to a job that failed in it, or was pruned, and is retried now.
+                is_retried = statuses[job].state == JobState.INCOMPLETE
+                if queue and queue.has(job.folder.name) and not (is_retried and queue.has_running(job.folder.name)):
                     yield JobEvent(job, JobState.QUEUED)
                 elif event := skip_event(job, current[job].state, blocked.get(job.kind, "")):
                     yield event
@@ -251,12 +255,24 @@ def sbatch_parameters(options: SlurmOptions) -> dict[str, Any]:
         "qos": options.slurm_qos,
         "account": options.slurm_account,
         "array_parallelism": options.slurm_array_parallelism,
-        "setup": list(options.slurm_setup) or None,
+        "setup": [_setup_line(command) for command in options.slurm_setup] or None,
         "additional_parameters": extra,
         # srun does not inherit the number of cores (since SLURM 22.05).
         "srun_args": [f"--cpus-per-task={options.slurm_cpus}"] if options.slurm_cpus else None,
     }
-    return {name: value for name, value in parameters.items() if value is not None}
+    # sbatch takes the last of two values, which would be that of the launcher, such as the default of --slurm_gpus.
+    return {
+        name: value for name, value in parameters.items() if value is not None and name.replace("_", "-") not in extra
+    }
+
+
+def _setup_line(command: str) -> str:
+    """Return a line of the sbatch script that runs a command, and ends the task if it fails.
+
+    Unlike after `set -e`, a command may consist of several that fail, as scripts of modules and Conda do.
+    """
+    failed = shlex.quote(f"--slurm_setup {shlex.quote(command)} failed with exit status")
+    return f"{{ {command}\n}} || {{ status=$?; echo {failed} $status >&2; exit $status; }}"
 
 
 def _extra_option(word: str) -> tuple[str, Any]:
