@@ -60,9 +60,10 @@ def _write_images(table: TableFile, column: str, n_rows: int, folder: Path) -> N
     folder.mkdir()
     faulty = []
     images = table.images(column)
+    base = table.path if table.path.is_dir() else table.path.parent
     for row, (data, path) in enumerate(ProgressBar(images, "extracting", n_rows, unit=" images")):
         if data is None and path:
-            data = _read_linked(table.path.parent / path)
+            data = _read_linked(base / path)
         if not is_image(data):
             faulty.append(row + table.first_row)
             continue

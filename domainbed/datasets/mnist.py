@@ -115,13 +115,15 @@ def download(root: str) -> None:
 
     timeout = socket.getdefaulttimeout()
     try:
-        with tempfile.TemporaryDirectory(dir=root, prefix=".mnist-") as temporary:
+        raw = raw_folder(root)
+        existing = next(folder for folder in (raw, *raw.parents) if folder.is_dir())  # may be a link to another disk
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".mnist-") as temporary:
             socket.setdefaulttimeout(30)
             with contextlib.redirect_stdout(io.StringIO()):  # one line per mirror that did not respond
                 datasets.MNIST(temporary, download=True)
-            raw_folder(root).mkdir(parents=True, exist_ok=True)
+            raw.mkdir(parents=True, exist_ok=True)
             for name in missing_files(root):
-                os.replace(raw_folder(temporary) / name, raw_folder(root) / name)
+                os.replace(raw_folder(temporary) / name, raw / name)
     except Exception as error:
         raise UsageError(
             f"MNIST is not in {raw_folder(root)} and could not be downloaded ({' '.join(str(error).split())}); "

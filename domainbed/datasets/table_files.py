@@ -54,15 +54,22 @@ class TableFile:
 def version(path: Path) -> str:
     """Return a hash that changes whenever a table is written again: of names, sizes and times of its files.
 
+    Other files in a folder, such as the images that Parquet files name, are not part of the table.
+
     Raises:
         UsageError: the table does not exist.
     """
     try:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = (shards(path) or sorted(p for p in path.rglob("*") if p.is_file())) if path.is_dir() else [path]
         described = [(file.name, (stat := os.stat(file)).st_size, stat.st_mtime_ns) for file in files]
     except OSError as error:
         raise UsageError(f"--data_dir {path}: {error.strerror}") from error
     return hashlib.sha256(repr(described).encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def shards(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PARQUET)
 
 
 def open_table(path: Path) -> TableFile:
@@ -73,8 +80,8 @@ def open_table(path: Path) -> TableFile:
     """
     suffix = path.suffix.lower()
     if path.is_dir():
-        shards = sorted(p for p in path.iterdir() if p.suffix.lower() in PARQUET)
-        return ParquetFile.open(path, shards) if shards else SavedDataset.open(path)
+        files = shards(path)
+        return ParquetFile.open(path, files) if files else SavedDataset.open(path)
     if suffix in DELIMITERS:
         return TextFile.open(path, DELIMITERS[suffix])
     if suffix in PARQUET:
@@ -145,7 +152,6 @@ class ParquetFile(TableFile):
     """A Parquet file, or the files of a folder one after another in the order of their names."""
 
     files: list[Path] = field(default_factory=list)
-    classes: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, files: list[Path]) -> "ParquetFile":
@@ -159,15 +165,16 @@ class ParquetFile(TableFile):
         for file, schema in zip(files, schemas, strict=True):
             if schema.names != schemas[0].names:
                 raise UsageError(f"{file} has other columns than {files[0]}; move one of them to another folder")
-        return cls(path, schemas[0].names, image_columns(schemas[0]), files=files, classes=class_labels(schemas[0]))
+        return cls(path, schemas[0].names, image_columns(schemas[0]), files=files)
 
     def text(self, columns: Sequence[str]) -> "pa.Table":
         import pyarrow as pa
         from pyarrow import parquet
 
         try:
-            tables = [to_text(parquet.read_table(file, columns=list(columns)), self.classes) for file in self.files]
-            return pa.concat_tables(tables)
+            tables = [parquet.read_table(file, columns=list(columns)) for file in self.files]
+            # Files of different exports may number their classes differently.
+            return pa.concat_tables([to_text(table, class_labels(table.schema)) for table in tables])
         except (OSError, pa.ArrowException) as error:
             raise UsageError(f"cannot read {self.path}: {error}") from error
 

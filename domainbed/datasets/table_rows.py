@@ -189,7 +189,7 @@ def _read_rows(path: str, columns: str | None, version: str) -> Rows:
         is_complete &= ~is_empty
     data = data.filter(pa.array(is_complete))
     if not is_embedded:
-        faults += _find_path_faults(data)
+        faults += _find_path_faults(data, folder)
         data, folder = _relative(data, folder)
     names, codes = {}, {}
     for role in ("label", "environment"):
@@ -243,8 +243,8 @@ def _faulty(kind: str, data: "pa.Table", is_faulty: np.ndarray, shown: Sequence[
     return [Faults(kind, len(indices), examples)] if len(indices) else []
 
 
-def _find_path_faults(data: "pa.Table") -> list[Faults]:
-    """Return the faults of paths: files that are not images, and images that occur in several rows."""
+def _find_path_faults(data: "pa.Table", folder: Path) -> list[Faults]:
+    """Return the faults of paths, relative to a folder: files that are not images, and images in several rows."""
     import pandas as pd
     import pyarrow.compute as pc
 
@@ -254,10 +254,10 @@ def _find_path_faults(data: "pa.Table") -> list[Faults]:
     faults = _faulty(f"row whose file is not an image ({', '.join(EXTENSIONS)})", data, ~is_image.to_numpy(), ["path"])
     paths = data["path"]
     is_unusual = pc.match_substring_regex(paths, r"(^|/)\.{0,2}/|/\.{1,2}$").to_numpy()
-    if is_unusual.any():  # ./a.png and a.png are the same image
-        normal = paths.to_numpy(zero_copy_only=False).copy()
-        normal[is_unusual] = [os.path.normpath(path) for path in normal[is_unusual]]
-        code, _ = pd.factorize(normal)
+    if is_unusual.any():  # ./a.png and a.png are the same image, and so may /data/a.png and ../data/a.png be
+        base = os.path.abspath(folder)
+        normal = [os.path.normpath(os.path.join(base, path)) for path in paths.to_pylist()]
+        code, _ = pd.factorize(np.array(normal, dtype=object))
     else:
         code = pc.dictionary_encode(paths.combine_chunks()).indices.to_numpy()
     is_again = pd.Series(code).duplicated(keep=False).to_numpy()

@@ -19,7 +19,8 @@ from domainbed.loading.splits import Split, split_environment
 from domainbed.registry import is_builtin
 from domainbed.seeding import seed_hash
 
-CHUNK_STEPS = 1000  # steps whose indices are drawn at once: at most 4 MB per environment
+CHUNK_STEPS = 1000  # steps whose indices are drawn at once,
+CHUNK_INDICES = 2**19  # but with large batches, only about as many as this: 4 MB per environment
 
 
 @contextmanager
@@ -135,8 +136,9 @@ class Batches:
             yield labeled, [x for x, _ in unlabeled] or None
 
     def _requests(self, start: int, stop: int) -> Iterator[list[Request]]:
-        for first in range(start, stop, CHUNK_STEPS):
-            last = min(first + CHUNK_STEPS, stop)
+        chunk_steps = max(1, min(CHUNK_STEPS, CHUNK_INDICES // self._batch_size))
+        for first in range(start, stop, chunk_steps):
+            last = min(first + chunk_steps, stop)
             indices = {env: sampler.batches(first, last) for env, sampler in self._samplers.items()}
             for step in range(first, last):
                 row = step * self._batch_size

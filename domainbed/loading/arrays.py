@@ -1,6 +1,5 @@
 """The feed of array environments: all images stay on the device during the job if they fit."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,7 +10,9 @@ from domainbed.loading.device_memory import move_to_device
 
 # Numbers in the images that are read at once (8 MiB): a few operations serve many small batches.
 VALUES_PER_READ = 2**21
-REQUESTS_PER_TRANSFER = 1000  # indices are moved to the device for this many requests at once: a few megabytes
+# Indices are moved to the device for this many requests at once or, with large batches, about this many indices.
+REQUESTS_PER_TRANSFER = 1000
+INDICES_PER_TRANSFER = 2**20
 
 
 class ArrayFeed(Feed):
@@ -51,8 +52,7 @@ class ArrayFeed(Feed):
 
     def batches(self, requests: Iterable[Sequence[Request]]) -> Iterator[list[Batch]]:
         # The indices of many requests are transferred together, so that no batch waits for the host.
-        iterator = iter(requests)
-        while block := list(itertools.islice(iterator, REQUESTS_PER_TRANSFER)):
+        for block in _blocks(requests):
             runs = list(self._runs(block))
             by_env = [_group_by_env(run) for run in runs]
             selections = [selection for envs in by_env for selection in envs.values()]
@@ -90,6 +90,20 @@ class ArrayFeed(Feed):
         if x.device.type == "cpu" and self.device.type == "cuda":
             x = x.pin_memory()  # copies from pageable memory block the host
         return x.to(self.device, non_blocking=True)
+
+
+def _blocks(requests: Iterable[Sequence[Request]]) -> Iterator[list[Sequence[Request]]]:
+    """Split `requests` into blocks whose indices are transferred at once."""
+    block: list[Sequence[Request]] = []
+    n_indices = 0
+    for group in requests:
+        block.append(group)
+        n_indices += sum(len(request.indices) for request in group)
+        if len(block) == REQUESTS_PER_TRANSFER or n_indices >= INDICES_PER_TRANSFER:
+            yield block
+            block, n_indices = [], 0
+    if block:
+        yield block
 
 
 def _group_by_env(groups: Iterable[Sequence[Request]]) -> dict[int, list[Request]]:

@@ -96,16 +96,21 @@ def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry], che
         unfinished.unlink()
     for entry in missing:
         entry.path.unlink(missing_ok=True)  # outdated
-    is_decoded = _choose_format(missing, limit_gb * 2**30 - folder_size(directory), check_stop)
-    if is_decoded is None:
+    files = [file for entry in missing for file in entry.files]
+    index_size = INDEX_BYTES * (len(files) + 100 * len(missing))
+
+    def fits(size: int) -> bool:
+        return index_size + size <= limit_gb * 2**30 - folder_size(directory)
+
+    encoded_size = _sum_sizes(os.path.getsize, files, check_stop)
+    if not fits(encoded_size):
         for entry in missing:  # make room by deleting other selections of the same files
             for other in directory.glob(f"{glob.escape(entry.stem)}-*.pack"):
                 other.unlink()
-        is_decoded = _choose_format(missing, limit_gb * 2**30 - folder_size(directory), check_stop)
-    if is_decoded is None:
-        return
-    total = sum(len(entry.files) for entry in missing)
-    with ProgressBar(total=total, desc=f"filling {directory}", unit="image") as bar:
+        if not fits(encoded_size):
+            return  # nor do the pixels, whose number is only in the files: every job would open all of them
+    is_decoded = fits(_sum_sizes(_decoded_bytes, files, check_stop))
+    with ProgressBar(total=len(files), desc=f"filling {directory}", unit="image") as bar:
 
         def after_image() -> None:
             bar.update()
@@ -130,15 +135,6 @@ def fingerprint(files: Sequence[str], check_stop: Callable[[], object] = lambda:
             raise UsageError(f"cannot read {file}: {error.strerror}") from error
         digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _choose_format(missing: Sequence[_CacheEntry], room: float, check_stop: Callable[[], object]) -> bool | None:
-    """Return True if the pixels of all images fit in `room` bytes, False if only their files do, else None."""
-    files = [file for entry in missing for file in entry.files]
-    room -= INDEX_BYTES * (len(files) + 100 * len(missing))
-    if _sum_sizes(_decoded_bytes, files, check_stop) <= room:
-        return True
-    return False if _sum_sizes(os.path.getsize, files, check_stop) <= room else None
 
 
 def _sum_sizes(size_of: Callable[[str], int], files: Sequence[str], check_stop: Callable[[], object]) -> int:

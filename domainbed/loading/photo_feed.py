@@ -175,7 +175,8 @@ class _RequestDataset(Dataset):
             if not self.skip_bad:
                 raise UsageError(
                     f"{error}; repair it, exclude it (list it in leave_out.txt, as scripts.download --verify "
-                    "--write_leave_out does; delete the row of a Table), or use --on_bad_image skip"
+                    "--write_leave_out does; delete the row of a Table), or use --on_bad_image skip "
+                    "(not with frozen features)"
                 ) from error
             replaced.append(environment.files[index])
         for candidate in replacement_candidates(environment, index):

@@ -134,6 +134,7 @@ def test_download_adds_only_missing_files(small_mnist_dir, tmp_path: Path, monke
     (target / mnist.FILES[0]).write_bytes(b"mine")
 
     def fetch(root, download):
+        assert Path(root).parent == target, "files cannot be renamed from one disk to another"
         folder = Path(root) / "MNIST" / "raw"
         folder.mkdir(parents=True)
         for name in mnist.FILES:
@@ -144,6 +145,7 @@ def test_download_adds_only_missing_files(small_mnist_dir, tmp_path: Path, monke
     assert mnist.missing_files(str(tmp_path / "other")) == []
     assert (target / mnist.FILES[0]).read_bytes() == b"mine"
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["MNIST"]
+    assert sorted(p.name for p in target.iterdir()) == sorted(mnist.FILES)
 
 
 @pytest.mark.parametrize("length", [0, 10, 5000])

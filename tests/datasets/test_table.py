@@ -1,5 +1,7 @@
 """Tables of images: what is read, what is refused, and that a table of a tree is the same dataset as the tree."""
 
+import json
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from domainbed.algorithms import ALGORITHMS, Algorithm
 from domainbed.datasets import FileEnvironment, get_dataset_class, num_environments
 from domainbed.datasets.table import Table
 from domainbed.datasets.table_columns import format_columns, parse_columns
+from domainbed.datasets.table_files import version
 from domainbed.datasets.table_rows import find_missing, sorted_names
 from domainbed.datasets.verify import verify
 from domainbed.engine.config import JobConfig
@@ -347,6 +350,71 @@ def test_parquet_with_numbers_and_absolute_paths(folder: Path):
     pd.DataFrame({"path": ["0.png"], "label": [[1.0]], "env": ["x"]}).to_parquet(folder / "t.parquet")
     with pytest.raises(UsageError, match=r"'label' contains list.*neither text nor numbers"):
         Table.environment_names(str(folder / "t.parquet"))
+
+
+def class_label(column: pa.Table, **names: list[str]) -> pa.Table:
+    """Return a table whose integer columns have names, as Hugging Face's `datasets` writes them."""
+    features = {name: {"names": classes, "_type": "ClassLabel"} for name, classes in names.items()}
+    return column.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def test_files_of_a_folder_may_number_their_classes_differently(folder: Path):
+    paths = [str(folder / f"{i}.png") for i in range(6)]
+    (folder / "tables").mkdir()
+    tables = {
+        "a": class_label(
+            pa.table({"path": paths[:2], "label": [0, 1], "env": [0, 0]}), label=["benign", "malignant"], env=["A"]
+        ),
+        "b": class_label(
+            pa.table({"path": paths[2:4], "label": [0, 1], "env": [0, 0]}), label=["malignant", "benign"], env=["B"]
+        ),
+        "c": pa.table({"path": paths[4:], "label": ["benign", "malignant"], "env": ["C", "C"]}),
+    }
+    for name, table in tables.items():
+        parquet.write_table(table, folder / "tables" / f"{name}.parquet")
+    table = Table(str(folder / "tables"), (), CLEAN)
+    assert Table.environment_names(str(folder / "tables")) == ["A", "B", "C"]
+    assert table.class_names == ["benign", "malignant"]
+    assert [p for e in table for p in paths_of(e)] == [paths[i] for i in (0, 1, 3, 2, 4, 5)]
+    assert [e.labels.tolist() for e in table] == [[0, 1]] * 3
+
+
+def test_image_with_an_absolute_and_a_relative_path_is_found_twice(folder: Path):
+    rows = ["0.png,cat,x", f"{folder}/0.png,dog,x", f"../{folder.name}/1.png,cat,x", "1.png,cat,y", "2.png,cat,y"]
+    (problem,) = Table.find_problems(write_csv(folder / "t.csv", "path,label,env", *rows))
+    assert (
+        f"2 rows whose image has another label in another row (row 2: 0.png, cat; row 3: {folder}/0.png, dog)"
+        in problem
+    )
+    assert "2 rows whose image has another environment in another row (row 4: ../" in problem
+
+
+def test_only_the_files_of_a_table_determine_its_version(folder: Path):
+    (folder / "tables").mkdir()
+    file = folder / "tables" / "t.parquet"
+    parquet.write_table(pa.table({"path": ["0.png"], "label": ["a"], "env": ["A"]}), file)
+    before = version(folder / "tables")
+    (folder / "tables" / "images").mkdir()
+    (folder / "tables" / "images" / "0.png").touch()
+    assert version(folder / "tables") == before
+    parquet.write_table(pa.table({"path": ["0.png", "1.png"], "label": ["a", "b"], "env": ["A", "A"]}), file)
+    assert version(folder / "tables") != before
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_images_that_parquet_refers_to(folder: Path, is_folder: bool):
+    """Their paths are relative to the folder with the Parquet files."""
+    (folder / "tables").mkdir()
+    cells = [{"bytes": None, "path": f"{i}.png"} for i in range(4)]
+    for i in range(4):
+        os.rename(folder / f"{i}.png", folder / "tables" / f"{i}.png")
+    path = folder / "tables" / "t.parquet"
+    parquet.write_table(pa.table({"image": cells, "label": list("abab"), "domain": [0, 0, 1, 1]}), path)
+    data_dir = str(path.parent if is_folder else path)
+    Table.prepare(data_dir)
+    table = Table(data_dir, (), CLEAN)
+    read = [Path(p).read_bytes() for e in table for p in paths_of(e)]
+    assert read == [(folder / "tables" / f"{i}.png").read_bytes() for i in range(4)]
 
 
 def test_images_within_parquet_are_extracted_once(folder: Path, capsys):

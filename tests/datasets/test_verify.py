@@ -257,15 +257,22 @@ class Listed(MultipleDomainDataset):
         self.num_classes, self.input_shape = 2, (3, 224, 224)
 
 
-def test_images_of_other_datasets_are_decoded(tmp_path: Path):
+class ListedSmall(Listed):
+    """The same, with the hyperparameters for small images."""
+
+    SMALL_IMAGES = True
+
+
+@pytest.mark.parametrize("dataset", [Listed, ListedSmall])
+def test_images_of_other_datasets_are_decoded(tmp_path: Path, dataset: type[Listed]):
     for name in ("A/1.png", "A/2.png", "B/1.png", "B/2.png"):
         draw(tmp_path / name)
-    result = verify(Listed, str(tmp_path))
+    result = verify(dataset, str(tmp_path))
     assert result.is_valid
     assert "all 4 images decode" in result.lines
     (tmp_path / "B/2.png").write_bytes(b"not an image")
     (tmp_path / "B/1.png").write_bytes((tmp_path / "A/1.png").read_bytes())
-    result = verify(Listed, str(tmp_path))
+    result = verify(dataset, str(tmp_path))
     assert not result.is_valid
     assert result.broken == ["B/2.png"]
     assert "1 of 4 images broken" in result.lines

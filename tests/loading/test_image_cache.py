@@ -84,6 +84,12 @@ def test_size_limit_selects_pixels_file_bytes_or_no_cache(tmp_path: Path, files:
     assert (tmp_path / "small" / "other.pack").exists()
 
 
+def test_images_that_do_not_fit_are_not_opened(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
+    """Each job would open all of them, one job after another."""
+    monkeypatch.setattr(cache, "_decoded_bytes", lambda file: pytest.fail("opened"))
+    assert open_cached(tmp_path / "cache", 1 / 2**30, files) is None
+
+
 def test_leftovers_of_a_killed_job_are_removed(tmp_path: Path, files: dict[str, list[str]]):
     decoded = sum(pixels(file).numel() for names in files.values() for file in names)
     (tmp_path / "cache").mkdir()

@@ -17,6 +17,7 @@ from domainbed.errors import UsageError
 from domainbed.files import file_lock
 
 DOWNLOAD_FOLDER = ".download"
+UNPACKED_FOLDER = "unpacked"  # in the folder of a download
 
 
 def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
@@ -49,6 +50,7 @@ def install(dataset: type[PublishedDataset], data_dir: str) -> bool:
         is_new = not os.path.lexists(target)
         if is_new:
             temporary.mkdir(exist_ok=True)
+            shutil.rmtree(temporary / UNPACKED_FOLDER, ignore_errors=True)  # left by a killed run
             try:
                 check_space(SOURCES[name], temporary)
                 checksums = fetch_all(SOURCES[name], temporary, read_checksums(Path(data_dir)))
@@ -133,8 +135,7 @@ def fetch_archive(archive: Archive, path: Path, sha256: str | None) -> str:
 
 def unpack_all(dataset: type[PublishedDataset], source: Source, temporary: Path) -> Path:
     """Unpack the archives. Return the folder under `temporary` that contains the dataset."""
-    unpacked = temporary / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed run
+    unpacked = temporary / UNPACKED_FOLDER
     unpacked.mkdir()
     try:
         for archive in source.archives:

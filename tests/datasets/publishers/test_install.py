@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,20 @@ def test_existing_folder_is_not_changed(server, offer, data_dir: Path):
     assert entries(data_dir) == ["PACS"]
     assert os.listdir(data_dir / "PACS") == []
     assert server.files["/PACS.zip"].requests == []
+
+
+def test_leftovers_of_a_killed_run_do_not_take_up_the_space_for_the_next(offer, data_dir: Path, monkeypatch):
+    offer("PACS", PACS__zip=IMAGES)
+    sized = tuple(replace(archive, size=1000) for archive in SOURCES["PACS"].archives)
+    monkeypatch.setitem(SOURCES, "PACS", replace(SOURCES["PACS"], archives=sized))
+    left = data_dir / ".download" / "PACS" / "unpacked" / "kfold" / "part.jpg"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    monkeypatch.setattr(
+        install.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(0 if left.exists() else 10**9)
+    )
+    install.install(PACS, str(data_dir))
+    assert files(data_dir) == {name.replace("kfold", "PACS"): data for name, data in IMAGES.items()}
 
 
 def test_several_archives_and_a_leave_out_file(offer, data_dir: Path):
