@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from domainbed.options import BooleanAction, ListAction, add_options, from_args
 from domainbed.records import read_job
 from domainbed.registry import Registry, import_modules
 from domainbed.reporting.formats.data import cells_frame
-from domainbed.reporting.formats.render import render
+from domainbed.reporting.formats.render import check_format, render
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import Sweep, load_sweep
 from domainbed.reporting.report import Report, make_report
@@ -164,26 +165,36 @@ class Tables:
     report: Report
 
     def __repr__(self) -> str:
-        return self.to_format("text")
+        return render(self.report, "text", Path())
 
     def _repr_markdown_(self) -> str:
-        return self.to_format("markdown")
+        return render(self.report, "markdown", Path())
 
     def to_format(self, name: str) -> str:
-        """Return the tables as "text", "markdown", "latex", "latex-fragment", "csv", "json" or "html"."""
+        """Return the tables as "text", "markdown", "latex", "latex-fragment", "csv", "json" or "html".
+
+        Raises:
+            UsageError: the format is unknown, or does not support an option of the report.
+        """
+        check_format(name, self.report.options)
         return render(self.report, name, Path())
 
     def save(self, path: str | Path) -> None:
         """Write the tables in the format of the file's suffix: .txt, .md, .tex, .csv, .json, or .html (with plots).
 
         Raises:
-            UsageError: the suffix is unknown.
+            UsageError: the suffix is unknown, or the format does not support an option of the report.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
             raise UsageError(f"unknown suffix of {str(path)!r}; choose from {', '.join(SUFFIXES)}")
+        check_format(SUFFIXES[path.suffix], self.report.options)
         cli.check_output(str(path), "path")
-        cli.write_output(render(self.report, SUFFIXES[path.suffix], path.parent), str(path))
+        content = render(self.report, SUFFIXES[path.suffix], path.parent)
+        if path.suffix == ".csv":  # it has no place for these
+            for line in self.report.warnings:
+                warnings.warn(line, stacklevel=2)
+        cli.write_output(content, str(path))
 
     @cached_property
     def frame(self) -> pd.DataFrame:

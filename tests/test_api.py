@@ -178,6 +178,14 @@ def test_report_is_saved_in_the_format_of_the_suffix(tmp_path: Path):
     for suffix, start in {".md": "3 runs", ".tex": "\\documentclass", ".csv": "selection", ".json": "{"}.items():
         tables.save(tmp_path / f"tables{suffix}")
         assert (tmp_path / f"tables{suffix}").read_text().startswith(start)
+    with pytest.warns(UserWarning, match="leave-one-domain-out: No table: this method requires"):
+        tables.save(tmp_path / "tables.csv")
+    with pytest.raises(UsageError, match="--format latex does not support --power"):
+        db.report(str(folder), power=True).save(tmp_path / "power.tex")
+    with pytest.raises(UsageError, match="--format markdown does not support --cite"):
+        db.report(str(folder), cite=True).to_format("markdown")
+    with pytest.raises(UsageError, match="unknown format 'pdf'"):
+        tables.to_format("pdf")
     with pytest.raises(UsageError, match=r"unknown suffix of '.*tables.pdf'; choose from .txt, .md"):
         tables.save(tmp_path / "tables.pdf")
     with pytest.raises(UsageError, match=r"folder .* does not exist"):

@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from domainbed.analysis.thumbnails import open_source
     from domainbed.reporting.cells import algorithms_of, datasets_of
     from domainbed.reporting.load import load_sweep
-    from domainbed.reporting.report import select_algorithms, select_names
+    from domainbed.reporting.report import select_algorithms, select_datasets
 
     def warn(problem: str) -> None:
         print(f"warning: {problem}", file=sys.stderr)
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sweep = load_sweep(options.input_dir)
     for problem in sweep.problems:
         warn(problem)
-    datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
+    datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     recorded = set(sweep.jobs["dataset"])
     sources = (

@@ -183,12 +183,16 @@ def find_extremes(runs: Sequence[Measured], algorithms: Sequence[str]) -> pd.Dat
 
 
 def count_images(runs: Sequence[Measured]) -> dict[str, int]:
-    """Return the number of different test images in each environment, in trials in which all algorithms have runs."""
-    images: dict[str, set[str]] = {}
+    """Return the number of different test images in each environment, in trials in which all algorithms have runs.
+
+    An image whose label depends on the trial counts once per label.
+    """
+    images: dict[str, set[tuple[str, int]]] = {}
     for of_task in _complete_tasks(runs, {run.run["algorithm"] for run in runs}).values():
         for run in of_task.values():
-            images.setdefault(run.run["environment"], set()).update(run.outputs.image.tolist())
-    return {environment: len(names) for environment, names in images.items()}
+            labeled = zip(run.outputs.image.tolist(), run.outputs.labels.tolist(), strict=True)
+            images.setdefault(run.run["environment"], set()).update(labeled)
+    return {environment: len(labeled) for environment, labeled in images.items()}
 
 
 def _complete_tasks(

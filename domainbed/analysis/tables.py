@@ -204,7 +204,8 @@ def images_table(extremes: pd.DataFrame, runs: Sequence[Measured], environments:
     notes = [
         "All fail: images that no run of any algorithm classifies correctly, in any trial whose in split has them; "
         "only X: that all runs of X do, and no run of another algorithm. With their classes; three of each kind. "
-        "Trials in which an algorithm has no run are left out."
+        "Trials in which an algorithm has no run are left out. Where labels depend on the trial, an image counts once "
+        "per label."
     ]
     return Table("images", "Images", ["Test", "Outcome", "Images", "Such as"], rows, notes, extremes)
 

@@ -41,7 +41,7 @@ def accuracy_table(
         row = {"Algorithm": algorithm if n == n_restarts else f"{algorithm} ({n} of {n_restarts} restarts)"}
         for environment in ENVIRONMENTS:
             accuracy = 100 * pd.Series([restart[f"{environment}_acc"] for restart in finished], dtype=float)
-            row[environment] = f"{accuracy.mean():.1f} ± {accuracy.std(ddof=0):.1f}" if n else "X"
+            row[environment] = _with_deviation(accuracy, ".1f", ".1f")
             if algorithm not in published:
                 row |= {f"{environment}, published": "-", f"{environment}, difference": "-"}
                 continue
@@ -75,9 +75,17 @@ def landscape_table(restarts: Sequence[Mapping[str, Any]], algorithms: Sequence[
             damping = name.replace("inconsistency", "damping")
             is_damped = damping != name and any(restart.get(damping) for restart in finished)
             mark = "*" * is_damped
-            row[algorithm] = f"{values.mean():.3g} ± {values.std(ddof=0):.1g}{mark}" if finished else "X"
+            row[algorithm] = _with_deviation(values, ".3g", ".1g") + mark
         rows.append(row)
     return _to_markdown(rows)
+
+
+def _with_deviation(values: pd.Series, mean_format: str, deviation_format: str) -> str:
+    """Return the mean ± the standard deviation of the restarts as text; the mean alone of one, and X of none."""
+    if values.empty:
+        return "X"
+    deviation = f" ± {values.std(ddof=0):{deviation_format}}" if len(values) > 1 else ""
+    return f"{values.mean():{mean_format}}{deviation}"
 
 
 def tracked_distances(restarts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

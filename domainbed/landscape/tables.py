@@ -105,7 +105,7 @@ def compare_algorithms(landscapes: Mapping[str, Sequence[Landscape]]) -> pd.Data
                     "algorithm": algorithm,
                     "figure": name,
                     "mean": values.mean(),
-                    "error": values.std(ddof=0) / math.sqrt(values.count()),
+                    "error": values.std(ddof=0) / math.sqrt(values.count()) if values.count() > 1 else math.nan,
                     "trials": values.count(),
                     "damped": damped[name],
                 }
@@ -116,12 +116,15 @@ def compare_algorithms(landscapes: Mapping[str, Sequence[Landscape]]) -> pd.Data
 def format_comparison(comparison: pd.DataFrame, tablefmt: str = "simple") -> str:
     """Return a table with one row per quantity and one column per algorithm: mean +/- standard error over trials.
 
-    An asterisk marks scores with a damped Hessian.
+    A single trial has no error. An asterisk marks scores with a damped Hessian.
     """
     plus_minus = "+/-" if tablefmt == "simple" else "±"
     values = zip(comparison["mean"], comparison["error"], comparison["damped"], strict=True)
     cells = comparison.assign(
-        cell=[f"{mean:.3g} {plus_minus} {error:.1g}{'*' * bool(damped)}" for mean, error, damped in values]
+        cell=[
+            f"{mean:.3g}{'' if math.isnan(error) else f' {plus_minus} {error:.1g}'}{'*' * bool(damped)}"
+            for mean, error, damped in values
+        ]
     )
     table = cells.pivot(index="figure", columns="algorithm", values="cell")
     order = list(dict.fromkeys(comparison["figure"])), list(dict.fromkeys(comparison["algorithm"]))

@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from domainbed.replay.replays import replay, summarize
     from domainbed.reporting.cells import algorithms_of, datasets_of, testable, testable_names
     from domainbed.reporting.load import load_sweep
-    from domainbed.reporting.report import select_algorithms, select_names
+    from domainbed.reporting.report import select_algorithms, select_datasets
 
     sweep = load_sweep(options.input_dir)
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
     if n_pruned := int(sweep.jobs["pruned"].sum()):
         print(f"warning: skipping {n_pruned:,} pruned runs; only finished runs are replayed", file=sys.stderr)
-    datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
+    datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     environments = {name: testable_names(sweep.jobs, name) for name in datasets}
     records = sweep.records

@@ -26,6 +26,11 @@ from domainbed.reporting.titles import Titles
 
 MISSING_MARK = "X"
 SINGLE_TRIAL = "n = 1"
+MARKS = {  # their meanings
+    PARTIAL_MARK: f"{PARTIAL_MARK}: some of the requested runs are not done or not usable",
+    UNFINISHED_MARK: f"{UNFINISHED_MARK}: includes unfinished runs, with their records so far",
+    PRUNED_MARK: f"{PRUNED_MARK}: some of the requested runs were pruned, and cannot be selected",
+}
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,8 @@ class Table:
             return f"{self._rounded(cell.mean)} ({SINGLE_TRIAL})"
         if not np.isnan(cell.low):
             return f"{self._rounded(cell.mean)} [{self._rounded(cell.low)}, {self._rounded(cell.high)}]"
+        if cell.column == RANK:
+            return format_number(cell.mean, _rank_decimals(self.options.decimals))
         return self._with_error(cell.mean, cell.standard_error, plus_minus)
 
     def format_published(self, cell: Cell, plus_minus: str = "+/-") -> str:
@@ -211,12 +218,12 @@ class Table:
             )
         if any(PARTIAL_MARK in cell.mark for cell in self.cells):
             counts = self._list_counts(cell for cell in own if PARTIAL_MARK in cell.mark)
-            notes.append(f"{PARTIAL_MARK}: some of the requested runs are not done or not usable{counts}")
+            notes.append(MARKS[PARTIAL_MARK] + counts)
         if any(UNFINISHED_MARK in cell.mark for cell in self.cells):
-            notes.append(f"{UNFINISHED_MARK}: includes unfinished runs, with their records so far")
+            notes.append(MARKS[UNFINISHED_MARK])
         if any(PRUNED_MARK in cell.mark for cell in self.cells):
             counts = self._list_counts(cell for cell in own if PRUNED_MARK in cell.mark)
-            notes.append(f"{PRUNED_MARK}: some of the requested runs were pruned, and cannot be selected{counts}")
+            notes.append(MARKS[PRUNED_MARK] + counts)
         if any(map(_is_single_trial, self.cells)):
             uncertainty = "interval" if self.options.interval == "bootstrap" else "standard error"
             notes.append(f"{SINGLE_TRIAL}: a single trial, which has no {uncertainty}")
@@ -277,11 +284,18 @@ def _places(column: Sequence[Cell], decimals: int) -> list[int]:
     """
     if column[0].column == RELATIVE:
         return [0] * len(column)
+    if column[0].column == RANK:
+        decimals = _rank_decimals(decimals)
     numbers = [None if cell.is_missing else float(format_number(cell.mean, decimals)) for cell in column]
     levels = sorted({n for n in numbers if n is not None}, reverse=column[0].column != RANK)
     if len(levels) < 2:
         return [0] * len(column)
     return [levels.index(n) + 1 if n in levels[:2] else 0 for n in numbers]
+
+
+def _rank_decimals(decimals: int) -> int:
+    """Return the number of decimals of mean ranks, which say little as integers."""
+    return max(1, decimals)
 
 
 def format_number(number: float, decimals: int, sign: str = "") -> str:

@@ -91,6 +91,12 @@ class Report:
         states = ", ".join(f"{counts[state]:,} {state.value}" for state in reversed(JobState) if counts[state])
         return f"{len(self.sweep.runs):,} runs requested: {states}"
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a format without a place for notes leaves out: why tables are empty, notes, and the sweep's problems."""
+        reasons = [f"{section.selection}: {section.why_empty}" for section in self.sections if section.why_empty]
+        return [*reasons, *self.notes, *self.sweep.problems]
+
 
 def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     """Return the requested tables of a sweep.
@@ -98,7 +104,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
     Raises:
         UsageError: the sweep has no runs of a requested dataset or algorithm.
     """
-    datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
+    datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     compared = {"--versus": options.versus, "--relative_to": filter(None, [options.relative_to])}
     if options.significance or options.on_the_line:
@@ -157,6 +163,12 @@ def select_names(requested: Collection[str] | None, available: list[str], option
         if name not in available:
             raise UsageError(f"{option} {name}: this sweep has no such runs; {suggest(name, available)}")
     return list(dict.fromkeys(requested)) if requested else available
+
+
+def select_datasets(requested: Collection[str] | None, available: list[str]) -> list[str]:
+    """Return the requested datasets, as `select_names`; `all` stands for all available ones."""
+    names = [name for word in requested or () for name in (available if word == "all" else [word])]
+    return select_names(names, available, "--datasets")
 
 
 def select_algorithms(requested: Collection[str] | None, available: list[str]) -> list[str]:

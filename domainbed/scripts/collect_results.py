@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed import cli
-from domainbed.errors import UsageError
 from domainbed.options import add_options, from_args
 from domainbed.registry import import_modules
 from domainbed.reporting.formats.render import FORMATS, check_format, render
@@ -51,20 +50,10 @@ def parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    check_format(args.format)
-    if args.versus and args.format == "csv":
-        raise UsageError("--format csv does not support --versus; use --format json")
-    if args.power and args.format not in ("text", "markdown", "json"):
-        raise UsageError(f"--format {args.format} does not support --power; use --format text, markdown or json")
-    if args.significance and args.on_the_line and args.format == "csv":
-        raise UsageError("--format csv contains one table: use either --significance or --on_the_line")
-    if args.cite and args.format not in ("latex", "latex-fragment"):
-        raise UsageError(f"--format {args.format} does not support --cite; use --format latex or latex-fragment")
-    if args.pictures and args.format != "html":
-        raise UsageError(f"--format {args.format} does not support --pictures; use --format html, or the command plot")
     cli.check_output(args.output, can_stream=True)
     import_modules(args.imports)
     options = from_args(ReportOptions, args)
+    check_format(args.format, options)
 
     from domainbed.reporting.load import load_sweep  # imports pandas: --help and usage errors are fast
     from domainbed.reporting.report import make_report
@@ -73,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(args.output) if args.output else None
     content = render(report, args.format, output.parent if output else Path())
     if args.format == "csv":  # it has no place for these
-        reasons = [f"{section.selection}: {section.why_empty}" for section in report.sections if section.why_empty]
-        for line in (*reasons, *report.notes, *report.sweep.problems):
+        for line in report.warnings:
             print(f"warning: {line}", file=sys.stderr)
     cli.write_output(content, args.output)
     if output:

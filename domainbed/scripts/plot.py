@@ -98,12 +98,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_kinds(options.kind)
 
     from domainbed.reporting.load import load_sweep  # imports pandas: --help and usage errors are fast
-    from domainbed.reporting.report import select_algorithms, select_names, sweep_titles
+    from domainbed.reporting.report import select_algorithms, select_datasets, select_names, sweep_titles
 
     sweep = load_sweep(options.input_dir)
     for problem in sweep.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    datasets = select_names(options.datasets, datasets_of(sweep.runs), "--datasets")
+    datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     if options.baseline:
         select_names([options.baseline], algorithms, "--baseline")

@@ -77,6 +77,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
                     splits = [tuple(rng.uniform(0.05, 0.95) for _ in range(n)) for _ in range(2)]
                     record = make_record(dataset, algorithm, (env,), trial, draw, step, *splits)
                     record |= {"hparams": hparams, "loss": 10 ** rng.uniform(-3, 2)}
+                    # On PACS, one algorithm has no loss, and another one none at the step between.
+                    if dataset == "PACS" and (algorithm == HOSTILE or (algorithm, step) == ("ERM", 100)):
+                        del record["loss"]
                     records.append(record)
     report = make_report(load_sweep(str(write_sweep(folder, records))), ReportOptions())
     file = tmp_path_factory.mktemp("pages") / "page.html"
@@ -148,6 +151,31 @@ def test_filters_change_the_points(page: "Chrome"):
     assert HOSTILE in text(page, ".algorithms")
 
 
+def test_runs_and_records_without_a_value_are_not_hidden(page: "Chrome"):
+    choose(page, "dataset", "PACS")
+    show(page, "scatter")
+    assert text(page, ".summary") == "120 runs on PACS, each at the step selected by training-domain."
+    choose(page, "quantity", "loss")
+    found = re.fullmatch(r"120 runs on PACS, .* Of these, (\d+) have no loss\.", text(page, ".summary"))
+    assert found, (text(page, ".summary"), notes(page))
+    missing = int(found[1])
+    assert 40 <= missing < 80, "one algorithm, and runs of another with step 100 selected"
+    counts = [re.search(r"(\d+) runs, (\d+) without a value", note) for note in notes(page)]
+    assert [int(count[1]) + int(count[2]) for count in counts] == [30] * 4
+    assert sum(int(count[2]) for count in counts) == missing
+    page.execute_script(
+        "window.gaps = 0; const set = CanvasRenderingContext2D.prototype.setLineDash;"
+        "CanvasRenderingContext2D.prototype.setLineDash = function (dash) {"
+        "  window.gaps += String(dash) === '1,4'; set.call(this, dash); }"
+    )
+    show(page, "curves")
+    gaps = page.execute_script("return window.gaps")
+    assert gaps
+    assert gaps % 8 == 0, "one in the best run of ERM in each trial, per drawing"
+    choose(page, "quantity", "Test accuracy")
+    assert page.execute_script("return window.gaps") == gaps
+
+
 def test_pointer_and_keyboard_reach_runs(page: "Chrome", written: tuple[Report, Path]):
     """The leftmost point of the first chart is that of the run with the lowest in-domain accuracy."""
     report, _ = written
@@ -162,7 +190,7 @@ def test_pointer_and_keyboard_reach_runs(page: "Chrome", written: tuple[Report, 
     press(page, Keys.HOME)
     announced = text(page, ".announcement")
     assert announced.startswith(f"{first['algorithm']}, test environment +90%; Trial {first['trial_seed']}")
-    assert f"Test accuracy {100 * first['test_acc']:.1f}; In-domain accuracy {100 * first['val_acc']:.1f}" in announced
+    assert f"Test accuracy {100 * first['test_acc']:.2f}; In-domain accuracy {100 * first['val_acc']:.2f}" in announced
     hparams = report.sweep.load_hparams([first["folder"]]).iloc[0]
     assert f"batch_size {hparams['batch_size']}" in announced
     ring = find(page, ".highlight circle").rect

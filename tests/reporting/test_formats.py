@@ -504,6 +504,24 @@ def test_options_filter_and_order_tables(tmp_path: Path, capsys: pytest.CaptureF
     assert re.search(r"\d\.\d{3} \+/- \d\.\d{3}", out)
     main([*words, "--selection", "training-domain", "IIDAccuracySelectionMethod", "--versus", "Fishr", "ERM"])
     assert capsys.readouterr().out.count("Fishr vs. ERM") == 1
+    tables = []
+    for given in (["--datasets", "all"], []):
+        main([*words[:2], *given])
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+
+
+def test_mean_ranks_are_not_rounded_to_integers(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Averages 50, 50 and 60 on one dataset have the ranks 2.5, 2.5 and 1."""
+    accuracies = {"ERM": 0.5, "Fishr": 0.5, "IRM": 0.6}
+    records = [
+        make_record("ColoredMNIST", name, (env,), in_acc=(acc,) * 3, out_acc=(acc,) * 3)
+        for name, acc in accuracies.items()
+        for env in range(3)
+    ]
+    main(["--input_dir", str(write_sweep(tmp_path, records)), "--selection", "training-domain", "--decimals", "0"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(tuple(accuracies))]
+    assert [row[-1] for row in rows[-3:]] == ["2.5", "1.0", "2.5"]
 
 
 def test_output_is_written_atomically(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):

@@ -4,9 +4,11 @@ import gc
 import io
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,6 +28,7 @@ from domainbed.reporting.load import Sweep, load_sweep
 from domainbed.reporting.plots import draw_plots, write_figure
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import plot_metrics, plot_training_curves
+from domainbed.reporting.plots.gallery import Plot
 from domainbed.reporting.plots.scatter import plot_hparams, plot_in_and_out, sample_hparams, without_ignored
 from domainbed.reporting.plots.style import label_text, make_style, use_look
 from domainbed.reporting.titles import Titles
@@ -332,6 +335,17 @@ def test_bars_errors_and_missing_means():
     assert ax.get_ylim()[0] == 0
     assert ax.get_ylim()[1] > 81.5
     assert legend_labels(figure) == ["ERM", "Fishr"]
+
+
+def test_bars_of_incomplete_results_have_marks():
+    accuracies = {("ERM", "PACS"): (80.0, 1.5), ("ERM", "VLCS"): (60.0, np.nan), ("Fishr", "PACS"): (70.0, 1.0)}
+    marks = {("ERM", "PACS"): "*", ("ERM", "VLCS"): "*~", ("Fishr", "PACS"): "", ("Fishr", "VLCS"): "*"}
+    styles = {"ERM": make_style(0), "Fishr": make_style(1)}
+    figure = plot_bars(accuracies, ["VLCS", "PACS"], styles, marks=marks, meanings="*: incomplete")
+    shown = {(round(float(t.xy[0]), 3), float(t.xy[1]), t.get_text()) for t in figure.axes[0].texts}
+    assert shown == {(-0.21, 60.0, "*~"), (0.79, 81.5, "*"), (0.21, 0.0, "X")}
+    assert figure.legends[0].get_title().get_text() == "*: incomplete"
+    png(figure)
 
 
 def test_bars_of_whole_benchmark_and_of_missing_means():
@@ -678,6 +692,33 @@ def test_figures_are_drawn_one_at_a_time_and_only_selected_runs_are_read(
         gc.collect()
         assert sum(ref() is not None for ref in alive) <= 1
     assert len(read) == len(set(read)) == 2 * 3 * 2  # algorithms, environments, trials; one of the two draws
+
+
+def draw_by_kind(folder: Path, algorithms: Sequence[str], selection: str = "training-domain") -> dict[str, Plot]:
+    plots = draw_plots(load_sweep(str(folder)), selection, ["ColoredDigits"], algorithms)
+    return {plot.stem.split("-")[0]: plot for plot in plots}
+
+
+def test_pictures_of_an_incomplete_sweep_say_so(tmp_path: Path):
+    """They are seen without the tables, whose marks explain it."""
+    algorithms = ("ERM", "IRM", "Fishr")
+    folder = small_sweep(tmp_path, algorithms)
+    complete = draw_by_kind(folder, algorithms)
+    assert complete["bars"].caption.endswith(" X: missing.")
+    assert "Not all requested runs" not in complete["ranks"].caption
+    shutil.rmtree(next(path for path in folder.iterdir() if path.name.startswith("ColoredDigits-IRM-")))
+    plots = draw_by_kind(folder, algorithms)
+    assert plots["bars"].caption.endswith(" X: missing; *: some of the requested runs are not done or not usable.")
+    assert [text.get_text() for text in plots["bars"].figure.axes[0].texts] == ["*"]
+    assert " Not all requested runs: IRM." in plots["ranks"].caption
+
+
+def test_caption_mentions_a_line_only_if_it_is_drawn(tmp_path: Path):
+    folder = small_sweep(tmp_path / "sweep")
+    assert "Line: least squares of the runs of ERM" in draw_by_kind(folder, ["ERM", "IRM"])["line"].caption
+    assert "Line:" not in draw_by_kind(folder, ["IRM"])["line"].caption
+    few = [make_record(test_envs=(env,), trial_seed=trial) for env in range(3) for trial in range(2)]
+    assert "Line:" not in draw_by_kind(write_sweep(tmp_path / "few", few), ["ERM"])["line"].caption
 
 
 def test_leave_one_domain_out_without_pairs_draws_two_plots_and_warns(tmp_path: Path):

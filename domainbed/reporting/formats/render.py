@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainbed.errors import UsageError, suggest
+from domainbed.reporting.layout import ReportOptions
 
 if TYPE_CHECKING:
     from domainbed.reporting.report import Report
@@ -23,10 +24,20 @@ _FUNCTIONS = {  # module and function
 FORMATS = (*_FUNCTIONS, "html")
 
 
-def check_format(name: str) -> None:
-    """Raise UsageError if there is no format of this name."""
+def check_format(name: str, options: ReportOptions) -> None:
+    """Raise UsageError if there is no format of this name, or if it has no place for what the options request."""
     if name not in FORMATS:
         raise UsageError(f"unknown format {name!r}; {suggest(name, FORMATS)}")
+    if options.versus and name == "csv":
+        raise UsageError("--format csv does not support --versus; use --format json")
+    if options.power and name not in ("text", "markdown", "json"):
+        raise UsageError(f"--format {name} does not support --power; use --format text, markdown or json")
+    if options.significance and options.on_the_line and name == "csv":
+        raise UsageError("--format csv contains one table: use either --significance or --on_the_line")
+    if options.cite and name not in ("latex", "latex-fragment"):
+        raise UsageError(f"--format {name} does not support --cite; use --format latex or latex-fragment")
+    if options.pictures and name != "html":
+        raise UsageError(f"--format {name} does not support --pictures; use --format html, or the command plot")
 
 
 def render(report: Report, name: str, folder: Path) -> str:
@@ -37,10 +48,8 @@ def render(report: Report, name: str, folder: Path) -> str:
         name: one of FORMATS.
         folder: the folder that the text will be written to, from which a page links to the jobs.
 
-    Raises:
-        UsageError: there is no format of this name.
+    What the format has no place for is left out; see `check_format`.
     """
-    check_format(name)
     if name == "html":
         from domainbed.reporting.formats.page import as_html
 

@@ -28,6 +28,8 @@ def plot_bars(
     groups: Sequence[str],
     algorithms: Mapping[str, Style],
     title: str = "",
+    marks: Mapping[tuple[str, str], str] | None = None,
+    meanings: str = "",
 ) -> Figure:
     """Plot one group of bars per dataset and one bar per algorithm, with the standard error.
 
@@ -37,6 +39,9 @@ def plot_bars(
         accuracies: (algorithm, group) -> mean and standard error, in percent; NaN or absent if missing.
         groups: the datasets (or averages), in order.
         algorithms: the style of each algorithm, in order.
+        title: the title.
+        marks: (algorithm, group) -> what to print above the bar, such as that of incomplete results.
+        meanings: what the marks mean.
     """
     look = current_look()
     rows = math.ceil(len(groups) / MAX_GROUPS)
@@ -53,13 +58,17 @@ def plot_bars(
     cross["fontsize"] = max(5.0, min(look.font_size, 60 * width))
     for row, ax in enumerate(figure.subplots(rows, 1, squeeze=False).ravel()):
         shown = range(row * columns, min((row + 1) * columns, len(groups)))
-        for i, style in enumerate(algorithms.values()):
+        for i, (algorithm, style) in enumerate(algorithms.items()):
             x = np.arange(len(shown)) + (i + 0.5 - len(algorithms) / 2) * width
             mean, error = means[i, shown], errors[i, shown]
             has_mean = ~np.isnan(mean)
             ax.bar(x[has_mean], mean[has_mean], width, **_patch(style))
             has_error = has_mean & ~np.isnan(error)
             ax.errorbar(x[has_error], mean[has_error], error[has_error], **error_bars)
+            for position, group, height in zip(x, shown, mean + np.nan_to_num(error), strict=True):
+                mark = (marks or {}).get((algorithm, groups[group]))
+                if mark and not np.isnan(height):
+                    ax.annotate(mark, (position, height), (0, 1), textcoords="offset points", **cross)
             for position in x[~has_mean]:
                 ax.annotate("X", (position, 0), (0, 2), textcoords="offset points", **cross)
         ax.set_xticks(range(len(shown)), [label_text(groups[i], LABELS_LENGTH // columns) for i in shown])
@@ -71,7 +80,7 @@ def plot_bars(
     entries: list[tuple[str, Artist]] = [
         (label_text(name), Patch(**_patch(style))) for name, style in algorithms.items()
     ]
-    add_legend(figure, entries)
+    add_legend(figure, entries, meanings or None)
     return figure
 
 

@@ -1,5 +1,6 @@
 """Draws the plots of a sweep, each with its caption and the data that it shows."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from domainbed.engine.tracking import TRACKERS
 from domainbed.model_selection import WITH_PAIRS, best_hparams
 from domainbed.reporting.cells import (
     AVERAGE,
+    PARTIAL_MARK,
+    PRUNED_MARK,
     Cell,
     algorithms_of,
     average_cells,
@@ -22,8 +25,9 @@ from domainbed.reporting.cells import (
 )
 from domainbed.reporting.comparisons import rank_algorithms
 from domainbed.reporting.findings import describe_blocks, format_p, list_names
+from domainbed.reporting.layout import MARKS
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.on_the_line import scale
+from domainbed.reporting.on_the_line import fit_runs, scale
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import curve_values, metric_values, plot_metrics, plot_training_curves
 from domainbed.reporting.plots.line import plot_line
@@ -152,12 +156,14 @@ class SweepPlots:
             self.styles,
             f"Mean ranks over {blocks}, {self.selection} selection",
         )
+        partial = {c.algorithm for c in self.cells if {PARTIAL_MARK, PRUNED_MARK} & {*c.mark}} & {*ranks.ranks}
+        incomplete = f" Not all requested runs: {list_names([*map(titles, sorted(partial))])}." if partial else ""
         excluded = f" Not ranked: {list_names([*map(titles, ranks.excluded)])}." if ranks.excluded else ""
         caption = (
             f"Mean ranks of the algorithms over {blocks} (1 is best), with the runs selected by {self.selection}. "
             f"Thick bars join algorithms that do not differ by the critical difference of the Nemenyi test, or all of "
             f"them if Friedman's test finds no difference (here p {format_p(ranks.test.p_value)}).{excluded}"
-            f"{self.unfinished_note(self.best)}"
+            f"{incomplete}{self.unfinished_note(self.best)}"
         )
         data = {"mean_rank": ranks.ranks, "critical_difference": dict.fromkeys(ranks.ranks, ranks.critical_difference)}
         # One column per group, with 1 for its members.
@@ -175,9 +181,11 @@ class SweepPlots:
             for cell in cells
         }
         groups = [*self.datasets, AVERAGE] if len(self.datasets) > 1 else self.datasets
+        marks = {(self.titles(c.algorithm), self.titles(c.column)): c.mark for c in cells if c.column in groups}
+        meanings = [meaning for mark, meaning in MARKS.items() if any(mark in text for text in marks.values())]
         caption = (
             f"Test accuracy of the runs selected by {self.selection}, averaged over each dataset's environments, with "
-            f"the standard error over trials. X: missing.{self.unfinished_note(self.best)}"
+            f"the standard error over trials. {'; '.join(['X: missing', *meanings])}."
         )
         title = f"Test accuracy, {self.selection} selection"
         groups = [*map(self.titles, groups)]
@@ -185,7 +193,7 @@ class SweepPlots:
             [(*key, *numbers) for key, numbers in accuracies.items() if key[1] in groups],
             columns=["algorithm", "dataset", "mean", "standard_error"],
         )
-        figure = plot_bars(accuracies, groups, self.styles, title)
+        figure = plot_bars(accuracies, groups, self.styles, title, marks, "; ".join(meanings))
         return Drawing(("bars", self.selection), caption, figure, data)
 
     def draw_in_and_out(self, dataset: str, runs: pd.DataFrame) -> Drawing:
@@ -205,11 +213,13 @@ class SweepPlots:
 
     def draw_line(self, dataset: str, runs: pd.DataFrame) -> Drawing:
         title, baseline = self.titles(dataset), self.titles(self.baseline)
-        line = f"Line: least squares of the runs of {baseline}, dotted outside their range. "
+        own = runs[runs["algorithm"] == self.baseline].groupby("test_env")
+        has_line = any(not math.isnan(fit_runs(scale(r["val_acc"]), scale(r["test_acc"])).slope) for _, r in own)
+        line = f"Line: least squares of the runs of {baseline}, dotted outside their range. " if has_line else ""
         caption = (
             f"Accuracy on the test environment (in split) against mean accuracy on the training environments (out "
             f"splits), on probit axes, for all {len(runs):,} runs on {title} at the step selected by training-domain. "
-            f"{line if self.baseline in self.algorithms else ''}R²: of the line through all runs."
+            f"{line}R²: of the line through all runs."
             f"{self.unfinished_note(runs)}"
         )
         figure = plot_line(

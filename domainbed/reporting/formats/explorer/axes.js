@@ -108,5 +108,7 @@ function hparamAxis(hparam, values) {
   if (hparam.scale === "category" || levels.length < 2) {
     return new CategoryAxis(hparam.name, levels);
   }
-  return hparam.scale === "log" ? new LogAxis(hparam.name, levels) : new LinearAxis(hparam.name, levels);
+  // The runs shown may have a range that is too narrow for a tick of a logarithmic axis.
+  const isWide = d3.max(levels) >= 3 * d3.min(levels.filter((level) => level > 0));
+  return hparam.scale === "log" && isWide ? new LogAxis(hparam.name, levels) : new LinearAxis(hparam.name, levels);
 }

@@ -186,14 +186,16 @@ class Explorer {
   summarize() {
     const { runs, shown, selection, quantity } = this.current;
     const method = runs.header.selections[selection];
+    const read = runs.selectedReader(quantity, selection);
+    const missing = shown.filter((run) => !Number.isFinite(read(run))).length;
     let text = `${count(shown.length)} on ${runs.title}, each at the step selected by ${method}.`;
+    text += missing ? ` Of these, ${missing.toLocaleString("en-US")} have no ${quantity.label}.` : "";
     if (this.view === "parallel" && this.brushes.size && shown.length) {
-      const read = runs.selectedReader(quantity, selection);
       const values = this.panels[0].activeRuns().map(read);
       const [median, low, high] = [d3.median(values), ...d3.extent(values)].map((value) =>
         formatQuantity(value ?? NaN, quantity.unit),
       );
-      text = `${values.length.toLocaleString("en-US")} of ${count(shown.length)} within the brushes. ${quantity.label}: median ${median}, from ${low} to ${high}.`;
+      text = `${values.length.toLocaleString("en-US")} of ${count(this.panels[0].runs.length)} within the brushes. ${quantity.label}: median ${median}, from ${low} to ${high}.`;
     }
     this.find(".clear").hidden = this.view !== "parallel" || !this.brushes.size;
     this.find(".summary").textContent = shown.length ? text : `No runs of ${runs.title} match.`;
@@ -204,7 +206,7 @@ class Explorer {
         "Each point is a run. Outlined: the best run of each trial, which the tables report. Dashed: equal accuracies. ρ: Spearman’s rank correlation.",
       hparams: "Each point is a run. Outlined: the best run of each trial, which the tables report.",
       parallel: "Each line is a run, colored by the last axis. Drag along an axis to select a range.",
-      curves: "Each line is a run. Circles: the checkpoint chosen by the selection method.",
+      curves: "Each line is a run, dotted where records have no value. Circles: the checkpoint chosen by the selection method.",
     };
     this.find(".hint-of-view").textContent = hints[this.view];
   }

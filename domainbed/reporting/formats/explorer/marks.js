@@ -89,7 +89,24 @@ function drawSummaries(panel, context) {
   context.restore();
 }
 
-// Join consecutive marks of a run, and mark the selected ones.
+// Join two marks of a run that are not in consecutive records.
+function drawGap(panel, context, after) {
+  const { marks } = panel.spec;
+  context.setLineDash([1, 4]);
+  context.beginPath();
+  context.moveTo(panel.px(marks.x[after - 1]), panel.py(marks.y[after - 1]));
+  context.lineTo(panel.px(marks.x[after]), panel.py(marks.y[after]));
+  context.stroke();
+  context.fillStyle = context.strokeStyle;
+  for (const i of [after - 1, after]) {
+    context.beginPath();
+    context.arc(panel.px(marks.x[i]), panel.py(marks.y[i]), 1.5, 0, 2 * Math.PI);
+    context.fill();
+  }
+}
+
+// Join the marks of a run, with dots and dotted lines where records between them have no value, and mark the selected
+// ones.
 function drawLines(panel, context) {
   const { marks, selected, rule } = panel.spec;
   const n = marks.run.length;
@@ -110,11 +127,18 @@ function drawLines(panel, context) {
     const run = marks.run[i];
     context.strokeStyle = panel.look.color(run);
     context.setLineDash(panel.look.dash(run));
+    const first = i;
+    const isJoined = (i) => i > first && marks.run[i] === run && marks.record[i] === marks.record[i - 1] + 1;
     context.beginPath();
-    for (let isFirst = true; i < n && marks.run[i] === run; i++, isFirst = false) {
-      context[isFirst ? "moveTo" : "lineTo"](panel.px(marks.x[i]), panel.py(marks.y[i]));
+    for (; i < n && marks.run[i] === run; i++) {
+      context[isJoined(i) ? "lineTo" : "moveTo"](panel.px(marks.x[i]), panel.py(marks.y[i]));
     }
     context.stroke();
+    for (let after = first + 1; after < i; after++) {
+      if (!isJoined(after)) {
+        drawGap(panel, context, after);
+      }
+    }
   }
   context.setLineDash([]);
   context.globalAlpha = 1;

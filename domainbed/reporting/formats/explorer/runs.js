@@ -164,12 +164,12 @@ class Runs {
   }
 }
 
-// Format a number with three significant digits, or an accuracy in percent with one decimal.
+// Format a number with three significant digits, or an accuracy in percent with the two that are stored.
 function formatQuantity(value, unit) {
   if (Number.isNaN(value)) {
     return "–";
   }
-  return unit === "%" ? value.toFixed(1) : formatNumber(value);
+  return unit === "%" ? value.toFixed(2) : formatNumber(value);
 }
 
 function formatNumber(value) {

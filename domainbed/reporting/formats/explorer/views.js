@@ -38,21 +38,23 @@ function overview(state) {
   const titles = state.algorithms.map((i) => state.runs.header.algorithms[i].title).reverse();
   const x = quantityAxis(state.quantity, state.shown.map(read));
   const y = new CategoryAxis("", titles);
-  const panels = perEnvironment(state, (name, runs) => ({
-    title: name,
-    note: count(runs.length),
-    x,
-    y,
-    marks: makeMarks(
+  const panels = perEnvironment(state, (name, runs) => {
+    const marks = makeMarks(
       runs,
       (run) => x.position(read(run)),
       (run) => y.position(title(run), run),
-    ),
-    emphasized: emphasize(state),
-    summaries: titles.flatMap((name) =>
-      summarizeBest(runs.filter((run) => title(run) === name && emphasize(state)(run)).map(read), x, y.position(name)),
-    ),
-  }));
+    );
+    const best = (name) => runs.filter((run) => title(run) === name && emphasize(state)(run));
+    return {
+      title: name,
+      note: countDrawn(marks, runs),
+      x,
+      y,
+      marks,
+      emphasized: emphasize(state),
+      summaries: titles.flatMap((name) => summarizeBest(best(name).map(read), x, y.position(name))),
+    };
+  });
   const height = (width) => Math.max(width * 0.5, 34 * titles.length + 50);
   return { panels, category: byAlgorithm(state), colored: "algorithms", height };
 }
@@ -74,19 +76,22 @@ function inAndOut(state) {
   const readY = state.runs.selectedReader(state.quantity, state.selection);
   const x = quantityAxis(inDomain, state.shown.map(readX));
   const y = quantityAxis(state.quantity, state.shown.map(readY));
-  const panels = perEnvironment(state, (name, runs) => ({
-    title: name,
-    note: `${count(runs.length)}, ${correlation(runs.map(readX), runs.map(readY))}`,
-    x,
-    y,
-    marks: makeMarks(
+  const panels = perEnvironment(state, (name, runs) => {
+    const marks = makeMarks(
       runs,
       (run) => x.position(readX(run)),
       (run) => y.position(readY(run)),
-    ),
-    emphasized: emphasize(state),
-    diagonal: state.quantity.unit === "%",
-  }));
+    );
+    return {
+      title: name,
+      note: `${countDrawn(marks, runs)}, ${correlation(runs.map(readX), runs.map(readY))}`,
+      x,
+      y,
+      marks,
+      emphasized: emphasize(state),
+      diagonal: state.quantity.unit === "%",
+    };
+  });
   return { panels, category: byAlgorithm(state), colored: "algorithms", height: (width) => Math.min(width * 0.8, 360) };
 }
 
@@ -146,7 +151,7 @@ function curves(state) {
     const selected = d3
       .range(marks.run.length)
       .filter((i) => marks.record[i] === runs.selectedRecord(marks.run[i], selection));
-    return { title: name, note: count(some.length), x, y, marks, selected, isLine: true };
+    return { title: name, note: countDrawn(marks, some), x, y, marks, selected, isLine: true };
   });
   return { panels, category: byAlgorithm(state), colored: "algorithms", height: (width) => Math.min(width * 0.7, 380) };
 }
@@ -166,6 +171,13 @@ function lineMarks(runs, shown, x, y, read) {
     }
   }
   return marks;
+}
+
+// Return the number of runs that are drawn, and that of those without a value.
+function countDrawn(marks, runs) {
+  const drawn = new Set(marks.run).size;
+  const missing = runs.length - drawn;
+  return count(drawn) + (missing ? `, ${missing.toLocaleString("en-US")} without a value` : "");
 }
 
 function count(n) {
