@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from domainbed import __version__
 from domainbed.errors import AlgorithmError, UsageError, one_line, printable, suggest
 
-PATHS = ("ARCHIVE", "DIR", "FILE")  # the placeholders of options that take a path
+PATHS = ("ARCHIVE", "DIR", "FILE", "PATH")  # the placeholders of options that take a path
 
 # Of --trust_imports, an option of the commands that need the classes of others' jobs.
 TRUST_IMPORTS_HELP = (

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -233,7 +234,7 @@ def test_open_to_append_follows_no_link(tmp_path: Path, fifo: Path):
     assert not (tmp_path / "missing").exists()
 
 
-def test_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_writers(tmp_path: Path):
     """Everybody who can write to a folder or to one above it, unless that one protects the files of others."""
     folder = tmp_path / "a" / "b" / "c"
     folder.mkdir(parents=True)
@@ -245,8 +246,26 @@ def test_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert other_writers(folder) == ""
         path.chmod(0o755)
     assert not list(folder.iterdir())
-    folder.parent.chmod(0o775)
-    monkeypatch.setattr(files, "_is_own_group", lambda user, group: False)
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "is_own"),
+    [
+        ("me", [], True),
+        ("me", ["me"], True),
+        ("me", ["me", "you"], False),
+        ("staff", [], False),
+        ("staff", ["me"], False),
+    ],
+)
+def test_own_group_has_the_name_and_no_other_member(
+    name: str, members: list[str], is_own: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pwd.getpwuid", lambda user: SimpleNamespace(pw_name="me"))
+    monkeypatch.setattr("grp.getgrgid", lambda group: SimpleNamespace(gr_name=name, gr_mem=members))
+    assert files._is_own_group(1, 2) is is_own
+    monkeypatch.setattr("grp.getgrgid", lambda group: {}[group])
+    assert not files._is_own_group(1, 2)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to others")

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -398,15 +399,20 @@ def test_code_in_a_checkpoint_is_not_run(job: Path, tmp_path: Path, name: str, w
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"c", b"0", b"}}R.", b"\x80\x02(KBs.", b"\x80\x04\x95.", b"K\x01."])
-def test_nonsense_in_an_intact_checkpoint_is_reported(job: Path, content: bytes):
+def test_nonsense_in_an_intact_checkpoint_is_reported(job: Path, content: bytes, capsys: pytest.CaptureFixture):
     with zipfile.ZipFile(job / LAST) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(job / LAST, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, content if name.endswith("/data.pkl") else data)
     (job / PREVIOUS).unlink()
-    with suppress(UsageError):  # refused, or reported as damaged
-        assert checkpoint.load_checkpoint(job) is None
+    try:
+        loaded, message = checkpoint.load_checkpoint(job), capsys.readouterr().out
+    except UsageError as error:
+        loaded, message = None, str(error)
+    assert loaded is None
+    reasons = "is damaged and cannot be used|contains |was written by another version"
+    assert re.match(f"{re.escape(str(job / LAST))} ({reasons})", message)
 
 
 def test_state_that_could_not_be_loaded_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """Tests of jobs with a frozen backbone: features, jobs without images, staleness, rejected combinations."""
 
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -15,12 +16,14 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.backbones import Backbone
 from domainbed.engine import frozen
 from domainbed.engine.config import JobConfig
+from domainbed.engine.control import JobControl
 from domainbed.engine.data import Batches, load_data
 from domainbed.engine.ensemble import evaluate_ensemble
 from domainbed.engine.export.base import export_model
 from domainbed.engine.export.weights import HuggingFace, Safetensors
 from domainbed.engine.feed import open_feed
 from domainbed.engine.frozen import extract_features, frozen_backbone, weights_hash
+from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.model import load_model
 from domainbed.engine.setup import set_up
 from domainbed.engine.train import train
@@ -210,6 +213,9 @@ def test_augmented_views_are_drawn_for_training_environments_alone(data_dir: Pat
     [
         ({"algorithm": "ARM"}, "ARM requires images, not the features of a frozen backbone"),
         ({"algorithm": "MIRO"}, "MIRO requires images, not the features of a frozen backbone"),
+        ({"algorithm": "SagNet", "hparams": {"linear_probe": True}}, "SagNet requires a trained featurizer"),
+        ({"algorithm": "TRM", "hparams": {"linear_probe": True}}, "TRM requires a trained featurizer"),
+        ({"cache_gb": 0.0}, "increase --cache_gb"),
         ({"hparams": {"pretrained": False}}, "a frozen backbone requires pretrained weights"),
         ({"hparams": {"feature_dtype": "int8"}}, "feature_dtype must be one of float32, float16"),
         ({"on_bad_image": "skip"}, "cannot replace broken images"),
@@ -220,6 +226,22 @@ def test_impossible_combinations_are_rejected(data_dir: Path, changes: dict, mes
     with pytest.raises(UsageError, match=message):
         train(make_config(data_dir, **changes))
     assert not (data_dir.parent / "job").exists()
+
+
+def test_extraction_can_be_stopped(data_dir: Path):
+    """What is stopped while it extracts features gives the same records when it is resumed."""
+    config = make_config(data_dir)
+    for n in (1, 10, 20):
+        asked = itertools.count()
+        with pytest.raises(Interrupted):
+            train(config, JobControl(should_stop=lambda n=n, asked=asked: next(asked) > n))
+        assert not (data_dir.parent / "job" / "results.jsonl").exists()
+    train(config)
+    records = read_job(data_dir.parent / "job")[0]
+    train(replace(config, output_dir=str(data_dir.parent / "other"), cache=str(data_dir.parent / "other cache")))
+    undisturbed = read_job(data_dir.parent / "other")[0]
+    assert [record["loss"] for record in records] == [record["loss"] for record in undisturbed]
+    assert [record["env0_in_acc"] for record in records] == [record["env0_in_acc"] for record in undisturbed]
 
 
 def test_digits_have_no_backbone_to_freeze():

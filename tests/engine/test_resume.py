@@ -579,8 +579,8 @@ def kill_and_resume(root: str) -> None:
         assert result(folder) == result(Path(root) / f"undisturbed {i}"), f"job {i}"
         resumed += log.read_text().count("Resuming from checkpoint at step ")
     print(f"{killed} kills, {resumed} resumed from a checkpoint")
-    assert killed > 60
-    assert resumed > 20
+    assert killed >= 2 * len(variants)  # up to five times as many, unless other processes slow this one down
+    assert resumed >= len(variants)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from domainbed.algorithms.eqrm import EQRM as BuiltinEQRM
+from domainbed.algorithms.eqrm import kernel_quantile
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib import misc
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
@@ -117,6 +118,10 @@ def test_quantile_equals_the_builtin_eqrm():
     restored.load_state_dict(theirs.dist.state_dict())
     assert restored.icdf(theirs.alpha).item() == value.item()
     assert ours.hparams["eqrm_quantile"] == theirs.alpha
+    same_risks = risks.detach().clone().requires_grad_()
+    quantile = kernel_quantile(same_risks, theirs.alpha)
+    assert quantile.item() == pytest.approx(value.item(), abs=1e-8)
+    torch.testing.assert_close(torch.autograd.grad(quantile, same_risks)[0], gradient)
 
 
 def test_kernel_density_integrates_to_one():

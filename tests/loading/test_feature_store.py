@@ -1,16 +1,21 @@
 """Tests of the store of features: contents, killed and simultaneous processes, damage, limits, full disks."""
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from domainbed.errors import UsageError
+from domainbed.files import atomic_write
 from domainbed.loading import feature_store
 from domainbed.loading.feature_store import CHUNK_IMAGES, FeatureFile, fill
 from tests.processes import wait_until
@@ -78,13 +83,20 @@ def test_each_key_shape_and_type_has_a_file_of_its_own(tmp_path: Path):
         assert np.array_equal(features, (expected() + i)[: files[i].n_images].astype(files[i].dtype))
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    """Write a file at another time than before, which may be within a tick of the file system's clock."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(content)
+    os.utime(path, ns=(before + 1, before + 1))
+
+
 @pytest.mark.parametrize("position", [0, 1000, -5, -1], ids=str)
 def test_damaged_file_is_extracted_again(tmp_path: Path, position: int):
     file = feature_file(tmp_path)
     fill([file], [Extractor()], GB)
     content = bytearray(file.path.read_bytes())
     content[position] ^= 1
-    file.path.write_bytes(content)
+    overwrite(file.path, content)
     extractor = Extractor()
     [features] = fill([file], [extractor], GB)
     assert features.tobytes() == expected().tobytes()
@@ -109,7 +121,7 @@ def test_checksum_covers_files_of_any_size(tmp_path: Path, monkeypatch: pytest.M
             assert np.array_equal(fill([file], [lambda start, stop, v=values: v[start:stop]], GB)[0], values)
             content = bytearray(file.path.read_bytes())
             content[n % len(content)] ^= 128
-            file.path.write_bytes(content)
+            overwrite(file.path, content)
             assert file.open() is None
 
 
@@ -155,20 +167,21 @@ import sys, time
 from pathlib import Path
 from tests.loading.test_feature_store import GB, expected, feature_file, fill
 
-folder, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+folder, log, seconds, first_slow = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 
 def extract(start, stop):
     with open(log, "a") as file:
         file.write(f"{start}\\n")
-    time.sleep(seconds)
+    time.sleep(seconds * (start >= first_slow))
     return expected()[start:stop]
 
 assert fill([feature_file(folder)], [extract], GB)[0].tobytes() == expected().tobytes()
 """
 
 
-def start_process(folder: Path, log: Path, seconds: float) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(log), str(seconds)])
+def start_process(folder: Path, log: Path, seconds: float, first_slow: int = 0) -> subprocess.Popen:
+    """Extract features in a new process, which takes some seconds for each chunk from the image `first_slow` on."""
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, (folder, log, seconds, first_slow))])
 
 
 def read_log(log: Path) -> list[int]:
@@ -177,7 +190,7 @@ def read_log(log: Path) -> list[int]:
 
 def test_killed_process_is_continued(tmp_path: Path):
     log, folder = tmp_path / "log", tmp_path / "store"
-    process = start_process(folder, log, 0.2)
+    process = start_process(folder, log, 60, first_slow=1)
     wait_until(lambda: len(read_log(log)) == 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -194,13 +207,37 @@ def test_simultaneous_processes_share_the_chunks(tmp_path: Path):
     assert sorted(read_log(log)) == [0, 128, 256]
 
 
-def test_full_disk_keeps_complete_chunks(tmp_path: Path):
-    file = feature_file(tmp_path)
-    with pytest.raises(OSError, match="No space left"):
-        fill([file], [fail_at(128, OSError(errno.ENOSPC, "No space left on device"))], GB)
+@pytest.mark.parametrize("failing", [2, 4], ids=["a chunk", "the assembled file"])
+def test_full_disk_keeps_complete_chunks(tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch):
+    file, n_writes = feature_file(tmp_path), itertools.count(1)
+
+    @contextmanager
+    def write_to_full_disk(path: Path) -> Iterator[BinaryIO]:
+        with atomic_write(path) as output:
+            yield output
+            if next(n_writes) == failing:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_store, "atomic_write", write_to_full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            fill([file], [Extractor()], GB)
+    assert not file.path.exists()
+    assert not list(tmp_path.glob("*.part"))
     extractor = Extractor()
     assert fill([file], [extractor], GB)[0].tobytes() == expected().tobytes()
-    assert extractor.calls == [(128, 256), (256, 320)]
+    assert extractor.calls == ([(128, 256), (256, 320)] if failing == 2 else [])
+
+
+@pytest.mark.parametrize("name", ["read_chunk", "open"])
+def test_file_that_disappears_while_it_is_used_is_an_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    """As when somebody deletes the cache."""
+    file = feature_file(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureFile, name, lambda *args: None)
+        with pytest.raises(UsageError, match=r"disappeared or was damaged.*run the job again"):
+            fill([file], [Extractor()], GB)
+    assert fill([file], [Extractor()], GB)[0].tobytes() == expected().tobytes()
 
 
 def test_store_is_bounded(tmp_path: Path):

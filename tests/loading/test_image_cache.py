@@ -264,19 +264,28 @@ def test_fill_can_be_stopped_at_any_time(tmp_path: Path, files: dict[str, list[s
     assert calls >= 3 * 10, "each file is checked for changes, measured, and stored"
 
 
-def test_stop_while_another_job_fills_the_cache(tmp_path: Path, files: dict[str, list[str]], capsys):
-    calls = []
+def test_stop_while_another_job_fills_the_cache(tmp_path: Path, files: dict[str, list[str]], capsys, monkeypatch):
+    n_calls, timeouts = 0, []
+    acquire = FileLock.acquire
+
+    def record_timeout(self: FileLock, timeout: float | None = None, *args, **kwargs):
+        timeouts.append(timeout)
+        return acquire(self, timeout, *args, **kwargs)
 
     def check_stop() -> None:
-        calls.append(time.monotonic())
-        if len(calls) > 10 + 5:  # after checking the files
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls > 10 + 5:  # after checking the files
             raise Stop
 
     (tmp_path / "cache").mkdir()
-    with FileLock(tmp_path / "cache" / cache.CACHE_LOCK_FILE), pytest.raises(Stop):
-        open_cached(tmp_path / "cache", GB, files, check_stop)
+    with FileLock(tmp_path / "cache" / cache.CACHE_LOCK_FILE):
+        monkeypatch.setattr(FileLock, "acquire", record_timeout)
+        with pytest.raises(Stop):
+            open_cached(tmp_path / "cache", GB, files, check_stop)
     assert "waiting for another job to fill the cache" in capsys.readouterr().out
-    assert calls[-1] - calls[-2] < 1, "checked several times per second"
+    assert len(timeouts) > 3
+    assert all(0 <= timeout <= 0.2 for timeout in timeouts), "checked several times per second"
 
 
 def test_readers_stop_with_the_writer(tmp_path: Path, files: dict[str, list[str]], monkeypatch):
@@ -336,8 +345,10 @@ def test_waiting_jobs_take_over_from_a_killed_one(tmp_path: Path, files: dict[st
         time.sleep(0.05)
     assert list((tmp_path / "cache").glob("*.part")), "the fill did not start"
     waiting = [start(delay=0) for _ in range(2)]
-    time.sleep(1)
-    assert all(process.poll() is None for process in waiting), "a process did not wait"
+    for process in waiting:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begin\n"
+        assert "waiting for another job to fill the cache" in process.stdout.readline()
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
     expected = sum(int(pixels(file).sum()) for names in files.values() for file in names)

@@ -58,9 +58,10 @@ class Misbehaving(Algorithm):
             threading.Thread(target=time.sleep, args=(600,)).start()
             raise RuntimeError("a thread is still running")
         if how == "leave a child":
-            if os.fork() == 0:
+            if (child := os.fork()) == 0:
                 time.sleep(300)  # it inherits the open connection of its parent
                 os._exit(0)
+            Path(os.environ["TMPDIR"], "child").write_text(str(child))
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "slow":
             time.sleep(0.5)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -74,13 +73,13 @@ def test_failing_jobs_do_not_affect_others(tmp_path: Path, quick_workers: None):
 
 
 @pytest.mark.slow
-def test_surviving_child_of_a_dead_worker_is_not_waited_for(tmp_path: Path):
+def test_surviving_child_of_a_dead_worker_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It keeps the connection open. (With workers that start as they do outside of tests.)"""
-    start = time.monotonic()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     (*_, event) = launch([make_job(tmp_path, "leave a child")])
     assert event.state == read_status(event.job.folder).state == JobState.INCOMPLETE
     assert event.reason.startswith(SIGKILLED)
-    assert time.monotonic() - start < 200, "the child sleeps 300 s"
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # it is still alive
 
 
 @pytest.mark.slow

@@ -64,10 +64,11 @@ def words(folder: Path, *others: object, **hparams: object) -> list[str]:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     """The jobs of the grid, by the names of their folders, if nothing is pruned."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("full")
+    folder, threads = tmp_path_factory.mktemp("full"), torch.get_num_threads()
     jobs = jobs_of(words(folder, launcher="local"))
+    torch.set_num_threads(1)
     run_here(*jobs)
+    torch.set_num_threads(threads)
     assert set(states(jobs)) == {DONE}
     return {job.folder.name: job for job in jobs}
 
@@ -188,14 +189,15 @@ def test_unpruned_job_has_the_weights_of_a_full_one(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_killed_and_simultaneous_launches(tmp_path: Path, full: dict[str, Job]):
+@pytest.mark.parametrize("seed", [0])
+def test_killed_and_simultaneous_launches(tmp_path: Path, full: dict[str, Job], seed: int):
     """Two launches at once, one of which is killed with its workers at a random time, and a third one."""
     folder = tmp_path / "sweep"
     prune = words(folder, "--prune", "asha", "--workers", 1, launcher="local")
     jobs = jobs_of(prune)
     killed, other = (start_launch(prune, tmp_path / f"{i}.log") for i in range(2))
     wait_until(lambda: any((job.folder / "results.jsonl").exists() for job in jobs))
-    time.sleep(random.random())
+    time.sleep(random.Random(seed).random())
     with suppress(ProcessLookupError):  # the other one may have left it nothing to do
         os.kill(killed.pid, signal.SIGKILL)
     for job in jobs:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -105,7 +104,6 @@ def test_reading_commands(
     path.unlink(missing_ok=True)
     REPLACEMENTS[replacement](path)
     before = reset_peak_memory()
-    start = time.monotonic()
     commands = [
         (sweep, "status", "--output_dir", folder, "--failed"),
         (collect_results, "--input_dir", folder),
@@ -116,7 +114,6 @@ def test_reading_commands(
     ]
     for module, *words in commands:
         assert run(module, *words) in (0, 1, 2, 3)
-    assert time.monotonic() - start < 10
     assert peak_memory() - before < MEMORY
     assert os.path.lexists(path)
     assert "Traceback" not in "".join(capsys.readouterr())
