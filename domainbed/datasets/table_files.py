@@ -171,10 +171,12 @@ class ParquetFile(TableFile):
         import pyarrow as pa
         from pyarrow import parquet
 
+        def read(file: Path) -> pa.Table:
+            table = parquet.read_table(file, columns=list(columns))
+            return to_text(table, class_labels(table.schema))  # each export numbers its classes on its own
+
         try:
-            tables = [parquet.read_table(file, columns=list(columns)) for file in self.files]
-            # Files of different exports may number their classes differently.
-            return pa.concat_tables([to_text(table, class_labels(table.schema)) for table in tables])
+            return pa.concat_tables(map(read, self.files))
         except (OSError, pa.ArrowException) as error:
             raise UsageError(f"cannot read {self.path}: {error}") from error
 
