@@ -18,18 +18,8 @@ from domainbed.reporting.report import Report
 from domainbed.sweep.status import JobState
 
 COLUMNS = [
-    *(
-        "selection",
-        "table",
-        "algorithm",
-        "column",
-        "mean",
-        "standard_error",
-        "low",
-        "high",
-        "trials",
-        "trials_requested",
-    ),
+    *("selection", "table", "algorithm", "column"),
+    *("mean", "standard_error", "low", "high", "trials", "trials_requested"),
     *("runs_requested", *(f"runs_{state.name.lower()}" for state in JobState), "runs_unusable", "unfinished_selected"),
     *("published", "published_error", "difference", "source"),
 ]
