@@ -128,6 +128,7 @@ class Report:
             spread = {"median": statistics.median(times), "min": min(times), "max": max(times)}
             result = {"what": what, "side": side, "unit": unit, "samples": list(times), **spread}
             self._report["results"].append(result | {name: values[side] for name, values in more.items()})
+        self._write()
 
     def check(self, what: str, side: str, measured: float, limit: float | None = None) -> None:
         """Check the difference between the results of a side and of the reference, and print it.
@@ -138,15 +139,20 @@ class Report:
         result = {"what": what, "side": side, "measured": measured, "limit": limit, "passed": passed}
         self._report["checks"].append(result)
         bound = "" if limit is None else f" (at most {limit:.2g})"
+        self._write()
         print(f"{'checked' if passed else 'WRONG'}: {side}: {what}: {measured:.2g}{bound}", flush=True)
 
     def finish(self) -> int:
-        """Write the JSON. Return the exit status: 1 if a check failed."""
+        """Return the exit status: 1 if a check failed."""
+        self._write()
+        return 0 if all(check["passed"] for check in self._report["checks"]) else 1
+
+    def _write(self) -> None:
+        """Write the JSON: after each measurement, because a benchmark may be stopped at a time limit."""
         if self._output:
             with atomic_write(self._output) as file:
                 # JSON has no NaN and infinity; they are written as strings.
                 file.write(json.dumps(_finite(self._report), indent=1, allow_nan=False).encode() + b"\n")
-        return 0 if all(check["passed"] for check in self._report["checks"]) else 1
 
 
 def _finite(value: Any) -> Any:

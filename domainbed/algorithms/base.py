@@ -1,11 +1,12 @@
 """The interface of an algorithm: DomainBed's, so classes written for it work unchanged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from domainbed.algorithms import state
 from domainbed.hparams import Hparam, Hparams
@@ -36,6 +37,7 @@ class Algorithm(nn.Module):
     REQUIRES_IMAGES: ClassVar[bool] = False  # whether it does not support features of a frozen backbone
     SUPPORTS_COMPILATION: ClassVar[bool] = True  # not if updates hook featurizers, differentiate twice, or keep graphs
     REQUIRES_FEATURIZER: ClassVar[bool] = False  # whether it does not support linear probes
+    UNSAVED: ClassVar[Collection[str]] = ()  # attributes that checkpoints leave to the class's own `training_state`
     EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
     _constructed: state.Constructed | None = None
 
@@ -94,6 +96,13 @@ class Algorithm(nn.Module):
         """
         return state.training_state(self, self._constructed)
 
+    def late_buffers(self) -> list[str]:
+        """Return the names of the buffers in `state_dict` that the constructor did not fill, but an update did."""
+        if self._constructed is None:
+            return []
+        names = [name for name, _ in self.named_buffers(remove_duplicate=False) if name in self.state_dict()]
+        return [name for name in names if name not in self._constructed.buffers]
+
     def load_training_state(self, saved: Mapping[str, Any]) -> None:
         """Restore a `training_state` into a new algorithm that was constructed with the same arguments."""
         state.load_training_state(self, saved, self._constructed)
@@ -102,7 +111,7 @@ class Algorithm(nn.Module):
         """Load as `nn.Module` does, but give buffers their saved shapes and types (updates may fill them)."""
         for name, buffer in list(self.named_buffers()):
             saved = state_dict.get(name)
-            if saved is not None and (saved.shape, saved.dtype) != (buffer.shape, buffer.dtype):
+            if saved is not None and not is_lazy(buffer) and (saved.shape, saved.dtype) != (buffer.shape, buffer.dtype):
                 module, _, leaf = name.rpartition(".")
                 setattr(self.get_submodule(module), leaf, buffer.new_empty(saved.shape, dtype=saved.dtype))
         return super().load_state_dict(state_dict, *args, **kwargs)

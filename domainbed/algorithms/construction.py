@@ -1,12 +1,18 @@
 """Functions and classes to which a checkpoint refers, because the constructor of an algorithm determines them."""
 
+import os
 import sys
+import sysconfig
 from typing import Any
 
 import torch
 from torch import nn
 
 _LIBRARIES = {"builtins", "torch", "domainbed"}  # whose classes and functions are known to keep no state in odd places
+_LIBRARY_FOLDERS = tuple(
+    os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+_BUILTINS = {cls.__name__: cls for cls in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 
 
 class Construction:
@@ -32,8 +38,12 @@ class Construction:
         self.class_at[path] = class_name(cls)
 
     def is_own(self, module: str) -> bool:
-        """Return whether a module is in a package of the algorithm's classes, other than this package and torch."""
-        return _package(module) in self._own
+        """Return whether a module is the user's: in a package of the algorithm's classes, or not in a library."""
+        package = _package(module)
+        if package in _LIBRARIES:
+            return False
+        file = getattr(sys.modules.get(module), "__file__", None)
+        return package in self._own or (file is not None and not file.startswith(_LIBRARY_FOLDERS))
 
     def find_class(self, name: str) -> type | None:
         """Return the class of this name if it is torch's, or defined in a module of the algorithm or of its objects."""
@@ -48,6 +58,8 @@ class Construction:
         What a module imports from elsewhere is not found: a forged checkpoint could name `os.system`.
         """
         module, _, path = name.partition(":")
+        if module == "builtins":
+            return _BUILTINS.get(path)
         if module not in self._modules | {c.__module__ for c in self.classes.values()} and not is_torch_class(name):
             return None
         found: Any = sys.modules.get(module)

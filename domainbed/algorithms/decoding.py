@@ -262,10 +262,10 @@ class Decoder:
             old = old + [None] * len(of_group)
             parameters.append([self.decode(p, old[j], f"{groups}[{i}].<{j}>") for j, p in enumerate(of_group)])
         target.param_groups = [{"params": of_group} for of_group in parameters]
-        state = {key: self.decode(saved[key], None, f"{path}.<{key}>") for key in ("state", "param_groups")}
-        more = saved.keys() - {"state", "param_groups", "groups", "attributes", "class", "parameters", "defaults", KIND}
-        state |= {key: self.decode(saved[key], None, f"{path}.<{key}>") for key in more}
-        target.load_state_dict(state)
+        for i, values in enumerate(saved.get("group_values", ())):
+            target.param_groups[i] |= {k: self.decode(v, None, f"{groups}[{i}].{k}") for k, v in values.items()}
+        keys = saved.get("keys", ("state", "param_groups"))  # earlier versions did not save them
+        target.load_state_dict({key: self.decode(saved[key], None, f"{path}.<{key}>") for key in keys})
         if saved["groups"] != groups:  # shared with another optimizer
             target.param_groups = self.objects[saved["groups"]]
         self._add(groups, target.param_groups)

@@ -85,6 +85,8 @@ class Encoder:
         self._references = {id(value): path for path, value in construction.references.items()}
         for path, member in members(algorithm):
             self._remember(member, path)
+            if is_new and isinstance(member, nn.Module):
+                construction.add_class(type(member), path)
             if isinstance(member, torch.Tensor) and (storage := _storage(member)):
                 self._storages.setdefault(storage.data_ptr(), path)
 
@@ -166,7 +168,7 @@ class Encoder:
             raise UsageError(
                 f"{path} (of type {type(value).__name__}) {problem}, so the job could not be resumed; use tensors, "
                 "numbers, containers of these, or objects with only such attributes, and create them in the "
-                "constructor; or override training_state and load_training_state"
+                "constructor; or name it in UNSAVED, and save what it needs in training_state"
             )
 
     def _fixed(self, state: Any, path: str) -> Any:
@@ -331,7 +333,16 @@ class Encoder:
                 self._reject(group, f"{groups}[{i}]", "is also referenced elsewhere and cannot be saved")
             self.objects.setdefault(f"{groups}[{i}]", group)
         name = self._class(optimizer, path)
-        encoded |= {key: self.encode(item, f"{path}.<{key}>") for key, item in optimizer.state_dict().items()}
+        state = optimizer.state_dict()  # wrappers of optimizers have other keys than torch's
+        encoded |= {key: self.encode(item, f"{path}.<{key}>") for key, item in state.items()} | {"keys": list(state)}
+        encoded["group_values"] = (
+            []
+            if "param_groups" in state
+            else [
+                {key: self.encode(item, f"{groups}[{i}].{key}") for key, item in group.items() if key != "params"}
+                for i, group in enumerate(optimizer.param_groups)
+            ]
+        )
         extra = {} if is_torch_class(name) else vars(optimizer)
         encoded["attributes"] = {
             name: self.encode(item, f"{path}.{name}")

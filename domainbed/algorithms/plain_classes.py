@@ -15,7 +15,12 @@ def is_plain_class(cls: type) -> bool:
     if not bases and cls.__basicsize__ > object.__basicsize__ + 8 * (2 + len(_slots(cls))):
         return False  # implemented in C
     custom = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-    return not any(name in vars(c) for c in cls.__mro__ for name in custom if c is not object and c not in bases)
+    return not any(
+        name in vars(c) and vars(c)[name].__module__ != "dataclasses"  # of classes that are frozen and have slots
+        for c in cls.__mro__
+        for name in custom
+        if c is not object and c not in bases
+    )
 
 
 def _slots(cls: type) -> list[str]:

@@ -27,7 +27,7 @@ class Constructed:
     def __init__(self, algorithm: nn.Module) -> None:
         self.objects = Construction(algorithm)
         self.structure = dict(_structure(algorithm))
-        self.buffers = {name for name, buffer in algorithm.named_buffers() if buffer is not None}
+        self.buffers = {name for name, _ in algorithm.named_buffers(remove_duplicate=False)}
         self.module_attributes = {
             (name, key): value
             for name, module in algorithm.named_modules()
@@ -78,7 +78,7 @@ def training_state(algorithm: nn.Module, constructed: Constructed | None) -> dic
     # Buffers that the state_dict lacks, or that a new instance does not have yet.
     buffers = {
         name: (buffer, name in modules)
-        for name, buffer in algorithm.named_buffers()
+        for name, buffer in algorithm.named_buffers(remove_duplicate=False)  # the state_dict has all names of each
         if name not in modules or name not in constructed.buffers
     }
     for name, value in list(modules.items()):
@@ -135,7 +135,8 @@ def load_training_state(algorithm: nn.Module, state: Mapping[str, Any], construc
         parameter.requires_grad_(name not in state["frozen"])
     for name, module in algorithm.named_modules():
         module.training = name not in state["evaluating"]
-    current = {name: value for name, value in vars(algorithm).items() if name not in _STATELESS}
+    skipped = {*_STATELESS, *getattr(algorithm, "UNSAVED", ())}
+    current = {name: value for name, value in vars(algorithm).items() if name not in skipped}
     decoder.restore_attributes(algorithm, state["attributes"], current, "self")
     for name, attributes in state["module_attributes"].items():
         module, path = algorithm.get_submodule(name), f"self.{name}"
@@ -175,7 +176,8 @@ def _encode_attributes(algorithm: nn.Module, encoder: Encoder, constructed: Cons
     """Return the attributes of the algorithm, and those of its modules that its updates may have changed."""
     # Optimizers first: other attributes may refer to their parameter groups.
     named = sorted(vars(algorithm).items(), key=lambda item: not isinstance(item[1], torch.optim.Optimizer))
-    attributes = {name: encoder.encode(value, f"self.{name}") for name, value in named if name not in _STATELESS}
+    skipped = {*_STATELESS, *getattr(algorithm, "UNSAVED", ())}
+    attributes = {name: encoder.encode(value, f"self.{name}") for name, value in named if name not in skipped}
     of_modules: dict[str, dict[str, Any]] = {}
     for name, module in algorithm.named_modules():
         is_own = constructed.objects.is_own(type(module).__module__)

@@ -8,9 +8,43 @@ from torch import nn
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.state import training_state
 from domainbed.errors import UsageError, list_some
+from domainbed.hparams import Hparams, to_python
 from domainbed.registry import is_builtin
 
 MAX_NAMED = 3  # parameters that a note names
+
+
+def check_attributes(algorithm: Algorithm) -> None:
+    """Check the attributes that the engine reads.
+
+    Raises:
+        UsageError: `phase` is not text, or `hparams` is not a dict.
+    """
+    name = type(algorithm).__name__
+    if not isinstance(algorithm.phase, str):
+        raise UsageError(
+            f"{name}.phase must be a string, not a {type(algorithm.phase).__name__}; is @property missing?"
+        )
+    if not isinstance(algorithm.hparams, dict):
+        raise UsageError(
+            f"{name}.hparams must be the dict of hyperparameters, not a {type(algorithm.hparams).__name__}"
+        )
+
+
+def recorded_hparams(algorithm: Algorithm) -> Hparams:
+    """Return the hyperparameters as values that records and saved models can contain.
+
+    Raises:
+        UsageError: the algorithm has set one to another value.
+    """
+    values = {name: to_python(value) for name, value in algorithm.hparams.items()}
+    for name, value in values.items():
+        if type(value) not in (bool, int, float, str):
+            raise UsageError(
+                f"{type(algorithm).__name__}.hparams[{name!r}] is {value!r}; records contain only numbers, booleans "
+                "and text: keep other values in an attribute of their own"
+            )
+    return values
 
 
 def check_training_state(algorithm: Algorithm) -> None:

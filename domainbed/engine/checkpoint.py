@@ -53,6 +53,7 @@ class Progress:
         is_evaluated: whether the last of them has been evaluated.
         metrics: the metrics of the updates since the last evaluation.
         seconds: the time that these updates took.
+        peak_memory: the largest GPU memory of this process so far, in bytes.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Progress:
         self.is_evaluated = is_evaluated
         self.metrics = MetricLog(step, metrics)
         self.seconds = seconds
+        self.peak_memory = 0
         self.start_timer()
 
     def start_timer(self) -> None:

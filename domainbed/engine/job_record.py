@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from domainbed.engine.algorithm_checks import recorded_hparams
 from domainbed.engine.algorithm_errors import step_place
 from domainbed.engine.averaging.base import Averaging, Images
 from domainbed.engine.checkpoint import Progress
@@ -55,8 +56,11 @@ def make_record(
             accuracies = measure_needed(config, averaging, step, list(requests), measure)
         else:
             accuracies = measure(requests)
-        mem_gb = torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else 0.0
+        if setup.device.type == "cuda":
+            progress.peak_memory = max(progress.peak_memory, torch.cuda.max_memory_allocated())
         tracked = tracked_entries(tracker) if tracker else {}
+        if tracker and setup.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
     steps_per_epoch = min(len(split.in_) for split in setup.splits) / algorithm.hparams["batch_size"]
     return {
         "step": step,
@@ -66,13 +70,13 @@ def make_record(
         **accuracies,
         "bad_images": len(feed.bad_images),
         "step_time": progress.seconds / config.updates_since_evaluation(step),
-        "mem_gb": mem_gb,  # without the tracker's
+        "mem_gb": progress.peak_memory / 2**30,  # without the tracker's
         **tracked,
         **({"ended_early": True} if averaging.has_ended and step < config.steps - 1 else {}),
         **({"code": setup.code} if setup.code else {}),
         "environments": setup.environments,
         "args": config.args(),
-        "hparams": algorithm.hparams,
+        "hparams": recorded_hparams(algorithm),
     }
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import SupportsFloat, TypeAlias
 
+import numpy as np
 import torch
 
 from domainbed.algorithms.base import Algorithm
@@ -44,7 +45,10 @@ class MetricLog:
             if name not in self._history:
                 check_name(name)
             # isinstance is slow for protocols such as SupportsFloat.
-            is_number = value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, SupportsFloat)
+            if isinstance(value, torch.Tensor):
+                is_number = value.numel() == 1
+            else:
+                is_number = isinstance(value, SupportsFloat) and np.ndim(value) == 0
             if not is_number:
                 raise TypeError(f"metric {name!r} returned by update must be a single number, not {value!r}")
             copy = value.detach().clone() if isinstance(value, torch.Tensor) else value

@@ -16,7 +16,7 @@ from domainbed.algorithms.state import check_plain
 from domainbed.backbones import use_weights_dir, without_weights
 from domainbed.compute import enable_compilation, featurizers_of, set_precision
 from domainbed.datasets import MultipleDomainDataset
-from domainbed.engine.algorithm_checks import check_training_state
+from domainbed.engine.algorithm_checks import check_attributes, check_training_state, recorded_hparams
 from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
@@ -72,6 +72,7 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
         except ValueError as error:
             where = "" if is_builtin(algorithm_class) else location(error, algorithm_class)
             raise UsageError(f"cannot create {config.algorithm} with these hyperparameters: {error}{where}") from error
+        check_attributes(algorithm)
         if not (config.trust_checkpoint or is_builtin(algorithm_class)):
             check_plain(algorithm.training_state())
         if not is_builtin(algorithm_class):
@@ -150,11 +151,12 @@ def save_model(
         "model_input_shape": tuple(dataset.input_shape),
         "model_num_classes": dataset.num_classes,
         "model_num_domains": len(dataset) - len(config.test_envs),
-        "model_hparams": dict(algorithm.hparams),
+        "model_hparams": recorded_hparams(algorithm),
         "class_names": None if dataset.class_names is None else list(dataset.class_names),
         "environments": list(environments),
         "preprocessing": preprocessing and preprocessing.as_dict(),
         "model_dict": algorithm.state_dict(),
+        "late_buffers": algorithm.late_buffers(),
     }
     if isinstance(dataset, FeatureDataset):
         saved["image_shape"] = tuple(dataset.image_shape)
@@ -225,6 +227,9 @@ def _load(path: str | Path, device: str | torch.device, trust_imports: bool) -> 
     saved = _read(path)
     algorithm = new_algorithm(saved, path, trust_imports)
     with _explain_errors(path):
+        for name in saved.get("late_buffers", ()):
+            module, _, leaf = name.rpartition(".")
+            algorithm.get_submodule(module).register_buffer(leaf, torch.empty_like(saved["model_dict"][name]))
         algorithm.load_state_dict(saved["model_dict"])
         algorithm.to(device)
         algorithm.eval()

@@ -18,6 +18,7 @@ from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locke
 from domainbed.engine.loggers.base import JobLoggers
 from domainbed.engine.messages import format_progress, print_header
 from domainbed.engine.model import MODEL_FILE, save_model
+from domainbed.engine.model_check import describe_difference
 from domainbed.engine.setup import set_up
 from domainbed.engine.steps import make_steps
 from domainbed.files import make_folder
@@ -115,6 +116,8 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         if not config.skip_model_save:
             with averaging.applied(final_images(config, setup, progress)):
                 save_model(folder / MODEL_FILE, config, setup.dataset, setup.environments, algorithm)
+                if problem := describe_difference(folder / MODEL_FILE, algorithm, setup.dataset.input_shape):
+                    tqdm.write(f"warning: {problem}")
         mark_done(folder)
         remove_checkpoints(folder)
 

@@ -73,7 +73,7 @@ class DrawsRandomly(Algorithm):
         return {"loss": loss.detach()} | ({"draw": self.draws[-1]} if random.random() < 0.5 else {})
 
     def predict(self, x):
-        return self.linear(x.flatten(1)) + torch.randn(len(x), 1) * self.moving + np.random.rand()
+        return self.linear(x.flatten(1)) + torch.randn(len(x), 1).to(x.device) * self.moving + np.random.rand()
 
 
 class MeanColor(Algorithm):

@@ -25,7 +25,7 @@ BATCH_NORM_BATCHES = 500
 T = TypeVar("T")
 
 
-class Segment(NamedTuple, Generic[T]):
+class Segment(NamedTuple):  # not Generic, which a NamedTuple of Python 3.10 cannot be
     """The updates between two evaluations.
 
     Attributes:
@@ -36,7 +36,7 @@ class Segment(NamedTuple, Generic[T]):
 
     number: int
     loss: float
-    value: T
+    value: Any
 
 
 class LossValley(Generic[T]):
@@ -56,7 +56,7 @@ class LossValley(Generic[T]):
         self.tolerance_ratio = tolerance_ratio
         self.n_converge = n_converge
         self.n_tolerance = n_tolerance
-        self.recent: list[Segment[T]] = []
+        self.recent: list[Segment] = []
         self.count = 0
         self.start: int | None = None
         self.limit = float("inf")
@@ -87,10 +87,10 @@ class LossValley(Generic[T]):
             values.append(queue.pop(0).value)
         return values
 
-    def _queue(self) -> list[Segment[T]]:
+    def _queue(self) -> list[Segment]:
         return self.recent[-self.n_tolerance :]
 
-    def _converge(self) -> list[Segment[T]]:
+    def _converge(self) -> list[Segment]:
         """Return the first segments to include, if the loss has been lowest n_converge segments ago."""
         last = self.recent[-self.n_converge :]
         losses = [segment.loss for segment in last]
@@ -195,7 +195,7 @@ class SWAD(Averaging):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         vars(self.valley).update({**state["valley"], "recent": [Segment(*s) for s in state["valley"]["recent"]]})
         self.segment = RunningMean.restored(state["segment"], self.tensors())
-        self.chosen = RunningMean.restored(state["chosen"], self.tensors())
+        self.chosen = RunningMean([tensor.cpu() for tensor in state["chosen"]["tensors"]], state["chosen"]["count"])
         self.stand_in = state["stand_in"]
         self.last_step = state["last_step"]
         self.has_ended = self.valley.is_over

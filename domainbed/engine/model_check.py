@@ -1,0 +1,59 @@
+"""Check of a saved model: does it predict what the algorithm predicts?"""
+
+from pathlib import Path
+
+import torch
+
+from domainbed.algorithms.base import Algorithm
+from domainbed.engine.model import load_model_and_args
+from domainbed.errors import UsageError
+from domainbed.registry import is_builtin
+
+N_IMAGES = 4
+TOLERANCE = 0.02  # relative to the largest logit; the algorithm may compute in lower precision
+
+
+def describe_difference(path: Path, algorithm: Algorithm, input_shape: tuple[int, ...]) -> str:
+    """Return why the saved model of a user's algorithm cannot replace it, or "" if it can.
+
+    A saved model has parameters, buffers and hyperparameters; checkpoints have all attributes.
+
+    Args:
+        path: the model's file.
+        algorithm: the algorithm that was saved.
+        input_shape: the shape of an image.
+    """
+    if is_builtin(type(algorithm)):
+        return ""
+    x = torch.randn(N_IMAGES, *input_shape, generator=torch.Generator().manual_seed(0))
+    name = type(algorithm).__name__
+    try:
+        expected = _predict(algorithm, x)
+    except Exception:  # it may require other images than random ones
+        return ""
+    try:
+        found = _predict(load_model_and_args(path)[1], x)
+    except UsageError as error:
+        return str(error)
+    except Exception as error:
+        return f"the model loaded from {path} cannot predict ({type(error).__name__}: {error})"
+    if torch.allclose(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()), equal_nan=True):
+        return ""
+    return (
+        f"{path} does not predict what {name} predicts: models contain parameters, buffers and hyperparameters, but no "
+        "other attributes; make what predict uses a buffer or a registered module"
+    )
+
+
+def _predict(algorithm: Algorithm, x: torch.Tensor) -> torch.Tensor:
+    """Return the logits of images, without changing a random generator."""
+    devices = {tensor.device for tensor in algorithm.state_dict().values() if isinstance(tensor, torch.Tensor)}
+    device = next(iter(devices), torch.device("cpu"))
+    was_training = algorithm.training
+    algorithm.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            return algorithm.predict(x.to(device)).float().cpu()
+    finally:
+        algorithm.train(was_training)
