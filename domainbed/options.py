@@ -13,6 +13,7 @@ LocalOptions(workers=0)  # UsageError: --workers must be at least 1, not 0
 """
 
 import argparse
+import math
 import numbers
 import operator
 import types
@@ -42,7 +43,10 @@ class Bounds:
         bounds = {comparison: bound for comparison in COMPARISONS if (bound := getattr(self, comparison)) is not None}
         # NaN satisfies no bound.
         if not all(COMPARISONS[comparison](value, bound) for comparison, bound in bounds.items()):
-            required = " and ".join(f"{comparison.replace('_', ' ')} {bound:,}" for comparison, bound in bounds.items())
+            required = " and ".join(
+                "finite" if bound == math.inf else f"{comparison.replace('_', ' ')} {bound:,}"
+                for comparison, bound in bounds.items()
+            )
             raise UsageError(f"{name} must be {required}, not {value}")
 
 

@@ -1,5 +1,6 @@
 """Checks of users' algorithms: what they must provide, before training finds out in other words."""
 
+import json
 from collections.abc import Iterator
 
 import torch
@@ -39,11 +40,13 @@ def recorded_hparams(algorithm: Algorithm) -> Hparams:
     """
     values = {name: to_python(value) for name, value in algorithm.hparams.items()}
     for name, value in values.items():
-        if type(value) not in (bool, int, float, str):
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
             raise UsageError(
-                f"{type(algorithm).__name__}.hparams[{name!r}] is {value!r}; records contain only numbers, booleans "
-                "and text: keep other values in an attribute of their own"
-            )
+                f"{type(algorithm).__name__}.hparams[{name!r}] is {value!r}, which records cannot contain; keep values "
+                "other than numbers, booleans, text, and lists and dicts of these in an attribute of their own"
+            ) from error
     return values
 
 

@@ -206,7 +206,7 @@ def test_single_logit_predicts_two_classes(tmp_path: Path):
 
 
 def test_batches_contain_only_in_splits_of_training_environments(tmp_path: Path):
-    train(make(tmp_path, hparams='{"batch_size": 100}'))  # larger than any environment
+    train(make(tmp_path, hparams='{"batch_size": 100}', skip_model_save=True))  # larger than any environment
     dataset = Tiny(None, [1], {}, trial_seed=0)
     assert len(SEEN) == 11
     for position, env in enumerate((0, 2)):
@@ -223,7 +223,9 @@ def test_batches_contain_only_in_splits_of_training_environments(tmp_path: Path)
 
 
 def test_domain_adaptation_receives_unlabeled_test_images(tmp_path: Path):
-    train(make(tmp_path, task="domain_adaptation", uda_holdout_fraction=0.5, hparams='{"batch_size": 7}'))
+    task = {"task": "domain_adaptation", "uda_holdout_fraction": 0.5}
+    train(make(tmp_path, **task, hparams='{"batch_size": 7}', skip_model_save=True))
+    assert len(SEEN) == 11
     dataset = Tiny(None, [1], {}, trial_seed=0)
     split = split_environment(20, 1, 0, 0.2, uda_fraction=0.5)
     allowed = {dataset[1].images[k].astype(np.float32).tobytes() for k in split.uda}
@@ -358,10 +360,10 @@ def test_invalid_hyperparameter_is_reported_before_anything_is_written(tmp_path:
 
 
 def test_batches_do_not_depend_on_how_many_steps_are_drawn_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    train(make(tmp_path, steps=9, checkpoint_freq=100))
+    train(make(tmp_path, steps=9, checkpoint_freq=100, skip_model_save=True))
     expected = [[x for x, _ in minibatches] for minibatches, _ in SEEN]
     monkeypatch.setattr(data, "CHUNK_STEPS", 4)
-    train(make(tmp_path, steps=9, checkpoint_freq=100, output_dir=str(tmp_path / "chunks")))
+    train(make(tmp_path, steps=9, checkpoint_freq=100, skip_model_save=True, output_dir=str(tmp_path / "chunks")))
     assert len(expected) == len(SEEN) == 9
     for images, (minibatches, _) in zip(expected, SEEN, strict=True):
         assert all(torch.equal(a, b) for a, (b, _) in zip(images, minibatches, strict=True))

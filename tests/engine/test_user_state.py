@@ -262,7 +262,7 @@ class VectorMetric(ERM):
     [
         (ForgottenProperty, r"ForgottenProperty\.phase must be a string, not a method; is @property missing\?"),
         (ConfigObject, r"ConfigObject\.hparams must be the dict of hyperparameters, not a Settings"),
-        (TensorHparam, r"TensorHparam\.hparams\['scale'\] is tensor\(2\.\); records contain only numbers"),
+        (TensorHparam, r"TensorHparam\.hparams\['scale'\] is tensor\(2\.\), which records cannot contain"),
         (VectorMetric, r"metric 'by_domain' returned by update must be a single number, not array"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

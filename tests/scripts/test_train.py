@@ -98,4 +98,4 @@ def test_job_stops_on_every_signal_and_resumes(tmp_path: Path, monkeypatch: pyte
 def test_invalid_interval_is_rejected(run_module):
     finished = run_module("train", "--dataset", "ColoredDigits", "--test_envs", 2, "--save_every", 0)
     assert finished.returncode == 2
-    assert finished.stderr == "error: --save_every must be above 0, not 0.0\n"
+    assert finished.stderr == "error: --save_every must be above 0 and finite, not 0.0\n"
