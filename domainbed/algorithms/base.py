@@ -100,8 +100,9 @@ class Algorithm(nn.Module):
         """Return the names of the buffers in `state_dict` that the constructor did not fill, but an update did."""
         if self._constructed is None:
             return []
-        names = [name for name, _ in self.named_buffers(remove_duplicate=False) if name in self.state_dict()]
-        return [name for name in names if name not in self._constructed.buffers]
+        saved, constructed = self.state_dict(), self._constructed.buffers
+        names = (name for name, _ in self.named_buffers(remove_duplicate=False))
+        return [name for name in names if name in saved and name not in constructed]
 
     def load_training_state(self, saved: Mapping[str, Any]) -> None:
         """Restore a `training_state` into a new algorithm that was constructed with the same arguments."""

@@ -335,14 +335,11 @@ class Encoder:
         name = self._class(optimizer, path)
         state = optimizer.state_dict()  # wrappers of optimizers have other keys than torch's
         encoded |= {key: self.encode(item, f"{path}.<{key}>") for key, item in state.items()} | {"keys": list(state)}
-        encoded["group_values"] = (
-            []
-            if "param_groups" in state
-            else [
+        if "param_groups" not in state:
+            encoded["group_values"] = [
                 {key: self.encode(item, f"{groups}[{i}].{key}") for key, item in group.items() if key != "params"}
                 for i, group in enumerate(optimizer.param_groups)
             ]
-        )
         extra = {} if is_torch_class(name) else vars(optimizer)
         encoded["attributes"] = {
             name: self.encode(item, f"{path}.{name}")

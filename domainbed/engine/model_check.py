@@ -37,7 +37,8 @@ def describe_difference(path: Path, algorithm: Algorithm, input_shape: tuple[int
         return str(error)
     except Exception as error:
         return f"the model loaded from {path} cannot predict ({type(error).__name__}: {error})"
-    if torch.allclose(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()), equal_nan=True):
+    tolerance = TOLERANCE * float(expected.abs().max())
+    if found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
         return ""
     return (
         f"{path} does not predict what {name} predicts: models contain parameters, buffers and hyperparameters, but no "
@@ -52,7 +53,7 @@ def _predict(algorithm: Algorithm, x: torch.Tensor) -> torch.Tensor:
     was_training = algorithm.training
     algorithm.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             return algorithm.predict(x.to(device)).float().cpu()
     finally:
