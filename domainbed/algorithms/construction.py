@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 _LIBRARIES = {"builtins", "torch", "domainbed"}  # whose classes and functions are known to keep no state in odd places
-_LIBRARY_FOLDERS = tuple(
+LIBRARY_FOLDERS = tuple(  # of Python and of installed packages
     os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 _BUILTINS = {cls.__name__: cls for cls in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
@@ -43,7 +43,7 @@ class Construction:
         if package in _LIBRARIES:
             return False
         file = getattr(sys.modules.get(module), "__file__", None)
-        return package in self._own or (file is not None and not file.startswith(_LIBRARY_FOLDERS))
+        return package in self._own or (file is not None and not file.startswith(LIBRARY_FOLDERS))
 
     def find_class(self, name: str) -> type | None:
         """Return the class of this name if it is torch's, or defined in a module of the algorithm or of its objects."""

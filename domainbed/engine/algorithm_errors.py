@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +12,14 @@ import torch
 
 import domainbed
 from domainbed.algorithms.base import Algorithm
+from domainbed.algorithms.construction import LIBRARY_FOLDERS
 from domainbed.errors import AlgorithmError, UsageError, one_line
 from domainbed.loading.photo_feed import find_dead_worker
 from domainbed.registry import is_builtin
 
-_LIBRARIES = tuple(
-    os.path.join(folder, "")
-    for folder in (
-        *(os.path.dirname(os.path.abspath(package.__file__ or "")) for package in (domainbed, torch)),
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    )
+_LIBRARIES = (
+    *(os.path.join(os.path.dirname(os.path.abspath(package.__file__ or "")), "") for package in (domainbed, torch)),
+    *LIBRARY_FOLDERS,
 )
 
 

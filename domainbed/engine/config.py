@@ -349,8 +349,8 @@ class JobConfig:
         """
         hashed = {
             f.name: value
-            for f in fields(self)
-            if f.compare and ((value := getattr(self, f.name)) != f.default or f.name in _ALWAYS_HASHED)
+            for f in HASHED_FIELDS
+            if (value := getattr(self, f.name)) != f.default or f.name in _ALWAYS_HASHED
         }
         if self.has_custom_environments():
             hashed["environments"] = self.environment_names()  # the folder may move, but must hold the same ones
@@ -390,6 +390,9 @@ class LoggedJobConfig(JobConfig):
 
     def dataset_spec(self) -> DatasetSpec:
         return self.spec
+
+
+HASHED_FIELDS = [f for f in fields(JobConfig) if f.compare]  # the arguments that determine the records
 
 
 def recorded_args(args: Mapping[str, Any], selected: Sequence[Field]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ def describe_difference(path: Path, algorithm: Algorithm, input_shape: tuple[int
     if is_builtin(type(algorithm)):
         return ""
     x = torch.randn(N_IMAGES, *input_shape, generator=torch.Generator().manual_seed(0))
-    name = type(algorithm).__name__
     try:
         expected = _predict(algorithm, x)
     except Exception:  # it may require other images than random ones
@@ -41,8 +40,8 @@ def describe_difference(path: Path, algorithm: Algorithm, input_shape: tuple[int
     if found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
         return ""
     return (
-        f"{path} does not predict what {name} predicts: models contain parameters, buffers and hyperparameters, but no "
-        "other attributes; make what predict uses a buffer or a registered module"
+        f"{path} does not predict what {type(algorithm).__name__} predicts: models contain parameters, buffers and "
+        "hyperparameters, but no other attributes; make what predict uses a buffer or a registered module"
     )
 
 

@@ -216,14 +216,10 @@ class Table:
             notes.append(
                 f"{MISSING_MARK}: no run to select from, or an average that includes such a cell{needs}{counts}"
             )
-        if any(PARTIAL_MARK in cell.mark for cell in self.cells):
-            counts = self._list_counts(cell for cell in own if PARTIAL_MARK in cell.mark)
-            notes.append(MARKS[PARTIAL_MARK] + counts)
-        if any(UNFINISHED_MARK in cell.mark for cell in self.cells):
-            notes.append(MARKS[UNFINISHED_MARK])
-        if any(PRUNED_MARK in cell.mark for cell in self.cells):
-            counts = self._list_counts(cell for cell in own if PRUNED_MARK in cell.mark)
-            notes.append(MARKS[PRUNED_MARK] + counts)
+        for mark, meaning in MARKS.items():
+            if any(mark in cell.mark for cell in self.cells):
+                marked = [cell for cell in own if mark in cell.mark and mark != UNFINISHED_MARK]
+                notes.append(meaning + self._list_counts(marked))
         if any(map(_is_single_trial, self.cells)):
             uncertainty = "interval" if self.options.interval == "bootstrap" else "standard error"
             notes.append(f"{SINGLE_TRIAL}: a single trial, which has no {uncertainty}")

@@ -10,14 +10,13 @@ import shutil
 import tarfile
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from dataclasses import fields
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
-from domainbed.engine.config import JobConfig, recorded_args
+from domainbed.engine.config import HASHED_FIELDS, recorded_args
 from domainbed.errors import UsageError, one_line
 from domainbed.files import MAX_JSON_SIZE, atomic_write, file_lock, open_regular, read_regular
 from domainbed.hparams import parse_overrides
@@ -39,7 +38,6 @@ END_FILES = (DONE_FILE, PRUNED_FILE)  # say how a job ended; an archive contains
 ARCHIVED_FILES = (*END_FILES, RESULTS_FILE)
 WITH_PREDICTIONS = (*ARCHIVED_FILES, PREDICTIONS_FILE)
 MAX_SIZES = {PREDICTIONS_FILE: MAX_SIZE}  # bytes; of other files MAX_RESULTS_SIZE
-HASHED_FIELDS = [f for f in fields(JobConfig) if f.compare]
 # The records of the sweeps in results/ are 13 to 23 times the size of their archives. Bombs would fill memory or disk.
 MAX_RATIO = 500
 MIN_LIMIT = MAX_RESULTS_SIZE  # bytes that any archive may have, whatever its size

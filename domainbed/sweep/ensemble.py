@@ -5,14 +5,14 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from domainbed.engine.components import import_components
-from domainbed.engine.config import JobConfig, recorded_args
+from domainbed.engine.config import HASHED_FIELDS, JobConfig, recorded_args
 from domainbed.errors import UsageError
 from domainbed.files import make_folder
 from domainbed.records import (
@@ -155,9 +155,7 @@ def _check_models(members: Sequence[Member]) -> None:
 
 def _check_arguments(members: Sequence[Member]) -> None:
     """Raise UsageError if runs differ in more than their seeds and hyperparameters, such as in their splits."""
-    compared = [
-        f for f in fields(JobConfig) if f.compare and f.name not in {*RUN_KEYS, "seed", "hparams", "init_digest"}
-    ]
+    compared = [f for f in HASHED_FIELDS if f.name not in {*RUN_KEYS, "seed", "hparams", "init_digest"}]
     first = recorded_args(members[0].args, compared)
     for member in members[1:]:
         values = recorded_args(member.args, compared)

@@ -700,7 +700,7 @@ def draw_by_kind(folder: Path, algorithms: Sequence[str], selection: str = "trai
 
 
 def test_pictures_of_an_incomplete_sweep_say_so(tmp_path: Path):
-    """They are seen without the tables, whose marks explain it."""
+    """Pictures are shown without the tables, whose notes explain the marks."""
     algorithms = ("ERM", "IRM", "Fishr")
     folder = small_sweep(tmp_path, algorithms)
     complete = draw_by_kind(folder, algorithms)

@@ -1,6 +1,5 @@
 """Draws the plots of a sweep, each with its caption and the data that it shows."""
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from domainbed.reporting.comparisons import rank_algorithms
 from domainbed.reporting.findings import describe_blocks, format_p, list_names
 from domainbed.reporting.layout import MARKS
 from domainbed.reporting.load import Sweep
-from domainbed.reporting.on_the_line import fit_runs, scale
+from domainbed.reporting.on_the_line import scale
 from domainbed.reporting.plots.bars import plot_bars
 from domainbed.reporting.plots.curves import curve_values, metric_values, plot_metrics, plot_training_curves
 from domainbed.reporting.plots.line import plot_line
@@ -213,17 +212,16 @@ class SweepPlots:
 
     def draw_line(self, dataset: str, runs: pd.DataFrame) -> Drawing:
         title, baseline = self.titles(dataset), self.titles(self.baseline)
-        own = runs[runs["algorithm"] == self.baseline].groupby("test_env")
-        has_line = any(not math.isnan(fit_runs(scale(r["val_acc"]), scale(r["test_acc"])).slope) for _, r in own)
+        figure = plot_line(
+            self.with_titles(runs), self.environments(dataset), self.styles, baseline, f"Accuracy on the line, {title}"
+        )
+        has_line = any(line.get_gid() == "line" for ax in figure.axes for line in ax.lines)
         line = f"Line: least squares of the runs of {baseline}, dotted outside their range. " if has_line else ""
         caption = (
             f"Accuracy on the test environment (in split) against mean accuracy on the training environments (out "
             f"splits), on probit axes, for all {len(runs):,} runs on {title} at the step selected by training-domain. "
             f"{line}R²: of the line through all runs."
             f"{self.unfinished_note(runs)}"
-        )
-        figure = plot_line(
-            self.with_titles(runs), self.environments(dataset), self.styles, baseline, f"Accuracy on the line, {title}"
         )
         data = self.accuracies(dataset, runs)
         probits = {f"{name}_probit": scale(data[name] / 100) for name in ("in_domain", "out_of_domain")}

@@ -117,14 +117,13 @@ class SlurmLauncher(Launcher):
             current = survey(jobs, queue)  # another launch may just have submitted some of the jobs
             to_submit = []
             for job in jobs:
-                state, is_queued = current[job].state, bool(queue and queue.has(job.folder.name))
-                # A task that runs does not come back to a job that failed in it, or was pruned, and is retried now.
-                is_retried = statuses[job].state == JobState.INCOMPLETE and state == JobState.QUEUED
-                if queue and is_retried and queue.has_running(job.folder.name):
-                    state, is_queued = JobState.INCOMPLETE, False
-                if is_queued:
-                    yield JobEvent(job, JobState.QUEUED)
-                elif event := skip_event(job, state, blocked.get(job.kind, "")):
+                state = current[job].state
+                if queue and queue.has(job.folder.name):
+                    # A task that runs does not come back to a job that failed in it, or was pruned, and is retried now.
+                    is_retried = statuses[job].state == JobState.INCOMPLETE and state == JobState.QUEUED
+                    is_left_out = is_retried and queue.has_running(job.folder.name)
+                    state = JobState.INCOMPLETE if is_left_out else JobState.QUEUED
+                if event := skip_event(job, state, blocked.get(job.kind, "")):
                     yield event
                 else:
                     to_submit.append(job)
