@@ -17,7 +17,7 @@ class DANN(AdversarialAlgorithm):
 
     Counting updates from 1, update t trains the discriminator if t mod (1 + d_steps_per_g_step) < d_steps_per_g_step,
     on L_d = CE(domains) + grad_penalty × mean over samples of ‖∂(summed domain CE) / ∂z‖². Otherwise it trains the
-    featurizer and the classifier, on CE(classes) − lambda × L_d. (In the code behind the tables of 2020, the gradient
+    featurizer and the classifier, on CE(classes) − lambda × L_d. (In the code behind the published tables, the gradient
     penalty had no effect.)
     """
 

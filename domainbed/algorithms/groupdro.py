@@ -10,8 +10,8 @@ from domainbed.hparams import Hparam, Hparams, power
 class GroupDRO(ERM):
     """Weighs the domains' risks by q, which grows exponentially with each domain's risk (Algorithm 1).
 
-    q_e ← q_e exp(groupdro_eta L_e), normalized to sum to 1; the loss is Σ q_e L_e with q constant. (The tables of 2020
-    were made with code that divided this sum by the number of domains.)
+    q_e ← q_e exp(groupdro_eta L_e), normalized to sum to 1; the loss is Σ q_e L_e with q constant. (The published
+    tables were made with code that divided this sum by the number of domains.)
     """
 
     HPARAMS = {"groupdro_eta": Hparam(1e-2, power(10, -3, -1), at_least=0)}

@@ -20,7 +20,7 @@ class Mixup(ERM):
     """Trains on convex combinations of images from two domains, and of their losses.
 
     The domains form a random cycle; each is mixed with the next one, sample by sample, with one λ ~ Beta(mixup_alpha,
-    mixup_alpha) per pair. Batches of different sizes are cut to the smallest. (The tables of 2020 rest on draws of
+    mixup_alpha) per pair. Batches of different sizes are cut to the smallest. (The published tables rest on draws of
     mixup_alpha that were always 0.1.)
     """
 

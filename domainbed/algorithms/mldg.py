@@ -26,7 +26,7 @@ class MLDG(ERM):
     in turn. With θ' the result of the first step of a new Adam on L_i, the gradient is the sum over pairs of
     ∇L_i(θ) + mldg_beta ∇L_j(θ'), divided by the number of domains. Batches are cut to the smallest.
 
-    (The tables of 2020 rest on pairs of all domains in a random cycle.)
+    (The published tables rest on pairs of all domains in a random cycle.)
 
     With no more domains than `n_meta_test` there is no pair, and nothing is learned. `limit_meta_test` leaves one
     domain for meta-training instead.

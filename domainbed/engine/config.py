@@ -110,11 +110,11 @@ class JobConfig:
     )
     eval: str = option(
         "all",
-        help="which splits to evaluate. splits: all but the in splits of training environments, which no selection "
-        "method uses; selection: only what training-domain and test-domain selection need, which are a test "
-        "environment's in split whenever the validation accuracy improves, and both of its splits at the end; "
-        "leave_one_out: the same, but with the in splits of test environments at every evaluation. Finished jobs give "
-        "the same tables as with all, except that selection gives none for leave-one-domain-out",
+        help="splits to evaluate. all: every split; splits: all but the in splits of training environments, which no "
+        "selection method uses; leave_one_out: as splits, but the out splits of test environments only at the end; "
+        "selection: as leave_one_out, but the in splits of test environments only when the validation accuracy "
+        "improves, and at the end. Tables of finished jobs are the same as with all, but those with selection have no "
+        "leave-one-domain-out",
         choices=("all", "splits", *SELECTIVE),
     )
     clean_evaluation: bool = option(

@@ -84,7 +84,7 @@ def warm_up_notes(sweep: Sweep, datasets: Collection[str], algorithms: Collectio
 
 
 def algorithm_notes(algorithms: Sequence[str], titles: Titles) -> list[str]:
-    """Return a note on the algorithms whose code has changed since DomainBed's tables of 2020, if there are any."""
+    """Return a note on the algorithms whose code has changed since the published tables, if there are any."""
     changed = [
         f"{titles(name)} ({KNOWN_DIFFERENCES_OF_ALGORITHMS[name]})"
         for name in algorithms
@@ -93,7 +93,7 @@ def algorithm_notes(algorithms: Sequence[str], titles: Titles) -> list[str]:
     if not changed:
         return []
     return [
-        "The code of some algorithms in DomainBed's tables of 2020 differed from DomainBed's current code, which this "
+        "The code of some algorithms in the published tables differed from DomainBed's current code, which this "
         f"package follows: {', '.join(changed)}."
     ]
 

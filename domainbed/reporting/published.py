@@ -1,4 +1,4 @@
-"""Published results: DomainBed's tables of 2020 and the averages of Fishr and Fish. Accuracies are in percent."""
+"""Published results: DomainBed's tables and the averages of Fishr and Fish. Accuracies are in percent."""
 
 from collections.abc import Collection
 from functools import cache
@@ -15,7 +15,7 @@ AVERAGE = "Avg"  # over environments or datasets, in published.csv and in the ta
 N_HPARAMS, N_TRIALS = 20, 3
 # Differences that no option can remove.
 KNOWN_DIFFERENCES = {
-    "RotatedMNIST": "DomainBed's tables of 2020 used bicubic rotation; this package rotates bilinearly, as DomainBed "
+    "RotatedMNIST": "the published tables used bicubic rotation; this package rotates bilinearly, as DomainBed "
     "does now",
     "TerraIncognita": "the published tables used 24,788 images; up to 458 of them are missing from today's download",
 }

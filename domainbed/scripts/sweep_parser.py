@@ -65,7 +65,7 @@ class LaunchOptions:
 def parser() -> cli.Parser:
     p = cli.Parser(
         prog=cli.command_name("sweep"),
-        description="Run the jobs of a benchmark.",
+        description="Launch the jobs of a benchmark, and manage them.",
         epilog=EXIT_STATUS,
         examples=(
             "launch --datasets ColoredDigits --algorithms ERM Fishr --output_dir runs/first",

@@ -219,8 +219,7 @@ def test_algorithms_whose_code_has_changed_are_named():
 
 SETTINGS = "hparams None, holdout_fraction 0.2, task domain_generalization"
 ROTATION = (
-    "RotatedMNIST: DomainBed's tables of 2020 used bicubic rotation; this package rotates bilinearly, as DomainBed "
-    "does now."
+    "RotatedMNIST: the published tables used bicubic rotation; this package rotates bilinearly, as DomainBed does now."
 )
 
 

@@ -42,8 +42,8 @@ class SlurmOptions:
     slurm_partition: str | None = option(None, help="partition", metavar="NAME", if_unset="the cluster's default")
     slurm_time: str = option(
         "4:00:00",
-        help="time limit of a task (minutes, hours:minutes:seconds or days-hours); a task that reaches it is requeued "
-        "and resumes",
+        help="time limit of a task (minutes, minutes:seconds, hours:minutes:seconds, or days-hours); a task that "
+        "reaches it is requeued and resumes",
         metavar="LIMIT",
     )
     slurm_gpus: int = option(1, help="number of GPUs per task; 0 trains on the CPU", metavar="N", at_least=0)
@@ -299,7 +299,8 @@ def minutes(time: str) -> int:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
     if not match:
         raise UsageError(
-            f"--slurm_time {time!r} is not a time limit; expected minutes, hours:minutes:seconds, or days-hours"
+            f"--slurm_time {time!r} is not a time limit; expected minutes, minutes:seconds, hours:minutes:seconds, or "
+            "days-hours"
         )
     days, *parts = match.groups()
     numbers = [int(part) for part in parts if part is not None]
