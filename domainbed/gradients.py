@@ -82,11 +82,11 @@ def gradient_covariance(factors: Factors) -> torch.Tensor:
 def network_gradient_variance(
     network: nn.Module, x: torch.Tensor, y: torch.Tensor, loss: SummedLoss = summed_cross_entropy
 ) -> torch.Tensor:
-    """Return the biased variance of the per-sample gradients of all parameters of any network, [parameters].
+    """Return the biased variance of the per-sample gradients of all trained parameters of any network, [parameters].
 
     Samples must be independent (no batch norm in training mode). All n gradients are in memory at once.
     """
-    parameters: dict[str, torch.Tensor] = dict(network.named_parameters())
+    parameters: dict[str, torch.Tensor] = {n: p for n, p in network.named_parameters() if p.requires_grad}
 
     def sample_loss(parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return loss(torch.func.functional_call(network, parameters, (x[None],)), y[None])

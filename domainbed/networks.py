@@ -45,7 +45,7 @@ def Featurizer(input_shape: tuple[int, ...], hparams: Hparams) -> Any:
         UsageError: no featurizer is registered for this image size, or its pretrained weights are not available.
     """
     if len(input_shape) == 1:
-        if hparams["linear_probe"]:
+        if hparams.get("linear_probe", False):
             return FrozenFeatures(input_shape[0])
         return MLP(input_shape[0], hparams["mlp_width"], hparams)
     channels, height, width = input_shape
@@ -111,7 +111,7 @@ class FrozenFeatures(nn.Identity):
 
 
 class MLP(nn.Module):
-    """`mlp_depth` linear layers of width `mlp_width`; each but the last is followed by dropout `mlp_dropout` and ReLU.
+    """`mlp_depth` linear layers; all but the last have width `mlp_width`, dropout `mlp_dropout` and ReLU.
 
     Shapes: [n, n_inputs] -> [n, n_outputs].
 

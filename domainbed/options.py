@@ -162,6 +162,9 @@ def check_options(instance: Any, any_value: Container[str] = ()) -> None:
             allowed_type, kind = (numbers.Integral, "an integer") if value_type is int else (numbers.Real, "a number")
             if isinstance(value, bool) or not isinstance(value, allowed_type):  # from Python, or a file
                 raise UsageError(f"{flag} must be {kind}, not {value!r}")
+            if type(value) not in (int, float):  # a NumPy number, which neither prints nor hashes like Python's
+                value = value_type(value)
+                object.__setattr__(instance, f.name, value)
         declared.check(flag, value)
 
 

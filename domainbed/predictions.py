@@ -89,7 +89,7 @@ DTYPES = {
 ARRAYS = [f.name for f in fields(Predictions) if f.name not in ("environments", "classes")]
 
 
-# What reading a file with other contents raises.
+# Exceptions of reading a damaged file.
 _DAMAGE = (
     *(ValueError, LookupError, TypeError, EOFError, OSError, MemoryError, RuntimeError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error),
@@ -114,7 +114,7 @@ def save_predictions(folder: Path, predictions: Predictions) -> None:
     with atomic_write(folder / PREDICTIONS_FILE) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy")  # of a constant date
-            # Probabilities hardly get smaller, and everything else much.
+            # Probabilities hardly compress; everything else compresses well.
             is_float = array.dtype.kind == "f"
             member.compress_type = zipfile.ZIP_STORED if is_float else zipfile.ZIP_DEFLATED
             with archive.open(member, "w", force_zip64=True) as stream:

@@ -3,8 +3,9 @@
 A record has the keys `step`, `epoch`, `env{i}_in_acc`, `env{i}_out_acc`, the means of the update's metrics since the
 last evaluation, `step_time` (seconds), `mem_gb`, `args` and `hparams`, as in sweeps of DomainBed. Accuracies that the
 job does not evaluate (`--eval`) are missing. Records of this package also have `environments` (names), `bad_images`
-(number of broken images replaced), `schema_version` and, with a user's algorithm or dataset, `code` (the hash of their
-files). The last record of a job that ended before its last step, as `--averaging swad` decides, has `ended_early`.
+(number of broken images replaced), `schema_version`; with a user's algorithm or dataset, `code` (the hash of their
+files); and with a frozen backbone, `backbone_weights` (the hash of its weights). The last record of a job that ended
+before its last step, as `--averaging swad` decides, has `ended_early`.
 """
 
 import json
@@ -36,10 +37,10 @@ SCHEMA_VERSION = 1
 RECORD_KEYS = frozenset(
     {
         *("step", "epoch", "step_time", "mem_gb", "bad_images", "ended_early"),
-        *("environments", "args", "hparams", "code", "schema_version"),
+        *("environments", "args", "hparams", "code", "backbone_weights", "schema_version"),
     }
 )
-ACCURACY = re.compile(r"env\d{1,4}_(in|out)_acc")
+ACCURACY = re.compile(r"env(?P<env>\d{1,4})_(?P<part>in|out)_acc")
 
 NO_AVERAGING = "none"
 # Schemes of `--averaging` whose earlier records describe unfinished averages; their papers evaluate the last one alone.
@@ -74,7 +75,8 @@ def validation_accuracy(record: Mapping[str, Any]) -> float:
     on which of two records is better.
     """
     test_envs = record["args"]["test_envs"]
-    envs = [int(name[3:-8]) for name in record if name.startswith("env") and name.endswith("_out_acc")]
+    names = filter(None, map(ACCURACY.fullmatch, record))
+    envs = [int(name["env"]) for name in names if name["part"] == "out"]
     training_envs = sorted(env for env in envs if env not in test_envs)
     total = 0.0
     for env in training_envs:  # `sum` compensates rounding errors from Python 3.12 on

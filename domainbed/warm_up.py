@@ -7,7 +7,7 @@ from typing import Any
 
 def is_warm_up(name: str) -> bool:
     """Return whether a hyperparameter is the number of updates of a warm-up, by its name in DomainBed."""
-    return name == "iters" or name.endswith(("anneal_iters", "burnin_iters"))
+    return name in ("iters", "linear_steps") or name.endswith(("anneal_iters", "burnin_iters"))
 
 
 def unfinished_warm_ups(hparams: Mapping[str, Any], steps: int) -> list[str]:
@@ -15,7 +15,9 @@ def unfinished_warm_ups(hparams: Mapping[str, Any], steps: int) -> list[str]:
     return [
         name
         for name, value in hparams.items()
-        if is_warm_up(name) and isinstance(value, int | float) and value >= steps
+        if is_warm_up(name)
+        and isinstance(value, int | float)
+        and value + (name == "linear_steps") >= steps  # as published, ERM++ trains the head for one more update
     ]
 
 

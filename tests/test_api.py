@@ -3,6 +3,7 @@
 import json
 import multiprocessing.spawn
 import os
+import random
 import re
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -64,6 +66,24 @@ def test_train_returns_records_and_model(tmp_path: Path):
     assert unsaved.model_path is None
     with pytest.raises(UsageError, match="contains a finished run"):
         db.train("ColoredDigits", "ERM", 2, output_dir=tmp_path / "job", **SMALL)
+
+
+def test_train_leaves_the_programs_generators_and_settings_alone(tmp_path: Path):
+    """Otherwise, a loop that draws hyperparameters would draw the same ones after each job."""
+    torch.backends.cudnn.benchmark = True
+    try:
+        generators = [state() for state in (random.getstate, np.random.get_state, torch.get_rng_state)]
+        options = {"deterministic": True, "precision": "fp32", "output_dir": tmp_path / "job", **SMALL}
+        db.train("ColoredDigits", "ERM", 2, **options)
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.allow_tf32
+        assert not torch.are_deterministic_algorithms_enabled()
+        after = [state() for state in (random.getstate, np.random.get_state, torch.get_rng_state)]
+        assert after[0] == generators[0]
+        assert np.array_equal(after[1][1], generators[1][1])
+        assert torch.equal(after[2], generators[2])
+    finally:
+        torch.backends.cudnn.benchmark = False
 
 
 def test_interrupted_train_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

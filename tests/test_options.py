@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass, replace
 from importlib import import_module
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,6 +139,12 @@ def test_options_table_has_one_row_per_option():
 def test_numbers_that_python_or_a_file_provides_are_checked(size: object, rate: object):
     with pytest.raises(UsageError, match=r"must be an integer, not|must be a number, not"):
         Options(size=size, rate=rate)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    """They print differently, and so would seeds that are derived from them."""
+    options = Options(size=np.int64(3), rate=np.float32(0.5))
+    assert repr((options.size, options.rate)) == "(3, 0.5)"
 
 
 def test_empty_paths_are_refused():

@@ -13,6 +13,7 @@ from domainbed.records import (
     read_job,
     records_length,
     truncate_records,
+    validation_accuracy,
 )
 from tests.conftest import make_record
 
@@ -75,3 +76,9 @@ def test_links_are_neither_extended_nor_truncated(tmp_path: Path):
         with pytest.raises(OSError, match=r"results\.jsonl"):
             write()
     assert (tmp_path / "target").read_text() == "precious"
+
+
+def test_validation_accuracy_reads_accuracies_alone():
+    accuracies = {"env0_out_acc": 0.5, "env1_out_acc": 0.25, "env2_out_acc": 0.9, "env0_in_acc": 1.0}
+    metrics = {"env_mean_out_acc": 0.1, "env_out_acc": 0.2, "env0_x_out_acc": 0.3}
+    assert validation_accuracy({"args": {"test_envs": [2]}, **accuracies, **metrics}) == 0.375

@@ -25,6 +25,7 @@ class ADRMX(AdversarialAlgorithm):
     has, whatever their class and domain; and predictions come from the head on z^l, not from that on z^c.
     """
 
+    REQUIRES_FEATURIZER = True  # z^c would be zero
     HPARAMS = {
         "cnt_lambda": Hparam(1.0, at_least=0),
         "dclf_lambda": Hparam(1.0, at_least=0),

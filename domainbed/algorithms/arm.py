@@ -23,6 +23,7 @@ class ARM(ERM):
     }
     EVAL_BATCH_SIZE = 64
     REQUIRES_IMAGES = True
+    PREDICTS_BY_CLASSIFIER = False  # its featurizer also takes the context
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         channels, height, width = input_shape

@@ -38,6 +38,7 @@ class Algorithm(nn.Module):
     SUPPORTS_COMPILATION: ClassVar[bool] = True  # not if updates hook featurizers, differentiate twice, or keep graphs
     REQUIRES_FEATURIZER: ClassVar[bool] = False  # whether it does not support linear probes
     UNSAVED: ClassVar[Collection[str]] = ()  # attributes that checkpoints leave to the class's own `training_state`
+    PREDICTS_BY_CLASSIFIER: ClassVar[bool] = True  # whether predict(x) is classifier(featurizer(x)), if it has these
     EVAL_BATCH_SIZE: ClassVar[int | None] = None  # images per batch of an evaluation; None: what is fastest
     _constructed: state.Constructed | None = None
 

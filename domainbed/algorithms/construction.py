@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_LIBRARIES = {"builtins", "torch", "domainbed"}  # whose classes and functions are known to keep no state in odd places
+_LIBRARIES = {"builtins", "torch", "domainbed"}  # whose classes and functions are known to keep no hidden state
 LIBRARY_FOLDERS = tuple(  # of Python and of installed packages
     os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )

@@ -8,7 +8,7 @@ from domainbed.hparams import Hparam, Hparams, power
 
 
 class GroupDRO(ERM):
-    """Weighs the domains' risks by q, which grows exponentially with each domain's risk (Algorithm 1).
+    """Weights the domains' risks by q, which grows exponentially with each domain's risk (Algorithm 1).
 
     q_e ← q_e exp(groupdro_eta L_e), normalized to sum to 1; the loss is Σ q_e L_e with q constant. (The published
     tables were made with code that divided this sum by the number of domains.)

@@ -15,7 +15,7 @@ from domainbed.hparams import Hparam, power
 
 
 class IGA(ERM):
-    """Penalizes the variance over domains of the gradient of the risk, summed over all coordinates.
+    """Penalizes the squared deviations of the domains' gradients from their mean, summed over domains and coordinates.
 
     The mean gradient is constant: since the deviations from it sum to zero, the penalty's gradient is exact.
     """

@@ -12,7 +12,7 @@ from domainbed.algorithms.erm import ERM
 from domainbed.errors import UsageError
 from domainbed.hparams import MAX_RATE, Hparam, Hparams
 
-LAYERS = ("maxpool", "layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets
+LAYERS = ("maxpool", "layer1", "layer2", "layer3", "layer4")  # of ResNets, from torchvision or timm
 INITIAL_VARIANCE = 0.1
 EPSILON = 1e-5
 
@@ -33,10 +33,8 @@ class MIRO(ERM):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
         layers = dict(getattr(self.featurizer, "network", nn.Module()).named_children())
-        if not all(name in layers for name in LAYERS) or not hparams.get("pretrained", False):
-            raise UsageError(
-                'MIRO requires a pretrained ResNet of torchvision ("backbone": "resnet50") and photographs'
-            )
+        if not all(name in layers for name in LAYERS) or not hparams.get("pretrained", True):
+            raise UsageError('MIRO requires photographs and a pretrained ResNet, such as "backbone": "resnet50"')
         self.oracle = copy.deepcopy(self.featurizer).requires_grad_(False)
         self.oracle.is_frozen = True  # even if the statistics of the trained network's batch norm are not frozen
         self.oracle.train()
@@ -82,4 +80,4 @@ class MIRO(ERM):
         nll = F.cross_entropy(self.classifier(z), y)
         loss = nll + self.hparams["ld"] * penalty
         take_step(self.optimizer, loss)
-        return {"loss": nll.detach(), "reg_loss": penalty.detach()}
+        return {"loss": loss.detach(), "nll": nll.detach(), "reg_loss": penalty.detach()}

@@ -25,6 +25,7 @@ class MTL(Algorithm):
     """
 
     HPARAMS = {"mtl_ema": Hparam(0.99, one_of(0.5, 0.9, 0.99, 1.0), at_least=0, at_most=1), "mtl_noise": Hparam(True)}
+    PREDICTS_BY_CLASSIFIER = False  # its classifier also takes the embedding
     embeddings: torch.Tensor  # [domains, d]
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: Hparams) -> None:

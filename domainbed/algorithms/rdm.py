@@ -18,8 +18,8 @@ class RDM(ERM):
 
     With ℓ the cross-entropy of each sample and ℓ_w those of the domain with the largest mean, the loss is mean risk +
     rdm_lambda × the maximum mean discrepancy of ℓ_w and ℓ + variance_weight × (var ℓ + var ℓ_w). After
-    `rdm_penalty_anneal_iters` updates without penalties, Adam is reset with learning rate `rdm_lr`. All batches must
-    have the same size.
+    `rdm_penalty_anneal_iters` updates without penalties, Adam is reset with learning rate `rdm_lr`. Batches of
+    different sizes are cut to the smallest.
     """
 
     HPARAMS = {

@@ -7,7 +7,7 @@ from domainbed.hparams import Hparam, power, uniform
 
 
 class SANDMask(MaskedGradientERM):
-    """Weighs coordinates by max(0, tanh(k (|mean sign| − tau) / variance of the gradient over domains)).
+    """Weights coordinates by max(0, tanh(k (|mean sign| − tau) / variance of the gradient over domains)).
 
     With the published default tau = 1 the mask is zero everywhere, so nothing is learned.
     """

@@ -14,7 +14,7 @@ FEATURE_WEIGHT = 0.3
 
 
 class SelfReg(ERM):
-    """Pulls logits and features of samples of the same class, over all domains, towards each other.
+    """Pulls logits and features of samples of the same class, over all domains, toward each other.
 
     Samples are compared with a random partner of their class and with a mixture of two partners; features are compared
     with the output of a projector. As in the published code, the projector keeps its initial weights, and the paper's
@@ -41,10 +41,10 @@ class SelfReg(ERM):
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
-        # All compared in the order of the labels; adding a number in [0, 1) to these permutes within classes.
-        z = self.featurizer(x)
-        z, y = z[order := y.argsort(stable=True)], y[order]
+        order = y.argsort(stable=True)
+        z, y = self.featurizer(x)[order], y[order]
         logits, projected = self.classifier(z), self.projector(z)
+        # Sorting label + U(0, 1) permutes the samples within each class.
         partner, other = ((y + torch.rand(len(y), device=y.device, dtype=torch.float64)).argsort() for _ in range(2))
         lam = (math.pi / 2 * torch.rand((), device=y.device, dtype=z.dtype)).sin() ** 2  # Beta(1/2, 1/2)
 

@@ -1,4 +1,4 @@
-"""The check that a dataset is what its class declares, before training finds out in other words."""
+"""The check that a dataset is what its class declares. Without it, training would fail with unclear errors."""
 
 import operator
 from collections.abc import Sequence

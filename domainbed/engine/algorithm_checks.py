@@ -1,4 +1,4 @@
-"""Checks of users' algorithms: what they must provide, before training finds out in other words."""
+"""Checks of users' algorithms: what they must provide. Without them, training would fail with unclear errors."""
 
 import json
 from collections.abc import Iterator

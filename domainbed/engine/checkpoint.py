@@ -105,6 +105,7 @@ class Checkpointer:
         lock: Lock,
         should_stop: Callable[[], bool],
         code: str | None,
+        backbone_weights: str = "",
     ) -> None:
         self._config = config
         self._folder = Path(config.output_dir)
@@ -114,6 +115,7 @@ class Checkpointer:
         self._lock = lock
         self._should_stop = should_stop
         self._code = code
+        self._backbone_weights = backbone_weights
         self._first_step = 0
         self._saved_at = time.monotonic()
         # Whether the state is known to be one that can be saved.
@@ -131,14 +133,19 @@ class Checkpointer:
         progress = Progress()
         if saved := load_checkpoint(self._folder, self._config.trust_checkpoint):
             check_args(self._folder, saved["args"], self._config)
+            if saved.get("backbone_weights", self._backbone_weights) != self._backbone_weights:
+                raise UsageError(
+                    f"the weights of the frozen backbone are not those with which {self._folder} was trained so far; "
+                    "restore them, or delete the folder to start over"
+                )
             try:
                 self._algorithm.load_training_state(saved["algorithm"])
                 self._averaging.load_state_dict(saved.get("averaging", {}))  # earlier versions did not average
             except torch.OutOfMemoryError:
-                raise  # the checkpoint is as good as it was
+                raise  # says nothing about the checkpoint
             except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
                 if "CUDA error" in str(error):
-                    raise  # of the device; the checkpoint is as good as it was
+                    raise  # an error of the device says nothing about the checkpoint
                 raise UsageError(
                     f"{self._folder / CHECKPOINT_FILE} does not match the current algorithm; delete the folder to "
                     f"start over ({type(error).__name__}: {one_line(error)})"
@@ -217,6 +224,7 @@ class Checkpointer:
                 "generators": rng_state or get_rng_state(),
                 "versions": software_versions(),
                 "code": self._code,
+                "backbone_weights": self._backbone_weights,
             }
             with atomic_write(self._folder / CHECKPOINT_FILE, backup=self._folder / PREVIOUS_FILE) as file:
                 torch.save(saved, file)
@@ -265,7 +273,7 @@ def load_checkpoint(folder: Path, is_trusted: bool = False) -> dict[str, Any] | 
     return None
 
 
-# What reading a file with other contents raises.
+# Exceptions of reading a damaged file.
 _DAMAGE = (
     *(ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError),
     *(pickle.UnpicklingError, zipfile.BadZipFile),
@@ -339,8 +347,8 @@ def check_args(folder: Path, args: Mapping[str, Any], config: JobConfig) -> None
         UsageError: they do not.
     """
     selected = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.has_custom_environments())]
-    recorded = [f"{name} {value}" for name, value in recorded_args(args, selected).items()]
-    if recorded != [f"{name} {value}" for name, value in recorded_args(config.args(), selected).items()]:
-        raise UsageError(
-            f"{folder} contains another, unfinished run ({', '.join(recorded)}); choose another --output_dir"
-        )
+    recorded, requested = recorded_args(args, selected), recorded_args(config.args(), selected)
+    names = dict.fromkeys([*recorded, *requested])
+    if different := [name for name in names if str(recorded.get(name)) != str(requested.get(name))]:
+        lines = [f"{name} is {recorded.get(name)} there, not {requested.get(name)}" for name in different]
+        raise UsageError(f"{folder} contains another, unfinished run ({'; '.join(lines)}); choose another --output_dir")

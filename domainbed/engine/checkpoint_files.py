@@ -1,11 +1,15 @@
 """The names of a job's checkpoints, and their removal. This module does not import torch."""
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from domainbed.records import CHECKPOINT_FILE
 
 PREVIOUS_FILE = "checkpoint_previous.pt"
 CHECKPOINT_FILES = (CHECKPOINT_FILE, PREVIOUS_FILE)
+# Other programs have partial files, too, such as browsers, or an export of the job's model.
+PARTIAL_FILE = re.compile(r"(checkpoint\.pt|model\w*\.pkl|predictions\.npz|done|pruned\.json)\.[0-9a-f]{32}\.part")
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -16,6 +20,8 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the files that a killed process was writing."""
+    """Remove the files that a killed process of the job was writing (`files.atomic_write`)."""
     for path in folder.glob("*.part"):
-        path.unlink(missing_ok=True)
+        if PARTIAL_FILE.fullmatch(path.name):
+            with suppress(OSError):  # a folder, or a file of another user
+                path.unlink()

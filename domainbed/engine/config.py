@@ -176,8 +176,10 @@ class JobConfig:
     )
     cache: str | None = option(
         None,
-        help="folder in which all jobs share decoded photographs; created if necessary",
+        help="folder in which all jobs share decoded photographs and the features of frozen backbones; created if "
+        "necessary",
         metavar="DIR",
+        if_unset="photographs are not shared; features in ~/.cache/domainbed",
         compare=False,
     )
     cache_gb: float = option(
@@ -230,7 +232,7 @@ class JobConfig:
     compile: str = option(
         "auto",
         help="whether to compile featurizers with torch.compile; auto: on a GPU, for built-in algorithms and jobs of "
-        "at least 1,000 steps. Results agree within rounding",
+        "at least 1,000 steps, unless --deterministic is given, which excludes on. Results agree within rounding",
         choices=("auto", "on", "off"),
         compare=False,
     )

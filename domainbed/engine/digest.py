@@ -21,8 +21,8 @@ def init_digest(path: str) -> str:
 def code_digest(classes: Iterable[type]) -> str | None:
     """Return a hash of the files that define users' classes and their bases; None if there are none.
 
-    A file is read when a class of its module is first asked for, i.e. soon after its code has been imported: later
-    changes do not affect this process. Classes of this package, of torch and of Python do not count, and neither do
+    A file is read at the first call for a class of its module, soon after its code has been imported: later changes do
+    not affect this process. Classes of this package, of torch and of Python do not count, and neither do
     those without a file (a notebook's).
     """
     modules = {base.__module__ for cls in classes for base in cls.__mro__}

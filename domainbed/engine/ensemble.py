@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from domainbed.algorithms.base import Algorithm
+from domainbed.compute import set_precision
 from domainbed.engine.averaging.base import RunningMean
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import evaluation_requests, validation_requests
 from domainbed.engine.evaluate import split_means
 from domainbed.engine.feed import open_feed
-from domainbed.engine.frozen import load_inputs
+from domainbed.engine.frozen import FeatureDataset, load_inputs
 from domainbed.engine.model import load_model
+from domainbed.engine.setup import set_determinism
 from domainbed.errors import UsageError
 
 
@@ -102,17 +104,24 @@ def evaluate_ensemble(
         UsageError: the data or a model cannot be used.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_determinism(config.deterministic)
     dataset, splits = load_inputs(config, config.resolved_hparams(), device)
     feed = open_feed(config, dataset, splits, device)
 
     def validate(model: Algorithm) -> float:
+        set_precision(config.precision, model)
         requests = validation_requests(config, splits, model.EVAL_BATCH_SIZE or feed.batch_size)
         return split_means(model, feed, [("out", request) for _, request in requests])["out"]
 
+    if isinstance(dataset, FeatureDataset):
+        for path in paths:
+            if load_model(path).metadata["backbone_weights"] != dataset.backbone_weights:
+                raise UsageError(f"{path} was trained on the features of other weights of its frozen backbone")
     if averages_weights:
         model, members = average_weights(paths, device, validate if is_restricted else None)
     else:
         model, members = MeanLogits([load_model(path, device).algorithm for path in paths]), list(range(len(paths)))
+    set_precision(config.precision, model)
     batch_size = model.EVAL_BATCH_SIZE or feed.batch_size
     requests = list(evaluation_requests(config, dataset, splits, config.steps - 1, batch_size))
     accuracies = split_means(model, feed, requests)

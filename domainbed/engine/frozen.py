@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from domainbed.algorithms.base import Algorithm
 from domainbed.backbones import SELECTORS, Backbone, backbone_name, use_weights_dir, without_weights
 from domainbed.datasets import Environment, FeatureEnvironment, FileEnvironment, MultipleDomainDataset
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
+from domainbed.engine.evaluate import split_on_oom
+from domainbed.engine.requirements import check_requirements
 from domainbed.errors import UsageError
 from domainbed.hparams import Hparams, Value
 from domainbed.loading.base import Request
@@ -26,7 +27,7 @@ from domainbed.loading.splits import Split
 from domainbed.seeding import seed_hash
 
 DTYPES = ("float32", "float16")
-BATCH_SIZE = 256  # images per batch on a GPU; on a CPU single images are fastest, and their features most reproducible
+PREPROCESSING_VERSION = "1"  # increase it when images are decoded, resized, cropped or augmented differently
 
 
 class FeatureDataset(MultipleDomainDataset):
@@ -36,13 +37,21 @@ class FeatureDataset(MultipleDomainDataset):
         dataset: the dataset.
         environments: its environments.
         n_features: number of features of an image.
+        backbone_weights: the hash of the weights that extracted them (`weights_hash`); "" if nothing is extracted.
 
     Attributes:
         image_shape: (channels, height, width) of the images.
     """
 
-    def __init__(self, dataset: MultipleDomainDataset, environments: Sequence[Environment], n_features: int) -> None:
+    def __init__(
+        self,
+        dataset: MultipleDomainDataset,
+        environments: Sequence[Environment],
+        n_features: int,
+        backbone_weights: str = "",
+    ) -> None:
         self.environments = environments
+        self.backbone_weights = backbone_weights
         self.num_classes = dataset.num_classes
         self.class_names = dataset.class_names
         self.image_shape = dataset.input_shape
@@ -93,9 +102,9 @@ def _backbone(selectors: tuple[tuple[str, Value], ...], weights_dir: str | None,
 
 @cache
 def weights_hash(backbone: Backbone) -> str:
-    """Return a hash of all parameters and buffers."""
+    """Return a hash of all parameters and buffers, also of those that are not saved, such as the normalization."""
     digest = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
+    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -114,6 +123,11 @@ def check_frozen(config: JobConfig, hparams: Hparams, dataset: MultipleDomainDat
         )
     if hparams["feature_dtype"] not in DTYPES:
         raise UsageError(f"feature_dtype must be one of {', '.join(DTYPES)}, not {hparams['feature_dtype']!r}")
+    if hparams["feature_views"] and not hparams["data_augmentation"]:
+        raise UsageError('"feature_views" are augmented, which "data_augmentation": false excludes; remove one of them')
+    if config.precision == "bf16":
+        raise UsageError("--precision bf16 does not apply to the features of a frozen backbone; omit it")
+    check_requirements(config, hparams, dataset)
 
 
 def without_extraction(config: JobConfig, hparams: Hparams, dataset: MultipleDomainDataset) -> FeatureDataset:
@@ -153,26 +167,27 @@ def saved_backbone(metadata: Mapping[str, Any]) -> Backbone:
     return backbone
 
 
-def accept_images(model: Algorithm, metadata: Mapping[str, Any]) -> None:
-    """Let a model also predict from images if it was trained on features, by extracting their features first.
+def to_inputs(x: torch.Tensor, metadata: Mapping[str, Any]) -> torch.Tensor:
+    """Return what the algorithm of a saved model predicts from: if it was trained on features, those of images.
 
     Args:
-        model: the model; `predict` then accepts features [n, n_features] or normalized images [n, channels, 224, 224].
-        metadata: the content of its file.
+        x: normalized images [n, channels, height, width], or features [n, n_features], which are returned unchanged.
+        metadata: the content of the model's file.
+
+    Raises:
+        UsageError: the weights of the frozen backbone are not available, or not those that extracted the features.
     """
-    if not is_frozen(metadata["model_hparams"]):
-        return
-    predict_from_features = model.predict
+    hparams = metadata["model_hparams"]
+    if x.ndim == 2 or not is_frozen(hparams):
+        return x
+    backbone = saved_backbone(metadata).to(x.device)
+    with torch.no_grad(), full_precision():
+        return rounded(backbone(x), hparams)
 
-    def predict(x: torch.Tensor) -> torch.Tensor:
-        if x.ndim == 2:
-            return predict_from_features(x)
-        backbone = saved_backbone(metadata)  # only now, because features do not require it
-        with torch.no_grad(), full_precision():
-            features = backbone.to(x.device)(x)
-        return predict_from_features(features)
 
-    model.predict = predict  # type: ignore[method-assign]
+def rounded(features: torch.Tensor, hparams: Hparams) -> torch.Tensor:
+    """Return features as jobs train on them: with `feature_dtype` float16, the store has rounded ones."""
+    return features.half().float() if hparams.get("feature_dtype") == "float16" else features
 
 
 @contextmanager
@@ -203,6 +218,7 @@ def extract_features(
     """
     check_frozen(config, hparams, dataset)
     backbone = frozen_backbone(hparams, config.weights_dir, dataset.input_shape[0])
+    weights = weights_hash(backbone)
     files: list[FeatureFile] = []
     extractors: list[Extract] = []
     n_views: list[int] = []
@@ -219,11 +235,13 @@ def extract_features(
             environment.is_resized_first,
         )
         feed = PhotoFeed([photos], dataset.input_shape[1:], device, workers=0)
-        key = (fingerprint(paths), str(tuple(dataset.input_shape)), weights_hash(backbone))
+        # Relative names: a copy of the dataset, such as on the disk of a node, has the same features.
+        key = (fingerprint(paths, check_stop, folder), str(tuple(dataset.input_shape)), weights, PREPROCESSING_VERSION)
         views = 1 + (hparams["feature_views"] if environment.is_augmented else 0)
         n_views.append(views)
         for view in range(views):
-            augmentation = augmentation_key(environment) if view else ()
+            # Augmented images are rounded to integers on a CPU only.
+            augmentation = (device.type, *augmentation_key(environment)) if view else ()
             stem = f"{config.dataset}-{name}-{backbone_name(hparams)}-view{view}"
             files.append(
                 FeatureFile(
@@ -237,11 +255,12 @@ def extract_features(
             )
             extractors.append(partial(_extract, backbone, feed, device, view, check_stop))
     features = iter(fill(files, extractors, config.cache_gb, check_stop))
+    backbone.to("cpu")  # the GPU's memory is for training
     environments = [
         FeatureEnvironment([next(features) for _ in range(views)], environment.labels, environment.image_names)
         for environment, views in zip(dataset, n_views, strict=True)
     ]
-    return FeatureDataset(dataset, environments, backbone.n_outputs)
+    return FeatureDataset(dataset, environments, backbone.n_outputs, weights)
 
 
 def augmentation_key(environment: FileEnvironment) -> tuple[str, ...]:
@@ -261,7 +280,8 @@ def _extract(
     stop: int,
 ) -> np.ndarray:
     """Return the features of the images start, …, stop - 1; view 0 is the image, the others are augmented."""
-    size = 1 if device.type == "cpu" else BATCH_SIZE
+    # On a CPU, single images are fastest, and their features most reproducible.
+    size = 1 if device.type == "cpu" else stop - start
     key = seed_hash("feature_views", view) if view else None
     requests = [
         [Request(0, np.arange(first, min(first + size, stop)), key, first)] for first in range(start, stop, size)
@@ -271,5 +291,5 @@ def _extract(
     with full_precision():
         for [(x, _)] in feed.batches(requests):
             check_stop()
-            rows.append(network(x).cpu())
+            rows.append(split_on_oom(network, x).cpu())
     return torch.cat(rows).numpy()

@@ -74,6 +74,7 @@ def make_record(
         **tracked,
         **({"ended_early": True} if averaging.has_ended and step < config.steps - 1 else {}),
         **({"code": setup.code} if setup.code else {}),
+        **({"backbone_weights": setup.backbone_weights} if setup.backbone_weights else {}),
         "environments": setup.environments,
         "args": config.args(),
         "hparams": recorded_hparams(algorithm),
@@ -141,13 +142,13 @@ def models_to_save(config: JobConfig, record: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def save_predictions(
-    predictions: PredictionLog, config: JobConfig, averaging: Averaging, record: Mapping[str, Any]
-) -> None:
-    """Save the predictions of a record that has not been written yet, if a selection method may choose it."""
-    step = record["step"]
-    is_once = config.averaging in EVALUATED_ONCE
-    best_step = step if is_once else best_record(config, record)["step"]
-    if step == config.steps - 1 or averaging.has_ended or (best_step == step and not is_once):
-        predictions.save(Path(config.output_dir), step, best_step)
-    predictions.clear()
+def predictions_are_due(config: JobConfig, averaging: Averaging, record: Mapping[str, Any]) -> bool:
+    """Return whether a selection method may choose a record that has not been written yet."""
+    is_last = record["step"] == config.steps - 1 or averaging.has_ended
+    return is_last or (config.averaging not in EVALUATED_ONCE and improves_validation(config, record))
+
+
+def save_predictions(predictions: PredictionLog, config: JobConfig, record: Mapping[str, Any]) -> None:
+    """Save the predictions of a record that has not been written yet."""
+    best = record if config.averaging in EVALUATED_ONCE else best_record(config, record)
+    predictions.save(Path(config.output_dir), record["step"], best["step"])

@@ -33,8 +33,8 @@ except ImportError:  # Windows
 LOCK_FILE = "lock"
 HEARTBEAT_INTERVAL = 15.0  # seconds
 HEARTBEAT_TIMEOUT = 120.0  # seconds without a heartbeat after which an owner on another machine is presumed dead
-# Errors of a file system, or of this process, that say nothing about a file.
-UNAVAILABLE = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# Errors that say that a file is not there. All others, such as EIO or an expired ticket (EACCES), say nothing about it.
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ESTALE}
 TAKEOVER_DELAY = 3 * HEARTBEAT_INTERVAL  # seconds to watch for a heartbeat before breaking the lock of such an owner
 LOCK_SIZE = 1024  # bytes; a heartbeat overwrites the previous one, which works on a full disk, too
 
@@ -177,7 +177,9 @@ class Lock:
         if not self._is_in_place():
             time.sleep(1)  # a process that took it by mistake puts it back
             if not self._is_in_place():
-                raise TakenError(f"{self._path.parent} was taken over by another process while this one was suspended")
+                raise TakenError(
+                    f"{self._path.parent} was deleted, or taken over by another process while this one was suspended"
+                )
 
     def release(self) -> None:
         """Stop the heartbeat and remove the lock, unless another process has taken it over."""
@@ -263,9 +265,9 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
         with open_regular(path) as file:  # opening it makes a network file system query its server
             return os.path.samestat(os.fstat(file.fileno()), os.fstat(descriptor))
     except OSError as error:
-        if error.errno in UNAVAILABLE:
-            raise
-        return False
+        if error.errno in ABSENT:
+            return False
+        raise
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The metrics that updates return between two evaluations, and the check that training has not diverged."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import SupportsFloat, TypeAlias
 
@@ -9,7 +10,9 @@ import torch
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.errors import UsageError
-from domainbed.records import ACCURACY, RECORD_KEYS
+from domainbed.records import RECORD_KEYS
+
+SPLIT_ENTRY = re.compile(r"env\d+_(in|out|uda)_(acc|loss)")  # an entry of a record about a split
 
 # Name -> (step, value) of each update that returned a metric of this name.
 MetricHistory: TypeAlias = dict[str, list[tuple[int, torch.Tensor | float]]]
@@ -84,7 +87,7 @@ def check_name(name: object) -> None:
     """Raise TypeError if the name of a metric is not text, ValueError if records have another entry of this name."""
     if not isinstance(name, str):
         raise TypeError(f"names of metrics must be strings, not {name!r}")
-    if name in RECORD_KEYS or ACCURACY.fullmatch(name):
+    if name in RECORD_KEYS or SPLIT_ENTRY.fullmatch(name):
         raise ValueError(f"records have an entry called {name!r}; choose another name for this metric")
 
 

@@ -21,8 +21,9 @@ from domainbed.engine.algorithm_errors import locate_errors, location
 from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
 from domainbed.engine.digest import init_digest
-from domainbed.engine.frozen import FeatureDataset, accept_images, frozen_backbone, weights_hash
+from domainbed.engine.frozen import FeatureDataset
 from domainbed.engine.preprocessing import Preprocessing
+from domainbed.engine.requirements import check_requirements
 from domainbed.engine.trained_model import TrainedModel
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
@@ -45,25 +46,7 @@ def make_algorithm(config: JobConfig, hparams: Hparams, dataset: MultipleDomainD
     """
     algorithm_class = get_algorithm_class(config.algorithm)
     num_domains = len(dataset) - len(config.test_envs)
-    if hparams["batch_size"] < algorithm_class.MIN_BATCH_SIZE:
-        raise UsageError(
-            f"{config.algorithm} requires a batch_size of at least {algorithm_class.MIN_BATCH_SIZE}, "
-            f"not {hparams['batch_size']}"
-        )
-    if num_domains < algorithm_class.MIN_DOMAINS:
-        raise UsageError(
-            f"{config.algorithm} requires at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
-        )
-    if algorithm_class.REQUIRES_PHOTOS and dataset.SMALL_IMAGES:
-        raise UsageError(f"{config.algorithm} requires a dataset of photos, not of small images")
-    if algorithm_class.REQUIRES_IMAGES and len(dataset.input_shape) == 1:
-        raise UsageError(f"{config.algorithm} requires images, not the features of a frozen backbone")
-    if algorithm_class.REQUIRES_FEATURIZER and hparams.get("linear_probe"):
-        raise UsageError(f"{config.algorithm} requires a trained featurizer, which linear probes do not have")
-    if dataset.class_names is not None and len(dataset.class_names) != dataset.num_classes:
-        raise UsageError(
-            f"{config.dataset} has {dataset.num_classes} classes, but {len(dataset.class_names)} class_names"
-        )
+    check_requirements(config, hparams, dataset)
     with use_weights_dir(config.weights_dir), locate_errors(algorithm_class, lambda: "constructor"):
         try:
             algorithm = algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, dict(hparams))
@@ -121,6 +104,9 @@ def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> 
         raise UsageError(
             "--compile on selects kernels by measured speed and cannot be combined with --deterministic on a GPU"
         )
+    featurizers = featurizers_of(algorithm)
+    if config.compile == "on" and not featurizers:
+        raise UsageError(f"--compile on: {type(algorithm).__name__} has no featurizer that can be compiled")
     should_compile = config.compile == "on" or (
         config.compile == "auto"
         and device.type == "cuda"
@@ -128,8 +114,9 @@ def to_device(algorithm: Algorithm, config: JobConfig, device: torch.device) -> 
         and config.steps >= MIN_STEPS_TO_COMPILE
         and is_builtin(type(algorithm))  # others may do what compilation does not support, without saying so
         and algorithm.SUPPORTS_COMPILATION
+        and featurizers
     )
-    reason = enable_compilation(featurizers_of(algorithm), device) if should_compile else ""
+    reason = enable_compilation(featurizers, device) if should_compile else ""
     if reason and config.compile == "on":
         raise UsageError(f"--compile on: {reason}")
     if reason:
@@ -160,7 +147,7 @@ def save_model(
     }
     if isinstance(dataset, FeatureDataset):
         saved["image_shape"] = tuple(dataset.image_shape)
-        saved["backbone_weights"] = weights_hash(frozen_backbone(algorithm.hparams, config.weights_dir))
+        saved["backbone_weights"] = dataset.backbone_weights
     with atomic_write(path) as file:
         torch.save(saved, file)
 
@@ -218,7 +205,6 @@ def new_algorithm(metadata: Mapping[str, Any], source: object, trust_imports: bo
             )
         if not isinstance(algorithm, nn.Module) or not callable(getattr(algorithm, "predict", None)):
             raise UsageError(f"cannot load a model from {source}: {args['algorithm']} is not an nn.Module with predict")
-        accept_images(algorithm, metadata)
         return algorithm
 
 

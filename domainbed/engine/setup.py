@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.data import Batches
 from domainbed.engine.digest import code_digest
 from domainbed.engine.feed import open_feed
-from domainbed.engine.frozen import load_inputs
+from domainbed.engine.frozen import FeatureDataset, load_inputs
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.memory import keep_freed_memory
 from domainbed.engine.model import load_initial_weights, make_algorithm, to_device
@@ -25,7 +26,7 @@ from domainbed.engine.tracking import Tracker, make_tracker
 from domainbed.loading.base import Feed
 from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.splits import Split
-from domainbed.seeding import seed_everything
+from domainbed.seeding import get_rng_state, seed_everything, set_rng_state
 
 
 class Setup(NamedTuple):
@@ -43,6 +44,11 @@ class Setup(NamedTuple):
     predictions: PredictionLog | None
     is_captured: bool
     code: str | None
+
+    @property
+    def backbone_weights(self) -> str:
+        """The hash of the weights of a frozen backbone, shortened as in records; "" if nothing is frozen."""
+        return self.dataset.backbone_weights[:16] if isinstance(self.dataset, FeatureDataset) else ""
 
 
 def set_up(config: JobConfig, should_stop: Callable[[], bool]) -> Setup:
@@ -94,3 +100,21 @@ def set_determinism(is_required: bool) -> None:
     # Read once per process, at the first matrix product on a GPU; a later job may require it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(is_required)
+
+
+@contextmanager
+def preserved_settings() -> Iterator[None]:
+    """Restore the global random generators and the settings of torch that a job changes, at the end of the block."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    generators = get_rng_state()
+    settings = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    is_deterministic, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    try:
+        yield
+    finally:
+        set_rng_state(generators)
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = settings
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=warns)

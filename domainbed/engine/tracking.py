@@ -76,9 +76,11 @@ def tracked_entries(tracker: Tracker) -> dict[str, float]:
     """Return the entries that a tracker adds to a record, without an effect on the random generators.
 
     Raises:
-        UsageError: the tracker returns something else than numbers by name.
+        UsageError: the tracker returns something else than numbers by name, or a name does not start with its PREFIX
+            or is that of another entry of records.
     """
-    from domainbed.seeding import get_rng_state, set_rng_state  # imports torch
+    from domainbed.engine.metrics import check_name  # imports torch
+    from domainbed.seeding import get_rng_state, set_rng_state
 
     state = get_rng_state()
     entries = tracker.record()
@@ -89,6 +91,12 @@ def tracked_entries(tracker: Tracker) -> dict[str, float]:
     for key, value in entries.items():
         if not isinstance(value, int | float):
             raise UsageError(f"{name}.record must return Python numbers; {key!r} is {value!r}")
+        try:
+            check_name(key)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name}.record: {error}") from None
+        if not key.startswith(tracker.PREFIX):
+            raise UsageError(f"{name}.record: {key!r} must start with {tracker.PREFIX!r}, the tracker's PREFIX")
     return dict(entries)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from domainbed.engine.algorithm_errors import locate_errors, step_place
-from domainbed.engine.checkpoint import Checkpointer
+from domainbed.engine.checkpoint import Checkpointer, check_records
 from domainbed.engine.checkpoint_files import PREVIOUS_FILE, remove_checkpoints
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Pruned
-from domainbed.engine.job_record import final_images, make_record, models_to_save, save_predictions
+from domainbed.engine.job_record import final_images, make_record, models_to_save, predictions_are_due, save_predictions
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.loggers.base import JobLoggers
 from domainbed.engine.messages import format_progress, print_header
@@ -51,11 +51,14 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     import_modules(config.imports)
     folder = Path(config.output_dir)
     check_available(folder, control.lock)
+    check_records(folder, config)
     loggers = JobLoggers(config)
     setup = set_up(config, control.should_stop)
     algorithm, averaging = setup.algorithm, setup.averaging
     with hold_folder(folder, control.lock) as lock, loggers, tqdm(total=config.steps, unit="step", disable=None) as bar:
-        checkpointer = Checkpointer(config, algorithm, averaging, setup.feed, lock, control.should_stop, setup.code)
+        checkpointer = Checkpointer(
+            config, algorithm, averaging, setup.feed, lock, control.should_stop, setup.code, setup.backbone_weights
+        )
         progress = checkpointer.resume()
         clear_pruned(folder)
 
@@ -71,6 +74,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         steps = make_steps(algorithm, setup.device, setup.is_captured)
         batches = setup.batches.steps(progress.step, config.steps)
         bar.update(progress.step)
+        is_reproducible = setup.device.type == "cpu" or config.deterministic
         start = progress.step
         if not progress.is_evaluated and config.is_evaluation_due(start - 1):
             start -= 1  # the run was stopped between this update and its evaluation
@@ -92,22 +96,28 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 checkpointer.save_if_due(progress)
             if config.is_evaluation_due(step):
                 # A job that is stopped during an evaluation repeats it when resumed.
-                stop = partial(checkpointer.stop_if_requested, progress, get_rng_state())
+                generators = get_rng_state()
+                stop = partial(checkpointer.stop_if_requested, progress, generators)
                 record = make_record(config, setup, progress, before_batch=stop)
-                lock.check()
                 models = models_to_save(config, record)
-                for name in models:  # before the checkpoint, so that none is missing
+                saves_predictions = setup.predictions and predictions_are_due(config, averaging, record)
+                if (models or saves_predictions) and not is_reproducible:
+                    # A job that resumes from an earlier step might not reach the weights of these files again.
+                    checkpointer.save(progress, generators)
+                lock.check()
+                for name in models:
                     with averaging.applied(final_images(config, setup, progress)):
                         save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
                 if setup.predictions:
-                    save_predictions(setup.predictions, config, averaging, record)
+                    if saves_predictions:
+                        save_predictions(setup.predictions, config, record)
+                    setup.predictions.clear()
+                if models or saves_predictions:
+                    lock.check()  # large files may take a while
                 append_record(folder, record)
                 loggers.log(record)
                 progress.finish_evaluation()
-                if models:  # on a GPU, a job that resumes from an earlier step might not reach these weights again
-                    checkpointer.save(progress)
-                else:
-                    checkpointer.save_if_due(progress)
+                checkpointer.save_if_due(progress)
                 tqdm.write(format_progress(record, config.test_envs))
                 control.on_record(step)
                 stop_if_pruned()
@@ -118,6 +128,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 save_model(folder / MODEL_FILE, config, setup.dataset, setup.environments, algorithm)
                 if problem := describe_difference(folder / MODEL_FILE, algorithm, setup.dataset.input_shape):
                     tqdm.write(f"warning: {problem}")
+            lock.check()  # a large model may take a while
         mark_done(folder)
         remove_checkpoints(folder)
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from domainbed.algorithms.base import Algorithm
-from domainbed.engine.evaluate import split_on_oom
-from domainbed.engine.frozen import image_shape
+from domainbed.engine.evaluate import predict_batch
+from domainbed.engine.frozen import image_shape, to_inputs
 from domainbed.engine.preprocessing import Preprocessing, check_input
 from domainbed.errors import UsageError
 
@@ -70,14 +70,14 @@ class TrainedModel(Algorithm):
             UsageError: the shape or the range is wrong; see `preprocessing.check_input`.
         """
         check_input(x, self.input_shapes, self.preprocessing)
-        return self.algorithm.predict(x)
+        return self.algorithm.predict(to_inputs(x, self.metadata))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the algorithm's own `forward` does, or the logits if it has none."""
         if type(self.algorithm).forward is nn.Module.forward:
             return self.predict(x)
         check_input(x, self.input_shapes, self.preprocessing)
-        return self.algorithm(x)
+        return self.algorithm(to_inputs(x, self.metadata))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output of the featurizer in `predict`, [n, n_outputs].
@@ -137,7 +137,7 @@ class TrainedModel(Algorithm):
     def class_probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the probabilities [n, classes], on the CPU, of pixels from `preprocessing.read_image`, uint8."""
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        logits = split_on_oom(self.algorithm.predict, self.require_preprocessing().to_input(pixels.to(device))).float()
+        logits = predict_batch(self, self.require_preprocessing().to_input(pixels.to(device))).float()
         if logits.shape[1] == 1:  # the logit of class 1
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         return logits.softmax(1).cpu()

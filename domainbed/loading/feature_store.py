@@ -4,6 +4,7 @@ A file is computed in chunks, by all jobs that need it, on one or several machin
 complete. A killed job loses the chunk that it was computing.
 """
 
+import errno
 import glob
 import hashlib
 import os
@@ -19,9 +20,11 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
-from domainbed.files import atomic_write, folder_size, open_regular, read_regular
+from domainbed.files import atomic_write, file_lock, folder_size, open_regular, read_regular
+from domainbed.terminal import ProgressBar
 
 CHUNK_IMAGES = 128
+MAX_STEM = 100  # bytes
 POLL = 0.5  # seconds between looks at chunks that other jobs are computing
 BLOCK = 1 << 24  # bytes per read of a checksum
 
@@ -53,14 +56,31 @@ class FeatureFile:
     @property
     def path(self) -> Path:
         words = (*self.key, str(self.n_images), str(self.n_features), self.dtype)
-        return self.folder / f"{self.stem}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:16]}.features"
+        return (
+            self.folder / f"{self._short_stem}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:16]}.features"
+        )
+
+    @property
+    def _short_stem(self) -> str:
+        """The stem, cut so that file systems accept the names of chunks and their locks."""
+        return self.stem.encode()[:MAX_STEM].decode(errors="ignore")
+
+    def other_versions(self) -> list[Path]:
+        """Return files of the same stem with another key, the oldest first: of other images or weights."""
+        pattern = f"{glob.escape(self._short_stem)}-{'[0-9a-f]' * 16}.features"
+        others = [path for path in self.folder.glob(pattern) if path != self.path]
+        return sorted(others, key=lambda path: path.stat().st_mtime)
 
     @property
     def n_bytes(self) -> int:
         return self.n_images * self.n_features * np.dtype(self.dtype).itemsize
 
     def open(self) -> np.ndarray | None:
-        """Return the features [n_images, n_features], memory-mapped; None if they are missing or damaged."""
+        """Return the features [n_images, n_features], memory-mapped; None if they are missing or damaged.
+
+        Raises:
+            OSError: the file exists but cannot be read at the moment, which does not make it damaged.
+        """
         try:
             with open_regular(self.path) as file:
                 stat = os.fstat(file.fileno())
@@ -72,7 +92,7 @@ class FeatureFile:
                 _verified.add(identity)
                 # Mode "c" (copy on write), because torch requires writable memory.
                 return np.memmap(file, self.dtype, mode="c", shape=(self.n_images, self.n_features))
-        except OSError:
+        except FileNotFoundError:
             return None
 
     def chunk_path(self, index: int) -> Path:
@@ -87,7 +107,9 @@ class FeatureFile:
         size = n * self.n_features * np.dtype(self.dtype).itemsize
         try:
             content = read_regular(self.chunk_path(index), size + 4)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EFBIG):
+                raise
             return None
         is_valid = len(content) == size + 4 and _checksum(content[:size]) == content[size:]
         return content[:size] if is_valid else None
@@ -118,14 +140,17 @@ def fill(
         UsageError: the files do not fit.
         OSError: a file cannot be written.
     """
-    missing = [(file, extract) for file, extract in zip(files, extractors, strict=True) if file.open() is None]
+    missing = []
+    for file, extract in zip(files, extractors, strict=True):
+        check_stop()  # large files have large checksums
+        if file.open() is None:
+            missing.append((file, extract))
     if missing:
         folder = files[0].folder
         folder.mkdir(parents=True, exist_ok=True)
-        _check_room(folder, [file for file, _ in missing], limit_gb)
-        with tqdm(
-            total=sum(file.n_images for file, _ in missing), desc="extracting features", unit="image", disable=None
-        ) as bar:
+        _make_room(files, [file for file, _ in missing], limit_gb)
+        n_images = sum(file.n_images for file, _ in missing)
+        with ProgressBar(total=n_images, desc="extracting features", unit="image") as bar:
             for file, extract in missing:
                 _compute(file, extract, bar, check_stop)
     opened = [file.open() for file in files]
@@ -138,10 +163,12 @@ def fill(
 def _compute(file: FeatureFile, extract: Extract, bar: tqdm, check_stop: Callable[[], None]) -> None:
     """Compute the chunks of a file that no other job is computing, until all are complete, and assemble them."""
     lock_path = file.path.with_name(f"{file.path.name}.lock")
-    with FileLock(lock_path):
+    message = f"waiting for another job to assemble {file.path}"
+    with file_lock(lock_path, message, check_stop):
         if file.open() is None:
             file.path.unlink(missing_ok=True)  # damaged
     remaining = set(range(file.n_chunks()))
+    is_told = False
     while remaining:
         n_before = len(remaining)
         for index in sorted(remaining):
@@ -150,8 +177,11 @@ def _compute(file: FeatureFile, extract: Extract, bar: tqdm, check_stop: Callabl
                 remaining.discard(index)
                 bar.update(min(CHUNK_IMAGES, file.n_images - index * CHUNK_IMAGES))
         if len(remaining) == n_before:  # other jobs are computing all of them
+            if not is_told:
+                print(f"waiting for other jobs to extract features of {file.stem}", flush=True)
+                is_told = True
             time.sleep(POLL)
-    with FileLock(lock_path):
+    with file_lock(lock_path, message, check_stop):
         if file.open() is None:
             _assemble(file)
         for path in file.folder.glob(f"{glob.escape(file.path.name)}.*"):  # chunks, their locks, partial files
@@ -164,6 +194,8 @@ def _compute_chunk(file: FeatureFile, index: int, extract: Extract) -> bool:
     path = file.chunk_path(index)
     try:
         with FileLock(path.with_name(f"{path.name}.lock"), timeout=0):
+            if file.path.exists():  # since this job looked; its chunks are deleted
+                return True
             if file.read_chunk(index) is None:
                 start = index * CHUNK_IMAGES
                 features = extract(start, min(start + CHUNK_IMAGES, file.n_images))
@@ -188,16 +220,22 @@ def _assemble(file: FeatureFile) -> None:
         output.write(crc.to_bytes(4, "big"))
 
 
-def _check_room(folder: Path, missing: Sequence[FeatureFile], limit_gb: float) -> None:
-    """Raise UsageError if the missing files do not fit. What exists of them already is part of what they need."""
-    parts = tuple(file.path.name for file in missing)
-    used = folder_size(folder, leave_out=parts)
+def _make_room(files: Sequence[FeatureFile], missing: Sequence[FeatureFile], limit_gb: float) -> None:
+    """Raise UsageError if the missing files do not fit, even after deleting other versions of them.
+
+    What exists of them already is part of what they need.
+    """
+    folder, parts = files[0].folder, tuple(file.path.name for file in missing)
     needed = sum(file.n_bytes for file in missing)
-    if used + needed > limit_gb * 2**30:
-        raise UsageError(
-            f"{needed / 2**30:.2f} GiB of features do not fit in {folder}, which contains {used / 2**30:.2f} GiB; "
-            f"increase --cache_gb (now {limit_gb:g}) or delete files there"
-        )
+    in_use = {file.path for file in files}
+    outdated = [path for file in missing for path in file.other_versions() if path not in in_use]
+    while (used := folder_size(folder, leave_out=parts)) + needed > limit_gb * 2**30:
+        if not outdated:
+            raise UsageError(
+                f"{needed / 2**30:.2f} GiB of features do not fit in {folder}, which contains {used / 2**30:.2f} GiB; "
+                f"increase --cache_gb (now {limit_gb:g}) or delete files there"
+            )
+        outdated.pop(0).unlink(missing_ok=True)
 
 
 def _has_valid_checksum(file: BinaryIO, n_bytes: int) -> bool:

@@ -120,8 +120,13 @@ def _build(directory: Path, limit_gb: float, missing: Sequence[_CacheEntry], che
             write_pack(entry.path, entry.files, entry.fingerprint, is_decoded, joblib.cpu_count(), after_image)
 
 
-def fingerprint(files: Sequence[str], check_stop: Callable[[], object] = lambda: None) -> str:
+def fingerprint(files: Sequence[str], check_stop: Callable[[], object] = lambda: None, folder: str = "") -> str:
     """Return a hash of the files' names, sizes and modification times. (Threads would make this five times slower.)
+
+    Args:
+        files: the files.
+        check_stop: called before each file.
+        folder: where all of them are, if their names are to be relative to it.
 
     Raises:
         UsageError: a file does not exist.
@@ -133,7 +138,9 @@ def fingerprint(files: Sequence[str], check_stop: Callable[[], object] = lambda:
             status = os.stat(file)
         except OSError as error:
             raise UsageError(f"cannot read {file}: {error.strerror}") from error
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(
+            f"{file[len(folder) :]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()
 
 

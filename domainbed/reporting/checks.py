@@ -54,6 +54,11 @@ def describe_inconsistencies(jobs: pd.DataFrame, sweep_dir: Path, duplicates: Se
             variants = sorted(value if isinstance(value, str) else " ".join(value) for value in values if len(value))
             if len(variants) > 1:
                 warnings.append(f"{dataset}: its runs used different {what} ({'; '.join(variants)})")
+    for (dataset, _), runs in jobs[jobs["backbone_weights"] != ""].groupby(["dataset", "settings"]):
+        if (n := runs["backbone_weights"].nunique()) > 1:
+            warnings.append(
+                f"{dataset}: the features of its runs come from frozen backbones with {n} different weights"
+            )
     for (dataset, algorithm), runs in jobs.groupby(["dataset", "algorithm"], observed=True):
         if (n := runs["code"].nunique()) > 1:
             warnings.append(f"{dataset}: runs of {algorithm} were trained with {n} versions of its code")

@@ -42,7 +42,8 @@ class Sweep:
         jobs: one row per folder with records, indexed by folder: the columns of records.RUN_KEYS, `done`, `pruned`,
             `environments`, `n_environments`, `steps` (the requested number of updates; NaN if unknown), `settings`
             (other arguments that affect the result, as text), `backbone` (such as "frozen resnet50"; "" if it is
-            fine-tuned), `eval` (which accuracies the records have) and `hparams` (JSON).
+            fine-tuned), `eval` (which accuracies the records have), `ensemble` (the name of the method that combined
+            other jobs, such as "EoA"; "" if the job was trained) and `hparams` (JSON).
         runs: one row per run that was requested or has records: the columns of records.RUN_KEYS, `state` (a JobState)
             and `folder` (None without records).
         has_launch_log: whether the folder says which runs were requested. If not, all test environments, trials and
@@ -148,6 +149,7 @@ def load_sweep(input_dir: str) -> Sweep:
             "settings",
             "backbone",
             "eval",
+            "ensemble",
             "hparams",
         ]
     ]

@@ -43,7 +43,9 @@ JOB_SCHEMA = pa.schema(
         "checkpoint_freq": pa.float64(),  # updates between evaluations; NaN if unknown
         "settings": pa.string(),  # other arguments that affect the result
         "code": pa.string(),  # the hash of users' code; "" if there is none
+        "backbone_weights": pa.string(),  # the hash of a frozen backbone; "" if there is none, or it is not recorded
         "eval": pa.string(),  # which accuracies the records have, as the argument of this name
+        "ensemble": pa.string(),  # the name in tables of the method that combined other jobs; "" if the job was trained
         "backbone": pa.string(),  # such as "frozen resnet50"; "" if the backbone is fine-tuned
         "hparams": pa.string(),
         "bad_images": pa.int64(),
@@ -250,7 +252,9 @@ def _job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "checkpoint_freq": float(freq) if isinstance(freq := args.get("checkpoint_freq"), int) else np.nan,
         "settings": printable(settings),
         "code": printable(str(record.get("code", ""))),
+        "backbone_weights": printable(str(record.get("backbone_weights", ""))),
         "eval": printable(str(args.get("eval", "all"))),
+        "ensemble": printable(str(args.get("ensemble") or "")),
         "backbone": printable(_frozen_backbone(hparams)),
         "environments": _to_json(list(map(str, environments)) if isinstance(environments, list) else []),
         "hparams": _to_json(hparams),

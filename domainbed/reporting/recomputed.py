@@ -20,7 +20,7 @@ from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.log import launch_files
 
 # Fields of a record that may differ, because they are not results.
-NOT_COMPARED = {"step_time", "mem_gb", "args", "hparams", "code", "schema_version"}
+NOT_COMPARED = {"step_time", "mem_gb", "args", "hparams", "code", "backbone_weights", "schema_version"}
 EXPLANATION = (
     "On a different processor, or with different versions or numbers of threads, results differ in the last digits "
     "from the first updates on, and training amplifies the differences. The same happens on most GPUs to runs launched "

@@ -26,7 +26,7 @@ from domainbed.sweep.job import SWEEP_FOLDER
 
 MIN_JOBS = 500  # for fewer jobs, parsing is as fast as reading the cache
 # The version of what reading.py extracts from a job's folder and model_selection.py from records.
-CACHE_VERSION = f"8 of schema {SCHEMA_VERSION}".encode()
+CACHE_VERSION = f"9 of schema {SCHEMA_VERSION}".encode()
 SNAPSHOTS_FOLDER = "whole"
 MAX_SIZE = 2**29  # bytes of a file; 500,000 jobs take about as many
 MAX_AGE = 3600  # seconds after which the unfinished file of a killed process is deleted

@@ -39,7 +39,7 @@ def parser() -> cli.Parser:
     p = cli.Parser(
         prog=cli.command_name("export_model"),
         description="Write a trained model in the format of other programs, with the names of its classes and the "
-        "preprocessing of its images. The result is kept only if its logits for random images equal those of the "
+        "preprocessing of its images. The result is kept only if its logits for random images agree with those of the "
         "model. Nothing is uploaded.",
         examples=(
             "--model train_output/model.pkl --format safetensors --output model.safetensors",
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from domainbed.engine.model import load_model
 
     export_model(load_model(options.model, trust_imports=options.trust_imports), options.format, Path(options.output))
-    print(f"Exported {options.model} to {options.output}; its logits equal those of the model")
+    print(f"Exported {options.model} to {options.output}; its logits agree with those of the model")
 
 
 if __name__ == "__main__":

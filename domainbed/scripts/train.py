@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(decision)
             return 0
 
-    from domainbed.engine.train import train  # imports torch: invalid arguments are reported without it
-
     with stop_on_signals() as should_stop, recorded_failure(config):
+        from domainbed.engine.train import train  # imports torch: invalid arguments are reported without it
+
         try:
             train(config, JobControl(should_stop, should_prune=should_prune))
         except Pruned as pruned:

@@ -200,7 +200,7 @@ def run_ensembles(groups: Sequence[Group], name: str, data_dir: str | None) -> i
             **group.members[0].args,
             "output_dir": str(group.folder),
             "hparams_seed": 0,
-            "cache": None,
+            "cache": _existing(group.members[0].args.get("cache")),
             "log_to": (),
         }
         config = JobConfig.from_recorded_args({**args, "data_dir": data_dir or args.get("data_dir"), "eval": "splits"})
@@ -224,6 +224,11 @@ def run_ensembles(groups: Sequence[Group], name: str, data_dir: str | None) -> i
             f"{100 * evaluation.test_accuracy:.1f} % of all test images"
         )
     return n_evaluated
+
+
+def _existing(cache: str | None) -> str | None:
+    """Return the `--cache` of a job, whose features the ensemble shares, if this machine has it."""
+    return cache if cache and Path(cache).is_dir() else None
 
 
 def _exists(group: Group) -> bool:

@@ -91,10 +91,10 @@ def test_batch_norm_is_frozen_in_both_networks():
 
 @pytest.mark.parametrize("hparams", [{"pretrained": False}, {"backbone": "vgg11"}], ids=str)
 def test_other_networks_are_rejected(hparams: dict):
-    with pytest.raises(UsageError, match="MIRO requires a pretrained ResNet"):
+    with pytest.raises(UsageError, match="MIRO requires photographs and a pretrained ResNet"):
         make(**hparams)
 
 
 def test_small_images_are_rejected():
-    with pytest.raises(UsageError, match="MIRO requires a pretrained ResNet"):
+    with pytest.raises(UsageError, match="MIRO requires photographs and a pretrained ResNet"):
         MIRO((2, 8, 8), 3, 3, default_hparams("MIRO", "ColoredDigits"))

@@ -197,22 +197,39 @@ def test_checkpoint_without_checksum_is_used(job: Path, capsys: pytest.CaptureFi
 def test_job_starts_over_if_there_is_no_checkpoint(job: Path, capsys: pytest.CaptureFixture):
     for name in (LAST, PREVIOUS):
         (job / name).unlink()
-    (job / "checkpoint.pt.0123.part").write_bytes(b"left by a killed process")
+    (job / f"checkpoint.pt.{32 * '0'}.part").write_bytes(b"left by a killed process")
     assert "no checkpoint; starting over" in resume(job, capsys)
 
 
+def test_partial_files_of_other_programs_are_kept(job: Path):
+    """Such as an export of the model, or a download."""
+    (job / f"model.onnx.{32 * '0'}.part").write_bytes(b"export")
+    (job / f"model.pkl.{32 * '0'}.part").mkdir()
+    (job / "linux.iso.part").write_bytes(b"download")
+    train(make(job))
+    assert {path.name.partition(".")[0] for path in job.glob("*.part")} == {"model", "linux"}
+    assert len(list(job.glob("*.part"))) == 3
+
+
 @pytest.mark.parametrize("has_records", [True, False])
-@pytest.mark.parametrize("other", [{"seed": 1}, {"steps": 8}, {"hparams": '{"batch_size": 5}'}], ids=str)
-def test_checkpoint_of_another_job_is_kept(job: Path, has_records: bool, other: dict):
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"seed": 1}, "seed is 0 there, not 1"),
+        ({"steps": 8, "seed": 1}, "seed is 0 there, not 1; steps is 7 there, not 8"),
+        ({"hparams": '{"batch_size": 5}'}, 'hparams is {"batch_size": 4} there, not {"batch_size": 5}'),
+    ],
+    ids=str,
+)
+def test_checkpoint_of_another_job_is_kept(job: Path, has_records: bool, other: dict, difference: str):
     if not has_records:  # it was stopped before the first
         shutil.rmtree(job)
         with pytest.raises(Interrupted):
             train(make(job), JobControl(should_stop=stop_at(1)))
     kept = {path.name: path.read_bytes() for path in job.iterdir()}
-    with pytest.raises(
-        UsageError, match=r"contains another, unfinished run \(.*steps 7, .*choose another --output_dir"
-    ):
+    with pytest.raises(UsageError) as error:
         train(make(job, **other))
+    assert str(error.value) == f"{job} contains another, unfinished run ({difference}); choose another --output_dir"
     assert {path.name: path.read_bytes() for path in job.iterdir()} == kept
     train(make(job))
     assert result(job) == cached_undisturbed()

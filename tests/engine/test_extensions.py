@@ -102,7 +102,7 @@ class FrozenCopy(ERM):
         self.optimizers = [torch.optim.SGD(self.own.parameters())]
 
 
-def test_parameters_that_no_optimizer_has_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_parameters_that_no_optimizer_has_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture):
     run(tmp_path, OwnFeaturizer)
     note = "note: Mine: the parameters featurizer.1.weight, featurizer.1.bias are not in any optimizer, so updates"
     assert note in capsys.readouterr().out
@@ -387,6 +387,8 @@ def test_trackers_do_not_affect_training(tmp_path: Path):
     [
         (None, "Draws.record must return a dict of numbers by name, not None"),
         ({"draws_a": torch.ones(1)}, r"Draws.record must return Python numbers; 'draws_a' is tensor"),
+        ({"env0_out_acc": 1.0}, "Draws.record: records have an entry called 'env0_out_acc'"),
+        ({"loss": 1.0}, "Draws.record: 'loss' must start with 'draws', the tracker's PREFIX"),
     ],
 )
 def test_wrong_entries_of_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: object, message: str):
@@ -424,7 +426,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ALGORITHMS._registered.pop("Edited", None)
 
 
-def test_edited_code_is_told(tmp_path: Path, module, capsys: pytest.CaptureFixture):
+def test_edited_code_is_reported(tmp_path: Path, module, capsys: pytest.CaptureFixture):
     """Of a job that is resumed, and of the jobs of a table."""
 
     def job(name: str, **kwargs) -> JobConfig:

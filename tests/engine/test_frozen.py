@@ -1,8 +1,10 @@
 """Tests of jobs with a frozen backbone: features, jobs without images, staleness, rejected combinations."""
 
+import copy
 import itertools
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,12 +172,42 @@ def test_other_weights_have_other_features(data_dir: Path, monkeypatch: pytest.M
 
 
 def test_weights_hash_covers_parameters_and_buffers():
+    """Also those that are not saved: the normalization of the images."""
     backbone = frozen_backbone(default_hparams("ERM", "PACS"), None)
-    hashes = set()
-    for tensor in backbone.state_dict().values():
-        hashes.add(weights_hash.__wrapped__(backbone))
+    tensors = [*backbone.parameters(), *backbone.buffers()]
+    assert len(tensors) > len(backbone.state_dict())
+    hashes = {weights_hash.__wrapped__(backbone)}
+    for tensor in tensors:
         tensor.add_(1)
-    assert len(hashes) == len(backbone.state_dict())
+        hashes.add(weights_hash.__wrapped__(backbone))
+    assert len(hashes) == len(tensors) + 1
+
+
+def test_copy_of_the_dataset_has_the_same_features(data_dir: Path):
+    """Such as on the disk of each node."""
+    _, first = features_of(make_config(data_dir))
+    copy = data_dir.parent / "copy"
+    shutil.copytree(data_dir, copy)  # with the times of the files
+    _, second = features_of(replace(make_config(data_dir), data_dir=str(copy)))
+    assert [e.views[0].filename for e in first] == [e.views[0].filename for e in second]
+
+
+def test_job_does_not_continue_on_features_of_other_weights(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    config = make_config(data_dir)
+    with pytest.raises(Interrupted):
+        train(config, JobControl(should_stop=lambda: (data_dir.parent / "job" / "results.jsonl").exists()))
+    frozen._backbone.cache_clear()
+    other = backbones._PretrainedNetwork(lambda _: (TinyNetwork(99), 6), (0.5,) * 3, (0.25,) * 3)
+    monkeypatch.setattr(backbones, "_find_network", lambda name: other)
+    with pytest.raises(UsageError, match="the weights of the frozen backbone are not those with which"):
+        train(config)
+
+
+def test_records_name_the_weights_of_the_backbone(data_dir: Path):
+    config = make_config(data_dir)
+    train(config)
+    records, _ = read_job(Path(config.output_dir))
+    assert {r["backbone_weights"] for r in records} == {weights_hash(frozen_backbone(records[0]["hparams"], None))[:16]}
 
 
 def test_creating_the_backbone_does_not_advance_the_jobs_generator(data_dir: Path):
@@ -217,6 +249,11 @@ def test_augmented_views_are_drawn_for_training_environments_alone(data_dir: Pat
         ({"algorithm": "TRM", "hparams": {"linear_probe": True}}, "TRM requires a trained featurizer"),
         ({"cache_gb": 0.0}, "increase --cache_gb"),
         ({"hparams": {"pretrained": False}}, "a frozen backbone requires pretrained weights"),
+        ({"algorithm": "ADRMX", "hparams": {"linear_probe": True}}, "ADRMX requires a trained featurizer"),
+        ({"algorithm": "SelfReg", "hparams": {"batch_size": 1}}, "SelfReg requires a batch_size of at least 2"),
+        ({"hparams": {"feature_views": 2, "data_augmentation": False}}, '"feature_views" are augmented'),
+        ({"precision": "bf16"}, "--precision bf16 does not apply to the features"),
+        ({"hparams": {"linear_probe": True}, "compile": "on"}, "ERM has no featurizer that can be compiled"),
         ({"hparams": {"feature_dtype": "int8"}}, "feature_dtype must be one of float32, float16"),
         ({"on_bad_image": "skip"}, "cannot replace broken images"),
     ],
@@ -226,6 +263,8 @@ def test_impossible_combinations_are_rejected(data_dir: Path, changes: dict, mes
     with pytest.raises(UsageError, match=message):
         train(make_config(data_dir, **changes))
     assert not (data_dir.parent / "job").exists()
+    if "compile" not in changes:
+        assert not list(feature_folder(make_config(data_dir).cache).glob("*")), "nothing is extracted in vain"
 
 
 def test_extraction_can_be_stopped(data_dir: Path):
@@ -270,6 +309,11 @@ def test_model_predicts_from_images_and_from_features(data_dir: Path, monkeypatc
         from_features = model.predict(torch.from_numpy(features[0].views[0][:1]))
     assert torch.equal(from_images, from_features)
     assert from_images.shape == (1, 7)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.zero_()
+        assert not changed.predict(x).any(), "a copy predicts with its own weights"
 
     frozen._backbone.cache_clear()
     other = backbones._PretrainedNetwork(lambda _: (TinyNetwork(99), 6), (0.5,) * 3, (0.25,) * 3)

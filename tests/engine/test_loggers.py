@@ -19,6 +19,7 @@ from domainbed.engine.checkpoint import Checkpointer
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Interrupted
+from domainbed.engine.lock import TakenError
 from domainbed.engine.loggers import LOGGERS
 from domainbed.engine.loggers.base import Logger, metrics
 from domainbed.engine.train import train
@@ -107,6 +108,17 @@ def test_failed_job_ends_its_run(fake: type[Fake], tmp_path: Path, monkeypatch: 
     with pytest.raises(ZeroDivisionError):
         train(make(tmp_path, log_to=("fake",)))
     assert CALLS[-1] == ("end", "failed")
+
+
+def test_run_that_another_process_continues_is_not_ended(
+    fake: type[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)
+    config = make(tmp_path, log_to=("fake",))
+    lock = Path(config.output_dir, "lock")
+    with pytest.raises(TakenError):
+        train(config, JobControl(on_record=lambda step: lock.rename(lock.with_name("old lock"))))
+    assert CALLS == [("start", TITLE, []), ("log", 0)]
 
 
 def test_missing_package_is_reported_before_anything_is_written(fake: type[Fake], tmp_path: Path):

@@ -38,6 +38,12 @@ def test_metric_that_is_not_a_number_is_named(value):
         MetricLog(0).add({"loss": 1.0, "spread": value})
 
 
+@pytest.mark.parametrize("name", ["step", "env0_in_acc", "env12_out_acc", "env0_uda_acc", "env1_out_loss"])
+def test_metric_that_records_have_already_is_named(name: str):
+    with pytest.raises(ValueError, match=f"records have an entry called '{name}'"):
+        MetricLog(0).add({name: 1.0})
+
+
 @given(
     st.lists(st.lists(st.sampled_from([0.0, 1e38, -3.5, math.nan, math.inf, -math.inf]), min_size=2, max_size=2)),
     st.integers(0, 100),

@@ -484,7 +484,7 @@ def test_job_whose_lock_was_taken_over_writes_nothing(tmp_path: Path, monkeypatc
                 (folder / "lock").write_bytes(b"another process")
                 files.update({path.name: path.read_bytes() for path in folder.iterdir()})
 
-        with pytest.raises(TakenError, match="was taken over by another process while this one was suspended"):
+        with pytest.raises(TakenError, match="taken over by another process while this one was suspended"):
             train(make(folder, save_model_every_checkpoint=True), JobControl(on_record=take_over))
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
         assert "done" not in files

@@ -84,6 +84,21 @@ class LateBuffer(ERM):
         return super().predict(x) + (0 if self.shift is None else self.shift * self.featurizer.late)
 
 
+class Root(ERM):
+    """Predicts NaN for negative pixels, which no image has, but random ones do."""
+
+    def predict(self, x):
+        return super().predict(x.sqrt())
+
+
+def test_predictions_that_are_not_numbers_do_not_fail_the_check_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    run(tmp_path, Root)
+    assert (tmp_path / "whole" / "done").exists()
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_model_that_lacks_what_predict_uses_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture):
     run(tmp_path, Prototypes)
     assert (

@@ -28,8 +28,10 @@ def expected(n: int = N_IMAGES) -> np.ndarray:
     return np.random.RandomState(0).randn(n, N_FEATURES).astype(np.float32)
 
 
-def feature_file(folder: Path, *key: str, n: int = N_IMAGES, dtype: str = "float32") -> FeatureFile:
-    return FeatureFile(folder, "env [1]*", key or ("key",), n, N_FEATURES, dtype)
+def feature_file(
+    folder: Path, *key: str, n: int = N_IMAGES, dtype: str = "float32", stem: str = "env [1]*"
+) -> FeatureFile:
+    return FeatureFile(folder, stem, key or ("key",), n, N_FEATURES, dtype)
 
 
 class Extractor:
@@ -152,7 +154,7 @@ def test_stop_keeps_complete_chunks(tmp_path: Path):
     def check_stop() -> None:
         nonlocal n_checks
         n_checks += 1
-        if n_checks > 2:
+        if n_checks > 3:  # one of the file, then one of each chunk
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -241,12 +243,57 @@ def test_file_that_disappears_while_it_is_used_is_an_error(tmp_path: Path, name:
 
 
 def test_store_is_bounded(tmp_path: Path):
-    file, other = feature_file(tmp_path, "a"), feature_file(tmp_path, "b")
+    file, other = feature_file(tmp_path), feature_file(tmp_path, stem="other")
     limit = 1.5 * file.n_bytes / 2**30
     fill([file], [Extractor()], limit)
     with pytest.raises(UsageError, match=r"increase --cache_gb \(now .*\) or delete files there"):
         fill([other], [Extractor()], limit)
     assert not other.path.exists()
+    assert file.path.exists()
+
+
+def test_other_versions_make_room_the_oldest_first(tmp_path: Path):
+    """As after a change of the images: their former features would otherwise fill the store forever."""
+    old, newer, current = (feature_file(tmp_path, key) for key in ("old", "newer", "current"))
+    for file, seconds in ((old, 100), (newer, 200)):
+        fill([file], [Extractor()], GB)
+        os.utime(file.path, (seconds, seconds))
+    fill([current], [Extractor()], 2.5 * current.n_bytes / 2**30)
+    assert [file.path.exists() for file in (old, newer, current)] == [False, True, True]
+    with pytest.raises(UsageError, match="do not fit"):  # a version that is needed is not deleted
+        fill([newer, old], [Extractor(), Extractor()], 1.5 * current.n_bytes / 2**30)
+    assert newer.path.exists()
+
+
+def test_file_that_cannot_be_read_for_a_moment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = feature_file(tmp_path)
+    fill([file], [Extractor()], GB)
+    extractor = Extractor()
+    with monkeypatch.context() as patch:
+
+        def fail(path: Path) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        patch.setattr(feature_store, "open_regular", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            fill([file], [extractor], GB)
+    assert fill([file], [extractor], GB)[0].tobytes() == expected().tobytes()
+    assert extractor.calls == []
+
+
+def test_chunk_of_a_complete_file_is_not_extracted_again(tmp_path: Path):
+    """Another job may complete the file, and delete its chunks, just before this one looks at a chunk."""
+    file, extractor = feature_file(tmp_path), Extractor()
+    fill([file], [Extractor()], GB)
+    assert feature_store._compute_chunk(file, 1, extractor)
+    assert extractor.calls == []
+
+
+@pytest.mark.parametrize("letter", ["e", "é", "環"])
+def test_names_of_any_length(tmp_path: Path, letter: str):
+    file = feature_file(tmp_path, stem=200 * letter)
+    assert fill([file], [Extractor()], GB)[0].tobytes() == expected().tobytes()
+    assert len(file.path.name.encode()) < 150
 
 
 def test_own_chunks_count_once(tmp_path: Path):

@@ -50,7 +50,7 @@ def sentences(report: Report) -> list[str]:
     return [line for findings in section_findings(section, report).values() for line in findings.sentences]
 
 
-def test_differences_are_told_in_plain_sentences(tmp_path: Path):
+def test_differences_are_reported_in_plain_sentences(tmp_path: Path):
     report = report_of(write(tmp_path, {"ERM": 0, "CORAL": 0.2, "IRM": -0.2, "Fish": 0, "Fishr": 0.001}))
     below, above, rest, friedman, *ranks = sentences(report)  # by p-value
     assert above.startswith("With 3 trials, CORAL is above ERM on ColoredDigits (difference +19.8")

@@ -329,3 +329,15 @@ def test_failing_user_method_is_reported_on_one_line(tmp_path: Path):
             select_records("mine", records)
     with SELECTION_METHODS.temporarily("mine", SELECTION_METHODS["test-domain"]):
         assert len(select_records("mine", records)) == 1
+
+
+def test_features_of_different_weights_are_not_mixed_silently(tmp_path: Path):
+    """Records of earlier versions, and those of fine-tuned networks, do not name any weights."""
+    records = [make_record(hparams_seed=seed) for seed in range(3)]
+    for record in records[:2]:
+        record["backbone_weights"] = "a"
+    assert read_sweep(write_sweep(tmp_path / "consistent", records))[1] == []
+    records[1]["backbone_weights"] = "b"
+    assert read_sweep(write_sweep(tmp_path / "mixed", records))[1] == [
+        "ColoredDigits: the features of its runs come from frozen backbones with 2 different weights"
+    ]

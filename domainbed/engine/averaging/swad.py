@@ -174,13 +174,15 @@ class SWAD(Averaging):
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the cumulative mean
-        for x in images(BATCH_NORM_BATCHES):
-            self.algorithm.predict(x)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        set_rng_state(generators)
-        self._in_place += buffers
-        self._replaced += before
+        try:
+            for x in images(BATCH_NORM_BATCHES):
+                self.algorithm.predict(x)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+            set_rng_state(generators)
+            self._in_place += buffers
+            self._replaced += before
 
     def state_dict(self) -> dict[str, Any]:
         valley = vars(self.valley)

@@ -100,7 +100,7 @@ def example_inputs(model: TrainedModel, n: int, is_program: bool) -> torch.Tenso
 
 def _difference(model: TrainedModel, predict: Predict, x: torch.Tensor) -> float:
     """Return the largest difference of logits for inputs x, relative to the largest logit or 1."""
-    expected, logits = model.algorithm.predict(x), predict(x)
+    expected, logits = model.predict(x), predict(x)
     if logits.shape != expected.shape:
         raise ValueError(f"logits of the shape {list(logits.shape)} instead of {list(expected.shape)}")
     difference = (logits - expected).abs().max() / expected.abs().max().clamp(min=1)

@@ -15,7 +15,7 @@ from domainbed.engine.export.base import (
     example_inputs,
     public_metadata,
 )
-from domainbed.engine.frozen import is_frozen, saved_backbone
+from domainbed.engine.frozen import is_frozen, rounded, saved_backbone
 from domainbed.engine.trained_model import TrainedModel
 
 
@@ -25,10 +25,11 @@ class Logits(nn.Module):
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
         self.algorithm = model.algorithm
-        self.backbone = saved_backbone(model.metadata) if is_frozen(model.hparams) else nn.Identity()
+        self.hparams = model.hparams
+        self.backbone = saved_backbone(model.metadata).cpu() if is_frozen(model.hparams) else nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return type(self.algorithm).predict(self.algorithm, self.backbone(images))
+        return self.algorithm.predict(rounded(self.backbone(images), self.hparams))
 
 
 class TorchScript(ExportFormat):

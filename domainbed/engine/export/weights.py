@@ -27,8 +27,7 @@ class Safetensors(ExportFormat):
             metadata = json.loads(file.metadata()[METADATA])
         algorithm = new_algorithm(metadata, path)
         load_weights(algorithm, path)
-        algorithm.eval()
-        return algorithm.predict
+        return TrainedModel(algorithm, metadata).predict
 
 
 class HuggingFace(ExportFormat):
@@ -48,7 +47,7 @@ class HuggingFace(ExportFormat):
         from domainbed.engine.export.hub import HubModel
 
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a line
-            return HubModel.from_pretrained(path).algorithm.predict
+            return HubModel.from_pretrained(path).predict
 
 
 def save_weights(module: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from domainbed.engine.config import JobConfig
 from domainbed.engine.interrupts import Interrupted
+from domainbed.engine.lock import TakenError
 from domainbed.engine.loggers import LOGGERS
 from domainbed.errors import UsageError, one_line, printable
 from domainbed.seeding import get_rng_state, set_rng_state
@@ -73,6 +74,8 @@ class JobLoggers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(error, TakenError):
+            return  # the process that took over continues the same runs
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         status = "done" if error is None else "stopped" if stopped else "failed"
         for name, logger in list(self._loggers.items()):
