@@ -1,4 +1,4 @@
-"""Measure loss landscapes: `python -m domainbed.scripts.landscape --run FOLDER`, or `--input_dir DIR`."""
+"""Measure loss landscapes: `domainbed landscape --run FOLDER`, or `--input_dir DIR`."""
 
 import io
 import json
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from domainbed import cli
-from domainbed.errors import UsageError, suggest
-from domainbed.files import atomic_write
+from domainbed.errors import AlgorithmError, UsageError, suggest
+from domainbed.files import atomic_write, make_folder
 from domainbed.landscape import DEFAULT_IMAGES, LAYERS
 from domainbed.model_selection import best_hparams, resolve_method
 from domainbed.options import add_options, check_options, from_args, option
+from domainbed.records import BEST_MODEL_FILE
 from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, environment_names, environment_numbers
 from domainbed.terminal import ProgressBar
@@ -114,10 +117,9 @@ def measure_run(options: LandscapeOptions) -> None:
     if model.is_dir():
         model = model / MODEL_FILE
         if not model.exists():
-            raise UsageError(
-                f"--run {options.run}: no {MODEL_FILE} in this folder; the job is unfinished or ran with "
-                "--skip_model_save"
-            )
+            best = model.with_name(BEST_MODEL_FILE)
+            hint = f"pass --run {best}" if best.exists() else "the job is unfinished or ran with --skip_model_save"
+            raise UsageError(f"--run {options.run}: no {MODEL_FILE} in this folder; {hint}")
     output_dir = make_output_dir(options, model.parent)
     landscape = measure(options, model, with_slices=options.slices)
     stem = "landscape" if model.name == MODEL_FILE else f"landscape-{model.stem}"
@@ -128,21 +130,33 @@ def measure_run(options: LandscapeOptions) -> None:
 
 
 def measure_sweep(options: LandscapeOptions) -> None:
-    """Compare the landscapes of a sweep's selected runs, for each test environment."""
+    """Compare the landscapes of a sweep's selected runs, for each test environment.
+
+    Models that cannot be measured are skipped with a warning.
+
+    Raises:
+        UsageError: none can be measured, or a class is not registered.
+    """
+    from domainbed.landscape.models import check_classes
     from domainbed.reporting.load import load_sweep
 
     selection = resolve_method(options.selection or DEFAULT_SELECTION)
     sweep = load_sweep(str(options.input_dir))
     for problem in sweep.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+        warn(problem)
     runs = select_runs(sweep, selection, options)
-    output_dir = make_output_dir(options, Path(str(options.input_dir)))
+    check_classes(sweep.folder, runs, options.trust_imports)
+    output_dir = make_output_dir(options, sweep.folder)
+    dataset = runs["dataset"].iloc[0]
+    stems = output_stems(dataset, environment_names(sweep.jobs, dataset))
     n_measured = 0
-    for test_env in sorted(runs["test_env"].unique()):
-        n_measured += compare_runs(sweep, selection, runs[runs["test_env"] == test_env], output_dir, options)
+    for test_env in sorted(runs["test_env"].unique().tolist()):
+        of_env = runs[runs["test_env"] == test_env]
+        n_measured += compare_runs(sweep, selection, of_env, output_dir / stems[test_env], options)
     if not n_measured:
         raise UsageError(
-            f"--input_dir {options.input_dir}: no saved models of the selected runs; did they use --skip_model_save?"
+            f"--input_dir {options.input_dir}: none of the selected runs has a model that can be measured; see the "
+            "warnings"
         )
 
 
@@ -174,60 +188,86 @@ def select_runs(sweep: "Sweep", selection: str, options: LandscapeOptions) -> "p
     return runs[runs["algorithm"].isin(algorithms)]
 
 
-def compare_runs(
-    sweep: "Sweep", selection: str, runs: "pd.DataFrame", output_dir: Path, options: LandscapeOptions
-) -> int:
+def output_stems(dataset: str, environments: Sequence[str]) -> list[str]:
+    """Return the stem of the files of each test environment, whichever of them are measured.
+
+    A later environment whose name differs from an earlier one's only in what file names do not preserve is numbered.
+    """
+    from domainbed.reporting.plots.gallery import file_stem, unique_stem
+
+    used: set[str] = set()
+    return [unique_stem(file_stem(["landscape", dataset, name]), used) for name in environments]
+
+
+def compare_runs(sweep: "Sweep", selection: str, runs: "pd.DataFrame", path: Path, options: LandscapeOptions) -> int:
     """Measure, write and print the landscapes of the selected runs of one dataset and test environment.
+
+    Args:
+        sweep: the sweep.
+        selection: the selection method.
+        runs: the selected runs.
+        path: the start of the paths of all files that are written.
+        options: the options of the command.
 
     Returns:
         The number of algorithms measured.
     """
-    from domainbed.landscape.measure import find_models, non_finite_to_none, to_json
+    from domainbed.landscape.measure import non_finite_to_none, to_json
+    from domainbed.landscape.models import find_models
     from domainbed.landscape.tables import compare_algorithms, format_comparison
-    from domainbed.reporting.plots.gallery import file_stem
     from domainbed.reporting.report import select_algorithms
 
     dataset = runs["dataset"].iloc[0]
     test_env = environment_names(sweep.jobs, dataset)[runs["test_env"].iloc[0]]
-    warnings: list[str] = []
     landscapes: dict[str, list[Landscape]] = {}
+
+    def warn_of_run(message: str) -> None:
+        warn(f"test {test_env}, {message}")
+
     selected = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     available = set(runs["algorithm"])  # some may have no runs with this test environment
     for algorithm in (name for name in selected if name in available):
-        models = find_models(
-            Path(str(options.input_dir)), sweep.records, runs[runs["algorithm"] == algorithm], warnings.append
-        )
-        bar = ProgressBar(list(models), f"{algorithm}, {test_env}", unit="model", leave=False)
-        trials = [measure(options, model, with_slices=options.slices and trial == 0) for trial, model in enumerate(bar)]
+        models = find_models(sweep.folder, sweep.records, runs[runs["algorithm"] == algorithm], selection, warn_of_run)
+        trials: list[Landscape] = []
+        for trial, model in ProgressBar(models.items(), f"{algorithm}, {test_env}", unit="model", leave=False):
+            try:
+                trials.append(measure(options, model, with_slices=options.slices and not trials))
+            except (AlgorithmError, UsageError) as error:
+                warn_of_run(f"{algorithm}, trial {trial}: {error}; skipped")
         if trials:
             landscapes[algorithm] = trials
-    lines = [f"{dataset}, test {test_env}, runs selected by {selection}; {options.split} splits\n"]
-    if landscapes:
-        comparison = compare_algorithms(landscapes)
-        content = {
-            "selection": selection,
-            "side_by_side": non_finite_to_none(comparison.to_dict("records")),
-            "runs": {algorithm: [to_json(trial) for trial in trials] for algorithm, trials in landscapes.items()},
-        }
-        stem = file_stem(["landscape", dataset, test_env])
-        written = write(output_dir, stem, content, landscapes, f"{dataset}, test {test_env}")
-        lines += [
-            format_comparison(comparison),
-            "mean +/- standard error over trials; averaged over pairs of training domains unless noted; *: damped",
-            written,
-        ]
-    print(*lines, sep="\n")
-    print(*warnings, sep="\n")
+    if not landscapes:
+        return 0
+    comparison = compare_algorithms(landscapes)
+    content = {
+        "selection": selection,
+        "side_by_side": non_finite_to_none(comparison.to_dict("records")),
+        "runs": {algorithm: [to_json(trial) for trial in trials] for algorithm, trials in landscapes.items()},
+    }
+    written = write(path.parent, path.name, content, landscapes, f"{dataset}, test {test_env}")
+    print(
+        f"{dataset}, test {test_env}, runs selected by {selection}; {options.split} splits\n",
+        format_comparison(comparison),
+        "mean +/- standard error over trials; averaged over pairs of training environments unless noted; *: damped",
+        written,
+        sep="\n",
+    )
     return len(landscapes)
 
 
+def warn(message: str) -> None:
+    """Print a warning, above any progress bar."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
 def make_output_dir(options: LandscapeOptions, parent: Path) -> Path:
-    """Create and return the output folder. An error is reported before anything is measured."""
+    """Create and return the output folder.
+
+    Raises:
+        UsageError: it cannot be created or is not writable.
+    """
     output_dir = Path(options.output_dir or parent / LANDSCAPE_FOLDER)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{output_dir}: {error.strerror}; choose another --output_dir") from error
+    make_folder(output_dir)
     return output_dir
 
 
@@ -258,7 +298,3 @@ def write(
     for name, caption, figure in landscape_figures(landscapes, title):
         save_figure(figure, output_dir, f"{stem}-{name}", caption)
     return f"\nWrote {output_dir / stem}.json and plots (PNG, PDF) next to it.\n"
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -3,40 +3,36 @@
 import copy
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.evaluate import split_on_oom
-from domainbed.errors import UsageError
 from domainbed.landscape.domain import Domain
+from domainbed.landscape.predictor import N_IMAGES, Predictor, evaluation_mode
 from domainbed.loading.base import Feed, Request
 from domainbed.loading.splits import Split
 
+M = TypeVar("M", bound=nn.Module)
+
 
 def extract_classifier(
-    algorithm: Algorithm, feed: Feed, requests: Sequence[Sequence[Request]]
+    algorithm: Algorithm, predictor: Predictor, feed: Feed, requests: Sequence[Sequence[Request]]
 ) -> tuple[nn.Module, list[Domain]]:
-    """Return a copy of the classifier and the features of each environment's images, in float64.
-
-    Raises:
-        UsageError: the algorithm has no modules `featurizer` and `classifier`.
-    """
-    featurizer, classifier = check_modules(algorithm)
-    was_training = algorithm.training
-    algorithm.eval()
-    with torch.no_grad():
+    """Return a copy of the classifier and the features of each environment's images, in float64."""
+    featurizer, classifier = predictor.modules(algorithm)
+    with torch.no_grad(), evaluation_mode(algorithm):
         domains = _read_domains(feed, requests, lambda x: split_on_oom(featurizer, x).double())
-    algorithm.train(was_training)
-    return _copy_module(classifier).double().eval(), domains
+    return _trainable_copy(classifier).double(), domains
 
 
 def extract_network(
-    algorithm: Algorithm, feed: Feed, requests: Sequence[Sequence[Request]]
+    algorithm: Algorithm, predictor: Predictor, feed: Feed, requests: Sequence[Sequence[Request]]
 ) -> tuple[nn.Module, list[Domain]]:
     """Return a copy of the whole network and each environment's images; see `extract_classifier`."""
-    network = _copy_module(nn.Sequential(*check_modules(algorithm))).eval()
+    network = _trainable_copy(nn.Sequential(*predictor.modules(algorithm)))
     return network, _read_domains(feed, requests, lambda x: x)
 
 
@@ -57,22 +53,14 @@ def image_requests(splits: Sequence[Split], part: str, limit: int, batch_size: i
     return requests
 
 
-def check_modules(algorithm: Algorithm) -> tuple[nn.Module, nn.Module]:
-    """Return the algorithm's featurizer and classifier.
-
-    Raises:
-        UsageError: it has no modules of these names.
-    """
-    featurizer, classifier = (getattr(algorithm, name, None) for name in ("featurizer", "classifier"))
-    if not (isinstance(featurizer, nn.Module) and isinstance(classifier, nn.Module)):
-        raise UsageError(
-            f"{type(algorithm).__name__} has no modules `featurizer` and `classifier`; its loss landscape cannot be "
-            "measured"
-        )
-    return featurizer, classifier
+def first_images(feed: Feed, requests: Sequence[Sequence[Request]]) -> torch.Tensor:
+    """Return the first N_IMAGES images of the first environment, [n, *input_shape]."""
+    request = requests[0][0]
+    [[(x, _)]] = list(feed.batches([[request._replace(indices=request.indices[:N_IMAGES])]]))
+    return x
 
 
-def _copy_module(module: nn.Module) -> nn.Module:
+def copy_module(module: M) -> M:
     """Return a copy without BackPACK's hooks and results.
 
     DomainBed's Fishr extends its classifier with BackPACK, which leaves both in the module.
@@ -87,6 +75,11 @@ def _copy_module(module: nn.Module) -> nn.Module:
             if getattr(hook, "__module__", "").startswith("backpack."):
                 del submodule._forward_hooks[key]
     return module
+
+
+def _trainable_copy(network: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode, of which all weights are differentiated: those of an average are frozen."""
+    return copy_module(network).eval().requires_grad_()
 
 
 def _read_domains(

@@ -1,12 +1,12 @@
 """Measurement of the loss landscape around a trained model."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -14,14 +14,15 @@ from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
 from domainbed.engine.feed import open_feed
 from domainbed.engine.frozen import load_inputs
-from domainbed.engine.model import MODEL_FILE, load_model_and_args
+from domainbed.engine.model import load_model_and_args
 from domainbed.errors import UsageError
 from domainbed.landscape import DEFAULT_IMAGES, LAYERS
 from domainbed.landscape.distances import mean_over_pairs, pair_distances, relative_distances
 from domainbed.landscape.domain import Domain, DomainStatistics, measure_domain
-from domainbed.landscape.extract import extract_classifier, extract_network, image_requests
+from domainbed.landscape.extract import extract_classifier, extract_network, first_images, image_requests
 from domainbed.landscape.hessian import MAX_HESSIAN_SIZE, full_hessian
 from domainbed.landscape.inconsistency import Inconsistency, inconsistency_scores
+from domainbed.landscape.predictor import find_predictor
 from domainbed.landscape.slices import Slices, compute_slices
 from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.photo_feed import explain_dead_worker
@@ -65,20 +66,31 @@ class Landscape:
         """Environment names for tables and plots; those not trained on are in brackets."""
         return [name if i < self.n_training else f"[{name}]" for i, name in enumerate(self.environments)]
 
-    @property
+    @cached_property
     def squared_distances(self) -> dict[str, torch.Tensor]:
         """Squared distances between environments, [environments, environments], by the names in QUANTITIES."""
         return pair_distances(self.statistics)
 
+    @cached_property
+    def training_distances(self) -> dict[str, torch.Tensor]:
+        """Squared distances between training environments, [training, training], by the names in QUANTITIES."""
+        n = self.n_training
+        return {name: distances[:n, :n] for name, distances in self.squared_distances.items()}
+
+    @cached_property
+    def relative_training_distances(self) -> dict[str, float]:
+        """Relative distances between training environments, by the names in QUANTITIES."""
+        return relative_distances(self.statistics[: self.n_training], self.training_distances)
+
     def summary(self) -> dict[str, float]:
         """Return the finite quantities by which models are compared.
 
-        These are, over the training domains, the mean squared distances, the relative ones and the mean cosine; and the
-        inconsistency scores.
+        These are, over the training environments, the mean squared distances, the relative ones and the mean cosine;
+        and the inconsistency scores.
         """
         training = self.statistics[: self.n_training]
-        summary = {name: mean_over_pairs(distances) for name, distances in pair_distances(training).items()}
-        summary |= {f"{name}, relative": value for name, value in relative_distances(training).items()}
+        summary = {name: mean_over_pairs(distances) for name, distances in self.training_distances.items()}
+        summary |= {f"{name}, relative": value for name, value in self.relative_training_distances.items()}
         summary["cosine"] = sum(s.cosine for s in training) / len(training)
         summary |= {score_name(*key): score.score for key, score in self.scores.items()}
         return {name: value for name, value in summary.items() if math.isfinite(value)}
@@ -86,7 +98,7 @@ class Landscape:
 
 def score_name(domain_set: str, hessians: str) -> str:
     """Return the name of a score in the summary."""
-    return f"inconsistency, {domain_set} domains, {hessians}"
+    return f"inconsistency, {domain_set} environments, {hessians}"
 
 
 def measure_landscape(
@@ -114,7 +126,8 @@ def measure_landscape(
 
     Raises:
         UsageError: the file is not a model saved by train, it requires classes that are not registered, its images
-            cannot be read, the algorithm has no classifier, or the model diverged.
+            cannot be read, the algorithm does not predict by a classifier, or the model diverged.
+        AlgorithmError: `predict` of a user's class fails.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args, algorithm = load_model_and_args(model, device, trust_imports)
@@ -130,8 +143,10 @@ def measure_landscape(
     extract = extract_classifier if layers == "classifier" else extract_network
     with explain_out_of_memory("reduce --images"), explain_dead_worker():
         feed = open_feed(config, dataset, splits, device)
-        requests = image_requests(splits, part, limit, feed.batch_size)
-        network, domains = extract(algorithm, feed, [requests[env] for env in order])
+        by_env = image_requests(splits, part, limit, feed.batch_size)
+        requests = [by_env[env] for env in order]
+        predictor = find_predictor(algorithm, first_images(feed, requests))
+        network, domains = extract(algorithm, predictor, feed, requests)
         n_weights = sum(p.numel() for p in network.parameters())
         statistics = _measure_domains(network, domains, names, model)
         hessians = [full_hessian(network, domain) for domain in domains] if n_weights <= MAX_HESSIAN_SIZE else None
@@ -157,31 +172,6 @@ def _measure_domains(
         if not all(value.isfinite().all() for value in values):
             raise UsageError(f"{model}: the risk in {name} or one of its derivatives is not finite; the model diverged")
     return statistics
-
-
-def find_models(
-    sweep_dir: Path, records: pd.DataFrame, runs: pd.DataFrame, warn: Callable[[str], object]
-) -> Iterator[Path]:
-    """Yield the models of selected runs: the one saved at the selected step if there is one, else the last one.
-
-    Args:
-        runs: the selected runs: `algorithm`, `trial_seed`, `folder`, `step`.
-        warn: called with a message for each model that is missing or was not saved at the selected step.
-    """
-    for run in runs.itertuples():
-        folder = sweep_dir / str(run.folder)
-        last = records["step"][records["folder"] == run.folder].max()
-        if (model := folder / f"model_step{run.step}.pkl").exists():
-            yield model
-        elif (model := folder / MODEL_FILE).exists():
-            if last != run.step:
-                warn(
-                    f"{run.algorithm}, trial {run.trial_seed}: using the weights of the last step, {last}; those of "
-                    f"the selected step, {run.step}, were not saved (see `launch --save_model_every_checkpoint`)"
-                )
-            yield model
-        else:
-            warn(f"{run.algorithm}, trial {run.trial_seed}: no model in {folder}; skipped")
 
 
 def to_json(landscape: Landscape) -> dict[str, Any]:

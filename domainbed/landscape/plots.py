@@ -176,7 +176,7 @@ def plot_distances(frame: pd.DataFrame, styles: Mapping[str, Style], title: str 
     """
     scores = [c for c in map(str, frame) if c.startswith("inconsistency") and frame[c].notna().any()]
     titles = {name: quantity.capitalize() for name, quantity in QUANTITIES.items() if name in frame} | {
-        name: "Score, " + name.removeprefix("inconsistency, ").replace(" domains, ", "\n") for name in scores
+        name: "Score, " + name.removeprefix("inconsistency, ").replace(" environments, ", "\n") for name in scores
     }
     figure, axes = make_panels(len(titles), title, 1.35)
     for (name, panel_title), ax in zip(titles.items(), axes, strict=True):

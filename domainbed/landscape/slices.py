@@ -1,6 +1,6 @@
 """Slices of each domain's risk through a network's weights, along directions shared by all domains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,18 +74,21 @@ def compute_slices(
         bar.update()
         return float(total) / len(domain.y)
 
-    def risks(shifts: Sequence[torch.Tensor]) -> torch.Tensor:
-        rows = [[risk(flat.weights + shift, domain) for shift in shifts] for domain in domains]
-        return torch.tensor(rows, dtype=torch.float64)
+    def risks(shifts: Iterable[torch.Tensor]) -> torch.Tensor:
+        columns = []
+        for shift in shifts:  # one at a time: all of them would not fit into memory for a large network
+            weights = flat.weights + shift
+            columns.append([risk(weights, domain) for domain in domains])
+        return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
     def plane(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        shifts = [a * u + b * v for a in plane_positions for b in plane_positions]
+        shifts = (a * u + b * v for a in plane_positions for b in plane_positions)
         return risks(shifts).view(-1, PLANE_POINTS, PLANE_POINTS)
 
     with bar:
         return Slices(
             line_positions,
-            {name: risks([a * direction for a in line_positions]) for name, direction in directions.items()},
+            {name: risks(a * direction for a in line_positions) for name, direction in directions.items()},
             plane_positions,
             {"random directions": plane(*random_directions), "leading curvature": plane(*leading_pair)},
         )

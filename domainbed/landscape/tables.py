@@ -8,9 +8,10 @@ import pandas as pd
 from tabulate import tabulate
 
 from domainbed.landscape import QUANTITIES
-from domainbed.landscape.distances import mean_over_pairs, relative_distances
+from domainbed.landscape.distances import mean_over_pairs
 from domainbed.landscape.hessian import MAX_HESSIAN_SIZE
 from domainbed.landscape.measure import Landscape, score_name
+from domainbed.reporting.statistics import standard_error
 
 
 def format_landscape(landscape: Landscape) -> str:
@@ -49,23 +50,23 @@ def _domains_table(landscape: Landscape, curvature: str) -> str:
         ]
         for label, s in zip(landscape.labels, landscape.statistics, strict=True)
     ]
-    headers = ["Domain", "risk", "accuracy", "|gradient|", "variance, sum", f"{curvature} trace", "cosine"]
+    headers = ["Environment", "risk", "accuracy", "|gradient|", "variance, sum", f"{curvature} trace", "cosine"]
     return _format_table(headers, rows) + f"\ncosine: between gradient variance and {curvature} diagonal"
 
 
 def _distances_table(landscape: Landscape, curvature: str) -> str:
-    labels, n = landscape.labels, landscape.n_training
+    labels = landscape.labels
     distances = landscape.squared_distances
     pairs = [(a, b) for a in range(len(labels)) for b in range(a + 1, len(labels))]
     rows = [
         [f"{labels[a]}, {labels[b]}", *(f"{matrix[a, b].item():.3g}" for matrix in distances.values())]
         for a, b in pairs
     ]
-    if n > 1:
-        means = [mean_over_pairs(matrix[:n, :n]) for matrix in distances.values()]
+    if landscape.n_training > 1:
+        means = [mean_over_pairs(matrix) for matrix in landscape.training_distances.values()]
         rows.append(["mean, training", *(f"{mean:.3g}" for mean in means)])
-        relative = relative_distances(landscape.statistics[:n])
-        rows.append(["relative to |a|²", *(f"{value:.3g}" for value in relative.values())])
+        relative = landscape.relative_training_distances.values()
+        rows.append(["relative to |a|²", *(f"{value:.3g}" for value in relative)])
     headers = ["|a - b|²", *(title.replace("Hessian", curvature) for title in QUANTITIES.values())]
     return _format_table(headers, rows)
 
@@ -77,9 +78,9 @@ def _scores_table(landscape: Landscape) -> str:
         a, b = score.pair
         values = [f"{score.score:.4g}", f"{labels[a]} to {labels[b]}", f"{score.risk_gap:+.4g}", f"{score.ratio:.4g}"]
         damping = f"{score.damping:.2g}" if score.damping else "none"
-        rows.append([f"{domain_set} domains", hessians, *values, damping])
+        rows.append([f"{domain_set} environments", hessians, *values, damping])
     headers = [f"Inconsistency, ε = {landscape.epsilon:g}", "Hessians", "score", "pair", "risk gap", "ratio", "damping"]
-    return _format_table(headers, rows) + "\nscore = risk gap + ε x ratio, maximum over pairs of domains"
+    return _format_table(headers, rows) + "\nscore = risk gap + ε x ratio, maximum over pairs of environments"
 
 
 def compare_algorithms(landscapes: Mapping[str, Sequence[Landscape]]) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def compare_algorithms(landscapes: Mapping[str, Sequence[Landscape]]) -> pd.Data
         landscapes: the landscapes of each algorithm, one per trial.
 
     Returns:
-        One row per algorithm and quantity: `algorithm`, `figure` (name of the quantity), `mean`, `error` (standard
+        One row per algorithm and quantity: `algorithm`, `metric` (name of the quantity), `mean`, `error` (standard
         error), `trials`, and `damped` (number of trials in which the score used a damped Hessian).
     """
     rows = []
@@ -99,14 +100,14 @@ def compare_algorithms(landscapes: Mapping[str, Sequence[Landscape]]) -> pd.Data
             score_name(*key) for landscape in trials for key, score in landscape.scores.items() if score.damping
         )
         for name in map(str, summaries):
-            values = summaries[name]
+            values = summaries[name].dropna().to_numpy()
             rows.append(
                 {
                     "algorithm": algorithm,
-                    "figure": name,
+                    "metric": name,
                     "mean": values.mean(),
-                    "error": values.std(ddof=0) / math.sqrt(values.count()) if values.count() > 1 else math.nan,
-                    "trials": values.count(),
+                    "error": standard_error(values) if len(values) > 1 else math.nan,
+                    "trials": len(values),
                     "damped": damped[name],
                 }
             )
@@ -126,8 +127,8 @@ def format_comparison(comparison: pd.DataFrame, tablefmt: str = "simple") -> str
             for mean, error, damped in values
         ]
     )
-    table = cells.pivot(index="figure", columns="algorithm", values="cell")
-    order = list(dict.fromkeys(comparison["figure"])), list(dict.fromkeys(comparison["algorithm"]))
+    table = cells.pivot(index="metric", columns="algorithm", values="cell")
+    order = list(dict.fromkeys(comparison["metric"])), list(dict.fromkeys(comparison["algorithm"]))
     table = table.loc[order].fillna("X")
     rows = [[_row_title(str(name)), *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
     return _format_table(["", *map(str, table.columns)], rows, tablefmt)

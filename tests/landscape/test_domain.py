@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed.gradients import flatten
 from domainbed.landscape import domain as domain_module
@@ -199,7 +200,22 @@ def test_distances_between_identical_domains_are_zero():
     network, domain = HEADS["linear"](3).double(), make_domain(9, (6,), 3)
     domains = [measure_domain(network, domain)] * 2
     assert all(not matrix.any() for matrix in pair_distances(domains).values())
-    assert list(relative_distances(domains).values()) == [0.0] * 4
+    assert list(relative_distances(domains, pair_distances(domains)).values()) == [0.0] * 4
+
+
+def test_each_pair_is_subtracted_once():
+    class Subtractions(TorchDispatchMode):
+        n = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.n += function is torch.ops.aten.sub.Tensor
+            return function(*args, **(kwargs or {}))
+
+    v = torch.arange(3, dtype=torch.float64)
+    domains = [DomainStatistics(i, 0.5, i * v, i * v, i * v, "Hessian") for i in range(3)]
+    with Subtractions() as subtractions:
+        pair_distances(domains)
+    assert subtractions.n == 3 * len(QUANTITIES)
 
 
 def test_relative_distances_are_scale_invariant():
@@ -207,6 +223,6 @@ def test_relative_distances_are_scale_invariant():
         values = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64) * factor
         return [DomainStatistics(v.sum().item(), 0.5, v, v, v, "Hessian") for v in values]
 
-    small, large = relative_distances(scaled(1e-3)), relative_distances(scaled(10.0))
+    small, large = (relative_distances(domains, pair_distances(domains)) for domains in map(scaled, (1e-3, 10.0)))
     assert small == pytest.approx(large)
     assert large["gradient_mean"] == pytest.approx(13 / ((5 + 10) / 2))

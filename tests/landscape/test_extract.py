@@ -19,8 +19,11 @@ from domainbed.engine.model import make_algorithm
 from domainbed.landscape.domain import measure_domain
 from domainbed.landscape.extract import extract_classifier, extract_network, image_requests
 from domainbed.landscape.hessian import full_hessian
+from domainbed.landscape.predictor import Predictor
 from domainbed.loading.base import Feed
 from domainbed.loading.splits import Split
+
+PREDICTOR = Predictor("featurizer", "classifier")
 
 
 @pytest.fixture
@@ -41,8 +44,8 @@ def test_classifier_on_features_and_network_on_images_equal_predict(job):
     dataset, splits, feed, algorithm = job
     requests = image_requests(splits, "out", 50, 16)
     assert [[len(request.indices) for request in env_requests] for env_requests in requests] == [[16, 16, 16, 2]] * 3
-    head, features = extract_classifier(algorithm, feed, requests)
-    network, images = extract_network(algorithm, feed, requests)
+    head, features = extract_classifier(algorithm, PREDICTOR, feed, requests)
+    network, images = extract_network(algorithm, PREDICTOR, feed, requests)
     assert algorithm.training
     assert not head.training
     assert not network.training
@@ -64,13 +67,13 @@ def test_classifier_extended_with_backpack(job):
     """DomainBed's Fishr extends its classifier."""
     _, splits, feed, algorithm = job
     requests = image_requests(splits, "in", 40, 40)
-    expected_classifier, expected_domains = extract_classifier(algorithm, feed, requests)
+    expected_classifier, expected_domains = extract_classifier(algorithm, PREDICTOR, feed, requests)
     algorithm.classifier = extend(algorithm.classifier)
     x, y = next(iter(feed.batches([requests[0]])))[0]
     logits = algorithm.classifier(algorithm.featurizer(x))
     with backpack(BatchGrad()):
         extend(nn.CrossEntropyLoss(reduction="sum"))(logits, y).backward()
-    classifier, domains = extract_classifier(algorithm, feed, requests)
+    classifier, domains = extract_classifier(algorithm, PREDICTOR, feed, requests)
     for measure in (lambda *args: measure_domain(*args).hessian_diagonal, full_hessian):
         found, expected = measure(classifier, domains[0]), measure(expected_classifier, expected_domains[0])
         torch.testing.assert_close(found, expected)
@@ -81,7 +84,7 @@ def test_classifier_extended_with_backpack(job):
 def test_batch_is_split_when_features_exceed_memory(job):
     _, splits, feed, algorithm = job
     requests = image_requests(splits, "in", 40, 40)
-    _, expected = extract_classifier(algorithm, feed, requests)
+    _, expected = extract_classifier(algorithm, PREDICTOR, feed, requests)
     forward = algorithm.featurizer.forward
 
     def forward_at_most_ten(x: torch.Tensor) -> torch.Tensor:
@@ -90,6 +93,6 @@ def test_batch_is_split_when_features_exceed_memory(job):
         return forward(x)
 
     algorithm.featurizer.forward = forward_at_most_ten
-    _, found = extract_classifier(algorithm, feed, requests)
+    _, found = extract_classifier(algorithm, PREDICTOR, feed, requests)
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a.x, b.x)

@@ -14,12 +14,13 @@ import torch
 from matplotlib.colors import to_hex
 from torch.nn import functional as F
 
+from domainbed.algorithms import sma
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
 from domainbed.engine.model import load_model_and_args
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
-from domainbed.landscape import PREFIX, QUANTITIES, slices
+from domainbed.landscape import LAYERS, PREFIX, QUANTITIES, measure, slices
 from domainbed.landscape.distances import pair_distances
 from domainbed.landscape.inconsistency import diagonal_ratios, inconsistency_score
 from domainbed.landscape.measure import Landscape, measure_landscape, to_json
@@ -63,6 +64,41 @@ def test_training_environments_come_first_with_the_risks_of_the_model(models: di
     assert landscape.slices.lines["random direction"][:, LINE_POINTS // 2].tolist() == pytest.approx(
         [s.risk for s in landscape.statistics], rel=1e-5
     )
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_algorithm_that_averages_is_measured_at_the_average(
+    layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sma, "START", 3)
+    train(JobConfig("ColoredDigits", "SMA", (1,), steps=11, output_dir=str(tmp_path)))
+    measured = measure_landscape(tmp_path / "model.pkl", layers=layers, images=7, with_slices=False)
+    _, algorithm = load_model_and_args(tmp_path / "model.pkl")
+    dataset, splits = load_data(measured.config, measured.config.resolved_hparams())
+    rows = splits[0].in_[:7]
+    x, y = torch.from_numpy(dataset[0].images[rows]).float() / 255, torch.from_numpy(dataset[0].labels[rows])
+    with torch.no_grad():
+        expected, of_training = (F.cross_entropy(f(x), y).item() for f in (algorithm.predict, algorithm.network))
+    assert expected != pytest.approx(of_training, rel=1e-3)
+    assert measured.statistics[0].risk == pytest.approx(expected, rel=1e-5)
+    assert measured.statistics[0].curvature == ("Hessian" if layers == "classifier" else "GGN")
+
+
+def test_algorithm_that_predicts_otherwise_is_rejected(tmp_path: Path):
+    train(JobConfig("ColoredDigits", "MTL", (1,), steps=1, output_dir=str(tmp_path)))
+    with pytest.raises(UsageError, match=r"MTL does not predict by classifier\(featurizer\(x\)\)"):
+        measure_landscape(tmp_path / "model.pkl")
+
+
+def test_distances_are_computed_once(landscape: Landscape, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(measure, "pair_distances", lambda domains: calls.append(1) or pair_distances(domains))
+    fresh = replace(landscape)
+    to_json(fresh)
+    format_landscape(fresh)
+    compare_algorithms({"ERM": [fresh]})
+    list(landscape_figures({"": [replace(fresh, slices=None)]}))
+    assert len(calls) == 2  # the last one is that of the copy without slices
 
 
 def test_scores_belong_to_their_domains(landscape: Landscape):
@@ -138,6 +174,7 @@ def test_text_contains_all_values(landscape: Landscape):
     for score in landscape.scores.values():
         assert f" {score.score:.4g} " in text
     assert "ε = 0.5" in text
+    assert "domain" not in text.lower()  # as in options and JSON
     assert not [line for line in text.splitlines() if len(line) > 120]
 
 
@@ -162,7 +199,7 @@ def test_non_finite_values_are_null_in_json(landscape: Landscape):
 def test_comparison_is_the_mean_over_trials_with_its_standard_error(landscape: Landscape, models: dict[str, Path]):
     other = measure_landscape(models["Fishr"], images=50, with_slices=False)
     comparison = compare_algorithms({"ERM": [landscape, other], "Fishr": [other]})
-    cells = comparison.set_index(["algorithm", "figure"])
+    cells = comparison.set_index(["algorithm", "metric"])
     a, b = landscape.summary()["risk"], other.summary()["risk"]
     assert cells.loc[("ERM", "risk"), "mean"] == pytest.approx((a + b) / 2)
     assert cells.loc[("ERM", "risk"), "error"] == pytest.approx(abs(a - b) / 2 / math.sqrt(2))
@@ -177,7 +214,7 @@ def test_comparison_is_the_mean_over_trials_with_its_standard_error(landscape: L
     rows = [line for line in starred.splitlines() if line.startswith("inconsistency")]
     assert [row.count("*") for row in rows] == [1] * 4
     assert all(row.endswith("*") for row in rows)
-    missing = comparison[(comparison["algorithm"] != "Fishr") | (comparison["figure"] != "risk")]
+    missing = comparison[(comparison["algorithm"] != "Fishr") | (comparison["metric"] != "risk")]
     (row,) = [line for line in format_comparison(missing).splitlines() if line.startswith("risks, |a - b|² ")]
     assert row.split()[-1] == "X"
 

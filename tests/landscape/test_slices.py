@@ -1,5 +1,7 @@
 """Hessians, leading directions and slices compared with closed forms and single evaluations."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +113,37 @@ def test_slices_hold_the_risks_at_their_positions(monkeypatch: pytest.MonkeyPatc
         first, second = (norm * leading_directions(head, domains[:2], 2)).unbind(1)
         expected = risk(positions[0] * first + positions[5] * second, domain)
         assert found.planes["leading curvature"][e, 0, 5].item() == pytest.approx(expected)
+
+
+def test_planes_hold_one_shifted_vector_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """The weights of a ResNet-50 at all points of a plane take 27 GB."""
+    monkeypatch.setattr(slices, "LINE_POINTS", 41)
+    monkeypatch.setattr(slices, "PLANE_POINTS", 7)
+    (domain, *_) = make_domains()
+    head = Classifier(5, 3).double()
+    n_alive, summed_loss = [], FlatNetwork.summed_loss
+
+    def counted_loss(self: FlatNetwork, weights: torch.Tensor, chunk: Domain) -> torch.Tensor:
+        objects = gc.get_objects() if len(n_alive) % 20 == 0 else []  # takes a while
+        n_alive.append(sum(type(x) is torch.Tensor and x.shape == (18,) for x in objects))
+        return summed_loss(self, weights, chunk)
+
+    hessians = [full_hessian(head, domain)]
+    monkeypatch.setattr(FlatNetwork, "summed_loss", counted_loss)
+    slices.compute_slices(head, [domain], ["a"], 1, hessians)
+    assert len(n_alive) == 2 * 41 + 2 * 49
+    assert max(n_alive) < 30
+
+
+def test_planes_equal_the_sums_of_the_two_shifts_bit_for_bit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(slices, "PLANE_POINTS", 5)
+    domains = make_domains()
+    head = Classifier(5, 3).double()
+    found = slices.compute_slices(head, domains, ["a", "b", "test"], 2, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    u, v = (filter_normalized_direction(head, generator) for _ in range(2))
+    flat = FlatNetwork(head)
+    shifts = [a * u + b * v for a in found.plane_positions for b in found.plane_positions]
+    with torch.no_grad():
+        rows = [[float(flat.summed_loss(flat.weights + s, d).double()) / len(d.y) for s in shifts] for d in domains]
+    assert torch.equal(found.planes["random directions"], torch.tensor(rows, dtype=torch.float64).view(3, 5, 5))

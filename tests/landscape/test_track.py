@@ -2,13 +2,14 @@
 
 import copy
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms import ALGORITHMS, ERM
+from domainbed.algorithms import ALGORITHMS, ERM, sma
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
 from domainbed.engine.model import load_model_and_args
@@ -17,6 +18,7 @@ from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.landscape import PREFIX, QUANTITIES, track
 from domainbed.records import read_job
+from tests.algorithms import checks
 
 
 def make_config(folder: Path, **options) -> JobConfig:
@@ -35,6 +37,7 @@ def train_and_read(config: JobConfig) -> list[dict]:
 def expected_distances(config: JobConfig, n: int) -> dict[str, float]:
     """Return the distances at the job's last weights, from per-sample gradients and autograd's Hessian."""
     _, algorithm = load_model_and_args(Path(config.output_dir) / "model.pkl")
+    featurizer, classifier = algorithm.average.network if config.algorithm == "SMA" else algorithm.network
     dataset, splits = load_data(config, config.resolved_hparams())
     domains = []
     for env in (0, 2):
@@ -42,8 +45,8 @@ def expected_distances(config: JobConfig, n: int) -> dict[str, float]:
         x = torch.from_numpy(dataset[env].images[rows]).float() / 255
         y = torch.from_numpy(dataset[env].labels[rows])
         with torch.no_grad():
-            z = algorithm.featurizer(x).double()
-        head = copy.deepcopy(algorithm.classifier).double()
+            z = featurizer(x).double()
+        head = copy.deepcopy(classifier).double().requires_grad_()
         gradients = []
         for i in range(len(y)):
             loss = F.cross_entropy(head(z[i : i + 1]), y[i : i + 1])
@@ -61,9 +64,14 @@ def expected_distances(config: JobConfig, n: int) -> dict[str, float]:
     return {PREFIX + name: (u - v).square().sum().item() for name, u, v in zip(QUANTITIES, a, b, strict=True)}
 
 
-def test_records_hold_the_distances_between_training_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("algorithm", ["ERM", "SMA"])
+def test_records_hold_the_distances_between_training_domains(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the weights that predict: those of SMA are averages."""
+    monkeypatch.setattr(sma, "START", 3)
     monkeypatch.setattr(track, "MAX_IMAGES", 70)
-    config = make_config(tmp_path / "job", track="landscape")
+    config = make_config(tmp_path / "job", algorithm=algorithm, track="landscape")
     records = train_and_read(config)
     assert [r["step"] for r in records] == [0, 4, 7]
     for name, value in expected_distances(config, 70).items():
@@ -71,8 +79,25 @@ def test_records_hold_the_distances_between_training_domains(tmp_path: Path, mon
         assert len({r[name] for r in records}) == 3
 
 
-@pytest.mark.parametrize("algorithm", ["DANN", "Fish", "Fishr"])
-def test_tracked_job_equals_untracked_job(algorithm: str, tmp_path: Path):
+class CountsPredictions(ERM):
+    """An algorithm whose updates depend on how many images it has predicted."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.n_predicted = 0
+
+    def predict(self, x):
+        self.n_predicted += len(x)
+        return super().predict(x)
+
+    def update(self, minibatches, unlabeled=None):
+        self.optimizer.param_groups[0]["lr"] = 1e-3 / self.n_predicted if self.n_predicted else 1e-3
+        return super().update(minibatches, unlabeled)
+
+
+@pytest.mark.parametrize("algorithm", ["DANN", "Fish", "Fishr", "SMA", "CountsPredictions"])
+def test_tracked_job_equals_untracked_job(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(ALGORITHMS._registered, "CountsPredictions", CountsPredictions)
     hparams = {"resnet_dropout": 0.5, "nonlinear_classifier": True}
     configs = [
         make_config(tmp_path / name, algorithm=algorithm, hparams=hparams, track=name)
@@ -106,6 +131,41 @@ def test_algorithm_without_classifier_raises_before_training(tmp_path: Path):
     ):
         train(make_config(tmp_path / "job", algorithm="Headless", track="landscape"))
     assert not (tmp_path / "job").exists()
+
+
+class Scaled(ERM):
+    def predict(self, x):
+        return super().predict(x) / 2
+
+
+class Locked(ERM):
+    UNSAVED = ("lock",)
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (Scaled, r"Scaled does not predict by classifier\(featurizer\(x\)\), so its loss landscape cannot be measured"),
+        (Locked, "--track landscape requires a copy of Locked, which cannot be made: TypeError: cannot pickle"),
+    ],
+)
+def test_algorithm_that_cannot_be_tracked_raises_before_training(algorithm: type[ERM], message: str, tmp_path: Path):
+    name = algorithm.__name__
+    with ALGORITHMS.temporarily(name, algorithm), pytest.raises(UsageError, match=message):
+        train(make_config(tmp_path / "job", algorithm=name, track="landscape"))
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("name", ["ARM", "MTL"])
+def test_checks_of_a_launch_reject_algorithms_that_predict_otherwise(name: str):
+    with torch.device("meta"):
+        algorithm = checks.make(name, {})
+    with pytest.raises(UsageError, match=rf"{name} does not predict by classifier\(featurizer\(x\)\)"):
+        track.LandscapeTracker.check(algorithm)
 
 
 def test_registered_tracker_adds_its_entries(tmp_path: Path):

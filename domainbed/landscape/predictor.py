@@ -1,0 +1,125 @@
+"""The modules by which an algorithm predicts: `predict(x)` must be `classifier(featurizer(x))`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from domainbed.algorithms.base import Algorithm
+from domainbed.engine.algorithm_errors import locate_errors
+from domainbed.errors import UsageError
+
+N_IMAGES = 4  # on which both are compared
+TOLERANCE = 1e-3  # relative to the largest logit
+
+
+class Predictor(NamedTuple):
+    """The names of the modules by which an algorithm predicts.
+
+    Attributes:
+        featurizer: the module from images to features.
+        classifier: the module from features to logits.
+    """
+
+    featurizer: str
+    classifier: str
+
+    def modules(self, algorithm: Algorithm) -> tuple[nn.Module, nn.Module]:
+        """Return these modules of the algorithm."""
+        return algorithm.get_submodule(self.featurizer), algorithm.get_submodule(self.classifier)
+
+
+def check_modules(algorithm: Algorithm) -> tuple[nn.Module, nn.Module]:
+    """Return the algorithm's featurizer and classifier, without running them.
+
+    Raises:
+        UsageError: it has no modules of these names, or its class says that it does not predict by them.
+    """
+    featurizer, classifier = (getattr(algorithm, name, None) for name in ("featurizer", "classifier"))
+    if not (isinstance(featurizer, nn.Module) and isinstance(classifier, nn.Module)):
+        raise UsageError(
+            f"{type(algorithm).__name__} has no modules `featurizer` and `classifier`; its loss landscape cannot be "
+            "measured"
+        )
+    if not algorithm.PREDICTS_BY_CLASSIFIER:
+        raise _other_prediction(algorithm)
+    return featurizer, classifier
+
+
+def find_predictor(algorithm: Algorithm, x: torch.Tensor) -> Predictor:
+    """Return the modules by which an algorithm predicts.
+
+    An algorithm that averages its weights predicts with copies of its featurizer and its classifier.
+
+    Args:
+        algorithm: the algorithm; `predict` may draw random numbers and change its state.
+        x: some images [n, *input_shape].
+
+    Raises:
+        UsageError: as in `check_modules`, or `predict(x)` is not `classifier(featurizer(x))`.
+        AlgorithmError: `predict` of a user's class fails.
+    """
+    modules = check_modules(algorithm)
+    names = {module: name for name, module in algorithm.named_modules()}
+    with torch.no_grad(), evaluation_mode(algorithm):
+        with _recorded_calls(algorithm, modules) as called, locate_errors(type(algorithm), lambda: "predict"):
+            logits = algorithm.predict(x)
+        featurizer, classifier = (_called_copy(module, called) for module in modules)
+        try:
+            is_composition = _is_close(classifier(featurizer(x)), logits)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # they expect other inputs
+            is_composition = False
+    if not is_composition:
+        raise _other_prediction(algorithm)
+    return Predictor(names[featurizer], names[classifier])
+
+
+@contextmanager
+def evaluation_mode(algorithm: Algorithm) -> Iterator[None]:
+    """Put an algorithm into evaluation mode for the duration of a `with` block."""
+    was_training = algorithm.training
+    algorithm.eval()
+    try:
+        yield
+    finally:
+        algorithm.train(was_training)
+
+
+@contextmanager
+def _recorded_calls(algorithm: Algorithm, modules: tuple[nn.Module, ...]) -> Iterator[list[nn.Module]]:
+    """Yield a list that collects those modules of the algorithm that are called and have the structure of one given."""
+    structures = set(map(str, modules))
+    called: list[nn.Module] = []
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: called.append(module))
+        for module in algorithm.modules()
+        if str(module) in structures
+    ]
+    try:
+        yield called
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _called_copy(module: nn.Module, called: list[nn.Module]) -> nn.Module:
+    """Return the module, or its copy if only that was called."""
+    copies = [other for other in called if str(other) == str(module)]
+    return module if module in copies or not copies else copies[0]
+
+
+def _is_close(found: torch.Tensor, logits: torch.Tensor) -> bool:
+    finite = logits[logits.isfinite()]  # a model that diverged is reported as such
+    tolerance = TOLERANCE * float(finite.abs().max()) if finite.numel() else 0.0
+    return found.shape == logits.shape and torch.allclose(found, logits, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def _other_prediction(algorithm: Algorithm) -> UsageError:
+    return UsageError(
+        f"{type(algorithm).__name__} does not predict by classifier(featurizer(x)), so its loss landscape cannot be "
+        "measured"
+    )
