@@ -1,1 +1,1 @@
-"""What the predictions of a sweep show beyond accuracies: calibration, classes that fail, agreement, ensembles."""
+"""Analysis of the predictions of a sweep: calibration, classes that fail, agreement, ensembles."""

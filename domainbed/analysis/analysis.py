@@ -1,15 +1,16 @@
 """The analysis of a sweep: the tables of each selection method and dataset."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from domainbed.analysis import tables
+from domainbed.analysis.ensembles import measure_ensemble
 from domainbed.analysis.line_table import line_points, line_table
-from domainbed.analysis.measures import Measured, find_extremes, measure_agreement, measure_ensemble, measure_run
+from domainbed.analysis.measures import Measured, find_extremes, measure_agreement, measure_run
 from domainbed.analysis.runs import load_runs
 from domainbed.analysis.tables import Table
 from domainbed.model_selection import RUN_COLUMNS, TRIAL_COLUMNS, best_hparams
@@ -18,19 +19,21 @@ from domainbed.reporting.cells import environment_names, testable_names
 from domainbed.reporting.load import Sweep
 from domainbed.reporting.report import sweep_titles
 
+CALIBRATION_TABLES = {"calibration", "line"}  # they require the calibration of runs
+
 
 @dataclass(frozen=True)
 class Section:
-    """The tables of a selection method and a dataset.
+    """The requested tables of a selection method and a dataset.
 
     Attributes:
         selection, dataset: these.
         title: the printed name of the dataset, with a frozen backbone.
         environments: the names of the environments that can be tested on.
         algorithms: the algorithms with predictions, in the order of the request.
-        runs: the runs behind the tables.
-        points: the accuracies of runs and the agreement of pairs (`line_points`).
-        tables: the tables.
+        runs: the runs behind the tables; without calibration if no requested table requires it.
+        points: the accuracies of runs and the agreement of pairs (`line_points`); empty without the table "line".
+        tables: the requested tables that are defined.
     """
 
     selection: str
@@ -48,6 +51,7 @@ def analyze(
     selections: Iterable[str],
     datasets: Sequence[str],
     algorithms: Sequence[str],
+    table_names: Collection[str],
     warn: Callable[[str], object],
 ) -> list[Section]:
     """Return the sections of those selection methods and datasets that have runs with predictions.
@@ -56,6 +60,7 @@ def analyze(
         sweep: the sweep.
         selections: selection methods.
         datasets, algorithms: what to analyze.
+        table_names: the tables to make, of `command.TABLES`; what only others require is neither loaded nor computed.
         warn: called with one line per problem.
     """
     sections = []
@@ -63,7 +68,7 @@ def analyze(
         selected = sweep.select(selection)
         for dataset in datasets:
             of_dataset = selected[(selected["dataset"] == dataset) & selected["algorithm"].isin(algorithms)]
-            section = _make_section(sweep, selection, dataset, algorithms, of_dataset, warn)
+            section = _make_section(sweep, selection, dataset, algorithms, table_names, of_dataset, warn)
             sections += [section] if section else []
     return sections
 
@@ -73,12 +78,14 @@ def _make_section(
     selection: str,
     dataset: str,
     algorithms: Sequence[str],
+    table_names: Collection[str],
     selected: pd.DataFrame,
     warn: Callable[[str], object],
 ) -> Section | None:
     best = best_hparams(selected)
     names = environment_names(sweep.jobs, dataset)
-    runs = [measure_run(run) for run in load_runs(sweep.folder, best, names, warn)]
+    with_calibration = not CALIBRATION_TABLES.isdisjoint(table_names)
+    runs = [measure_run(run, with_calibration) for run in load_runs(sweep.folder, best, names, warn)]
     if runs:
         classes, _ = Counter(run.classes for run in runs).most_common(1)[0]
         if n_others := sum(run.classes != classes for run in runs):
@@ -94,21 +101,22 @@ def _make_section(
     environments = testable_names(sweep.jobs, dataset)
     present = [name for name in algorithms if any(run.run["algorithm"] == name for run in runs)]
     runs.sort(key=lambda run: (present.index(run.run["algorithm"]), run.run["test_env"], run.run["trial_seed"]))
-    ensembles = _measure_ensembles(sweep, selected, best, names, present)
-    points = line_points(runs)
-    made = [
-        tables.accuracy_table(runs, environments),
-        tables.calibration_table(runs, environments),
-        tables.classes_table(runs, environments),
-        tables.confusion_table(runs, environments),
-        tables.agreement_table(measure_agreement(runs), environments),
-        line_table(points, environments),
-        tables.images_table(find_extremes(runs, present), runs, environments),
-        tables.ensembles_table(ensembles, environments),
-    ]
+    points = line_points(runs) if "line" in table_names else pd.DataFrame()
+    builders: dict[str, Callable[[], Table | None]] = {
+        "accuracy": lambda: tables.accuracy_table(runs, environments),
+        "calibration": lambda: tables.calibration_table(runs, environments),
+        "classes": lambda: tables.classes_table(runs, environments),
+        "confusion": lambda: tables.confusion_table(runs, environments),
+        "agreement": lambda: tables.agreement_table(measure_agreement(runs), environments),
+        "line": lambda: line_table(points, environments),
+        "images": lambda: tables.images_table(find_extremes(runs, present), runs, environments),
+        "ensembles": lambda: tables.ensembles_table(
+            _measure_ensembles(sweep, selected, best, names, present), environments
+        ),
+    }
+    made = [table for name, build in builders.items() if name in table_names and (table := build())]
     title = sweep_titles(sweep, ())(dataset)
-    made_tables = [table for table in made if table]
-    return Section(selection, dataset, title, environments, present, runs, points, made_tables)
+    return Section(selection, dataset, title, environments, present, runs, points, made)
 
 
 def _measure_ensembles(

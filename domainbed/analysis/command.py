@@ -114,7 +114,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.data_dir is None
         else [open_source(sweep, name, options.data_dir) for name in datasets if name in recorded]
     )
-    sections = analyze(sweep, selections, datasets, algorithms, warn)
+    if options.output_dir:
+        make_folder(Path(options.output_dir))
+    computed = TABLES if options.output_dir else options.tables or TABLES
+    sections = analyze(sweep, selections, datasets, algorithms, computed, warn)
     if not sections:
         raise UsageError(
             f"--input_dir {options.input_dir!r} has no selected runs with usable {PREDICTIONS_FILE}; launch with "
@@ -180,14 +183,14 @@ def write_all(
     """Write all tables and figures.
 
     Args:
-        sections: the analysis.
-        folder: where to write.
+        sections: the analysis, with all tables.
+        folder: an existing folder.
         sources: of the datasets whose images to show.
         max_images: the largest number of images on a contact sheet.
         warn: called with one line per problem.
 
     Raises:
-        UsageError: the folder cannot be created, or a dataset cannot be read.
+        UsageError: a dataset cannot be read.
     """
     from domainbed.analysis.plots import draw_section
     from domainbed.analysis.sheets import DPI, draw_sheets
@@ -195,8 +198,6 @@ def write_all(
     from domainbed.reporting.frames import to_csv
     from domainbed.reporting.plots import save_plot
     from domainbed.reporting.plots.gallery import file_stem, unique_stem
-
-    make_folder(folder)
 
     def write(name: str, content: str) -> None:
         with atomic_write(folder / name) as file:
@@ -208,7 +209,8 @@ def write_all(
     n = n_sheets = 0
     stems: set[str] = set()
     for section in sections:
-        write(f"{file_stem(['runs', section.dataset, section.selection])}.csv", to_csv(runs_frame(section.runs)))
+        stem = unique_stem(file_stem(["runs", section.dataset, section.selection]), stems)
+        write(f"{stem}.csv", to_csv(runs_frame(section.runs)))
         for plot in draw_section(section):
             save_plot(plot._replace(stem=unique_stem(plot.stem, stems)), folder)
             n += 1

@@ -1,10 +1,10 @@
-"""Measures of runs: their metrics, the agreement of algorithms, the images that models fail, and ensembles."""
+"""Measures of runs: their metrics, the agreement of algorithms, and the images that models fail."""
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ KEYS = ["dataset", "algorithm", "test_env", "environment", "trial_seed"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What is kept of a run, without its probabilities.
+    """The measures of a run, without its probabilities.
 
     Attributes:
         run: the run's keys: KEYS and hparams_seed.
@@ -46,10 +46,18 @@ class Measured:
     validation: Outputs
 
 
-def measure_run(run: Run) -> Measured:
-    """Return the measures of a run. The temperature is fitted on the out splits of the training environments."""
+def measure_run(run: Run, with_calibration: bool = True) -> Measured:
+    """Return the measures of a run. The temperature is fitted on the out splits of the training environments.
+
+    Args:
+        run: the run.
+        with_calibration: whether to measure its calibration, which takes most of the time. If not, `rows` have no
+            temperature and no CALIBRATION_METRICS, and `confidence` has no scaled ones.
+    """
     keys = {name: getattr(run, name) for name in (*KEYS, "hparams_seed")}
-    temperature = metrics.fit_temperature(run.validation.log_probabilities, run.validation.labels)
+    temperatures = {False: 1.0}
+    if with_calibration:
+        temperatures[True] = metrics.fit_temperature(run.validation.log_probabilities, run.validation.labels)
     rows, confidence = [], {}
     for domain, outputs in ((TRAINING, run.validation), (TEST, run.test)):
         accuracies = metrics.class_accuracies(outputs.labels, outputs.predicted, len(run.classes))
@@ -60,15 +68,18 @@ def measure_run(run: Run) -> Measured:
             "accuracy": float(outputs.is_correct.mean()),
             "macro_f1": metrics.macro_f1(outputs.labels, outputs.predicted),
             "worst_class_accuracy": float(np.nanmin(accuracies)),
-            "temperature": temperature,
         }
-        for is_scaled in (False, True):
-            calibration = measure_calibration(outputs, temperature if is_scaled else 1.0)
-            confidence[is_scaled] = calibration.confidence
+        if with_calibration:
+            row["temperature"] = temperatures[True]
+        for is_scaled, temperature in temperatures.items():
+            p = metrics.probabilities(outputs.log_probabilities, temperature)
+            confidence[is_scaled] = p[np.arange(len(p)), outputs.predicted]
             if not is_scaled:
-                row["rejection_auroc"] = metrics.rejection_auroc(calibration.confidence, outputs.is_correct)
-            suffix = SCALED if is_scaled else ""
-            row |= {f"{name}{suffix}": getattr(calibration, name) for name in CALIBRATION_METRICS}
+                row["rejection_auroc"] = metrics.rejection_auroc(confidence[False], outputs.is_correct)
+            if with_calibration:
+                values = _measure_calibration(outputs, p, confidence[is_scaled], temperature)
+                suffix = SCALED if is_scaled else ""
+                row |= {f"{name}{suffix}": v for name, v in zip(CALIBRATION_METRICS, values, strict=True)}
         rows.append(row)
     return Measured(
         keys,
@@ -77,35 +88,20 @@ def measure_run(run: Run) -> Measured:
         accuracies,
         confusion_matrix(run.test.labels, run.test.predicted, labels=range(len(run.classes))),
         confidence,
-        _without_probabilities(run.test),
-        replace(_without_probabilities(run.validation), image=pd.util.hash_array(run.validation.image)),
+        run.test.without_probabilities(),
+        replace(run.validation.without_probabilities(), image=pd.util.hash_array(run.validation.image)),
     )
 
 
-def _without_probabilities(outputs: Outputs) -> Outputs:
-    return replace(outputs, log_probabilities=np.zeros((len(outputs.labels), 0), np.float16))
-
-
-class Calibration(NamedTuple):
-    """The metrics in CALIBRATION_METRICS, and the confidence of each image."""
-
-    nll: float
-    brier: float
-    ece: float
-    ece_if_calibrated: float
-    confidence: np.ndarray
-
-
-def measure_calibration(outputs: Outputs, temperature: float = 1.0) -> Calibration:
-    """Return the calibration of predictions whose logits are divided by a temperature."""
-    p = metrics.probabilities(outputs.log_probabilities, temperature)
-    confidence = p[np.arange(len(p)), outputs.predicted]
-    return Calibration(
+def _measure_calibration(
+    outputs: Outputs, p: np.ndarray, confidence: np.ndarray, temperature: float
+) -> tuple[float, ...]:
+    """Return CALIBRATION_METRICS, given the probabilities at a temperature, and those of the predicted classes."""
+    return (
         metrics.negative_log_likelihood(outputs.log_probabilities, outputs.labels, temperature),
         metrics.brier_score(p, outputs.labels),
         metrics.calibration_error(confidence, outputs.is_correct),
         metrics.calibrated_error(confidence),
-        confidence,
     )
 
 
@@ -118,13 +114,17 @@ def by_task(runs: Sequence[Measured]) -> dict[tuple[int, int], dict[str, Measure
 
 
 def measure_agreement(runs: Sequence[Measured]) -> pd.DataFrame:
-    """Return how far algorithms agree on test images: one row per pair of algorithms, test environment and trial."""
+    """Return how far algorithms agree on test images: one row per pair of algorithms, test environment and trial.
+
+    Only the images that both have count. Pairs without any, or with different versions of the data, are omitted.
+    """
     rows = []
     for algorithms in by_task(runs).values():
         for (a, first), (b, second) in itertools.combinations(algorithms.items(), 2):
-            x, y = first.outputs, second.outputs
-            if find_common([x, y]) is None or len(x.index) != len(y.index):
-                continue  # they were trained on different versions of the data
+            common = find_common([first.outputs, second.outputs])
+            if common is None or not len(common[0]):
+                continue
+            x, y = first.outputs.take(common[0]), second.outputs.take(common[1])
             row = {
                 **{name: first.run[name] for name in KEYS if name != "algorithm"},
                 "algorithm": a,
@@ -200,41 +200,3 @@ def _complete_tasks(
 ) -> dict[tuple[int, int], dict[str, Measured]]:
     """Return the runs by task and algorithm (`by_task`), without tasks that lack an algorithm."""
     return {task: of_task for task, of_task in by_task(runs).items() if set(of_task) == set(algorithms)}
-
-
-def measure_ensemble(runs: Iterable[Run], kind: str) -> dict[str, Any] | None:
-    """Return the metrics of the mean probabilities of runs of the same algorithm and test environment.
-
-    Args:
-        runs: the members.
-        kind: "draws", on the in split of the test environment; or "trials", on all of its images that all members have
-            predicted.
-
-    Returns:
-        None if there are fewer than two members, or their images or classes differ.
-    """
-    members = list(runs)
-    outputs = [run.test if kind == "draws" else run.unseen for run in members]
-    if len(members) < 2 or len({run.classes for run in members}) > 1:
-        return None
-    if (rows := find_common(outputs)) is None or not len(rows[0]):
-        return None
-    outputs = [member.take(positions) for member, positions in zip(outputs, rows, strict=True)]
-    logarithms, predicted = [o.log_probabilities for o in outputs], [o.predicted for o in outputs]
-    p, classes = metrics.ensemble(logarithms, predicted)
-    labels = outputs[0].labels
-    combined = measure_calibration(replace(outputs[0], log_probabilities=_logarithms(p), predicted=classes))
-    single = [measure_calibration(member) for member in outputs]
-    accuracies = [float(member.is_correct.mean()) for member in outputs]
-    row = {name: getattr(members[0], name) for name in KEYS}
-    row |= {"trial_seed": members[0].trial_seed if kind == "draws" else -1}
-    row |= {"kind": kind, "n_members": len(members), "n_images": len(labels)}
-    row |= {"accuracy": float((classes == labels).mean()), "member_accuracy": float(np.mean(accuracies))}
-    for name in ("nll", "ece"):
-        row[name] = getattr(combined, name)
-        row[f"member_{name}"] = float(np.mean([getattr(calibration, name) for calibration in single]))
-    return row
-
-
-def _logarithms(p: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(p, np.finfo(np.float64).tiny))

@@ -4,7 +4,6 @@ Log-probabilities `[n, classes]` need not be normalized; logits are as good. `pr
 because rounding may have made classes equally probable.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +21,15 @@ def probabilities(log_probabilities: np.ndarray, temperature: float = 1.0) -> np
     return np.exp(log_softmax(log_probabilities.astype(np.float64) / temperature, axis=1))
 
 
+def log_likelihoods(log_probabilities: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return the log-likelihood of each label `[n]`, in nats."""
+    normalized = log_softmax(log_probabilities.astype(np.float64) / temperature, axis=1)
+    return normalized[np.arange(len(labels)), labels]
+
+
 def negative_log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
     """Return the mean negative log-likelihood of the labels, in nats."""
-    normalized = log_softmax(log_probabilities.astype(np.float64) / temperature, axis=1)
-    return float(-normalized[np.arange(len(labels)), labels].mean())
+    return float(-log_likelihoods(log_probabilities, labels, temperature).mean())
 
 
 def fit_temperature(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -124,29 +128,41 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 def error_consistency(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> float:
     """Return Cohen's kappa between the correctness of two models on each image.
 
-    NaN if a model has no errors, or only errors.
-
     It is 0 if errors coincide as often as by chance, given both accuracies, and 1 if they always do ("Beyond accuracy",
-    Geirhos et al., NeurIPS 2020).
+    Geirhos et al., NeurIPS 2020). NaN if they can only coincide: both models have no errors, or only errors.
     """
     is_correct = [a == labels, b == labels]
-    if any(len(np.unique(values)) < 2 for values in is_correct):
-        return np.nan
-    return float(cohen_kappa_score(*is_correct))
+    return float(cohen_kappa_score(*is_correct)) if len(np.unique(is_correct)) == 2 else np.nan
 
 
-def ensemble(members: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of the members' probabilities, `[n, classes]`, and the predicted class of each image.
-
-    Of equally probable classes, the one that most members predict wins, so an ensemble of one predicts what it does.
+class EnsembleMean:
+    """The mean of the probabilities of several models on n images. Models are added one by one, and not stored.
 
     Args:
-        members: log-probabilities `[n, classes]` of each member.
-        predicted: its predicted classes `[n]`.
+        n: the number of images.
+        n_classes: the number of classes.
     """
-    mean = np.mean([probabilities(member) for member in members], axis=0)
-    votes = np.zeros_like(mean)
-    for classes in predicted:
-        votes[np.arange(len(classes)), classes] += 1
-    is_best = mean == mean.max(1, keepdims=True)
-    return mean, np.where(is_best, votes, -1).argmax(1)
+
+    def __init__(self, n: int, n_classes: int) -> None:
+        self._sum = np.zeros((n, n_classes))
+        self._votes = np.zeros((n, n_classes), np.int16)
+        self._n_models = 0
+
+    def add(self, p: np.ndarray, predicted: np.ndarray) -> None:
+        """Add the probabilities `[n, classes]` and the predicted classes `[n]` of a model."""
+        self._sum += p
+        self._votes[np.arange(len(predicted)), predicted] += 1
+        self._n_models += 1
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Keep only the images at these positions."""
+        self._sum, self._votes = self._sum[rows], self._votes[rows]
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean of the probabilities, `[n, classes]`, and the predicted class of each image.
+
+        Of equally probable classes, the one that most models predict wins, so an ensemble of one predicts what it does.
+        """
+        mean = self._sum / self._n_models
+        is_best = mean == mean.max(1, keepdims=True)
+        return mean, np.where(is_best, self._votes, -1).argmax(1)

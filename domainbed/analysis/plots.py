@@ -34,7 +34,7 @@ MAX_LABELED = 12  # classes on an axis
 
 
 def draw_section(section: Section) -> Iterator[Plot]:
-    """Draw the figures of a section."""
+    """Draw the figures of a section with all tables."""
     tables = {table.name: table for table in section.tables}
 
     def stem(kind: str, *names: str) -> str:

@@ -38,6 +38,10 @@ class Outputs:
         """Return the predictions on the images at these positions."""
         return Outputs(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    def without_probabilities(self) -> "Outputs":
+        """Return the predictions without their probabilities, which take most of the memory."""
+        return replace(self, log_probabilities=np.zeros((len(self.labels), 0), np.float16))
+
 
 @dataclass(frozen=True)
 class Run:

@@ -86,8 +86,8 @@ def accuracy_table(runs: Sequence[Measured], environments: Sequence[str]) -> Tab
     ]
     notes = [
         "Percent, on the in split of the test environment; mean +/- standard error over trials. Macro F1: of "
-        "all classes; worst class: the lowest accuracy on a class in each run; rejection: the area under the ROC curve "
-        "of rejecting errors by their confidence (50: chance)."
+        "all classes with images; worst class: the lowest accuracy on a class in each run; rejection: the area under "
+        "the ROC curve of rejecting errors by their confidence (50: chance)."
     ]
     headers = ["Algorithm", "Test", "Accuracy", "Macro F1", "Worst class", "Rejection"]
     return Table("accuracy", "Accuracy", headers, rows, notes, frame)
@@ -186,7 +186,8 @@ def agreement_table(pairs: pd.DataFrame, environments: Sequence[str]) -> Table |
     ]
     notes = [
         "Agreement: the percentage of images of the same trial on which both predict the same class. Consistency: "
-        "Cohen's kappa of which images they classify correctly; 0: as by chance, given their accuracies; 1: the same."
+        "Cohen's kappa of which images they classify correctly; 0: as by chance, given their accuracies; 1: the same; "
+        "undefined if both classify all images correctly, or none."
     ]
     return Table("agreement", "Agreement", ["Algorithms", "Test", "Agreement", "Consistency"], rows, notes, frame)
 

@@ -68,7 +68,7 @@ class ImageSource:
         for trial in sorted({key.trial_seed for key in remaining}):
             if not any(key.trial_seed == trial for key in remaining):
                 continue
-            dataset, environments = self._construct(trial)
+            dataset, environments = self.construct(trial)
             classes = [printable(name) for name in dataset.class_names or range(dataset.num_classes)]
             for env in sorted({key.test_env for key in remaining}):
                 environment = environments[env]
@@ -79,7 +79,12 @@ class ImageSource:
                 remaining -= positions.keys()
         return thumbnails
 
-    def _construct(self, trial_seed: int) -> tuple[MultipleDomainDataset, list[ImageEnvironment]]:
+    def construct(self, trial_seed: int) -> tuple[MultipleDomainDataset, list[ImageEnvironment]]:
+        """Return the dataset of a trial, and its environments.
+
+        Raises:
+            UsageError: it cannot be constructed, or does not consist of images.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the jobs showed them
             dataset = self.dataset_class(self.data_dir, (), self.hparams, trial_seed)
@@ -90,10 +95,10 @@ class ImageSource:
 
 
 def open_source(sweep: Sweep, dataset: str, data_dir: str) -> ImageSource:
-    """Return the source of a dataset's images, without reading or downloading any.
+    """Return the source of a dataset's images, without downloading any.
 
     Raises:
-        UsageError: the dataset is unknown, or is not in `data_dir`.
+        UsageError: the dataset is unknown, is not in `data_dir`, cannot be constructed, or does not consist of images.
     """
     jobs = sweep.jobs[sweep.jobs["dataset"] == dataset]
     folder = jobs.index[0]
@@ -112,7 +117,9 @@ def open_source(sweep: Sweep, dataset: str, data_dir: str) -> ImageSource:
         raise UsageError(
             f"cannot make contact sheets of {dataset}: {problems[0]}; without --data_dir, no images are required"
         )
-    return ImageSource(dataset, dataset_class, data_dir, json.loads(str(jobs.at[folder, "hparams"])))
+    source = ImageSource(dataset, dataset_class, data_dir, json.loads(str(jobs.at[folder, "hparams"])))
+    source.construct(int(jobs["trial_seed"].min()))  # raises; `seed_hash` hashes the text of a number, with its type
+    return source
 
 
 def _locate(

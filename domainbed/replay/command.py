@@ -60,30 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     import_modules(args.imports)
 
     from domainbed.replay.fidelity import find_answers
-    from domainbed.replay.policies import all_policies, score_records  # imports pandas: --help is fast
+    from domainbed.replay.policies import all_policies  # imports pandas: --help is fast
     from domainbed.replay.replays import replay, summarize
-    from domainbed.reporting.cells import algorithms_of, datasets_of, testable, testable_names
-    from domainbed.reporting.load import load_sweep
-    from domainbed.reporting.report import select_algorithms, select_datasets
+    from domainbed.replay.table import format_summary
 
-    sweep = load_sweep(options.input_dir)
-    for problem in sweep.problems:
-        print(f"warning: {problem}", file=sys.stderr)
-    if n_pruned := int(sweep.jobs["pruned"].sum()):
-        print(f"warning: skipping {n_pruned:,} pruned runs; only finished runs are replayed", file=sys.stderr)
-    datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
-    algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
-    environments = {name: testable_names(sweep.jobs, name) for name in datasets}
-    records = sweep.records
-    curves = testable(score_records(records[records["done"]]), environments)
-    curves = curves[curves["dataset"].isin(datasets) & curves["algorithm"].isin(algorithms)].reset_index(drop=True)
-    if curves.empty:
-        raise UsageError(f"--input_dir {options.input_dir!r} has no finished runs with a single test environment")
-    replayed = list(curves["algorithm"].unique())
-    if options.baseline not in replayed:
-        raise UsageError(f"--baseline {options.baseline}: no finished runs; {suggest(options.baseline, replayed)}")
-    environments = {name: names for name, names in environments.items() if name in set(curves["dataset"])}
-    n_compared = len(find_answers(curves, environments, options.baseline).differences)
+    curves, environments = load_curves(options)
+    if options.output_dir:
+        make_folder(Path(options.output_dir))
+    differences = find_answers(curves, environments, options.baseline).differences
     summary = summarize(
         replay(
             curves,
@@ -94,73 +78,64 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.updates_per_evaluation,
         )
     )
-    text = format_summary(summary, curves, n_compared, options)
+    text = format_summary(summary, curves, differences, options)
     print(text, end="")
     if options.output_dir:
-        write_summary(Path(options.output_dir), text, summary, options)
+        write_summary(Path(options.output_dir), text, summary, differences, options)
 
 
-def format_summary(summary: "pd.DataFrame", curves: "pd.DataFrame", n_compared: int, options: ReplayOptions) -> str:
-    """Return the text table of the summary of replays (`replays.summarize`) of `n_compared` differences."""
-    from tabulate import tabulate
+def load_curves(options: ReplayOptions) -> "tuple[pd.DataFrame, dict[str, list[str]]]":
+    """Return the curves to replay (`policies`), and the names of the environments of each of their datasets.
 
-    from domainbed.replay.fidelity import count_computing
-    from domainbed.replay.replays import CHANGED, cheapest_faithful
+    Prints warnings, such as about runs that are skipped.
 
-    def interval(row: "pd.Series", name: str, decimals: int, scale: float = 1.0) -> str:
-        mean, low, high = (f"{scale * row[column]:.{decimals}f}" for column in (name, f"{name}_low", f"{name}_high"))
-        return mean if low == mean == high else f"{mean} [{low}, {high}]"
+    Raises:
+        UsageError: there are no such runs, or none of the baseline.
+    """
+    from domainbed.replay.jobs import find_replayable
+    from domainbed.replay.policies import score_records
+    from domainbed.reporting.cells import algorithms_of, datasets_of, testable_names
+    from domainbed.reporting.load import load_sweep
+    from domainbed.reporting.report import select_algorithms, select_datasets, select_names
 
-    rows = [
-        [
-            row["policy"],
-            *(f"{100 * row[name]:.0f}" for name in ("updates", "evaluations", "cost")),
-            interval(row, "cell", 2),
-            f"{row['max_cell']:.1f}",
-            interval(row, "swapped", 0, 100),
-            "/".join(f"{row[name]:.1f}" for name in ("lost", "gained", "reversed")),
-            interval(row, CHANGED, 1),
-        ]
-        for _, row in summary.iterrows()
-    ]
-    headers = [
-        *("Policy", "Updates", "Evaluations", "Cost", "Cells", "Largest"),
-        *("Swapped", "Lost/gained/reversed", "Changed"),
-    ]
-    n_updates, n_evaluations = count_computing(curves)
-    n_runs = len(curves.drop_duplicates(["dataset", "algorithm", "test_env", "trial_seed", "hparams_seed"]))
-    best = cheapest_faithful(summary)
-    conclusion = f"{best} is the cheapest policy that never changed" if best else "Every policy at times changed"
-    conclusion += f" which differences from {options.baseline} are significant."
-    if not n_compared:
-        conclusion = (
-            f"Cannot compare with {options.baseline}: this requires two trials with runs of both algorithms "
-            "on every test environment."
-        )
-    notes = [
-        f"{n_runs:,} finished runs, {n_updates:,} updates and {n_evaluations:,} evaluations; model selection: "
-        "training-domain.",
-        "Updates, Evaluations, Cost: in percent of the complete sweep. An evaluation counts as "
-        f"{options.updates_per_evaluation:g} updates.",
-        "Cells: mean absolute change, in percentage points; Largest: that of the cell that changes most.",
-        "Swapped: pairs of algorithms whose order by a dataset's average changes, in percent.",
-        f"Changed: differences from {options.baseline}, of {n_compared} (each dataset and the average), that lose "
-        "significance, gain it, or change sign. Significant: by the corrected p-values of collect_results "
-        "--significance; with a single trial, none is.",
-        f"Means and [95% intervals] over {options.resamples} random orders and draws.",
-        conclusion,
-    ]
-    return "\n".join([tabulate(rows, headers, disable_numparse=True), "", *notes]) + "\n"
+    sweep = load_sweep(options.input_dir)
+    for problem in sweep.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
+    algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
+    environments = {name: testable_names(sweep.jobs, name) for name in datasets}
+    requested = sweep.jobs["dataset"].isin(datasets) & sweep.jobs["algorithm"].isin(algorithms)
+    jobs, skipped = find_replayable(sweep.jobs[requested], environments)
+    curves = score_records(sweep.records[sweep.records["folder"].isin(jobs.index)])
+    if curves["test_acc"].isna().all():
+        reason = f"only {', '.join(skipped)}" if skipped else "none has usable records"
+        raise UsageError(f"--input_dir {options.input_dir!r} has no runs to replay: {reason}")
+    for phrase in skipped:
+        print(f"warning: skipping {phrase}", file=sys.stderr)
+    baseline, replayed = options.baseline, list(curves["algorithm"].unique())
+    select_names([baseline], algorithms_of(sweep.runs), "--baseline")
+    if baseline not in algorithms:
+        raise UsageError(f"--baseline {baseline}: not among --algorithms; add it there")
+    if baseline not in replayed:
+        raise UsageError(f"--baseline {baseline}: none of its runs can be replayed; {suggest(baseline, replayed)}")
+    return curves, {name: names for name, names in environments.items() if name in set(curves["dataset"])}
 
 
-def write_summary(folder: Path, text: str, summary: "pd.DataFrame", options: ReplayOptions) -> None:
-    """Write the text, the summary as CSV and JSON, and the plot. Raises UsageError if the folder cannot be created."""
+def write_summary(
+    folder: Path, text: str, summary: "pd.DataFrame", differences: "pd.Series", options: ReplayOptions
+) -> None:
+    """Write the text, the summary as CSV and JSON, and the plot.
+
+    Args:
+        folder: an existing folder.
+        text: as returned by `format_summary`, whose arguments the others are.
+    """
     from domainbed.replay.plots import plot_fidelity
     from domainbed.reporting.frames import to_csv
     from domainbed.reporting.plots import save_figure
 
-    make_folder(folder)
     shown = {name: getattr(options, name) for name in ("baseline", "resamples", "updates_per_evaluation")}
+    shown |= {"differences": len(differences), "significant_differences": int((differences != 0).sum())}
     contents = {
         "txt": text,
         "csv": to_csv(summary),

@@ -3,6 +3,7 @@
 A policy is a function `(curves, rng)` that returns the rows of `curves` that it would have recorded, and decides from
 accuracies on the training environments only. `curves` has a row per record of each run with one test environment: the
 columns of `model_selection.RUN_COLUMNS`, `step`, `val_acc` (training-domain validation) and `test_acc`, in [0, 1].
+`test_acc` is NaN where a job did not evaluate it, because selection could not choose the record (`--eval selection`).
 """
 
 from collections import defaultdict
@@ -14,20 +15,21 @@ import numpy as np
 import pandas as pd
 from numpy.random import RandomState
 
-from domainbed.model_selection import RUN_COLUMNS, TRIAL_COLUMNS, is_evaluated_once, training_domain
+from domainbed.model_selection import RUN_COLUMNS, TRIAL_COLUMNS, training_domain
 from domainbed.pruning import PruneOptions
 
 Policy: TypeAlias = Callable[[pd.DataFrame, RandomState], pd.DataFrame]
 
+NOT_EVALUATED = -1.0  # stands for a missing accuracy
+
 
 def score_records(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the curves of a sweep's records (`load.Sweep.records`), with the accuracies that selection compares.
-
-    Runs with SWAD are omitted, because only their last record counts.
-    """
-    counted = records[~is_evaluated_once(records)]
-    single = counted.assign(folder=np.arange(len(counted)).astype(str))  # each record is a run of its own
-    return training_domain(single)[[*RUN_COLUMNS, "step", "val_acc", "test_acc"]]
+    """Return the curves of the records (`load.Sweep.records`) of runs that can be replayed (`jobs.find_replayable`)."""
+    # Selection returns one record per run, and none without a test accuracy; here, every record is a run of its own.
+    filled = {str(name): records[name].fillna(NOT_EVALUATED) for name in records if str(name).endswith("_in_acc")}
+    single = records.assign(**filled, folder=np.arange(len(records)).astype(str))
+    curves = training_domain(single)[[*RUN_COLUMNS, "step", "val_acc", "test_acc"]]
+    return curves.assign(test_acc=curves["test_acc"].replace(NOT_EVALUATED, np.nan))
 
 
 def keep_draws(curves: pd.DataFrame, rng: RandomState, n: int) -> pd.DataFrame:
@@ -57,21 +59,20 @@ def keep_evaluations(curves: pd.DataFrame, rng: RandomState, every: int) -> pd.D
 def prune(curves: pd.DataFrame, rng: RandomState, options: PruneOptions) -> pd.DataFrame:
     """Return the records up to the step at which each run stops, as `sweep launch --prune` stops it.
 
-    The runs of a trial (of one dataset, algorithm and test environment) are trained one after another, in random order.
+    The runs of a trial (of one dataset, algorithm and test environment) are trained one after another, in random order,
+    and compared at the steps after which they are evaluated.
     """
     curves = curves.sort_values([*RUN_COLUMNS, "step"])
     best = curves.groupby(RUN_COLUMNS)["val_acc"].cummax().to_numpy()
     seeds, steps = curves["hparams_seed"].to_numpy(), curves["step"].to_numpy()
-    steps_of = curves.groupby("dataset")["step"].unique()
-    rungs = {name: options.rungs(sorted(evaluated)) for name, evaluated in steps_of.items()}
     is_kept = np.ones(len(curves), dtype=bool)
-    dataset: str
-    for (dataset, *_), rows in curves.groupby(TRIAL_COLUMNS).indices.items():  # type: ignore[misc]
+    for rows in curves.groupby(TRIAL_COLUMNS).indices.values():
+        rungs = options.rungs(np.unique(steps[rows]).tolist())
         runs = np.split(rows, np.flatnonzero(np.diff(seeds[rows])) + 1)
         reached: dict[int, list[float]] = defaultdict(list)
         for i in rng.permutation(len(runs)):
             for position, row in enumerate(runs[i]):
-                if steps[row] not in rungs[dataset]:
+                if steps[row] not in rungs:
                     continue
                 peers = reached[steps[row]]
                 is_stopped = options.should_stop(best[row], peers)
@@ -83,14 +84,18 @@ def prune(curves: pd.DataFrame, rng: RandomState, options: PruneOptions) -> pd.D
 
 
 def all_policies(curves: pd.DataFrame) -> dict[str, Policy]:
-    """Return the policies to replay on these curves, by name."""
+    """Return the policies to replay on these curves, by name.
+
+    Fewer evaluations require all test accuracies: the best of fewer records may be one that was not the best so far,
+    whose test accuracy `--eval selection` omits.
+    """
     draws, trials = curves["hparams_seed"].nunique(), curves["trial_seed"].nunique()
     policies: dict[str, Policy] = {}
     for n in sorted({max(1, draws * quarters // 4) for quarters in (1, 2, 3)} - {draws}, reverse=True):
         policies[f"{n} of {draws} draws"] = partial(keep_draws, n=n)
     for n in range(trials - 1, 0, -1):
         policies[f"{n} of {trials} trials"] = partial(keep_trials, n=n)
-    for every in (2, 4):
+    for every in (2, 4) if curves["test_acc"].notna().all() else ():
         policies[f"1 of {every} evaluations"] = partial(keep_evaluations, every=every)
     policies["median"] = partial(prune, options=PruneOptions("median"))
     for factor in (2, 3, 4):

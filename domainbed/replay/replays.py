@@ -46,7 +46,7 @@ def replay(
 def summarize(replays: pd.DataFrame) -> pd.DataFrame:
     """Return one row per policy: `policy`, and of each other column the mean and the interval over resamples.
 
-    The bounds of the 95% interval of `cell` are `cell_low` and `cell_high`, and so on.
+    The bounds of the 95% interval of `cell` are `cell_low` and `cell_high`, and so on. Resamples with NaN are omitted.
     """
     rows = []
     for name, own in replays.groupby("policy", sort=False):
@@ -59,6 +59,9 @@ def summarize(replays: pd.DataFrame) -> pd.DataFrame:
 
 
 def cheapest_faithful(summary: pd.DataFrame) -> str | None:
-    """Return the cheapest policy that changed no difference from the baseline in any resample, or None."""
-    faithful = summary[summary[CHANGED] == 0]
+    """Return the cheapest policy that changed no difference from the baseline in any resample, or None.
+
+    A policy that leaves a difference untested in any resample does not count: nothing shows that it is unchanged.
+    """
+    faithful = summary[(summary[CHANGED] == 0) & (summary["untested"] == 0)]
     return str(faithful.sort_values("cost")["policy"].iloc[0]) if len(faithful) else None

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from domainbed.analysis.command import TABLES
+from domainbed.analysis import analysis, metrics, plots
+from domainbed.analysis.analysis import analyze
+from domainbed.analysis.command import TABLES, write_all
 from domainbed.engine.config import JobConfig
 from domainbed.engine.train import train
 from domainbed.model_selection import best_hparams
@@ -18,6 +20,7 @@ from domainbed.predictions import PREDICTIONS_FILE, load_predictions, save_predi
 from domainbed.reporting.layout import ReportOptions
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.report import make_report
+from tests.analysis.test_sheets import MadeSection
 
 ALGORITHMS = ("ERM", "CORAL")
 
@@ -210,6 +213,50 @@ def test_everything_is_written(run_command, sweep_dir: Path, tmp_path: Path):
     assert len(runs) == 24
     reliability = pd.read_csv(tmp_path / "out" / "reliability-ColoredDigits-ERM-training-domain.csv")
     assert reliability.groupby(["environment", "scaled"])["size"].sum().tolist() == [2 * 480] * 6
+
+
+def test_only_requested_tables_are_computed(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    sweep = load_sweep(str(sweep_dir))
+    args = (["training-domain"], ["ColoredDigits"], ALGORITHMS)
+    [complete] = analyze(sweep, *args, TABLES, pytest.fail)
+    assert [table.name for table in complete.tables] == list(TABLES)
+    steps = {
+        "agreement": (analysis, "measure_agreement"),
+        "line": (analysis, "line_points"),
+        "images": (analysis, "find_extremes"),
+        "ensembles": (analysis, "measure_ensemble"),
+    }
+    for expected in complete.tables:
+        with monkeypatch.context() as patch:
+            for name, step in steps.items():
+                if name != expected.name:
+                    patch.setattr(*step, lambda *args: pytest.fail("computed"))
+            if expected.name not in ("calibration", "line"):
+                patch.setattr(metrics, "fit_temperature", lambda *args: pytest.fail("computed"))
+            [section] = analyze(sweep, *args, [expected.name], pytest.fail)
+        [table] = section.tables
+        pd.testing.assert_frame_equal(table.frame, expected.frame)
+
+
+def test_output_folder_is_checked_first(run_command, sweep_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(analysis, "analyze", lambda *args: pytest.fail("analyzed"))
+    printed = run_command("analyze", "--input_dir", sweep_dir, "--output_dir", tmp_path / "file")
+    assert (printed.returncode, printed.stdout) == (2, "")
+    assert f"--output_dir {tmp_path / 'file'}: File exists" in printed.stderr
+
+
+def test_files_of_similar_names_do_not_overwrite_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """File names have only the first characters of those of datasets."""
+    sections = [MadeSection(["ERM"]) for _ in range(2)]
+    for i, section in enumerate(sections):
+        section.dataset = f"{'Made' * 10}{i}"
+        section.runs = section.runs[i:]
+    monkeypatch.setattr(plots, "draw_section", lambda section: iter(()))
+    write_all(sections, tmp_path, [], 1, pytest.fail)
+    stem = f"runs-{('Made' * 10)[:30]}-training-domain"
+    lengths = [len(pd.read_csv(tmp_path / f"{name}.csv")) for name in (stem, f"{stem}-2")]
+    assert lengths == [2 * len(section.runs) for section in sections]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """Measures of runs that are made up: images in common, ensembles over trials, and means over trials."""
 
+import gc
 import itertools
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import RandomState
 
-from domainbed.analysis.measures import find_extremes, measure_agreement, measure_ensemble, measure_run
-from domainbed.analysis.metrics import probabilities
+from domainbed.analysis import metrics
+from domainbed.analysis.ensembles import measure_ensemble
+from domainbed.analysis.measures import CALIBRATION_METRICS, find_extremes, measure_agreement, measure_run
 from domainbed.analysis.runs import Outputs, Run, find_common
 from domainbed.analysis.tables import AVERAGE, images_table, summarize
 
@@ -40,7 +45,7 @@ def test_ensembles_over_trials_use_all_images_in_common():
     runs = [make_run("ERM", 0, trial, rng) for trial in range(3)]
     row = measure_ensemble(runs, "trials")
     assert (row["n_members"], row["n_images"]) == (3, 30)
-    mean = np.mean([probabilities(run.unseen.log_probabilities) for run in runs], axis=0)
+    mean = np.mean([metrics.probabilities(run.unseen.log_probabilities) for run in runs], axis=0)
     assert row["accuracy"] == np.mean(mean.argmax(1) == runs[0].unseen.labels)
     assert row["member_accuracy"] == pytest.approx(np.mean([run.unseen.is_correct.mean() for run in runs]))
     assert measure_ensemble(runs[:1], "trials") is None
@@ -48,6 +53,52 @@ def test_ensembles_over_trials_use_all_images_in_common():
     assert measure_ensemble([runs[0], make_run("ERM", 0, 1, rng, name="other")], "trials") is None
     labels = np.zeros(1000, int)
     assert find_common([runs[0].unseen, make_outputs(rng, np.arange(30), labels=labels)]) is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.integers(2, 6))
+def test_ensembles_equal_the_mean_of_all_members(seed: int, n: int):
+    """Members may lack images, also ones that earlier members have."""
+    rng = RandomState(seed)
+    numbers = [np.sort(rng.permutation(30)[: rng.randint(25, 31)]) for _ in range(n)]
+    runs = [replace(make_run("ERM", 0, 0, rng), test=make_outputs(rng, of_run)) for of_run in numbers]
+    row = measure_ensemble(iter(runs), "draws")
+    common = sorted(set.intersection(*(set(of_run.tolist()) for of_run in numbers)))
+    members = [run.test.take(np.searchsorted(run.test.index, common)) for run in runs]
+    mean = np.mean([metrics.probabilities(member.log_probabilities) for member in members], axis=0)
+    labels, predicted = members[0].labels, mean.argmax(1)
+    assert (row["n_members"], row["n_images"], row["trial_seed"]) == (n, len(common), 0)
+    single = [
+        (
+            member.is_correct.mean(),
+            metrics.negative_log_likelihood(member.log_probabilities, labels),
+            metrics.calibration_error(metrics.probabilities(member.log_probabilities).max(1), member.is_correct),
+        )
+        for member in members
+    ]
+    is_correct = predicted == labels
+    nll = -np.log(mean[np.arange(len(labels)), labels]).mean()
+    expected = [is_correct.mean(), nll, metrics.calibration_error(mean.max(1), is_correct)]
+    names = ("accuracy", "nll", "ece")
+    np.testing.assert_allclose([row[name] for name in names], expected, rtol=0, atol=1e-12)
+    found = [row[f"member_{name}"] for name in names]
+    np.testing.assert_allclose(found, np.mean(single, axis=0), rtol=0, atol=1e-12)
+
+
+def test_ensembles_do_not_keep_their_members():
+    rng = RandomState(0)
+    references: list[weakref.ref] = []
+
+    def load() -> Iterator[Run]:
+        for trial in range(6):
+            run = make_run("ERM", 0, trial, rng)
+            references.append(weakref.ref(run.unseen.log_probabilities))
+            yield run
+            del run
+            gc.collect()
+            assert sum(reference() is not None for reference in references) <= 1
+
+    assert measure_ensemble(load(), "trials")["n_members"] == 6
 
 
 @settings(max_examples=30, deadline=None)
@@ -66,6 +117,32 @@ def test_runs_on_other_versions_of_the_data_are_not_compared():
     runs = [make_run("ERM", 0, 0, rng), make_run("CORAL", 0, 0, rng), make_run("IRM", 0, 0, rng, name="other")]
     pairs = measure_agreement([measure_run(run) for run in runs])
     assert pairs[["algorithm", "other"]].to_numpy().tolist() == [["ERM", "CORAL"]]
+
+
+def test_agreement_is_that_on_common_images():
+    """Splits of the same size may have different images."""
+    rng = RandomState(0)
+    first, second = make_run("ERM", 0, 0, rng), make_run("CORAL", 0, 0, rng)
+    second = replace(second, test=second.unseen.take(np.arange(24)))
+    common = np.intersect1d(first.test.index, np.arange(24))
+    assert len(first.test.index) == 24 > len(common)
+    [row] = measure_agreement([measure_run(first), measure_run(second)]).to_dict("records")
+    a, b = first.unseen.predicted[common], second.unseen.predicted[common]
+    assert row["agreement"] == np.mean(a == b)
+    assert row["error_consistency"] == metrics.error_consistency(a, b, first.unseen.labels[common])
+    apart = [replace(run, test=run.unseen.take(rows)) for run, rows in ((first, [0, 1]), (second, [2, 3]))]
+    assert measure_agreement([measure_run(run) for run in apart]).empty
+
+
+def test_measures_without_calibration_are_those_with_it():
+    run = make_run("ERM", 0, 0, RandomState(0))
+    complete, reduced = measure_run(run), measure_run(run, with_calibration=False)
+    names = {"temperature", *CALIBRATION_METRICS, *(f"{name}_scaled" for name in CALIBRATION_METRICS)}
+    for row, other in zip(complete.rows, reduced.rows, strict=True):
+        assert {name: value for name, value in row.items() if name not in names} == other
+        assert row.keys() - other.keys() == names
+    assert (complete.confidence[False] == reduced.confidence[False]).all()
+    assert reduced.confidence.keys() == {False}
 
 
 def test_extremes_require_runs_of_all_algorithms():

@@ -135,7 +135,19 @@ def test_rejection_and_agreement():
     observed, chance = np.mean(x == y), x.mean() * y.mean() + (1 - x.mean()) * (1 - y.mean())
     assert metrics.error_consistency(a, b, labels) == pytest.approx((observed - chance) / (1 - chance))
     assert metrics.error_consistency(a, a, labels) == pytest.approx(1)
-    assert math.isnan(metrics.error_consistency(labels, b, labels))
+    never = (labels + 1) % 3
+    assert metrics.error_consistency(labels, b, labels) == metrics.error_consistency(b, never, labels) == 0
+    assert metrics.error_consistency(labels, never, labels) == 0
+    assert math.isnan(metrics.error_consistency(labels, labels, labels))
+    assert math.isnan(metrics.error_consistency(never, never, labels))
+
+
+def ensemble(members, predicted) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean probabilities of members, given their log-probabilities, and the predicted classes."""
+    mean = metrics.EnsembleMean(*members[0].shape)
+    for log_probabilities, classes in zip(members, predicted, strict=True):
+        mean.add(metrics.probabilities(log_probabilities), classes)
+    return mean.result()
 
 
 @settings(max_examples=40, deadline=None)
@@ -143,7 +155,7 @@ def test_rejection_and_agreement():
 def test_ensemble_of_equal_members_is_the_member(drawn, n: int):
     [(logits, _, predicted)] = drawn
     rounded_best = logits[np.arange(len(logits)), predicted] == logits.max(1)
-    p, classes = metrics.ensemble([logits] * n, [predicted] * n)
+    p, classes = ensemble([logits] * n, [predicted] * n)
     np.testing.assert_allclose(p, metrics.probabilities(logits))
     assert (classes[rounded_best] == predicted[rounded_best]).all()
     assert rounded_best.all()  # rounding keeps the order, with ties
@@ -151,8 +163,8 @@ def test_ensemble_of_equal_members_is_the_member(drawn, n: int):
 
 def test_ensemble_averages_probabilities():
     sure, unsure = np.log([[0.98, 0.02]]), np.log([[0.4, 0.6]])
-    p, classes = metrics.ensemble([sure, unsure, unsure], [np.array([0]), np.array([1]), np.array([1])])
+    p, classes = ensemble([sure, unsure, unsure], [np.array([0]), np.array([1]), np.array([1])])
     np.testing.assert_allclose(p, [[(0.98 + 0.4 + 0.4) / 3, (0.02 + 0.6 + 0.6) / 3]])
     assert classes.tolist() == [0]
     tie = np.zeros((1, 3), np.float16)
-    assert metrics.ensemble([tie] * 3, [np.array([2]), np.array([1]), np.array([2])])[1].tolist() == [2]
+    assert ensemble([tie] * 3, [np.array([2]), np.array([1]), np.array([2])])[1].tolist() == [2]

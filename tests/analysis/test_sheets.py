@@ -221,6 +221,22 @@ def test_datasets_that_are_not_there(
         open_source(sweep, dataset, data_dir)
 
 
+class Vectors(MultipleDomainDataset):
+    """A dataset without images."""
+
+    ENVIRONMENTS = ["a", "b", "c"]
+
+    def __init__(self, root: str | None, test_envs: object, hparams: object, trial_seed: int = 0) -> None:
+        self.environments = [np.zeros((2, 5))] * 3
+
+
+def test_datasets_without_images_are_rejected_before_the_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(thumbnails, "get_dataset_class", lambda name, columns: Vectors)
+    sweep = load_sweep(str(write_sweep(tmp_path, [make_record("Vectors")])))
+    with pytest.raises(UsageError, match="Vectors does not consist of images; run without --data_dir"):
+        open_source(sweep, "Vectors", ".")
+
+
 def test_every_image_has_its_place():
     rng = RandomState(0)
     shapes = [(8, 8), (1, 1), (30, 144), (144, 30), (100, 100), *[(9, 9)] * (2 * COLUMNS)]
