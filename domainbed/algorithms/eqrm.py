@@ -37,7 +37,7 @@ class EQRM(ERM):
     """Minimizes a quantile of the distribution of risks over domains, after a burn-in with the mean risk (section 4).
 
     At the end of the burn-in, Adam is reset with learning rate `eqrm_lr`. The published random draws of
-    `eqrm_burnin_iters` are not integers, with which the published code never resets Adam; neither does this class.
+    `eqrm_burnin_iters` are not integers, so the published code, and this class, never reset Adam.
     """
 
     HPARAMS = {

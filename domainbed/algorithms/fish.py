@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from domainbed.algorithms.averaging import floating_tensors
 from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, take_step
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import MAX_RATE, Hparam, one_of
@@ -18,13 +19,14 @@ class Fish(ERM):
     HPARAMS = {"meta_lr": Hparam(0.5, one_of(0.05, 0.1, 0.5), at_least=0, at_most=MAX_RATE)}
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        state = [tensor for tensor in self.network.state_dict().values() if tensor.is_floating_point()]
-        start = [tensor.clone() for tensor in state]
+        state = floating_tensors(self.network)
+        start = [tensor.detach().clone() for tensor in state]
         losses = []
         for x, y in minibatches:
             loss = F.cross_entropy(self.predict(x), y)
             take_step(self.optimizer, loss)
             losses.append(loss.detach())
-        for tensor, before in zip(state, start, strict=True):
-            tensor.copy_(before + self.hparams["meta_lr"] * (tensor - before))
+        with torch.no_grad():
+            for tensor, before in zip(state, start, strict=True):
+                tensor.sub_(before).mul_(self.hparams["meta_lr"]).add_(before)
         return {"loss": torch.stack(losses).mean()}

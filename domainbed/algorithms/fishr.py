@@ -37,6 +37,8 @@ def squared_distances(statistics: torch.Tensor) -> torch.Tensor:
 class Fishr(PenaltyERM):
     """ERM with a penalty on the distances of the domains' gradient variances from their mean (equation 4).
 
+    As in the published code, distances are means over coordinates, where the equation has sums.
+
     v_e is the variance, over the batch of domain e, of the per-sample gradients of the cross-entropy with respect to
     the classifier's weights and biases. It is averaged over updates: v̄_e ← γ v̄_e + v_e, starting from zero, without
     gradient through earlier updates. (This is the moving average m_e ← γ m_e + (1 − γ) v_e, divided by 1 − γ.) The

@@ -9,6 +9,7 @@ from domainbed import cli
 from domainbed.colored_mnist import PENALTIES, STEPS
 from domainbed.engine.tracking import NO_TRACKER
 from domainbed.errors import UsageError
+from domainbed.files import make_folder
 from domainbed.options import add_options, check_options, from_args, option
 
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     n_failed = 0
     if pending:
         load_mnist(options.data_dir)  # reports missing images before anything is started
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         n_failed = train_restarts(pending, options.data_dir, options.workers, path, is_tracked)
     by_settings = {settings_of(restart): restart for restart in read_restarts(path)}
     restarts = [by_settings[settings_of(s)] for s in requested if settings_of(s) in by_settings]
@@ -106,7 +107,3 @@ def report_landscape(restarts: Sequence[Mapping[str, Any]], algorithms: Sequence
     caption = "Squared distances between the two training environments, for the classifier and all images."
     png, pdf = save_figure(figure, output_dir, "landscape", caption)
     print(f"\nAt the last step, mean ± standard deviation over restarts; plots over training: {png}, {pdf}")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from domainbed.colored_mnist.experiment import load_mnist, train
 from domainbed.engine.memory import keep_freed_memory
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, one_line
 from domainbed.files import read_regular
 from domainbed.landscape import PREFIX
 from domainbed.records import MAX_RESULTS_SIZE
@@ -120,7 +120,8 @@ def _try_restart(
     try:
         return settings, train_restart(settings, _load_mnist_once(data_dir), track, exit_without_launcher), ""
     except Exception as error:
-        return settings, None, str(error)
+        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        return settings, None, f"{kind}{one_line(error)}"
 
 
 _load_mnist_once = cache(load_mnist)

@@ -116,7 +116,3 @@ def write(contents: "DatasetContents", output_dir: Path) -> str:
     with atomic_write(path) as file:
         file.write(page.encode())
     return f"Wrote {path} and {len(files)} PNG files next to it."
-
-
-if __name__ == "__main__":
-    cli.run(main)

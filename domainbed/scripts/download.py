@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
     if args.verify and not args.dataset:
         raise UsageError("--verify requires --dataset")
+    if "Table" in args.dataset and len(args.dataset) > 1:
+        raise UsageError("--dataset Table must be checked by itself, because its --data_dir is a file")
     if args.dataset == ["Table"]:
         if not args.verify:
             raise UsageError("nothing to download for your own images (check them with --verify)")
@@ -86,7 +88,7 @@ def list_datasets(data_dir: str) -> list[str]:
     """Return a line for each dataset: its name, its number of images, and what is known about its download."""
     from domainbed.datasets.debug import N_IMAGES, Debug
     from domainbed.datasets.digits import ScannedDigits
-    from domainbed.datasets.mnist import MNIST, NUM_IMAGES
+    from domainbed.datasets.mnist import MNIST, NUM_IMAGES, raw_folder
     from domainbed.datasets.photos import Folder, PublishedDataset
     from domainbed.datasets.publishers.sources import SOURCES
     from domainbed.datasets.table import Table
@@ -101,7 +103,9 @@ def list_datasets(data_dir: str) -> list[str]:
             if not dataset.find_problems(data_dir):
                 note = f"exists: {dataset.dataset_folder(data_dir)}"
         elif issubclass(dataset, MNIST):
-            n, note = NUM_IMAGES, "12 MB to download"
+            n, note = NUM_IMAGES, f"exists: {raw_folder(data_dir)}"
+            if dataset.find_downloads(data_dir):
+                note = "12 MB to download"
         elif issubclass(dataset, ScannedDigits):
             n, note = 1797, "included in scikit-learn"
         elif issubclass(dataset, Debug):

@@ -1,5 +1,6 @@
 """Combine the trained models of a sweep: `python -m domainbed.scripts.ensemble --input_dir my_sweep --method eoa`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from domainbed import cli
 from domainbed.options import add_options, check_options, from_args, option
 from domainbed.registry import import_modules
-from domainbed.sweep.ensemble import METHODS, find_groups, run_ensembles
+from domainbed.sweep.ensemble import METHODS, Selection, count_unfinished, find_groups, run_ensembles
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,13 @@ class EnsembleOptions:
         "trial's runs; eoa: of the runs of all trials, which must have been trained with SMA",
         choices=tuple(METHODS),
         metavar="NAME",
+    )
+    datasets: tuple[str, ...] = option((), help="datasets whose runs to combine", metavar="NAME", if_unset="all")
+    algorithms: tuple[str, ...] = option(
+        (),
+        help="algorithms whose runs to combine, by their names in tables, such as ERM or ERM+SMA",
+        metavar="NAME",
+        if_unset="all",
     )
     output_dir: str | None = option(None, help="folder for the results", metavar="DIR", if_unset="--input_dir")
     data_dir: str | None = option(None, help="folder of the datasets", metavar="DIR", if_unset="the recorded one")
@@ -52,7 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = from_args(EnsembleOptions, args)
     import_modules(args.imports)
     input_dir = Path(options.input_dir)
-    groups = find_groups(input_dir, Path(options.output_dir or input_dir), options.method, options.trust_imports)
+    output_dir = Path(options.output_dir or input_dir)
+    selection = Selection(options.datasets, options.algorithms)
+    groups = find_groups(input_dir, output_dir, options.method, selection, options.trust_imports)
+    if n := count_unfinished(input_dir, selection):
+        print(
+            f"warning: {n:,} requested run{'s are' if n > 1 else ' is'} not done and not part of the ensembles; run "
+            "this command again later to include them",
+            file=sys.stderr,
+        )
     print(f"{len(groups)} ensembles of {sum(len(group.members) for group in groups)} runs", flush=True)
     n_evaluated = run_ensembles(groups, options.method, options.data_dir)
     print(f"{n_evaluated} evaluated, {len(groups) - n_evaluated} existed")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from domainbed.records import (
     read_job,
     validation_accuracy,
 )
+from domainbed.sweep.log import requested_jobs
 from domainbed.terminal import ProgressBar
 
 
@@ -85,13 +86,34 @@ class Group:
         return f"{algorithm_name(args)} on {args['dataset']}, test {args['test_envs']}, trial {self.trial_seed}"
 
 
-def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: bool = False) -> list[Group]:
+@dataclass(frozen=True)
+class Selection:
+    """The runs to combine.
+
+    Attributes:
+        datasets: their datasets; all if empty.
+        algorithms: their algorithms, by their names in tables (`ERM+SMA`); all if empty.
+    """
+
+    datasets: Collection[str] = ()
+    algorithms: Collection[str] = ()
+
+    def has(self, args: Mapping[str, Any]) -> bool:
+        """Return whether a run with these arguments is selected."""
+        is_of_dataset = not self.datasets or args["dataset"] in self.datasets
+        return is_of_dataset and (not self.algorithms or algorithm_name(args) in self.algorithms)
+
+
+def find_groups(
+    input_dir: Path, output_dir: Path, name: str, selection: Selection = Selection(), trust_imports: bool = False
+) -> list[Group]:
     """Return the groups of a sweep's finished runs that a method combines.
 
     Args:
         input_dir: the sweep's folder.
         output_dir: the folder of the ensembles.
         name: the method.
+        selection: the runs to combine.
         trust_imports: whether to import the modules that the runs name, which runs their code.
 
     Raises:
@@ -101,6 +123,8 @@ def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: boo
     groups: dict[tuple, list[Member]] = defaultdict(list)
     for member in _finished_runs(input_dir):
         args = member.args
+        if not selection.has(args):
+            continue
         import_components(args, trust_imports, ["dataset", "algorithm"], member.folder / RESULTS_FILE)
         trial = 0 if method.pools_trials else args["trial_seed"]
         groups[args["dataset"], algorithm_name(args), tuple(args["test_envs"]), trial].append(member)
@@ -112,7 +136,8 @@ def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: boo
                 "--save_best_model"
             )
     if not groups:
-        raise UsageError(f"--input_dir {str(input_dir)!r} contains no finished runs")
+        selected = " of the given --datasets and --algorithms" if selection != Selection() else ""
+        raise UsageError(f"--input_dir {str(input_dir)!r} contains no finished runs{selected}")
     _check_models([member for members in groups.values() for member in members])
     for members in groups.values():
         _check_arguments(members)
@@ -125,6 +150,15 @@ def find_groups(input_dir: Path, output_dir: Path, name: str, trust_imports: boo
         folder = hashlib.md5(json.dumps([name, *key]).encode()).hexdigest()
         result.append(Group(members, members[0].args["trial_seed"], output_dir / folder))
     return result
+
+
+def count_unfinished(sweep_dir: Path, selection: Selection) -> int:
+    """Return how many of the selected runs were requested by a launch and are not done."""
+    try:
+        jobs = requested_jobs(sweep_dir)
+    except UsageError:  # no launch is known
+        return 0
+    return sum(selection.has(vars(job.config)) and not is_done(job.folder) for job in jobs)
 
 
 def _finished_runs(sweep_dir: Path) -> Iterator[Member]:

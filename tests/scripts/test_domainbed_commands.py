@@ -17,6 +17,7 @@ import torch
 from domainbed import cli, datasets, registry
 from domainbed.algorithms import ALGORITHMS
 from domainbed.command_launchers import REGISTRY
+from domainbed.datasets.mnist import FILES
 from domainbed.engine.interrupts import STOP_SIGNALS
 from domainbed.engine.lock import LOCK_FILE
 from domainbed.errors import UsageError
@@ -124,6 +125,14 @@ def test_download_without_a_dataset_lists_them(capsys: pytest.CaptureFixture):
     assert re.search(r"^  DomainNet +586,575 images  18\.4 GB to download$", out, re.MULTILINE)
     assert re.search(r"^  ColoredMNIST +70,000 images  12 MB to download$", out, re.MULTILINE)
     assert [line.split()[0] for line in out.splitlines()[1:]] == list(datasets.DATASETS)
+    raw = Path("domainbed/data/MNIST/raw")
+    raw.mkdir(parents=True)
+    for name in FILES:
+        (raw / name).touch()
+    assert run("download --data_dir=./domainbed/data", capsys)[1].count(f"70,000 images  exists: {raw}\n") == 2
+    with pytest.raises(UsageError, match="--dataset Table must be checked by itself"):
+        download.main(["--data_dir", "t.csv", "--dataset", "Table", "ColoredDigits"])
+    assert not Path("t.csv").exists()
     assert download.main(["--data_dir", "new", "--dataset", "ColoredDigits"]) == 0
     assert Path("new").is_dir()
 

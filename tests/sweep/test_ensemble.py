@@ -185,6 +185,27 @@ def test_requirements_are_explained(sweep: Path, tmp_path: Path):
         average_weights([tmp_path / "r" / "model.pkl", tmp_path / "t" / "a" / "model.pkl"], torch.device("cpu"))
 
 
+def test_runs_can_be_selected_and_missing_ones_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture):
+    job_args = {"steps": 1, "save_best_model": True}
+    grid = Grid(("ColoredDigits",), ("ERM", "CORAL"), n_hparams=2, n_trials=1, test_envs=((2,),), job_args=job_args)
+    folder = tmp_path / "sweep"
+    log_launch(folder, grid)
+    jobs = requested_jobs(folder)
+    for job in jobs[:3]:  # both draws of ERM, and one of CORAL
+        train(JobConfig(**{name: value for name, value in vars(job.config).items() if name != "spec"}))
+    words = ["--input_dir", str(folder), "--method", "ensemble"]
+    assert ensemble.main([*words, "--algorithms", "ERM"]) == 0
+    captured = capsys.readouterr()
+    assert "1 ensembles of 2 runs" in captured.out
+    assert captured.err.count("warning") == 0, "all of ERM's runs are done"
+    assert ensemble.main(words) == 0
+    captured = capsys.readouterr()
+    assert "2 ensembles of 3 runs" in captured.out
+    assert "warning: 1 requested run is not done and not part of the ensembles" in captured.err
+    with pytest.raises(UsageError, match="contains no finished runs of the given --datasets"):
+        ensemble.main([*words, "--algorithms", "Fishr", "--datasets", "PACS"])
+
+
 def test_each_ensemble_may_have_a_start_of_its_own(tmp_path: Path):
     """Models of different algorithms, and trials, are never averaged, so they may start from different networks."""
     job = {"dataset": "ColoredDigits", "test_envs": (2,), "steps": 1, "save_best_model": True}
