@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -283,7 +284,13 @@ def test_batch_norm_statistics_are_those_of_the_average(monkeypatch: pytest.Monk
     images = [torch.cat([x for x, _ in minibatches]) for minibatches in batches(4, (5, 5))]
     before = {k: v.clone() for k, v in algorithm.state_dict().items()}
     generator = torch.get_rng_state()
-    with averaging.applied(lambda n: iter(images[:n])):
+    reads: list[int] = []
+
+    def read(n: int) -> Iterator[torch.Tensor]:
+        reads.append(n)
+        return iter(images[:n])
+
+    with averaging.applied(read):
         layer = algorithm.featurizer.layers[1]
         with torch.no_grad():
             maps = [algorithm.featurizer.layers[0](x).transpose(0, 1).flatten(1) for x in images]
@@ -292,8 +299,13 @@ def test_batch_norm_statistics_are_those_of_the_average(monkeypatch: pytest.Monk
         with averaging.training_weights():
             assert all(torch.equal(v, before[k]) for k, v in algorithm.state_dict().items())
         assert layer.momentum == 0.1
+        statistics = layer.running_var.clone()
     assert all(torch.equal(v, before[k]) for k, v in algorithm.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
+    with averaging.applied(read):
+        assert torch.equal(layer.running_var, statistics)
+    assert all(torch.equal(v, before[k]) for k, v in algorithm.state_dict().items())
+    assert reads == [4], "they are computed once, for the last record and for all models"
 
 
 def test_algorithms_that_average_are_refused():

@@ -490,6 +490,40 @@ def test_job_whose_lock_was_taken_over_writes_nothing(tmp_path: Path, monkeypatc
         assert "done" not in files
 
 
+def test_lock_taken_over_while_a_model_is_saved_writes_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A large model may take longer than a takeover."""
+    monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)
+    written: list[str] = []
+
+    def save_model(path: Path, *args) -> None:
+        written.append(path.name)
+        if len(written) == 2:
+            (tmp_path / "lock").rename(tmp_path / "old lock")
+            (tmp_path / "lock").write_bytes(b"another process")
+
+    monkeypatch.setattr("domainbed.engine.train.save_model", save_model)
+    with pytest.raises(TakenError, match="taken over by another process"):
+        train(make(tmp_path, save_model_every_checkpoint=True))
+    assert written == ["model_step0.pkl", "model_step3.pkl"]
+    assert [record["step"] for record in read_job(tmp_path)[0]] == [0]
+
+
+def test_lock_taken_over_while_the_last_model_is_saved_is_not_marked_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)
+
+    def save_model(path: Path, *args) -> None:
+        (tmp_path / "lock").rename(tmp_path / "old lock")
+        (tmp_path / "lock").write_bytes(b"another process")
+
+    monkeypatch.setattr("domainbed.engine.train.save_model", save_model)
+    monkeypatch.setattr("domainbed.engine.train.describe_difference", lambda *args: "")
+    with pytest.raises(TakenError, match="taken over by another process"):
+        train(make(tmp_path))
+    assert not is_done(tmp_path)
+
+
 @pytest.mark.parametrize("end", ["update", "evaluation"])
 def test_job_whose_lock_was_taken_over_saves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str):
     monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)

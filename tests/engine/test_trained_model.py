@@ -224,6 +224,26 @@ def test_own_forward_is_kept(tmp_path: Path):
     assert torch.equal(model(x), 2 * model.predict(x))
 
 
+def test_batch_whose_size_matters_is_not_halved(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as ARM's, on a small GPU: the predictions of half-batches would be others."""
+    model = load_model(save(tmp_path, "Folder", "Pooled", photos))
+    pixels = torch.zeros(4, 3, 224, 224, dtype=torch.uint8)
+    sizes = []
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.layer(x.mean((2, 3)))
+
+    monkeypatch.setattr(Pooled, "predict", predict)
+    assert model.class_probabilities(pixels).shape == (4, 2)
+    assert sizes == [4, 2, 2]
+    model.EVAL_BATCH_SIZE = 4
+    with pytest.raises(torch.OutOfMemoryError):
+        model.class_probabilities(pixels)
+
+
 def test_single_logit_gives_two_probabilities(tmp_path: Path):
     model = load_model(save(tmp_path, "ColoredDigits", "OneLogit"))
     image = Image.fromarray(np.full((8, 8, 3), 200, np.uint8))

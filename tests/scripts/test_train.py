@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from domainbed.engine import checkpoint
+from domainbed.engine.config import JobConfig
 from domainbed.engine.train import train as train_job
 from domainbed.scripts import train
+from domainbed.sweep.failures import FAILURE_FILE, read_failure
 from tests.engine.test_resume import NOT_COMPARED
 from tests.images import write_tree
 from tests.processes import children_of, is_alive, wait_until
@@ -99,3 +101,13 @@ def test_invalid_interval_is_rejected(run_module):
     finished = run_module("train", "--dataset", "ColoredDigits", "--test_envs", 2, "--save_every", 0)
     assert finished.returncode == 2
     assert finished.stderr == "error: --save_every must be above 0 and finite, not 0.0\n"
+
+
+def test_failure_to_import_torch_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as on a node without it: a launcher that only runs commands would otherwise start the job forever."""
+    folder = tmp_path / JobConfig("ColoredDigits", "ERM", (2,), steps=1).name()
+    monkeypatch.setitem(sys.modules, "domainbed.engine.train", None)
+    words = ["--dataset", "ColoredDigits", "--algorithm", "ERM", "--test_envs", "2", "--steps", "1"]
+    with pytest.raises(ImportError):
+        train.main([*words, "--output_dir", str(folder)])
+    assert "domainbed.engine.train" in read_failure(folder / FAILURE_FILE).reason

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from domainbed.compute import featurizers_of
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
 from domainbed.engine.ensemble import average_weights
+from domainbed.engine.evaluate import split_means
 from domainbed.engine.model import load_model
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
@@ -269,6 +271,26 @@ def launch_args(init: Path) -> dict:
     words = ["launch", "--datasets", "RotatedDigits", "--algorithms", "ERM", "--n_hparams", "1", "--n_trials", "1"]
     args = command.parse_args([*words, "--init_from", str(init), "--output_dir", "unused"])
     return command.grid_of(args).args()
+
+
+@pytest.mark.parametrize("method", ["diwa_uniform", "diwa_restricted", "ensemble"])
+def test_precision_is_that_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str):
+    job = {"dataset": "RotatedDigits", "algorithm": "ERM", "test_envs": (2,), "steps": 1, "save_best_model": True}
+    train(JobConfig(**job, output_dir=str(tmp_path / "init")))
+    for seed in range(2):
+        where, init = str(tmp_path / "sweep" / f"{seed}"), str(tmp_path / "init" / "model.pkl")
+        train(JobConfig(**job, hparams_seed=seed, seed=seed, precision="bf16", init_from=init, output_dir=where))
+    are_bf16 = []
+
+    def measure(model, *args, **kwargs):
+        are_bf16.extend(featurizer.is_bf16 for featurizer in featurizers_of(model))
+        return split_means(model, *args, **kwargs)
+
+    monkeypatch.setattr("domainbed.engine.ensemble.split_means", measure)
+    (record,) = run(tmp_path / "sweep", method).values()
+    assert record["args"]["precision"] == "bf16"
+    assert are_bf16
+    assert all(are_bf16)
 
 
 def test_runs_of_different_launches_are_rejected(sweep: Path, tmp_path: Path):

@@ -122,6 +122,7 @@ class SWAD(Averaging):
         self.chosen = RunningMean()
         self.stand_in: list[torch.Tensor] = []  # the average after convergence while nothing is chosen
         self.last_step = -1  # of the last segment
+        self._statistics: list[torch.Tensor] = []  # buffers of batch norm of the final average, once they are computed
 
     def tensors(self) -> list[torch.Tensor]:
         return [parameter for parameter in self.algorithm.parameters() if parameter.is_floating_point()]
@@ -168,6 +169,11 @@ class SWAD(Averaging):
             return
         buffers = [buffer for layer in layers for buffer in layer.buffers()]
         before = [buffer.clone() for buffer in buffers]
+        if self._statistics:  # training is over, so the average is still the same
+            torch._foreach_copy_(buffers, self._statistics)
+            self._in_place += buffers
+            self._replaced += before
+            return
         momenta = [layer.momentum for layer in layers]
         generators = get_rng_state()
         seed_everything(self.seed)  # the same statistics whenever they are computed
@@ -183,6 +189,7 @@ class SWAD(Averaging):
             set_rng_state(generators)
             self._in_place += buffers
             self._replaced += before
+        self._statistics = [buffer.clone() for buffer in buffers]
 
     def state_dict(self) -> dict[str, Any]:
         valley = vars(self.valley)
