@@ -160,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # On a GPU, the first updates are captured, and each call starts a process that reads images.
     is_gpu = setups[IMAGES].device.type == "cuda"
-    from_images = updates_of(setups[IMAGES], GPU_IMAGE_UPDATES if is_gpu else IMAGE_UPDATES)
+    n_image_updates = GPU_IMAGE_UPDATES if is_gpu else IMAGE_UPDATES
+    from_images = updates_of(setups[IMAGES], n_image_updates)
     updates = {
         BY_HAND: updates_by_hand(setups[LINEAR], LinearProbe(setups[LINEAR])),
         LINEAR: updates_of(setups[LINEAR], BLOCK),
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         samples = timing.interleaved(sides, args.repeats, warm_up=what != "job")
         report.record(what, unit, samples)
         print(f"\n{timing.table(what, unit, samples)}", flush=True)
-    print(f"({IMAGES}: estimated from {IMAGE_UPDATES} updates and the prediction of two batches)")
+    print(f"({IMAGES}: estimated from {n_image_updates} updates and the prediction of two batches)")
     return report.finish()
 
 

@@ -225,17 +225,22 @@ def _make_room(files: Sequence[FeatureFile], missing: Sequence[FeatureFile], lim
 
     What exists of them already is part of what they need.
     """
-    folder, parts = files[0].folder, tuple(file.path.name for file in missing)
+    folder, limit = files[0].folder, limit_gb * 2**30
+    used = folder_size(folder, leave_out=tuple(file.path.name for file in missing))
     needed = sum(file.n_bytes for file in missing)
     in_use = {file.path for file in files}
     outdated = [path for file in missing for path in file.other_versions() if path not in in_use]
-    while (used := folder_size(folder, leave_out=parts)) + needed > limit_gb * 2**30:
-        if not outdated:
-            raise UsageError(
-                f"{needed / 2**30:.2f} GiB of features do not fit in {folder}, which contains {used / 2**30:.2f} GiB; "
-                f"increase --cache_gb (now {limit_gb:g}) or delete files there"
-            )
-        outdated.pop(0).unlink(missing_ok=True)
+    sizes = {path: path.stat().st_size for path in outdated}
+    if used - sum(sizes.values()) + needed > limit:
+        raise UsageError(
+            f"{needed / 2**30:.2f} GiB of features do not fit in {folder}, which contains {used / 2**30:.2f} GiB; "
+            f"increase --cache_gb (now {limit_gb:g}) or delete files there"
+        )
+    for path, size in sizes.items():
+        if used + needed <= limit:
+            break
+        path.unlink(missing_ok=True)
+        used -= size
 
 
 def _has_valid_checksum(file: BinaryIO, n_bytes: int) -> bool:

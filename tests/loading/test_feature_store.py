@@ -263,6 +263,7 @@ def test_other_versions_make_room_the_oldest_first(tmp_path: Path):
     with pytest.raises(UsageError, match="do not fit"):  # a version that is needed is not deleted
         fill([newer, old], [Extractor(), Extractor()], 1.5 * current.n_bytes / 2**30)
     assert newer.path.exists()
+    assert current.path.exists(), "nothing is deleted in vain"
 
 
 def test_file_that_cannot_be_read_for_a_moment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
