@@ -11,6 +11,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -65,11 +66,15 @@ class FeatureFile:
         """The stem, cut so that file systems accept the names of chunks and their locks."""
         return self.stem.encode()[:MAX_STEM].decode(errors="ignore")
 
-    def other_versions(self) -> list[Path]:
-        """Return files of the same stem with another key, the oldest first: of other images or weights."""
+    def other_versions(self) -> dict[Path, int]:
+        """Return the sizes of files of the same stem with another key (other images or weights), the oldest first."""
         pattern = f"{glob.escape(self._short_stem)}-{'[0-9a-f]' * 16}.features"
-        others = [path for path in self.folder.glob(pattern) if path != self.path]
-        return sorted(others, key=lambda path: path.stat().st_mtime)
+        found = {}
+        for path in self.folder.glob(pattern):
+            with suppress(FileNotFoundError):  # another job may delete it meanwhile
+                found[path] = path.stat()
+        found.pop(self.path, None)
+        return {path: stat.st_size for path, stat in sorted(found.items(), key=lambda item: item[1].st_mtime)}
 
     @property
     def n_bytes(self) -> int:
@@ -229,14 +234,13 @@ def _make_room(files: Sequence[FeatureFile], missing: Sequence[FeatureFile], lim
     used = folder_size(folder, leave_out=tuple(file.path.name for file in missing))
     needed = sum(file.n_bytes for file in missing)
     in_use = {file.path for file in files}
-    outdated = [path for file in missing for path in file.other_versions() if path not in in_use]
-    sizes = {path: path.stat().st_size for path in outdated}
-    if used - sum(sizes.values()) + needed > limit:
+    outdated = {path: size for file in missing for path, size in file.other_versions().items() if path not in in_use}
+    if used - sum(outdated.values()) + needed > limit:
         raise UsageError(
             f"{needed / 2**30:.2f} GiB of features do not fit in {folder}, which contains {used / 2**30:.2f} GiB; "
             f"increase --cache_gb (now {limit_gb:g}) or delete files there"
         )
-    for path, size in sizes.items():
+    for path, size in outdated.items():
         if used + needed <= limit:
             break
         path.unlink(missing_ok=True)
