@@ -45,7 +45,7 @@ def load_weights(network: nn.Module, file: Path, name: str) -> None:
     """Load weights whose tensors have the order, shapes and kinds of the network's, but other names.
 
     Raises:
-        UsageError: the file cannot be read, or its tensors are others.
+        UsageError: the file cannot be read, or has other tensors.
     """
 
     def signature(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:

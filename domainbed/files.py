@@ -15,6 +15,9 @@ from filelock import FileLock, Timeout
 
 from domainbed.errors import UsageError
 
+# Errors that say that a file is not there (on a network file system also ESTALE: another machine has deleted it).
+# All others, such as EIO or an expired ticket (EACCES), say nothing about it.
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ESTALE}
 MAX_JSON_SIZE = 16 * 2**20  # bytes; the largest such file of this package, a launch of 100,000 tasks, has 8 MiB
 
 

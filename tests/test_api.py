@@ -71,12 +71,14 @@ def test_train_returns_records_and_model(tmp_path: Path):
 def test_train_leaves_the_programs_generators_and_settings_alone(tmp_path: Path):
     """Otherwise, a loop that draws hyperparameters would draw the same ones after each job."""
     torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("medium")
     try:
         generators = [state() for state in (random.getstate, np.random.get_state, torch.get_rng_state)]
         options = {"deterministic": True, "precision": "fp32", "output_dir": tmp_path / "job", **SMALL}
         db.train("ColoredDigits", "ERM", 2, **options)
         assert torch.backends.cudnn.benchmark
         assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "medium"
         assert not torch.are_deterministic_algorithms_enabled()
         after = [state() for state in (random.getstate, np.random.get_state, torch.get_rng_state)]
         assert after[0] == generators[0]
@@ -84,6 +86,7 @@ def test_train_leaves_the_programs_generators_and_settings_alone(tmp_path: Path)
         assert torch.equal(after[2], generators[2])
     finally:
         torch.backends.cudnn.benchmark = False
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_interrupted_train_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

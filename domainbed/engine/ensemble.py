@@ -14,7 +14,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.data import evaluation_requests, validation_requests
 from domainbed.engine.evaluate import split_means
 from domainbed.engine.feed import open_feed
-from domainbed.engine.frozen import FeatureDataset, load_inputs
+from domainbed.engine.frozen import check_backbone, load_inputs
 from domainbed.engine.model import load_model
 from domainbed.engine.setup import set_determinism
 from domainbed.errors import UsageError
@@ -113,10 +113,8 @@ def evaluate_ensemble(
         requests = validation_requests(config, splits, model.EVAL_BATCH_SIZE or feed.batch_size)
         return split_means(model, feed, [("out", request) for _, request in requests])["out"]
 
-    if isinstance(dataset, FeatureDataset):
-        for path in paths:
-            if load_model(path).metadata["backbone_weights"] != dataset.backbone_weights:
-                raise UsageError(f"{path} was trained on the features of other weights of its frozen backbone")
+    for path in paths:
+        check_backbone(load_model(path).metadata, dataset, path)
     if averages_weights:
         model, members = average_weights(paths, device, validate if is_restricted else None)
     else:

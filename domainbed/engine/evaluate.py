@@ -57,7 +57,8 @@ def split_means(
     for (name, request), [(x, y)] in zip(named, batches, strict=True):
         before_batch()
         with locate_errors(type(algorithm), lambda: place):
-            logits = predict_batch(algorithm, x)
+            # If the algorithm sets the size of a batch, its predictions depend on it.
+            logits = algorithm.predict(x) if algorithm.EVAL_BATCH_SIZE else split_on_oom(algorithm.predict, x)
             _check_logits(logits, len(x), n_classes)
         observe(request, logits)
         sums.setdefault(name, []).append(score(logits, y).sum())
@@ -74,11 +75,6 @@ def _check_logits(logits: object, n: int, n_classes: int | None) -> None:
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if n_classes and shape not in ((n, n_classes), (n, 1)):
         raise TypeError(f"predict must return logits [n, num_classes], here {(n, n_classes)}, not {shape}")
-
-
-def predict_batch(algorithm: Algorithm, x: torch.Tensor) -> torch.Tensor:
-    """Return the logits of a batch, which is halved if it does not fit unless predictions depend on its size."""
-    return algorithm.predict(x) if algorithm.EVAL_BATCH_SIZE else split_on_oom(algorithm.predict, x)
 
 
 def split_on_oom(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

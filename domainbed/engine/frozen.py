@@ -185,9 +185,30 @@ def to_inputs(x: torch.Tensor, metadata: Mapping[str, Any]) -> torch.Tensor:
         return rounded(backbone(x), hparams)
 
 
+def rounds_features(hparams: Hparams) -> bool:
+    """Return whether jobs with these hyperparameters train on features that are rounded to float16."""
+    return is_frozen(hparams) and hparams.get("feature_dtype") == "float16"
+
+
 def rounded(features: torch.Tensor, hparams: Hparams) -> torch.Tensor:
-    """Return features as jobs train on them: with `feature_dtype` float16, the store has rounded ones."""
-    return features.half().float() if hparams.get("feature_dtype") == "float16" else features
+    """Return features as jobs with these hyperparameters train on them."""
+    return features.half().float() if rounds_features(hparams) else features
+
+
+def check_backbone(metadata: Mapping[str, Any], dataset: MultipleDomainDataset, source: Path) -> None:
+    """Check that the inputs of a dataset are what a saved model was trained on, before its bare algorithm gets them.
+
+    Args:
+        metadata: the content of the model's file.
+        dataset: the dataset, with features if the backbone is frozen (`load_inputs`).
+        source: the file, for messages.
+
+    Raises:
+        UsageError: one of them has features and the other has not, or they are those of other weights.
+    """
+    own = dataset.backbone_weights if isinstance(dataset, FeatureDataset) else None
+    if metadata.get("backbone_weights") != own:
+        raise UsageError(f"{source} was trained on other inputs than those here: the weights of its backbone differ")
 
 
 @contextmanager

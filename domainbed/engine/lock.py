@@ -4,7 +4,6 @@ The system knows whether an owner on this machine is alive. An owner on another 
 Because clocks differ between machines, its lock is broken only after this process has watched the heartbeat stop.
 """
 
-import errno
 import json
 import math
 import multiprocessing
@@ -23,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed.errors import UsageError, printable
-from domainbed.files import open_regular, read_json
+from domainbed.files import ABSENT, open_regular, read_json
 
 try:
     import fcntl
@@ -33,8 +32,6 @@ except ImportError:  # Windows
 LOCK_FILE = "lock"
 HEARTBEAT_INTERVAL = 15.0  # seconds
 HEARTBEAT_TIMEOUT = 120.0  # seconds without a heartbeat after which an owner on another machine is presumed dead
-# Errors that say that a file is not there. All others, such as EIO or an expired ticket (EACCES), say nothing about it.
-ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ESTALE}
 TAKEOVER_DELAY = 3 * HEARTBEAT_INTERVAL  # seconds to watch for a heartbeat before breaking the lock of such an owner
 LOCK_SIZE = 1024  # bytes; a heartbeat overwrites the previous one, which works on a full disk, too
 
@@ -261,9 +258,14 @@ def _temporary_path(path: Path) -> Path:
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
     """Return whether a path leads to an open file. Raises OSError if the file system does not say so."""
+    own = os.fstat(descriptor)
     try:
         with open_regular(path) as file:  # opening it makes a network file system query its server
-            return os.path.samestat(os.fstat(file.fileno()), os.fstat(descriptor))
+            return os.path.samestat(os.fstat(file.fileno()), own)
+    except PermissionError:  # perhaps the file of another user
+        if not os.path.samestat(os.stat(path), own):
+            return False
+        raise
     except OSError as error:
         if error.errno in ABSENT:
             return False

@@ -12,7 +12,7 @@ from domainbed.algorithms.base import Algorithm
 from domainbed.errors import UsageError
 from domainbed.records import RECORD_KEYS
 
-SPLIT_ENTRY = re.compile(r"env\d+_(in|out|uda)_(acc|loss)")  # an entry of a record about a split
+SPLIT_ENTRY = re.compile(r"env\d+_((in|out|uda)_acc|out_loss)")  # an entry of a record about a split
 
 # Name -> (step, value) of each update that returned a metric of this name.
 MetricHistory: TypeAlias = dict[str, list[tuple[int, torch.Tensor | float]]]

@@ -177,7 +177,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", trust_impor
 def load_model_and_args(
     path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False
 ) -> tuple[dict[str, Any], Algorithm]:
-    """Return the arguments of the job that saved a model, as in its records, and the model; see `load_model`."""
+    """Return the arguments of the job that saved a model, as in its records, and its bare algorithm; see `load_model`.
+
+    The algorithm of a job with a frozen backbone predicts from features alone.
+    """
     saved, algorithm = _load(path, device, trust_imports)
     return saved["args"], algorithm
 

@@ -36,7 +36,7 @@ def describe_difference(path: Path, algorithm: Algorithm, input_shape: tuple[int
         return str(error)
     except Exception as error:
         return f"the model loaded from {path} cannot predict ({type(error).__name__}: {error})"
-    finite = expected[expected.isfinite()]  # random images may be outside of the domain of predict, such as a root's
+    finite = expected[expected.isfinite()]  # such as without square roots of negative pixels
     tolerance = TOLERANCE * float(finite.abs().max()) if finite.numel() else 0.0
     if found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
         return ""

@@ -105,16 +105,15 @@ def set_determinism(is_required: bool) -> None:
 @contextmanager
 def preserved_settings() -> Iterator[None]:
     """Restore the global random generators and the settings of torch that a job changes, at the end of the block."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    generators = get_rng_state()
-    settings = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    is_deterministic, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    cudnn, generators = torch.backends.cudnn, get_rng_state()
+    settings = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+    precision = torch.get_float32_matmul_precision()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         yield
     finally:
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = settings
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
         set_rng_state(generators)
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = settings
-        torch.use_deterministic_algorithms(is_deterministic, warn_only=warns)

@@ -108,7 +108,10 @@ TRACKERS: Registry[type[Tracker]] = Registry(
 def check_trackable(config: "JobConfig", algorithm: "Algorithm") -> None:
     """Raise UsageError if the tracker that `config.track` names is unknown or cannot track this algorithm."""
     if config.track != NO_TRACKER:
-        TRACKERS[config.track].check(algorithm)
+        tracker = TRACKERS[config.track]
+        if not isinstance(getattr(tracker, "PREFIX", None), str):
+            raise UsageError(f"{tracker.__name__} must define PREFIX, which starts the names of its entries")
+        tracker.check(algorithm)
 
 
 def make_tracker(

@@ -74,7 +74,6 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         steps = make_steps(algorithm, setup.device, setup.is_captured)
         batches = setup.batches.steps(progress.step, config.steps)
         bar.update(progress.step)
-        is_reproducible = setup.device.type == "cpu" or config.deterministic
         start = progress.step
         if not progress.is_evaluated and config.is_evaluation_due(start - 1):
             start -= 1  # the run was stopped between this update and its evaluation
@@ -101,8 +100,9 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 record = make_record(config, setup, progress, before_batch=stop)
                 models = models_to_save(config, record)
                 saves_predictions = setup.predictions and predictions_are_due(config, averaging, record)
-                if (models or saves_predictions) and not is_reproducible:
-                    # A job that resumes from an earlier step might not reach the weights of these files again.
+                if models or saves_predictions:
+                    # A job that resumes from an earlier step, such as with other threads or on a GPU, might not reach
+                    # the weights of these files again.
                     checkpointer.save(progress, generators)
                 lock.check()
                 for name in models:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from domainbed.algorithms.base import Algorithm
-from domainbed.engine.evaluate import predict_batch
+from domainbed.engine.evaluate import split_on_oom
 from domainbed.engine.frozen import image_shape, to_inputs
 from domainbed.engine.preprocessing import Preprocessing, check_input
 from domainbed.errors import UsageError
@@ -70,6 +70,9 @@ class TrainedModel(Algorithm):
             UsageError: the shape or the range is wrong; see `preprocessing.check_input`.
         """
         check_input(x, self.input_shapes, self.preprocessing)
+        return self._predict(x)
+
+    def _predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.algorithm.predict(to_inputs(x, self.metadata))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -137,7 +140,8 @@ class TrainedModel(Algorithm):
     def class_probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the probabilities [n, classes], on the CPU, of pixels from `preprocessing.read_image`, uint8."""
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        logits = predict_batch(self, self.require_preprocessing().to_input(pixels.to(device))).float()
+        x = self.require_preprocessing().to_input(pixels.to(device))
+        logits = (self._predict(x) if self.EVAL_BATCH_SIZE else split_on_oom(self._predict, x)).float()
         if logits.shape[1] == 1:  # the logit of class 1
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         return logits.softmax(1).cpu()

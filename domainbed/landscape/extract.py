@@ -78,7 +78,7 @@ def copy_module(module: M) -> M:
 
 
 def _trainable_copy(network: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode, of which all weights are differentiated: those of an average are frozen."""
+    """Return a copy in evaluation mode whose weights all require gradients; those of an average do not."""
     return copy_module(network).eval().requires_grad_()
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from domainbed.engine.components import import_components
 from domainbed.engine.config import JobConfig
 from domainbed.engine.feed import open_feed
-from domainbed.engine.frozen import load_inputs
-from domainbed.engine.model import load_model_and_args
+from domainbed.engine.frozen import check_backbone, load_inputs
+from domainbed.engine.model import load_model
 from domainbed.errors import UsageError
 from domainbed.landscape import DEFAULT_IMAGES, LAYERS
 from domainbed.landscape.distances import mean_over_pairs, pair_distances, relative_distances
@@ -130,12 +130,14 @@ def measure_landscape(
         AlgorithmError: `predict` of a user's class fails.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    args, algorithm = load_model_and_args(model, device, trust_imports)
+    loaded = load_model(model, device, trust_imports)
+    args, algorithm = loaded.metadata["args"], loaded.algorithm
     import_components(args, trust_imports, ["dataset"], model)
     # Without the job's cache and processes: they are no part of the data, and the file may be someone else's.
     used = {f.name: args[f.name] for f in fields(JobConfig) if f.name in args and (f.compare or f.name == "data_dir")}
     config = JobConfig.from_recorded_args(used if data_dir is None else {**used, "data_dir": data_dir})
     dataset, splits = load_inputs(config, config.resolved_hparams(), device)
+    check_backbone(loaded.metadata, dataset, model)
     training = [env for env in range(len(dataset)) if env not in config.test_envs]
     order = [*training, *config.test_envs]
     names = [config.environment_names()[env] for env in order]

@@ -21,11 +21,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from domainbed.errors import UsageError
-from domainbed.files import atomic_write, file_lock, folder_size, open_regular, read_regular
+from domainbed.files import ABSENT, atomic_write, file_lock, folder_size, open_regular, read_regular
 from domainbed.terminal import ProgressBar
 
 CHUNK_IMAGES = 128
 MAX_STEM = 100  # bytes
+UNUSED = 7 * 86_400.0  # seconds after which a file that no job has opened may be deleted
 POLL = 0.5  # seconds between looks at chunks that other jobs are computing
 BLOCK = 1 << 24  # bytes per read of a checksum
 
@@ -63,18 +64,25 @@ class FeatureFile:
 
     @property
     def _short_stem(self) -> str:
-        """The stem, cut so that file systems accept the names of chunks and their locks."""
-        return self.stem.encode()[:MAX_STEM].decode(errors="ignore")
+        """The stem; a long one is cut, so that file systems accept the names of chunks, and followed by its hash."""
+        if len(self.stem.encode()) <= MAX_STEM:
+            return self.stem
+        digest = hashlib.sha256(self.stem.encode()).hexdigest()[:8]
+        return f"{self.stem.encode()[:MAX_STEM].decode(errors='ignore')}-{digest}"
 
-    def other_versions(self) -> dict[Path, int]:
-        """Return the sizes of files of the same stem with another key (other images or weights), the oldest first."""
+    def unused_versions(self) -> dict[Path, int]:
+        """Return the sizes of files of the same stem with another key that no job has opened for UNUSED seconds.
+
+        They are the features of former images or weights. Those that were unused for longest come first.
+        """
         pattern = f"{glob.escape(self._short_stem)}-{'[0-9a-f]' * 16}.features"
         found = {}
         for path in self.folder.glob(pattern):
             with suppress(FileNotFoundError):  # another job may delete it meanwhile
                 found[path] = path.stat()
         found.pop(self.path, None)
-        return {path: stat.st_size for path, stat in sorted(found.items(), key=lambda item: item[1].st_mtime)}
+        by_age = sorted(found.items(), key=lambda item: item[1].st_atime)
+        return {path: stat.st_size for path, stat in by_age if stat.st_atime < time.time() - UNUSED}
 
     @property
     def n_bytes(self) -> int:
@@ -95,9 +103,13 @@ class FeatureFile:
                 ):
                     return None
                 _verified.add(identity)
+                with suppress(OSError):  # another user's file
+                    os.utime(self.path, ns=(time.time_ns(), stat.st_mtime_ns))  # for `unused_versions`
                 # Mode "c" (copy on write), because torch requires writable memory.
                 return np.memmap(file, self.dtype, mode="c", shape=(self.n_images, self.n_features))
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
             return None
 
     def chunk_path(self, index: int) -> Path:
@@ -113,7 +125,7 @@ class FeatureFile:
         try:
             content = read_regular(self.chunk_path(index), size + 4)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EFBIG):
+            if error.errno not in (*ABSENT, errno.EFBIG):
                 raise
             return None
         is_valid = len(content) == size + 4 and _checksum(content[:size]) == content[size:]
@@ -173,7 +185,7 @@ def _compute(file: FeatureFile, extract: Extract, bar: tqdm, check_stop: Callabl
         if file.open() is None:
             file.path.unlink(missing_ok=True)  # damaged
     remaining = set(range(file.n_chunks()))
-    is_told = False
+    has_printed = False
     while remaining:
         n_before = len(remaining)
         for index in sorted(remaining):
@@ -182,9 +194,9 @@ def _compute(file: FeatureFile, extract: Extract, bar: tqdm, check_stop: Callabl
                 remaining.discard(index)
                 bar.update(min(CHUNK_IMAGES, file.n_images - index * CHUNK_IMAGES))
         if len(remaining) == n_before:  # other jobs are computing all of them
-            if not is_told:
+            if not has_printed:
                 print(f"waiting for other jobs to extract features of {file.stem}", flush=True)
-                is_told = True
+                has_printed = True
             time.sleep(POLL)
     with file_lock(lock_path, message, check_stop):
         if file.open() is None:
@@ -226,7 +238,7 @@ def _assemble(file: FeatureFile) -> None:
 
 
 def _make_room(files: Sequence[FeatureFile], missing: Sequence[FeatureFile], limit_gb: float) -> None:
-    """Raise UsageError if the missing files do not fit, even after deleting other versions of them.
+    """Raise UsageError if the missing files do not fit, even after deleting unused versions of them.
 
     What exists of them already is part of what they need.
     """
@@ -234,7 +246,7 @@ def _make_room(files: Sequence[FeatureFile], missing: Sequence[FeatureFile], lim
     used = folder_size(folder, leave_out=tuple(file.path.name for file in missing))
     needed = sum(file.n_bytes for file in missing)
     in_use = {file.path for file in files}
-    outdated = {path: size for file in missing for path, size in file.other_versions().items() if path not in in_use}
+    outdated = {path: size for file in missing for path, size in file.unused_versions().items() if path not in in_use}
     if used - sum(outdated.values()) + needed > limit:
         raise UsageError(
             f"{needed / 2**30:.2f} GiB of features do not fit in {folder}, which contains {used / 2**30:.2f} GiB; "

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output_dir = Path(options.output_dir or input_dir)
     selection = Selection(options.datasets, options.algorithms)
     groups = find_groups(input_dir, output_dir, options.method, selection, options.trust_imports)
-    if n := count_unfinished(input_dir, selection):
+    if n := count_unfinished(input_dir, options.method, selection):
         print(
             f"warning: {n:,} requested run{'s are' if n > 1 else ' is'} not done and not part of the ensembles; run "
             "this command again later to include them",

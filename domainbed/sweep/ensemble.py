@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from domainbed.engine.components import import_components
 from domainbed.engine.config import HASHED_FIELDS, JobConfig, recorded_args
-from domainbed.errors import UsageError
+from domainbed.errors import UsageError, suggest
 from domainbed.files import make_folder
 from domainbed.records import (
     BEST_MODEL_FILE,
@@ -22,6 +22,7 @@ from domainbed.records import (
     algorithm_name,
     append_record,
     is_done,
+    is_pruned,
     mark_done,
     only_last_counts,
     read_job,
@@ -121,13 +122,22 @@ def find_groups(
     """
     method = METHODS[name]
     groups: dict[tuple, list[Member]] = defaultdict(list)
+    datasets, algorithms = set(), set()
     for member in _finished_runs(input_dir):
         args = member.args
+        datasets.add(args["dataset"])
+        algorithms.add(algorithm_name(args))
         if not selection.has(args):
             continue
         import_components(args, trust_imports, ["dataset", "algorithm"], member.folder / RESULTS_FILE)
         trial = 0 if method.pools_trials else args["trial_seed"]
         groups[args["dataset"], algorithm_name(args), tuple(args["test_envs"]), trial].append(member)
+    for flag, given, known in (
+        ("--datasets", selection.datasets, datasets),
+        ("--algorithms", selection.algorithms, algorithms),
+    ):
+        for unknown in (value for value in given if known and value not in known):
+            raise UsageError(f"{flag} {unknown}: no finished runs; {suggest(unknown, sorted(known))}")
     if method.needs_average:
         groups = {key: members for key, members in groups.items() if _is_average(members[0].args)}
         if not groups:
@@ -152,13 +162,18 @@ def find_groups(
     return result
 
 
-def count_unfinished(sweep_dir: Path, selection: Selection) -> int:
-    """Return how many of the selected runs were requested by a launch and are not done."""
+def count_unfinished(sweep_dir: Path, name: str, selection: Selection) -> int:
+    """Return how many runs that a method combines were requested by a launch, and are neither done nor pruned."""
     try:
         jobs = requested_jobs(sweep_dir)
     except UsageError:  # no launch is known
         return 0
-    return sum(selection.has(vars(job.config)) and not is_done(job.folder) for job in jobs)
+    needs_average, n = METHODS[name].needs_average, 0
+    for job in jobs:
+        args = vars(job.config)
+        if selection.has(args) and (_is_average(args) or not needs_average):
+            n += not (is_done(job.folder) or is_pruned(job.folder))
+    return n
 
 
 def _finished_runs(sweep_dir: Path) -> Iterator[Member]:

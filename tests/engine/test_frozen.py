@@ -31,6 +31,7 @@ from domainbed.engine.setup import set_up
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.hparams_registry import default_hparams, resolve_hparams
+from domainbed.landscape.measure import measure_landscape
 from domainbed.loading.augmentation import NUM_UNIFORMS, Augmentation, augment, normalize, resized_crop, to_bytes
 from domainbed.loading.decode import decode
 from domainbed.loading.feature_store import feature_folder
@@ -321,6 +322,35 @@ def test_model_predicts_from_images_and_from_features(data_dir: Path, monkeypatc
     with pytest.raises(UsageError, match="the weights of resnet18 on this machine are not those"):
         model.predict(x)
     assert torch.equal(model.predict(torch.from_numpy(features[0].views[0][:1])), from_features)  # without the backbone
+
+
+def test_rounded_features_are_those_that_models_predict_from(data_dir: Path):
+    config = make_config(data_dir, hparams={"feature_dtype": "float16"})
+    train(config)
+    model = load_model(data_dir.parent / "job/model.pkl")
+    dataset, features = features_of(config)
+    image = torch.from_numpy(decode((dataset[0].folder / dataset[0].files[0]).read_bytes(), "image"))
+    x = normalize(resized_crop(image, (0, 0, *image.shape[:2]), (224, 224))[None])
+    stored = torch.from_numpy(features[0].views[0][:1])
+    assert stored.dtype == torch.float16
+    with torch.no_grad():
+        assert torch.equal(model.predict(x), model.predict(stored.float()))
+    export_model(model, "torchscript", data_dir.parent / "torchscript")
+    torch.testing.assert_close(torch.jit.load(data_dir.parent / "torchscript")(x), model.predict(x), rtol=0, atol=1e-3)
+
+
+def test_models_of_other_inputs_are_not_combined(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(data_dir.parent / "home"))  # landscapes do not use the job's cache
+    config = make_config(data_dir)
+    train(config)
+    path = data_dir.parent / "job/model.pkl"
+    saved = torch.load(path)
+    for weights in ("others", None):
+        torch.save({**saved, "backbone_weights": weights}, path)
+        with pytest.raises(UsageError, match="was trained on other inputs than those here"):
+            evaluate_ensemble(config, [path], averages_weights=False, is_restricted=False)
+        with pytest.raises(UsageError, match="was trained on other inputs than those here"):
+            measure_landscape(path)
 
 
 def test_programs_contain_the_backbone(data_dir: Path):

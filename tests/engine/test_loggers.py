@@ -110,7 +110,7 @@ def test_failed_job_ends_its_run(fake: type[Fake], tmp_path: Path, monkeypatch: 
     assert CALLS[-1] == ("end", "failed")
 
 
-def test_run_that_another_process_continues_is_not_ended(
+def test_logger_is_told_that_another_process_continues_the_run(
     fake: type[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)
@@ -118,7 +118,7 @@ def test_run_that_another_process_continues_is_not_ended(
     lock = Path(config.output_dir, "lock")
     with pytest.raises(TakenError):
         train(config, JobControl(on_record=lambda step: lock.rename(lock.with_name("old lock"))))
-    assert CALLS == [("start", TITLE, []), ("log", 0)]
+    assert CALLS == [("start", TITLE, []), ("log", 0), ("end", "taken")]
 
 
 def test_missing_package_is_reported_before_anything_is_written(fake: type[Fake], tmp_path: Path):

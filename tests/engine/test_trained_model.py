@@ -224,9 +224,15 @@ def test_own_forward_is_kept(tmp_path: Path):
     assert torch.equal(model(x), 2 * model.predict(x))
 
 
-def test_batch_whose_size_matters_is_not_halved(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_images_of_low_contrast_are_classified(photos: Path):
+    """All values of a foggy image may be in [0, 1], as those of tensors that were not normalized."""
+    model = load_model(photos)
+    assert model.predict_images([Image.new("RGB", (64, 64), (140, 140, 140))]).probabilities.shape == (1, 2)
+
+
+def test_batch_whose_size_matters_is_not_halved(photos: Path, monkeypatch: pytest.MonkeyPatch):
     """Such as ARM's, on a small GPU: the predictions of half-batches would be others."""
-    model = load_model(save(tmp_path, "Folder", "Pooled", photos))
+    model = load_model(photos)
     pixels = torch.zeros(4, 3, 224, 224, dtype=torch.uint8)
     sizes = []
 

@@ -84,6 +84,17 @@ class OtherWeights(ERM):
         return self.hidden[0](x)
 
 
+class Exchanges(ERM):
+    """Predicts with other weights than the modules', which are equal to these before the first update."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.average = {name: weight.detach().clone() for name, weight in self.network.named_parameters()}
+
+    def predict(self, x):
+        return torch.func.functional_call(self.network, self.average, (x,))
+
+
 class UncheckedARM(ARM):
     PREDICTS_BY_CLASSIFIER = True
 
@@ -92,7 +103,7 @@ class UncheckedMTL(MTL):
     PREDICTS_BY_CLASSIFIER = True
 
 
-@pytest.mark.parametrize("cls", [Random, ExtraClass, OtherWeights, UncheckedARM, UncheckedMTL])
+@pytest.mark.parametrize("cls", [Random, ExtraClass, OtherWeights, Exchanges, UncheckedARM, UncheckedMTL])
 def test_other_predictions_raise(cls: type):
     algorithm = make(cls)
     with pytest.raises(UsageError, match=rf"{cls.__name__} does not predict by classifier\(featurizer\(x\)\), so its"):

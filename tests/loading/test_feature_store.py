@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,18 +253,29 @@ def test_store_is_bounded(tmp_path: Path):
     assert file.path.exists()
 
 
-def test_other_versions_make_room_the_oldest_first(tmp_path: Path):
+def test_unused_versions_make_room(tmp_path: Path):
     """As after a change of the images: their former features would otherwise fill the store forever."""
-    old, newer, current = (feature_file(tmp_path, key) for key in ("old", "newer", "current"))
-    for file, seconds in ((old, 100), (newer, 200)):
+    older, old, used, current = (feature_file(tmp_path, key) for key in ("older", "old", "used", "current"))
+    similar = feature_file(tmp_path, "older", stem=f"{current.stem}-more")
+    now = time.time()
+    for file, days in ((older, 30), (old, 20), (used, 1), (similar, 40)):
         fill([file], [Extractor()], GB)
-        os.utime(file.path, (seconds, seconds))
-    fill([current], [Extractor()], 2.5 * current.n_bytes / 2**30)
-    assert [file.path.exists() for file in (old, newer, current)] == [False, True, True]
-    with pytest.raises(UsageError, match="do not fit"):  # a version that is needed is not deleted
-        fill([newer, old], [Extractor(), Extractor()], 1.5 * current.n_bytes / 2**30)
-    assert newer.path.exists()
-    assert current.path.exists(), "nothing is deleted in vain"
+        os.utime(file.path, (now - 86_400 * days, now - 86_400 * 50))
+    fill([current], [Extractor()], 4.5 * current.n_bytes / 2**30)
+    assert [file.path.exists() for file in (older, old, used, current, similar)] == [False, True, True, True, True]
+    with pytest.raises(UsageError, match="do not fit"):
+        fill([older], [Extractor()], 1.5 * current.n_bytes / 2**30)
+    assert old.path.exists(), "nothing is deleted in vain"
+
+
+def test_opening_a_file_marks_it_as_used(tmp_path: Path):
+    file, other = feature_file(tmp_path, "a"), feature_file(tmp_path, "b")
+    fill([file], [Extractor()], GB)
+    os.utime(file.path, (0, 0))
+    fill([file], [Extractor()], GB)
+    with pytest.raises(UsageError, match="do not fit"):
+        fill([other], [Extractor()], 1.5 * file.n_bytes / 2**30)
+    assert file.path.stat().st_mtime == 0
 
 
 def test_file_that_cannot_be_read_for_a_moment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -290,11 +302,28 @@ def test_chunk_of_a_complete_file_is_not_extracted_again(tmp_path: Path):
     assert extractor.calls == []
 
 
+@pytest.mark.parametrize("name", ["open_regular", "read_regular"])
+def test_file_that_another_machine_deletes_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """A network file system then reports ESTALE, as for the chunks of a file that was just assembled."""
+    original, n_calls = getattr(feature_store, name), itertools.count()
+
+    def fail_first(path: Path, *args):
+        if next(n_calls) == 0:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return original(path, *args)
+
+    monkeypatch.setattr(feature_store, name, fail_first)
+    assert fill([feature_file(tmp_path)], [Extractor()], GB)[0].tobytes() == expected().tobytes()
+
+
 @pytest.mark.parametrize("letter", ["e", "é", "環"])
 def test_names_of_any_length(tmp_path: Path, letter: str):
-    file = feature_file(tmp_path, stem=200 * letter)
+    file, other = (feature_file(tmp_path, stem=200 * letter + end) for end in ("-view0", "-view1"))
     assert fill([file], [Extractor()], GB)[0].tobytes() == expected().tobytes()
     assert len(file.path.name.encode()) < 150
+    os.utime(file.path, (0, 0))
+    assert file.path != other.path
+    assert other.unused_versions() == {}, "another view is not another version"
 
 
 def test_own_chunks_count_once(tmp_path: Path):

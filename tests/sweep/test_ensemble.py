@@ -17,10 +17,10 @@ from domainbed.engine.evaluate import split_means
 from domainbed.engine.model import load_model
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
-from domainbed.records import read_job, validation_accuracy
+from domainbed.records import PruneDecision, mark_pruned, read_job, validation_accuracy
 from domainbed.reporting.load import load_sweep
 from domainbed.scripts import collect_results, ensemble, recompute
-from domainbed.sweep.ensemble import METHODS, find_groups
+from domainbed.sweep.ensemble import METHODS, Selection, count_unfinished, find_groups
 from domainbed.sweep.grid import Grid
 from domainbed.sweep.log import log_launch, requested_jobs
 
@@ -204,8 +204,13 @@ def test_runs_can_be_selected_and_missing_ones_are_reported(tmp_path: Path, caps
     captured = capsys.readouterr()
     assert "2 ensembles of 3 runs" in captured.out
     assert "warning: 1 requested run is not done and not part of the ensembles" in captured.err
-    with pytest.raises(UsageError, match="contains no finished runs of the given --datasets"):
-        ensemble.main([*words, "--algorithms", "Fishr", "--datasets", "PACS"])
+    jobs[3].folder.mkdir()
+    mark_pruned(jobs[3].folder, PruneDecision(0, "median", 0.5, {}))
+    assert count_unfinished(folder, "ensemble", Selection()) == 0
+    with pytest.raises(UsageError, match="--algorithms CORLA: no finished runs; did you mean CORAL"):
+        ensemble.main([*words, "--algorithms", "ERM", "CORLA"])
+    with pytest.raises(UsageError, match="--datasets PACS: no finished runs; choose from ColoredDigits"):
+        ensemble.main([*words, "--datasets", "PACS"])
 
 
 def test_each_ensemble_may_have_a_start_of_its_own(tmp_path: Path):

@@ -44,7 +44,12 @@ class Logger(ABC):
         """Add a record, as in results.jsonl."""
 
     def end(self, status: str) -> None:  # noqa: B027  (optional)
-        """Close the run. `status` is "done", "stopped" (the job can be resumed) or "failed"."""
+        """Close the run.
+
+        Args:
+            status: "done", "failed", "stopped" (the job can be resumed), or "taken" (another process continues the job
+                and its run, which must be left as it is).
+        """
 
 
 class JobLoggers:
@@ -74,10 +79,12 @@ class JobLoggers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, TakenError):
-            return  # the process that took over continues the same runs
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        status = "done" if error is None else "stopped" if stopped else "failed"
+        if error is None:
+            status = "done"
+        elif isinstance(error, TakenError):
+            status = "taken"
+        else:
+            status = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         for name, logger in list(self._loggers.items()):
             with self._guarded(name):
                 logger.end(status)

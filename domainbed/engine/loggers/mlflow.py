@@ -67,7 +67,8 @@ class MLflowLogger(Logger):
             self._logged |= {(name, step) for name in new}
 
     def end(self, status: str) -> None:
-        self._client.set_terminated(self._run_id, STATUSES[status])
+        if status != "taken":
+            self._client.set_terminated(self._run_id, STATUSES[status])
 
 
 def _valid(name: str) -> str:
