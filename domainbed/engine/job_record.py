@@ -25,9 +25,20 @@ from domainbed.records import BEST_MODEL_FILE, EVALUATED_ONCE, SELECTIVE, read_j
 
 
 def make_record(
-    config: JobConfig, setup: Setup, progress: Progress, before_batch: Callable[[], None] = lambda: None
+    config: JobConfig,
+    setup: Setup,
+    progress: Progress,
+    earlier: Mapping[str, Any] | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Return the record of the last update's step. With averaging, it describes the average, except for the metrics.
+
+    Args:
+        config: the job.
+        setup: what it is trained with.
+        progress: its position, between an update and its evaluation.
+        earlier: its best record so far (`best_earlier_record`).
+        before_batch: as in `split_means`.
 
     Raises:
         NonFiniteError: training diverged.
@@ -53,7 +64,7 @@ def make_record(
         measure = partial(measure, observe=setup.predictions.add)
     with averaging.applied(final_images(config, setup, progress)):
         if config.eval in SELECTIVE:
-            accuracies = measure_needed(config, averaging, step, list(requests), measure)
+            accuracies = measure_needed(config, averaging, step, list(requests), earlier, measure)
         else:
             accuracies = measure(requests)
         if setup.device.type == "cuda":
@@ -86,6 +97,7 @@ def measure_needed(
     averaging: Averaging,
     step: int,
     requests: Sequence[tuple[str, Request]],
+    earlier: Mapping[str, Any] | None,
     measure: Callable[[Iterable[tuple[str, Request]]], dict[str, float]],
 ) -> dict[str, float]:
     """Return the accuracies that a built-in selection method can still read, whatever happens later in the job.
@@ -95,6 +107,7 @@ def measure_needed(
         averaging: the scheme, whose interval has ended.
         step: the last update's step.
         requests: those of all splits (`evaluation_requests`).
+        earlier: the job's best record so far (`best_earlier_record`).
         measure: returns the accuracies on the splits of these requests.
     """
     accuracies = measure(r for r in requests if r[1].env not in config.test_envs)
@@ -103,7 +116,7 @@ def measure_needed(
         parts = ("in", "out")
     elif config.averaging in EVALUATED_ONCE:
         pass  # only the last record counts
-    elif config.eval == "leave_one_out" or improves_validation(config, {"args": config.args(), **accuracies}):
+    elif config.eval == "leave_one_out" or improves_validation({"args": config.args(), **accuracies}, earlier):
         parts = ("in",)
     names = {f"env{env}_{part}_acc" for env in config.test_envs for part in parts}
     return accuracies | measure(r for r in requests if r[0] in names)
@@ -122,33 +135,45 @@ def final_images(config: JobConfig, setup: Setup, progress: Progress) -> Images 
     return read
 
 
-def best_record(config: JobConfig, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the best record by training-domain, of the job's and one that has not been written yet."""
+def best_earlier_record(config: JobConfig) -> Mapping[str, Any] | None:
+    """Return the best record by training-domain that the job has written, of equals the earliest.
+
+    Returns:
+        None if there is none, or nothing that the job saves or evaluates depends on it.
+    """
+    if not (config.save_best_model or config.save_predictions or config.eval == "selection"):
+        return None
     folder = Path(config.output_dir)
-    earlier = read_job(folder)[0] if records_length(folder) else []
-    return max([*earlier, record], key=validation_accuracy)  # of equals, the earliest
+    records = read_job(folder)[0] if records_length(folder) else []
+    return max(records, key=validation_accuracy, default=None)
 
 
-def improves_validation(config: JobConfig, record: Mapping[str, Any]) -> bool:
-    """Return whether a record that has not been written yet is better than all of the job's, by training-domain."""
-    return best_record(config, record) is record
+def improves_validation(record: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
+    """Return whether a record is better, by training-domain, than the best earlier one."""
+    return earlier is None or validation_accuracy(record) > validation_accuracy(earlier)
 
 
-def models_to_save(config: JobConfig, record: Mapping[str, Any]) -> list[str]:
-    """Return the names under which to save the model of a record that has not been written yet."""
+def models_to_save(config: JobConfig, record: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> list[str]:
+    """Return the names under which to save the model of a record, given the best earlier one."""
     names = [f"model_step{record['step']}.pkl"] if config.save_model_every_checkpoint else []
-    if config.save_best_model and (config.averaging in EVALUATED_ONCE or improves_validation(config, record)):
+    if config.save_best_model and (config.averaging in EVALUATED_ONCE or improves_validation(record, earlier)):
         names.append(BEST_MODEL_FILE)
     return names
 
 
-def predictions_are_due(config: JobConfig, averaging: Averaging, record: Mapping[str, Any]) -> bool:
-    """Return whether a selection method may choose a record that has not been written yet."""
+def predictions_are_due(
+    config: JobConfig, averaging: Averaging, record: Mapping[str, Any], earlier: Mapping[str, Any] | None
+) -> bool:
+    """Return whether a selection method may choose a record, given the best earlier one."""
     is_last = record["step"] == config.steps - 1 or averaging.has_ended
-    return is_last or (config.averaging not in EVALUATED_ONCE and improves_validation(config, record))
+    return is_last or (config.averaging not in EVALUATED_ONCE and improves_validation(record, earlier))
 
 
-def save_predictions(predictions: PredictionLog, config: JobConfig, record: Mapping[str, Any]) -> None:
-    """Save the predictions of a record that has not been written yet."""
-    best = record if config.averaging in EVALUATED_ONCE else best_record(config, record)
+def save_predictions(
+    predictions: PredictionLog, config: JobConfig, record: Mapping[str, Any], earlier: Mapping[str, Any] | None
+) -> None:
+    """Save the predictions of a record, given the best earlier one."""
+    best = record
+    if earlier and config.averaging not in EVALUATED_ONCE and not improves_validation(record, earlier):
+        best = earlier
     predictions.save(Path(config.output_dir), record["step"], best["step"])

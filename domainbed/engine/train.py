@@ -13,7 +13,14 @@ from domainbed.engine.checkpoint_files import PREVIOUS_FILE, remove_checkpoints
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Pruned
-from domainbed.engine.job_record import final_images, make_record, models_to_save, predictions_are_due, save_predictions
+from domainbed.engine.job_record import (
+    best_earlier_record,
+    final_images,
+    make_record,
+    models_to_save,
+    predictions_are_due,
+    save_predictions,
+)
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.loggers.base import JobLoggers
 from domainbed.engine.messages import format_progress, print_header
@@ -97,9 +104,10 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 # A job that is stopped during an evaluation repeats it when resumed.
                 generators = get_rng_state()
                 stop = partial(checkpointer.stop_if_requested, progress, generators)
-                record = make_record(config, setup, progress, before_batch=stop)
-                models = models_to_save(config, record)
-                saves_predictions = setup.predictions and predictions_are_due(config, averaging, record)
+                earlier = best_earlier_record(config)
+                record = make_record(config, setup, progress, earlier, before_batch=stop)
+                models = models_to_save(config, record, earlier)
+                saves_predictions = setup.predictions and predictions_are_due(config, averaging, record, earlier)
                 if models or saves_predictions:
                     # A job that resumes from an earlier step, such as with other threads or on a GPU, might not reach
                     # the weights of these files again.
@@ -110,7 +118,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                         save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
                 if setup.predictions:
                     if saves_predictions:
-                        save_predictions(setup.predictions, config, record)
+                        save_predictions(setup.predictions, config, record, earlier)
                     setup.predictions.clear()
                 if models or saves_predictions:
                     lock.check()  # large files may take a while
