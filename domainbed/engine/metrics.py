@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import SupportsFloat, TypeAlias
 
 import numpy as np
@@ -73,7 +73,7 @@ class MetricLog:
         if problems:
             step = min(problems)
             raise NonFiniteError(step, " and ".join(problems[step]))
-        return {name: math.fsum(value / len(values) for _, value in values) for name, values in history.items()}
+        return {name: _mean([value for _, value in values]) for name, values in history.items()}
 
     def to_python(self) -> dict[str, list[tuple[int, float]]]:
         """Return the history with all values as Python floats, to be saved in a checkpoint."""
@@ -81,6 +81,14 @@ class MetricLog:
             name: list(zip([step for step, _ in values], _to_floats([value for _, value in values]), strict=True))
             for name, values in self._history.items()
         }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of finite values, which is finite although their sum may not be."""
+    try:
+        return math.fsum(value / len(values) for value in values)
+    except OverflowError:  # rounded above the largest number, next to which all values are
+        return max(values, key=abs)
 
 
 def check_name(name: object) -> None:

@@ -58,7 +58,8 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     import_modules(config.imports)
     folder = Path(config.output_dir)
     check_available(folder, control.lock)
-    check_records(folder, config)
+    if folder.is_dir():  # before the data, which may take long to load; again once the lock is held
+        check_records(folder, config)
     loggers = JobLoggers(config)
     setup = set_up(config, control.should_stop)
     algorithm, averaging = setup.algorithm, setup.averaging

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -30,6 +31,14 @@ def test_metric_may_be_tensor_and_float_in_turn():
     log.add({"penalty": torch.tensor(0.0), "loss": 1e308})
     log.add({"penalty": 2.0, "loss": 1e308})
     assert log.mean() == {"penalty": 1.0, "loss": 1e308}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_mean_of_the_largest_numbers_is_finite(sign: int):
+    log, largest = MetricLog(0), sign * sys.float_info.max
+    for _ in range(3):
+        log.add({"penalty": largest})
+    assert log.mean() == {"penalty": largest}
 
 
 @pytest.mark.parametrize("value", [None, "a", torch.rand(2), [1.0]])

@@ -314,7 +314,9 @@ def test_unfinished_run_of_another_job_is_kept(tmp_path: Path):
     train(make(tmp_path, seed=1))
     (tmp_path / "job" / "done").unlink()
     before = (tmp_path / "job" / "results.jsonl").read_bytes()
-    with pytest.raises(UsageError, match=r"contains another, unfinished run \(.*seed 1, steps 11.*choose another"):
+    with pytest.raises(
+        UsageError, match=r"contains another, unfinished run \(seed is 1 there, not 2\); choose another"
+    ):
         train(make(tmp_path, seed=2))
     assert (tmp_path / "job" / "results.jsonl").read_bytes() == before
     train(make(tmp_path, seed=1, skip_model_save=True))
@@ -324,8 +326,8 @@ def test_unfinished_run_of_another_job_is_kept(tmp_path: Path):
     ("change", "message"),
     [
         ({"schema_version": 2}, "contains records of schema version 2, which this version of domainbed cannot read"),
-        ({"args": None}, r"contains another, unfinished run \(dataset None, "),
-        ({"args": ...}, r"contains another, unfinished run \(dataset None, "),
+        ({"args": None}, r"contains another, unfinished run \(dataset is None there, not Tiny; "),
+        ({"args": ...}, r"contains another, unfinished run \(dataset is None there, not Tiny; "),
     ],
     ids=str,
 )

@@ -151,7 +151,7 @@ def test_next_launch_removes_leftovers_of_finished_jobs(tmp_path: Path, capsys: 
     jobs = jobs_of(words)
     before = records(jobs[0])
     kept = {"done", "model.pkl", "results.jsonl", "log.txt"}
-    for name in ("checkpoint.pt", "checkpoint_previous.pt", "checkpoint.pt.part"):
+    for name in ("checkpoint.pt", "checkpoint_previous.pt", f"checkpoint.pt.{32 * '0'}.part"):
         (jobs[0].folder / name).write_text("left")
     create_lock(jobs[0].folder, "here dead", "")
     capsys.readouterr()
