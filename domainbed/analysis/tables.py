@@ -186,8 +186,8 @@ def agreement_table(pairs: pd.DataFrame, environments: Sequence[str]) -> Table |
     ]
     notes = [
         "Agreement: the percentage of images of the same trial on which both predict the same class. Consistency: "
-        "Cohen's kappa of which images they classify correctly; 0: as by chance, given their accuracies; 1: the same; "
-        "undefined if both classify all images correctly, or none."
+        "Cohen's kappa between the correctness of their predictions; 0: agreement by chance, given their accuracies; "
+        "1: perfect agreement; undefined if both classify all images correctly, or none."
     ]
     return Table("agreement", "Agreement", ["Algorithms", "Test", "Agreement", "Consistency"], rows, notes, frame)
 

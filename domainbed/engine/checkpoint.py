@@ -348,7 +348,6 @@ def check_args(folder: Path, args: Mapping[str, Any], config: JobConfig) -> None
     """
     selected = [f for f in fields(config) if f.compare or (f.name == "data_dir" and config.has_custom_environments())]
     recorded, requested = recorded_args(args, selected), recorded_args(config.args(), selected)
-    names = dict.fromkeys([*recorded, *requested])
-    if different := [name for name in names if str(recorded.get(name)) != str(requested.get(name))]:
-        lines = [f"{name} is {recorded.get(name)} there, not {requested.get(name)}" for name in different]
+    if different := [name for name in recorded if str(recorded[name]) != str(requested[name])]:
+        lines = [f"{name} is {recorded[name]} there, not {requested[name]}" for name in different]
         raise UsageError(f"{folder} contains another, unfinished run ({'; '.join(lines)}); choose another --output_dir")

@@ -51,7 +51,7 @@ class MeanLogits(Algorithm):
 
 @torch.no_grad()
 def average_weights(
-    paths: Sequence[Path], device: torch.device, validate: Callable[[Algorithm], float] | None = None
+    paths: Sequence[Path], load: Callable[[Path], Algorithm], validate: Callable[[Algorithm], float] | None = None
 ) -> tuple[Algorithm, list[int]]:
     """Return a model with the uniform mean of the parameters of saved models, and the positions of those included.
 
@@ -59,20 +59,20 @@ def average_weights(
 
     Args:
         paths: the models.
-        device: the device of the result.
+        load: loads a model.
         validate: if given, the first model is included, and of the others, in this order, those with which the mean has
             at least the best validation accuracy so far.
 
     Raises:
         UsageError: a model cannot be loaded, or is of another network than the first.
     """
-    average = load_model(paths[0], device).algorithm
+    average = load(paths[0])
     parameters: list[torch.Tensor] = list(average.parameters())
     mean = RunningMean(parameters, 1)
     best = validate(average) if validate else 0.0
     included = [0]
     for i, path in enumerate(paths[1:], 1):
-        others = list(load_model(path, device).parameters())
+        others = list(load(path).parameters())
         if [p.shape for p in others] != [p.shape for p in parameters]:
             raise UsageError(f"cannot average {path} with {paths[0]}: their networks differ")
         candidate = RunningMean(mean.tensors, mean.count)
@@ -113,12 +113,15 @@ def evaluate_ensemble(
         requests = validation_requests(config, splits, model.EVAL_BATCH_SIZE or feed.batch_size)
         return split_means(model, feed, [("out", request) for _, request in requests])["out"]
 
-    for path in paths:
-        check_backbone(load_model(path).metadata, dataset, path)
+    def load(path: Path) -> Algorithm:
+        model = load_model(path, device)
+        check_backbone(model.metadata, dataset, path)
+        return model.algorithm
+
     if averages_weights:
-        model, members = average_weights(paths, device, validate if is_restricted else None)
+        model, members = average_weights(paths, load, validate if is_restricted else None)
     else:
-        model, members = MeanLogits([load_model(path, device).algorithm for path in paths]), list(range(len(paths)))
+        model, members = MeanLogits([load(path) for path in paths]), list(range(len(paths)))
     set_precision(config.precision, model)
     batch_size = model.EVAL_BATCH_SIZE or feed.batch_size
     requests = list(evaluation_requests(config, dataset, splits, config.steps - 1, batch_size))

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from domainbed.algorithms.base import Algorithm
+from domainbed.engine.forward import are_close, evaluation_mode
 from domainbed.engine.model import load_model_and_args
 from domainbed.errors import UsageError
 from domainbed.registry import is_builtin
@@ -36,9 +37,7 @@ def describe_difference(path: Path, algorithm: Algorithm, input_shape: tuple[int
         return str(error)
     except Exception as error:
         return f"the model loaded from {path} cannot predict ({type(error).__name__}: {error})"
-    finite = expected[expected.isfinite()]  # such as without square roots of negative pixels
-    tolerance = TOLERANCE * float(finite.abs().max()) if finite.numel() else 0.0
-    if found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
+    if are_close(found, expected, TOLERANCE):  # square roots of negative pixels, for example, are NaN in both
         return ""
     return (
         f"{path} does not predict what {type(algorithm).__name__} predicts: models contain parameters, buffers and "
@@ -50,11 +49,7 @@ def _predict(algorithm: Algorithm, x: torch.Tensor) -> torch.Tensor:
     """Return the logits of images, without changing a random generator."""
     devices = {tensor.device for tensor in algorithm.state_dict().values() if isinstance(tensor, torch.Tensor)}
     device = next(iter(devices), torch.device("cpu"))
-    was_training = algorithm.training
-    algorithm.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            return algorithm.predict(x.to(device)).float().cpu()
-    finally:
-        algorithm.train(was_training)
+    generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with evaluation_mode(algorithm), torch.no_grad(), generators:
+        torch.manual_seed(0)
+        return algorithm.predict(x.to(device)).float().cpu()

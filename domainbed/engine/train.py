@@ -113,7 +113,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                     # A job that resumes from an earlier step, such as with other threads or on a GPU, might not reach
                     # the weights of these files again.
                     checkpointer.save(progress, generators)
-                lock.check()
+                    lock.check()
                 for name in models:
                     with averaging.applied(final_images(config, setup, progress)):
                         save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
@@ -121,8 +121,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                     if saves_predictions:
                         save_predictions(setup.predictions, config, record, earlier)
                     setup.predictions.clear()
-                if models or saves_predictions:
-                    lock.check()  # large files may take a while
+                lock.check()  # large files may take a while
                 append_record(folder, record)
                 loggers.log(record)
                 progress.finish_evaluation()

@@ -11,6 +11,7 @@ from torch import nn
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.evaluate import split_on_oom
+from domainbed.engine.forward import recorded_outputs
 from domainbed.engine.frozen import image_shape, to_inputs
 from domainbed.engine.preprocessing import Preprocessing, check_input
 from domainbed.errors import UsageError
@@ -91,19 +92,8 @@ class TrainedModel(Algorithm):
         featurizer = getattr(self.algorithm, "featurizer", None)
         if not isinstance(featurizer, nn.Module):
             raise UsageError(f"{type(self.algorithm).__name__} has no module `featurizer`, so it has no features")
-        # Algorithms that average their weights predict with a copy of the featurizer.
-        copies = [module for module in self.algorithm.modules() if str(module) == str(featurizer)]
-        outputs: dict[nn.Module, torch.Tensor] = {}
-
-        def store(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            outputs[module] = output
-
-        handles = [module.register_forward_hook(store) for module in copies]
-        try:
+        with recorded_outputs(self.algorithm, featurizer) as outputs:
             self.predict(x)
-        finally:
-            for handle in handles:
-                handle.remove()
         if not outputs:
             raise UsageError(f"{type(self.algorithm).__name__} does not use its featurizer in predict")
         return outputs[featurizer] if featurizer in outputs else next(iter(outputs.values()))

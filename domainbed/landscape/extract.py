@@ -10,8 +10,9 @@ from torch import nn
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.evaluate import split_on_oom
+from domainbed.engine.forward import evaluation_mode
 from domainbed.landscape.domain import Domain
-from domainbed.landscape.predictor import N_IMAGES, Predictor, evaluation_mode
+from domainbed.landscape.predictor import N_IMAGES, Predictor
 from domainbed.loading.base import Feed, Request
 from domainbed.loading.splits import Split
 

@@ -1,7 +1,7 @@
 """The modules by which an algorithm predicts: `predict(x)` must be `classifier(featurizer(x))`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.algorithm_errors import locate_errors
+from domainbed.engine.forward import are_close, evaluation_mode, recorded_outputs
 from domainbed.errors import UsageError
 
 N_IMAGES = 4  # on which both are compared
@@ -64,49 +65,26 @@ def find_predictor(algorithm: Algorithm, x: torch.Tensor) -> Predictor:
     modules = check_modules(algorithm)
     names = {module: name for name, module in algorithm.named_modules()}
     with torch.no_grad(), evaluation_mode(algorithm):
-        with _recorded_calls(algorithm, modules) as called, locate_errors(type(algorithm), lambda: "predict"):
+        with ExitStack() as stack:
+            outputs = [stack.enter_context(recorded_outputs(algorithm, module)) for module in modules]
+            stack.enter_context(locate_errors(type(algorithm), lambda: "predict"))
             logits = algorithm.predict(x)
-        featurizer, classifier = (_called_copy(module, called) for module in modules)
+        featurizer, classifier = (
+            module if module in called or not called else next(iter(called))
+            for module, called in zip(modules, outputs, strict=True)
+        )
         try:
-            is_composition = _is_close(classifier(featurizer(x)), logits)
+            is_composition = are_close(classifier(featurizer(x)), logits, TOLERANCE)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # they expect other inputs
             is_composition = False
         # Weights that predict exchanges for others may be equal to these now, and differ after some updates.
         with _scaled_weights(classifier), locate_errors(type(algorithm), lambda: "predict"):
-            is_composition = is_composition and _is_close(classifier(featurizer(x)), algorithm.predict(x))
+            is_composition = is_composition and are_close(classifier(featurizer(x)), algorithm.predict(x), TOLERANCE)
     if not is_composition:
         raise _other_prediction(algorithm)
     return Predictor(names[featurizer], names[classifier])
-
-
-@contextmanager
-def evaluation_mode(algorithm: Algorithm) -> Iterator[None]:
-    """Put an algorithm into evaluation mode for the duration of a `with` block."""
-    was_training = algorithm.training
-    algorithm.eval()
-    try:
-        yield
-    finally:
-        algorithm.train(was_training)
-
-
-@contextmanager
-def _recorded_calls(algorithm: Algorithm, modules: tuple[nn.Module, ...]) -> Iterator[list[nn.Module]]:
-    """Yield a list that collects those modules of the algorithm that are called and have the structure of one given."""
-    structures = set(map(str, modules))
-    called: list[nn.Module] = []
-    handles = [
-        module.register_forward_hook(lambda module, inputs, output: called.append(module))
-        for module in algorithm.modules()
-        if str(module) in structures
-    ]
-    try:
-        yield called
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -119,18 +97,6 @@ def _scaled_weights(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch._foreach_copy_(weights, values)
-
-
-def _called_copy(module: nn.Module, called: list[nn.Module]) -> nn.Module:
-    """Return the module, or its copy if only that was called."""
-    copies = [other for other in called if str(other) == str(module)]
-    return module if module in copies or not copies else copies[0]
-
-
-def _is_close(found: torch.Tensor, logits: torch.Tensor) -> bool:
-    finite = logits[logits.isfinite()]  # a model that diverged is reported as such
-    tolerance = TOLERANCE * float(finite.abs().max()) if finite.numel() else 0.0
-    return found.shape == logits.shape and torch.allclose(found, logits, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _other_prediction(algorithm: Algorithm) -> UsageError:

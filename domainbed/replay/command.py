@@ -96,7 +96,7 @@ def load_curves(options: ReplayOptions) -> "tuple[pd.DataFrame, dict[str, list[s
     from domainbed.replay.policies import score_records
     from domainbed.reporting.cells import algorithms_of, datasets_of, testable_names
     from domainbed.reporting.load import load_sweep
-    from domainbed.reporting.report import select_algorithms, select_datasets, select_names
+    from domainbed.reporting.report import check_compared, select_algorithms, select_datasets
 
     sweep = load_sweep(options.input_dir)
     for problem in sweep.problems:
@@ -113,9 +113,7 @@ def load_curves(options: ReplayOptions) -> "tuple[pd.DataFrame, dict[str, list[s
     for phrase in skipped:
         print(f"warning: skipping {phrase}", file=sys.stderr)
     baseline, replayed = options.baseline, list(curves["algorithm"].unique())
-    select_names([baseline], algorithms_of(sweep.runs), "--baseline")
-    if baseline not in algorithms:
-        raise UsageError(f"--baseline {baseline}: not among --algorithms; add it there")
+    check_compared(baseline, algorithms, algorithms_of(sweep.runs), "--baseline")
     if baseline not in replayed:
         raise UsageError(f"--baseline {baseline}: none of its runs can be replayed; {suggest(baseline, replayed)}")
     return curves, {name: names for name, names in environments.items() if name in set(curves["dataset"])}

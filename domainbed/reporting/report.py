@@ -111,9 +111,7 @@ def make_report(sweep: Sweep, options: ReportOptions) -> Report:
         compared["--baseline"] = (options.baseline,)
     for flag, names in compared.items():
         for name in names:
-            select_names([name], algorithms_of(sweep.runs), flag)
-            if name not in algorithms:
-                raise UsageError(f"{flag} {name}: not among --algorithms; add it there")
+            check_compared(name, algorithms, algorithms_of(sweep.runs), flag)
     titles = sweep_titles(sweep, options.rename)
     environments = {dataset: testable_names(sweep.jobs, dataset) for dataset in datasets}
     for dataset in (dataset for dataset in datasets if not environments[dataset]):  # it has no records yet
@@ -163,6 +161,17 @@ def select_names(requested: Collection[str] | None, available: list[str], option
         if name not in available:
             raise UsageError(f"{option} {name}: this sweep has no such runs; {suggest(name, available)}")
     return list(dict.fromkeys(requested)) if requested else available
+
+
+def check_compared(name: str, selected: Collection[str], available: list[str], option: str) -> None:
+    """Check that an algorithm with which others are compared is among those selected.
+
+    Raises:
+        UsageError: it is not available, or is not selected; `option` is the flag to report.
+    """
+    select_names([name], available, option)
+    if name not in selected:
+        raise UsageError(f"{option} {name}: not among --algorithms; add it there")
 
 
 def select_datasets(requested: Collection[str] | None, available: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ def make(cls: type) -> torch.nn.Module:
         return checks.make(cls.__name__, {})
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if not ALGORITHMS[name].REQUIRES_PHOTOS])
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS.builtin_names if not ALGORITHMS[name].REQUIRES_PHOTOS])
 def test_builtin_algorithms(name: str):
     algorithm = checks.make(name, {})
     if not ALGORITHMS[name].PREDICTS_BY_CLASSIFIER:

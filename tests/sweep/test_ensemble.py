@@ -184,7 +184,9 @@ def test_requirements_are_explained(sweep: Path, tmp_path: Path):
     assert len(find_groups(tmp_path / "t", tmp_path / "t", "ensemble")) == 1
     train(JobConfig(**{**job, "dataset": "RotatedDigits"}, output_dir=str(tmp_path / "r")))
     with pytest.raises(UsageError, match="their networks differ"):
-        average_weights([tmp_path / "r" / "model.pkl", tmp_path / "t" / "a" / "model.pkl"], torch.device("cpu"))
+        average_weights(
+            [tmp_path / "r" / "model.pkl", tmp_path / "t" / "a" / "model.pkl"], lambda path: load_model(path).algorithm
+        )
 
 
 def test_runs_can_be_selected_and_missing_ones_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -168,11 +168,10 @@ class SWAD(Averaging):
         if not layers:
             return
         buffers = [buffer for layer in layers for buffer in layer.buffers()]
-        before = [buffer.clone() for buffer in buffers]
+        self._in_place += buffers
+        self._replaced += [buffer.clone() for buffer in buffers]
         if self._statistics:  # training is over, so the average is still the same
             torch._foreach_copy_(buffers, self._statistics)
-            self._in_place += buffers
-            self._replaced += before
             return
         momenta = [layer.momentum for layer in layers]
         generators = get_rng_state()
@@ -187,8 +186,6 @@ class SWAD(Averaging):
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
             set_rng_state(generators)
-            self._in_place += buffers
-            self._replaced += before
         self._statistics = [buffer.clone() for buffer in buffers]
 
     def state_dict(self) -> dict[str, Any]:
