@@ -155,7 +155,7 @@ def save_model(
 def load_model(path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False) -> TrainedModel:
     """Load a saved model for prediction: `load_model("train_output/model.pkl").predict_images(["cat.jpg"])`.
 
-    The model of a job with a frozen backbone accepts its features [n, n_features], too.
+    The model of a job with a frozen backbone accepts its features [n, n_features], too; its `algorithm`, only these.
 
     No code in the file is run. An algorithm of your own must be registered first, by importing its module.
 
@@ -168,21 +168,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", trust_impor
         UsageError: the file does not exist, is not a model saved by train, or requires an algorithm that is not
             registered.
     """
-    saved, algorithm = _load(path, device, trust_imports)
-    metadata = {name: value for name, value in saved.items() if name != "model_dict"}
+    saved = _read(path)
+    algorithm = new_algorithm(saved, path, trust_imports)
     with _explain_errors(path):
-        return TrainedModel(algorithm, metadata)
-
-
-def load_model_and_args(
-    path: str | Path, device: str | torch.device = "cpu", trust_imports: bool = False
-) -> tuple[dict[str, Any], Algorithm]:
-    """Return the arguments of the job that saved a model, as in its records, and its bare algorithm; see `load_model`.
-
-    The algorithm of a job with a frozen backbone predicts from features alone.
-    """
-    saved, algorithm = _load(path, device, trust_imports)
-    return saved["args"], algorithm
+        for name in saved.get("late_buffers", ()):
+            module, _, leaf = name.rpartition(".")
+            algorithm.get_submodule(module).register_buffer(leaf, torch.empty_like(saved["model_dict"][name]))
+        algorithm.load_state_dict(saved["model_dict"])
+        algorithm.to(device)
+        return TrainedModel(algorithm, {name: value for name, value in saved.items() if name != "model_dict"})
 
 
 def new_algorithm(metadata: Mapping[str, Any], source: object, trust_imports: bool = False) -> Algorithm:
@@ -209,20 +203,6 @@ def new_algorithm(metadata: Mapping[str, Any], source: object, trust_imports: bo
         if not isinstance(algorithm, nn.Module) or not callable(getattr(algorithm, "predict", None)):
             raise UsageError(f"cannot load a model from {source}: {args['algorithm']} is not an nn.Module with predict")
         return algorithm
-
-
-def _load(path: str | Path, device: str | torch.device, trust_imports: bool) -> tuple[dict[str, Any], Algorithm]:
-    """Return the content of a model's file, and the model."""
-    saved = _read(path)
-    algorithm = new_algorithm(saved, path, trust_imports)
-    with _explain_errors(path):
-        for name in saved.get("late_buffers", ()):
-            module, _, leaf = name.rpartition(".")
-            algorithm.get_submodule(module).register_buffer(leaf, torch.empty_like(saved["model_dict"][name]))
-        algorithm.load_state_dict(saved["model_dict"])
-        algorithm.to(device)
-        algorithm.eval()
-    return saved, algorithm
 
 
 @contextmanager

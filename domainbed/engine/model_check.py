@@ -6,7 +6,7 @@ import torch
 
 from domainbed.algorithms.base import Algorithm
 from domainbed.engine.forward import are_close, evaluation_mode
-from domainbed.engine.model import load_model_and_args
+from domainbed.engine.model import load_model
 from domainbed.errors import UsageError
 from domainbed.registry import is_builtin
 
@@ -32,7 +32,7 @@ def describe_difference(path: Path, algorithm: Algorithm, input_shape: tuple[int
     except Exception:  # it may require other images than random ones
         return ""
     try:
-        found = _predict(load_model_and_args(path)[1], x)
+        found = _predict(load_model(path).algorithm, x)
     except UsageError as error:
         return str(error)
     except Exception as error:

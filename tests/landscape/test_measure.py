@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from domainbed.algorithms import sma
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
-from domainbed.engine.model import load_model_and_args
+from domainbed.engine.model import load_model
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
 from domainbed.landscape import LAYERS, PREFIX, QUANTITIES, measure, slices
@@ -51,7 +51,7 @@ def test_training_environments_come_first_with_the_risks_of_the_model(models: di
     assert landscape.environments == ["+90%", "-90%", "+80%"]
     assert landscape.labels == ["+90%", "-90%", "[+80%]"]
     assert (landscape.n_training, landscape.images, landscape.n_weights) == (2, [100] * 3, 66)
-    _, algorithm = load_model_and_args(models["ERM"])
+    algorithm = load_model(models["ERM"]).algorithm
     dataset, splits = load_data(landscape.config, landscape.config.resolved_hparams())
     for found, env in zip(landscape.statistics, (0, 2, 1), strict=True):
         rows = splits[env].in_[:100]
@@ -73,7 +73,7 @@ def test_algorithm_that_averages_is_measured_at_the_average(
     monkeypatch.setattr(sma, "START", 3)
     train(JobConfig("ColoredDigits", "SMA", (1,), steps=11, output_dir=str(tmp_path)))
     measured = measure_landscape(tmp_path / "model.pkl", layers=layers, images=7, with_slices=False)
-    _, algorithm = load_model_and_args(tmp_path / "model.pkl")
+    algorithm = load_model(tmp_path / "model.pkl").algorithm
     dataset, splits = load_data(measured.config, measured.config.resolved_hparams())
     rows = splits[0].in_[:7]
     x, y = torch.from_numpy(dataset[0].images[rows]).float() / 255, torch.from_numpy(dataset[0].labels[rows])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from domainbed.algorithms import ALGORITHMS, ERM, sma
 from domainbed.engine.config import JobConfig
 from domainbed.engine.data import load_data
-from domainbed.engine.model import load_model_and_args
+from domainbed.engine.model import load_model
 from domainbed.engine.tracking import TRACKERS, Tracker
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
@@ -36,7 +36,7 @@ def train_and_read(config: JobConfig) -> list[dict]:
 
 def expected_distances(config: JobConfig, n: int) -> dict[str, float]:
     """Return the distances at the job's last weights, from per-sample gradients and autograd's Hessian."""
-    _, algorithm = load_model_and_args(Path(config.output_dir) / "model.pkl")
+    algorithm = load_model(Path(config.output_dir) / "model.pkl").algorithm
     featurizer, classifier = algorithm.average.network if config.algorithm == "SMA" else algorithm.network
     dataset, splits = load_data(config, config.resolved_hparams())
     domains = []
@@ -109,7 +109,7 @@ def test_tracked_job_equals_untracked_job(algorithm: str, tmp_path: Path, monkey
         assert {name for name in b if name not in a} == {PREFIX + name for name in QUANTITIES}
         for name in a.keys() - {"args", "step_time"}:
             assert a[name] == b[name], name
-    weights = [load_model_and_args(Path(config.output_dir) / "model.pkl")[1].state_dict() for config in configs]
+    weights = [load_model(Path(config.output_dir) / "model.pkl").algorithm.state_dict() for config in configs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -180,5 +180,5 @@ def test_registered_tracker_adds_its_entries(tmp_path: Path):
 
     with TRACKERS.temporarily("norm", WeightNorm):
         records = train_and_read(make_config(tmp_path / "job", track="norm"))
-    _, algorithm = load_model_and_args(tmp_path / "job" / "model.pkl")
+    algorithm = load_model(tmp_path / "job" / "model.pkl").algorithm
     assert records[-1]["norm_classifier"] == algorithm.classifier.weight.norm().item()
