@@ -21,13 +21,13 @@ REST = "rest"
 PARTS = {
     "updates": ["engine.steps:EagerSteps.update"],
     "batches": ["engine.data:Batches.steps"],
-    "evaluations": ["engine.train:make_record"],
+    "evaluations": ["engine.recorder:make_record"],
     "checkpoints": [
         *("engine.checkpoint:Checkpointer.resume", "engine.checkpoint:Checkpointer.save"),
         "engine.train:remove_checkpoints",
     ],
     "records": [
-        *("engine.train:append_record", "engine.train:read_job", "engine.train:mark_done"),
+        *("engine.recorder:append_record", "engine.train:read_job", "engine.train:mark_done"),
         "engine.job_record:read_job",
         *("sweep.run:begin_attempt", "sweep.run:remove_failure_files"),
     ],

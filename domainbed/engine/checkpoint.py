@@ -16,17 +16,15 @@ import torch
 from tqdm import tqdm
 
 from domainbed import __version__
-from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.state import check_plain
-from domainbed.engine.averaging.base import Averaging
 from domainbed.engine.checkpoint_files import CHECKPOINT_FILES, PREVIOUS_FILE, remove_partial_files
 from domainbed.engine.config import JobConfig, recorded_args
 from domainbed.engine.interrupts import Interrupted
 from domainbed.engine.lock import Lock
 from domainbed.engine.metrics import MetricHistory, MetricLog
+from domainbed.engine.setup import Setup
 from domainbed.errors import UsageError, one_line
 from domainbed.files import atomic_write
-from domainbed.loading.base import Feed
 from domainbed.records import (
     CHECKPOINT_FILE,
     RESULTS_FILE,
@@ -96,31 +94,21 @@ class Checkpointer:
     A checkpoint contains no state of samplers or loaders, because the batch of a step depends only on its number.
     """
 
-    def __init__(
-        self,
-        config: JobConfig,
-        algorithm: Algorithm,
-        averaging: Averaging,
-        feed: Feed,
-        lock: Lock,
-        should_stop: Callable[[], bool],
-        code: str | None,
-        backbone_weights: str = "",
-    ) -> None:
+    def __init__(self, config: JobConfig, setup: Setup, lock: Lock, should_stop: Callable[[], bool]) -> None:
         self._config = config
         self._folder = Path(config.output_dir)
-        self._algorithm = algorithm
-        self._averaging = averaging
-        self._feed = feed
+        self._algorithm = setup.algorithm
+        self._averaging = setup.averaging
+        self._feed = setup.feed
         self._lock = lock
         self._should_stop = should_stop
-        self._code = code
-        self._backbone_weights = backbone_weights
+        self._code = setup.code
+        self._backbone_weights = setup.backbone_weights
         self._first_step = 0
         self._saved_at = time.monotonic()
         # Whether the state is known to be one that can be saved.
-        self._is_checked = is_builtin(type(algorithm)) and is_builtin(type(averaging))
-        algorithm.record_construction()
+        self._is_checked = is_builtin(type(setup.algorithm)) and is_builtin(type(setup.averaging))
+        setup.algorithm.record_construction()
 
     def resume(self) -> Progress:
         """Restore algorithm, random generators and records from the last valid checkpoint, if one exists.

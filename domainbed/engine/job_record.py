@@ -1,4 +1,4 @@
-"""The record of an evaluation of a job, and what is saved because of it."""
+"""The record of an evaluation of a job."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,11 +17,10 @@ from domainbed.engine.config import JobConfig
 from domainbed.engine.data import evaluation_requests, validation_requests
 from domainbed.engine.evaluate import cross_entropy, split_means
 from domainbed.engine.metrics import NonFiniteError, check_weights
-from domainbed.engine.predictions import PredictionLog
 from domainbed.engine.setup import Setup
 from domainbed.engine.tracking import tracked_entries
 from domainbed.loading.base import Request
-from domainbed.records import BEST_MODEL_FILE, EVALUATED_ONCE, SELECTIVE, read_job, records_length, validation_accuracy
+from domainbed.records import EVALUATED_ONCE, SELECTIVE, read_job, records_length, validation_accuracy
 
 
 def make_record(
@@ -151,29 +150,3 @@ def best_earlier_record(config: JobConfig) -> Mapping[str, Any] | None:
 def improves_validation(record: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
     """Return whether a record is better, by training-domain, than the best earlier one."""
     return earlier is None or validation_accuracy(record) > validation_accuracy(earlier)
-
-
-def models_to_save(config: JobConfig, record: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> list[str]:
-    """Return the names under which to save the model of a record, given the best earlier one."""
-    names = [f"model_step{record['step']}.pkl"] if config.save_model_every_checkpoint else []
-    if config.save_best_model and (config.averaging in EVALUATED_ONCE or improves_validation(record, earlier)):
-        names.append(BEST_MODEL_FILE)
-    return names
-
-
-def predictions_are_due(
-    config: JobConfig, averaging: Averaging, record: Mapping[str, Any], earlier: Mapping[str, Any] | None
-) -> bool:
-    """Return whether a selection method may choose a record, given the best earlier one."""
-    is_last = record["step"] == config.steps - 1 or averaging.has_ended
-    return is_last or (config.averaging not in EVALUATED_ONCE and improves_validation(record, earlier))
-
-
-def save_predictions(
-    predictions: PredictionLog, config: JobConfig, record: Mapping[str, Any], earlier: Mapping[str, Any] | None
-) -> None:
-    """Save the predictions of a record, given the best earlier one."""
-    best = record
-    if earlier and config.averaging not in EVALUATED_ONCE and not improves_validation(record, earlier):
-        best = earlier
-    predictions.save(Path(config.output_dir), record["step"], best["step"])

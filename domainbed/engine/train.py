@@ -2,38 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from domainbed.engine.algorithm_errors import locate_errors, step_place
-from domainbed.engine.checkpoint import Checkpointer, check_records
+from domainbed.engine.checkpoint import Checkpointer, Progress, check_records
 from domainbed.engine.checkpoint_files import PREVIOUS_FILE, remove_checkpoints
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Pruned
-from domainbed.engine.job_record import (
-    best_earlier_record,
-    final_images,
-    make_record,
-    models_to_save,
-    predictions_are_due,
-    save_predictions,
-)
 from domainbed.engine.lock import Lock, TakenError, is_locked, lock_owner, locked
 from domainbed.engine.loggers.base import JobLoggers
-from domainbed.engine.messages import format_progress, print_header
-from domainbed.engine.model import MODEL_FILE, save_model
-from domainbed.engine.model_check import describe_difference
+from domainbed.engine.messages import print_header
+from domainbed.engine.recorder import Recorder
 from domainbed.engine.setup import set_up
 from domainbed.engine.steps import make_steps
 from domainbed.files import make_folder
 from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.photo_feed import explain_dead_worker
-from domainbed.records import append_record, clear_pruned, is_done, mark_done, mark_pruned, read_job, records_length
+from domainbed.records import clear_pruned, is_done, mark_done, mark_pruned, read_job, records_length
 from domainbed.registry import import_modules
-from domainbed.seeding import get_rng_state
 
 
 def train(config: JobConfig, control: JobControl | None = None) -> None:
@@ -64,19 +53,10 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     setup = set_up(config, control.should_stop)
     algorithm, averaging = setup.algorithm, setup.averaging
     with hold_folder(folder, control.lock) as lock, loggers, tqdm(total=config.steps, unit="step", disable=None) as bar:
-        checkpointer = Checkpointer(
-            config, algorithm, averaging, setup.feed, lock, control.should_stop, setup.code, setup.backbone_weights
-        )
+        checkpointer = Checkpointer(config, setup, lock, control.should_stop)
+        recorder = Recorder(config, setup, checkpointer, lock, loggers)
         progress = checkpointer.resume()
         clear_pruned(folder)
-
-        def stop_if_pruned() -> None:
-            if decision := control.should_prune(progress.step - 1):
-                checkpointer.save(progress)
-                mark_pruned(folder, decision)
-                (folder / PREVIOUS_FILE).unlink(missing_ok=True)  # pruned jobs are many, and few are ever resumed
-                raise Pruned(str(decision), checkpointer.updates(progress))
-
         print_header(config, setup)
         loggers.start(read_job(folder)[0] if records_length(folder) else [])
         steps = make_steps(algorithm, setup.device, setup.is_captured)
@@ -86,7 +66,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         if not progress.is_evaluated and config.is_evaluation_due(start - 1):
             start -= 1  # the run was stopped between this update and its evaluation
         if progress.step and progress.is_evaluated:  # the job may have been killed before it was compared
-            stop_if_pruned()
+            stop_if_pruned(folder, control, checkpointer, progress)
         progress.start_timer()
         for step in range(start, config.steps):
             if averaging.has_ended and progress.is_evaluated:
@@ -102,43 +82,24 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
                 checkpointer.stop_if_requested(progress)
                 checkpointer.save_if_due(progress)
             if config.is_evaluation_due(step):
-                # A job that is stopped during an evaluation repeats it when resumed.
-                generators = get_rng_state()
-                stop = partial(checkpointer.stop_if_requested, progress, generators)
-                earlier = best_earlier_record(config)
-                record = make_record(config, setup, progress, earlier, before_batch=stop)
-                models = models_to_save(config, record, earlier)
-                saves_predictions = setup.predictions and predictions_are_due(config, averaging, record, earlier)
-                if models or saves_predictions:
-                    # A job that resumes from an earlier step, such as with other threads or on a GPU, might not reach
-                    # the weights of these files again.
-                    checkpointer.save(progress, generators)
-                    lock.check()
-                for name in models:
-                    with averaging.applied(final_images(config, setup, progress)):
-                        save_model(folder / name, config, setup.dataset, setup.environments, algorithm)
-                if setup.predictions:
-                    if saves_predictions:
-                        save_predictions(setup.predictions, config, record, earlier)
-                    setup.predictions.clear()
-                lock.check()  # large files may take a while
-                append_record(folder, record)
-                loggers.log(record)
-                progress.finish_evaluation()
-                checkpointer.save_if_due(progress)
-                tqdm.write(format_progress(record, config.test_envs))
+                recorder.evaluate(progress)
                 control.on_record(step)
-                stop_if_pruned()
+                stop_if_pruned(folder, control, checkpointer, progress)
                 progress.start_timer()
         lock.check()
         if not config.skip_model_save:
-            with averaging.applied(final_images(config, setup, progress)):
-                save_model(folder / MODEL_FILE, config, setup.dataset, setup.environments, algorithm)
-                if problem := describe_difference(folder / MODEL_FILE, algorithm, setup.dataset.input_shape):
-                    tqdm.write(f"warning: {problem}")
-            lock.check()  # a large model may take a while
+            recorder.save_final_model(progress)
         mark_done(folder)
         remove_checkpoints(folder)
+
+
+def stop_if_pruned(folder: Path, control: JobControl, checkpointer: Checkpointer, progress: Progress) -> None:
+    """Save a checkpoint, mark the folder and raise Pruned if the caller of `train` prunes the job at its last step."""
+    if decision := control.should_prune(progress.step - 1):
+        checkpointer.save(progress)
+        mark_pruned(folder, decision)
+        (folder / PREVIOUS_FILE).unlink(missing_ok=True)  # pruned jobs are many, and few are ever resumed
+        raise Pruned(str(decision), checkpointer.updates(progress))
 
 
 def check_available(folder: Path, lock: Lock | None) -> None:

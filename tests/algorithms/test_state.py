@@ -46,9 +46,14 @@ def batch(t: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def checkpointer(algorithm: Algorithm, folder: str) -> Any:
     lock = types.SimpleNamespace(check=lambda: None, start_from=lambda step: None)
     config = JobConfig("ColoredDigits", "ERM", (0,), output_dir=folder)
-    feed = types.SimpleNamespace(bad_images=set())
-    averaging = Averaging(config, algorithm)
-    return Checkpointer(config, algorithm, averaging, feed, lock, lambda: False, None)  # type: ignore[arg-type]
+    setup = types.SimpleNamespace(
+        algorithm=algorithm,
+        averaging=Averaging(config, algorithm),
+        feed=types.SimpleNamespace(bad_images=set()),
+        code=None,
+        backbone_weights="",
+    )
+    return Checkpointer(config, setup, lock, lambda: False)  # type: ignore[arg-type]
 
 
 def updates(algorithm: Algorithm, steps: range) -> list[dict[str, float]]:

@@ -237,6 +237,17 @@ def test_records_and_model_are_those_of_the_average(tmp_path: Path):
     assert not any(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_saved_average_of_a_users_algorithm_is_compared_with_the_average(tmp_path: Path, capsys: pytest.CaptureFixture):
+    class Mine(ERM):
+        """Not built in, so the saved model is compared with the algorithm."""
+
+    shared = {"steps": 41, "checkpoint_freq": 4, "hparams": '{"batch_size": 8, "lr": 0.01}'}
+    with ALGORITHMS.temporarily("Mine", Mine):
+        train(config(**shared, algorithm="Mine", averaging="swad", output_dir=str(tmp_path)))
+    assert is_done(tmp_path)
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_job_ends_with_the_valley(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(swad, "TOLERANCE_RATIO", -0.9)  # no loss is within the valley
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 3.8, 3.9, 4.0, 4.1])

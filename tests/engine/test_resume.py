@@ -501,7 +501,7 @@ def test_lock_taken_over_while_a_model_is_saved_writes_no_record(tmp_path: Path,
             (tmp_path / "lock").rename(tmp_path / "old lock")
             (tmp_path / "lock").write_bytes(b"another process")
 
-    monkeypatch.setattr("domainbed.engine.train.save_model", save_model)
+    monkeypatch.setattr("domainbed.engine.recorder.save_model", save_model)
     with pytest.raises(TakenError, match="taken over by another process"):
         train(make(tmp_path, save_model_every_checkpoint=True))
     assert written == ["model_step0.pkl", "model_step3.pkl"]
@@ -517,8 +517,8 @@ def test_lock_taken_over_while_the_last_model_is_saved_is_not_marked_as_done(
         (tmp_path / "lock").rename(tmp_path / "old lock")
         (tmp_path / "lock").write_bytes(b"another process")
 
-    monkeypatch.setattr("domainbed.engine.train.save_model", save_model)
-    monkeypatch.setattr("domainbed.engine.train.describe_difference", lambda *args: "")
+    monkeypatch.setattr("domainbed.engine.recorder.save_model", save_model)
+    monkeypatch.setattr("domainbed.engine.recorder.describe_difference", lambda *args: "")
     with pytest.raises(TakenError, match="taken over by another process"):
         train(make(tmp_path))
     assert not is_done(tmp_path)
