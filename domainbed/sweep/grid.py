@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from domainbed.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, GROUPS, expand_groups
 from domainbed.datasets import BENCHMARK, DATASETS, DatasetSpec, dataset_spec
 from domainbed.engine.config import JobConfig, LoggedJobConfig, check_test_envs
+from domainbed.engine.requirements import unmet_requirement
 from domainbed.errors import UsageError
 from domainbed.hparams import parse_overrides
 from domainbed.options import as_tuple, check_options, option
@@ -160,20 +161,16 @@ class Grid:
         return replace(self, algorithms=algorithms, left_out=tuple(left_out)), list(left_out.values())
 
     def _why_unsupported(self, algorithm: str, dataset: str) -> str:
-        """Return what an algorithm requires that a dataset does not have; "" if nothing."""
-        algorithm_class = ALGORITHMS[algorithm]
-        if algorithm_class.REQUIRES_PHOTOS and DATASETS[dataset].SMALL_IMAGES:
-            return "photographs"
+        """Return what an algorithm requires that jobs on a dataset do not have; "" if nothing."""
         overrides = parse_overrides(self.job_args.get("hparams"))
-        if algorithm_class.REQUIRES_IMAGES and overrides.get("frozen") is True:
-            return "images, not features of a frozen backbone"
-        if algorithm_class.REQUIRES_FEATURIZER and overrides.get("linear_probe") is True:
-            return "a trained featurizer, which linear probes do not have"
         spec = self._spec(dataset)
-        num_domains = len(spec.environments) - max(map(len, self._test_envs_on(dataset, spec)), default=0)
-        if num_domains < algorithm_class.MIN_DOMAINS:
-            return f"at least {algorithm_class.MIN_DOMAINS} training domains, not {num_domains}"
-        return ""
+        return unmet_requirement(
+            ALGORITHMS[algorithm],
+            num_domains=len(spec.environments) - max(map(len, self._test_envs_on(dataset, spec)), default=0),
+            small_images=DATASETS[dataset].SMALL_IMAGES,
+            images=overrides.get("frozen") is not True,
+            linear_probe=overrides.get("linear_probe") is True,
+        )
 
     def to_log(self) -> dict[str, Any]:
         """Return the launch as a JSON object, from which `from_log` reads its jobs without importing anything."""

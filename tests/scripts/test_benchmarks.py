@@ -83,7 +83,7 @@ def test_step_of_all_algorithms(
     monkeypatch.setattr(step, "WARM_UP", 1)  # nothing is captured
     assert step.main([*words, "--output", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "Skipping MIRO on ColoredDigits: it requires photographs" in out
+    assert "Skipping MIRO on ColoredDigits: it requires a dataset of photos, not of small images" in out
     rows = {row.split()[0]: row.split()[1:] for row in out.rpartition("expected   ")[2].splitlines()[2:-1]}
     assert [name for name in rows if name in builtin] == names
     assert rows["ERM"][2] == "1.00"

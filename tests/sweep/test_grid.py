@@ -141,7 +141,7 @@ def test_names_alone_change_nothing():
 
 def test_members_are_left_out_on_datasets_that_they_do_not_support():
     grid, skipped = expanded(algorithms=["oracle", "ERM"], datasets=["ColoredDigits", "PACS"])
-    assert skipped == ["Skipping MIRO on ColoredDigits: it requires photographs"]
+    assert skipped == ["Skipping MIRO on ColoredDigits: it requires a dataset of photos, not of small images"]
     kinds = {(run.dataset, run.algorithm) for run in grid.runs()}
     assert kinds == {("ColoredDigits", "ERM"), ("PACS", "MIRO"), ("PACS", "ERM")}
     recorded = json.loads(json.dumps(grid.args()))
@@ -151,7 +151,7 @@ def test_members_are_left_out_on_datasets_that_they_do_not_support():
 def test_members_that_do_not_train_on_features_are_left_out():
     mlp = {"frozen": True, "backbone": "resnet18"}
     _, skipped = expanded(algorithms=["all"], datasets=["PACS"], hparams=json.dumps(mlp))
-    reason = "it requires images, not features of a frozen backbone"
+    reason = "it requires images, not the features of a frozen backbone"
     assert skipped == [f"Skipping {name} on PACS: {reason}" for name in ("ARM", "MIRO")]
     grid, skipped = expanded(algorithms=["all"], datasets=["PACS"], hparams=json.dumps({**mlp, "linear_probe": True}))
     assert {line.split()[1] for line in skipped} == {"TRM", "SagNet", "ADRMX", "ARM", "MIRO"}
