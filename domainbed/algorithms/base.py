@@ -198,6 +198,27 @@ def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
+def gradients_of(
+    loss: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    *,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+) -> list[torch.Tensor]:
+    """Return the gradient of a 0-dim loss with respect to each parameter: zero for those that it does not depend on.
+
+    Args:
+        loss: 0-dim.
+        parameters: tensors that require gradients. The outputs of some networks do not depend on all of theirs.
+        retain_graph: keep the graph of the loss for another gradient. Default: `create_graph`.
+        create_graph: make the gradients differentiable.
+    """
+    gradients = torch.autograd.grad(
+        loss, parameters, retain_graph=retain_graph, create_graph=create_graph, materialize_grads=True
+    )
+    return list(gradients)
+
+
 def take_step_along(optimizer: torch.optim.Optimizer, gradients: Mapping[nn.Parameter, torch.Tensor]) -> None:
     """Take an optimizer step with the given gradient of each parameter."""
     for parameter, gradient in gradients.items():

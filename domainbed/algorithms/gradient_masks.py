@@ -6,6 +6,7 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Unlabeled,
+    gradients_of,
     separate_risks,
     take_step_along,
     trained_parameters,
@@ -25,7 +26,7 @@ class MaskedGradientERM(ERM):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         risks = separate_risks(self.network, minibatches)
         parameters = trained_parameters(self.network)
-        gradients = [torch.autograd.grad(risk, parameters, retain_graph=True) for risk in risks]
+        gradients = [gradients_of(risk, parameters, retain_graph=True) for risk in risks]
         masked = {}
         for parameter, *of_domains in zip(parameters, *gradients, strict=True):
             stacked = torch.stack(of_domains)

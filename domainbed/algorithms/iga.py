@@ -6,6 +6,7 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Unlabeled,
+    gradients_of,
     separate_risks,
     take_step,
     trained_parameters,
@@ -26,7 +27,7 @@ class IGA(ERM):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         risks = separate_risks(self.network, minibatches)
         parameters = trained_parameters(self.network)
-        gradients = [torch.autograd.grad(risk, parameters, create_graph=True) for risk in risks]
+        gradients = [gradients_of(risk, parameters, create_graph=True) for risk in risks]
         squared = []
         for of_parameter in zip(*gradients, strict=True):
             stacked = torch.stack(of_parameter)

@@ -8,6 +8,7 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Unlabeled,
+    gradients_of,
     random_permutation,
     stack_domains,
     take_step_along,
@@ -67,7 +68,7 @@ class MLDG(ERM):
         for i in range(self.n_pairs):
             j = self.n_pairs + i % self.n_meta_test
             inner_loss = F.cross_entropy(functional_call(self.network, {**parameters, **buffers}, (x[i],)), y[i])
-            inner = torch.autograd.grad(inner_loss, list(parameters.values()))
+            inner = gradients_of(inner_loss, list(parameters.values()))
             moved = {}
             for (name, p), g in zip(parameters.items(), inner, strict=True):
                 decayed = g + self.hparams["weight_decay"] * p.detach()
@@ -75,7 +76,7 @@ class MLDG(ERM):
                     p.detach() - self.hparams["lr"] * decayed / (decayed.abs() + ADAM_EPSILON)
                 ).requires_grad_()
             outer_loss = F.cross_entropy(functional_call(self.network, {**moved, **buffers}, (x[j],)), y[j])
-            outer = torch.autograd.grad(outer_loss, list(moved.values()))
+            outer = gradients_of(outer_loss, list(moved.values()))
             for g_total, g_i, g_j in zip(total.values(), inner, outer, strict=True):
                 g_total.add_(g_i + self.hparams["mldg_beta"] * g_j)
             loss = loss + inner_loss.detach() + self.hparams["mldg_beta"] * outer_loss.detach()

@@ -1,9 +1,16 @@
 """SAGM: sharpness-aware gradient matching (Wang, Zhang, Lei and Zhang, CVPR 2023)."""
 
-import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step_along, trained_parameters
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    concatenate,
+    gradients_of,
+    take_step_along,
+    trained_parameters,
+)
 from domainbed.algorithms.sam import PerturbedERM, gradient_norm
 from domainbed.hparams import Hparam, one_of
 
@@ -23,7 +30,7 @@ class SAGM(PerturbedERM):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         loss = F.cross_entropy(self.network(x), y)
-        gradients = list(torch.autograd.grad(loss, trained_parameters(self.network)))
+        gradients = gradients_of(loss, trained_parameters(self.network))
         scale = RHO / (gradient_norm(gradients) + 1e-12) - self.hparams["alpha"]
         perturbed, _ = self.gradients_at_perturbed_weights(x, y, gradients, scale)
         means = [(g + h) / 2 for g, h in zip(gradients, perturbed, strict=True)]

@@ -3,7 +3,15 @@
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, Unlabeled, concatenate, take_step_along, trained_parameters
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    concatenate,
+    gradients_of,
+    take_step_along,
+    trained_parameters,
+)
 from domainbed.algorithms.erm import ERM
 from domainbed.hparams import Hparam, one_of
 
@@ -26,7 +34,7 @@ class PerturbedERM(ERM):
             for p, gradient in zip(parameters, gradients, strict=True):
                 p.add_(scale * gradient)
         loss = F.cross_entropy(self.network(x), y)
-        perturbed = list(torch.autograd.grad(loss, parameters))
+        perturbed = gradients_of(loss, parameters)
         with torch.no_grad():
             torch._foreach_copy_(parameters, weights)
         return perturbed, loss.detach()
@@ -39,7 +47,7 @@ class SAM(PerturbedERM):
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
-        gradients = list(torch.autograd.grad(F.cross_entropy(self.network(x), y), trained_parameters(self.network)))
+        gradients = gradients_of(F.cross_entropy(self.network(x), y), trained_parameters(self.network))
         norm = gradient_norm(gradients)
         scale = self.hparams["rho"] / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         perturbed, loss = self.gradients_at_perturbed_weights(x, y, gradients, scale)

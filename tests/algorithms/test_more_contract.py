@@ -222,6 +222,33 @@ def test_smallest_input(name: str, hparams: dict):
         assert value.isfinite().all(), key
 
 
+class WithUnusedParameter(networks.MNIST_CNN):
+    """A featurizer whose output does not depend on one of its parameters, as those of some pretrained networks."""
+
+    def __init__(self, channels: int, hparams: dict) -> None:
+        super().__init__((channels, 8, 8), (16, 32, 32))
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize("name", [name for name in (*test_all.HPARAMS, *HPARAMS) if name != "MIRO"])
+def test_parameters_that_no_output_depends_on(name: str, monkeypatch: pytest.MonkeyPatch):
+    """The updates are those of the same network without them, but for the order of sums."""
+    histories = []
+    for is_added in (False, True):
+        if is_added:
+            monkeypatch.setitem(networks._FEATURIZERS, (8, 8), WithUnusedParameter)
+        torch.manual_seed(0)
+        algorithm = checks.make(name, {**test_all.HPARAMS, **HPARAMS}[name])
+        torch.manual_seed(1)
+        histories.append([dict(algorithm.update(batch)) for batch in batches(UPDATES)])
+        logits = algorithm.eval().predict(batches(1)[0][0][0]).detach()
+        histories.append([{"logits": logits}])
+        unused = [p for key, p in algorithm.named_parameters() if key.endswith("unused")]
+        assert bool(unused) == is_added
+        assert all(p.isfinite().all() for p in unused)
+    torch.testing.assert_close(histories[:2], histories[2:])
+
+
 BUILTIN = {name: cls for name in ALGORITHMS if is_builtin(cls := ALGORITHMS[name])}
 PROBES = [name for name, cls in BUILTIN.items() if not (cls.REQUIRES_IMAGES or cls.REQUIRES_FEATURIZER)]
 
