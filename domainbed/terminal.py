@@ -1,4 +1,4 @@
-"""Output for people: progress bars, which are lines where stderr is not a terminal, and colors where they are shown."""
+"""Output for people: warnings, progress bars, which are lines where stderr is not a terminal, and colors."""
 
 import os
 import sys
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
+
+from domainbed.errors import printable
 
 T = TypeVar("T")
 
@@ -36,6 +38,12 @@ def colored(text: str, color: str | None, stream: IO[str] | None = None) -> str:
     if color is None or not shows_colors or os.environ.get("NO_COLOR"):
         return text
     return f"\033[{COLORS[color]}m{text}\033[0m"
+
+
+def warn(*messages: str) -> None:
+    """Print a warning on stderr for each message, above any progress bar."""
+    for message in messages:
+        tqdm.write(f"warning: {printable(message)}", file=sys.stderr)
 
 
 class ProgressBar(tqdm):

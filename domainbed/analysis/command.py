@@ -14,6 +14,7 @@ from domainbed.model_selection import CLASS_NAMES, SELECTION_METHODS, resolve_me
 from domainbed.options import add_options, check_options, from_args, option
 from domainbed.predictions import PREDICTIONS_FILE
 from domainbed.registry import import_modules
+from domainbed.terminal import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,12 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from domainbed.reporting.load import load_sweep
     from domainbed.reporting.report import select_algorithms, select_datasets
 
-    def warn(problem: str) -> None:
-        print(f"warning: {problem}", file=sys.stderr)
-
     sweep = load_sweep(options.input_dir)
-    for problem in sweep.problems:
-        warn(problem)
+    warn(*sweep.problems)
     datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     recorded = set(sweep.jobs["dataset"])

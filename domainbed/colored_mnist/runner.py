@@ -24,7 +24,7 @@ from domainbed.files import read_regular
 from domainbed.landscape import PREFIX
 from domainbed.records import MAX_RESULTS_SIZE
 from domainbed.sweep.processes import ignore_sigint
-from domainbed.terminal import ProgressBar
+from domainbed.terminal import ProgressBar, warn
 
 SETTINGS = ("algorithm", "label_flip", "grayscale", "steps", "seed")
 ACCURACIES = ("train_acc", "test_acc", "gray_acc")  # in [0, 1], of finished restarts
@@ -49,7 +49,7 @@ def read_restarts(path: Path) -> list[dict[str, Any]]:
         if is_valid:
             restarts.append(restart)
         else:
-            print(f"warning: {path}: skipping line {number}, which is not a finished restart", file=sys.stderr)
+            warn(f"{path}: skipping line {number}, which is not a finished restart")
     return restarts
 
 

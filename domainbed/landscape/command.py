@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from domainbed import cli
 from domainbed.errors import AlgorithmError, UsageError, suggest
 from domainbed.files import atomic_write, make_folder
@@ -19,7 +17,7 @@ from domainbed.options import add_options, check_options, from_args, option
 from domainbed.records import BEST_MODEL_FILE
 from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, environment_names, environment_numbers
-from domainbed.terminal import ProgressBar
+from domainbed.terminal import ProgressBar, warn
 
 if TYPE_CHECKING:  # imports torch and pandas
     import pandas as pd
@@ -142,8 +140,7 @@ def measure_sweep(options: LandscapeOptions) -> None:
 
     selection = resolve_method(options.selection or DEFAULT_SELECTION)
     sweep = load_sweep(str(options.input_dir))
-    for problem in sweep.problems:
-        warn(problem)
+    warn(*sweep.problems)
     runs = select_runs(sweep, selection, options)
     check_classes(sweep.folder, runs, options.trust_imports)
     output_dir = make_output_dir(options, sweep.folder)
@@ -253,11 +250,6 @@ def compare_runs(sweep: "Sweep", selection: str, runs: "pd.DataFrame", path: Pat
         sep="\n",
     )
     return len(landscapes)
-
-
-def warn(message: str) -> None:
-    """Print a warning, above any progress bar."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def make_output_dir(options: LandscapeOptions, parent: Path) -> Path:

@@ -12,6 +12,7 @@ from domainbed.errors import UsageError, suggest
 from domainbed.files import atomic_write, make_folder
 from domainbed.options import add_options, check_options, from_args, option
 from domainbed.registry import import_modules
+from domainbed.terminal import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,8 +100,7 @@ def load_curves(options: ReplayOptions) -> "tuple[pd.DataFrame, dict[str, list[s
     from domainbed.reporting.report import check_compared, select_algorithms, select_datasets
 
     sweep = load_sweep(options.input_dir)
-    for problem in sweep.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    warn(*sweep.problems)
     datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     environments = {name: testable_names(sweep.jobs, name) for name in datasets}
@@ -110,8 +110,7 @@ def load_curves(options: ReplayOptions) -> "tuple[pd.DataFrame, dict[str, list[s
     if curves["test_acc"].isna().all():
         reason = f"only {', '.join(skipped)}" if skipped else "none has usable records"
         raise UsageError(f"--input_dir {options.input_dir!r} has no runs to replay: {reason}")
-    for phrase in skipped:
-        print(f"warning: skipping {phrase}", file=sys.stderr)
+    warn(*(f"skipping {phrase}" for phrase in skipped))
     baseline, replayed = options.baseline, list(curves["algorithm"].unique())
     check_compared(baseline, algorithms, algorithms_of(sweep.runs), "--baseline")
     if baseline not in replayed:

@@ -10,6 +10,7 @@ from domainbed.options import add_options, from_args
 from domainbed.registry import import_modules
 from domainbed.reporting.formats.render import FORMATS, check_format, render
 from domainbed.reporting.layout import ReportOptions
+from domainbed.terminal import warn
 
 
 def parser() -> cli.Parser:
@@ -62,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(args.output) if args.output else None
     content = render(report, args.format, output.parent if output else Path())
     if args.format == "csv":  # it has no place for these
-        for line in report.warnings:
-            print(f"warning: {line}", file=sys.stderr)
+        warn(*report.warnings)
     cli.write_output(content, args.output)
     if output:
         print(f"{report.progress}; written to {output}", file=sys.stderr)

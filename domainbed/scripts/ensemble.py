@@ -1,6 +1,5 @@
 """Combine the trained models of a sweep: `python -m domainbed.scripts.ensemble --input_dir my_sweep --method eoa`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from domainbed import cli
 from domainbed.options import add_options, check_options, from_args, option
 from domainbed.registry import import_modules
 from domainbed.sweep.ensemble import METHODS, Selection, count_unfinished, find_groups, run_ensembles
+from domainbed.terminal import warn
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     selection = Selection(options.datasets, options.algorithms)
     groups = find_groups(input_dir, output_dir, options.method, selection, options.trust_imports)
     if n := count_unfinished(input_dir, options.method, selection):
-        print(
-            f"warning: {n:,} requested run{'s are' if n > 1 else ' is'} not done and not part of the ensembles; run "
-            "this command again later to include them",
-            file=sys.stderr,
+        warn(
+            f"{n:,} requested run{'s are' if n > 1 else ' is'} not done and not part of the ensembles; run this "
+            "command again later to include them"
         )
     print(f"{len(groups)} ensembles of {sum(len(group.members) for group in groups)} runs", flush=True)
     n_evaluated = run_ensembles(groups, options.method, options.data_dir)

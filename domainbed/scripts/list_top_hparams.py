@@ -3,7 +3,6 @@
 `python -m domainbed.scripts.list_top_hparams --input_dir my_sweep --dataset PACS --algorithm Fishr --test_env 2`
 """
 
-import sys
 from collections.abc import Sequence
 
 from domainbed import cli
@@ -11,6 +10,7 @@ from domainbed.errors import UsageError
 from domainbed.model_selection import resolve_method
 from domainbed.registry import import_modules
 from domainbed.scripts.cell import add_cell_options, find_cell
+from domainbed.terminal import warn
 
 FORMATS = ("text", "csv", "json")
 
@@ -49,12 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from domainbed.reporting.top_hparams import format_csv, format_json, format_text, unranked_notes
 
     sweep = load_sweep(args.input_dir)
-    for problem in sweep.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    warn(*sweep.problems)
     cell = find_cell(sweep, args.dataset, args.algorithm, args.test_env, selection)
     if args.format != "text":  # the other formats have no room for notes
-        for note in unranked_notes(cell):
-            print(f"warning: {note}", file=sys.stderr)
+        warn(*unranked_notes(cell))
     format_cell = {"text": format_text, "csv": format_csv, "json": format_json}[args.format]
     print(format_cell(cell, args.n or len(cell.runs)), end="\n" if args.format == "text" else "")
 

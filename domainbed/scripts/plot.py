@@ -17,7 +17,7 @@ from domainbed.registry import import_modules
 from domainbed.reporting.cells import algorithms_of, datasets_of
 from domainbed.reporting.folders import PLOTS_FOLDER
 from domainbed.reporting.plot_kinds import KINDS, all_kinds, check_kinds, max_plots
-from domainbed.terminal import ProgressBar
+from domainbed.terminal import ProgressBar, warn
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from domainbed.reporting.report import select_algorithms, select_datasets, select_names, sweep_titles
 
     sweep = load_sweep(options.input_dir)
-    for problem in sweep.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    warn(*sweep.problems)
     datasets = select_datasets(options.datasets, datasets_of(sweep.runs))
     algorithms = select_algorithms(options.algorithms, algorithms_of(sweep.runs))
     if options.baseline:
@@ -115,9 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     n = 0
     total = max_plots(options.kind or all_kinds(), len(datasets), len(algorithms))
     with use_look(options.style), ProgressBar(total=total, desc="plotting", unit="plot", leave=False) as bar:
-        warn = partial(tqdm.write, file=sys.stderr)
+        note = partial(tqdm.write, file=sys.stderr)
         plots = draw_plots(
-            *(sweep, options.selection, datasets, algorithms, warn, titles, options.baseline or "ERM", options.kind)
+            *(sweep, options.selection, datasets, algorithms, note, titles, options.baseline or "ERM", options.kind)
         )
         for plot in plots:
             make_folder(output_dir)

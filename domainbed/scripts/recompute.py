@@ -19,6 +19,7 @@ from domainbed.sweep.launch import run_launch
 from domainbed.sweep.launchers.local import LocalLauncher
 from domainbed.sweep.preflight import check_jobs
 from domainbed.sweep.status import JobState, count_states, survey
+from domainbed.terminal import warn
 
 
 def parser() -> cli.Parser:
@@ -69,12 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     original = load_sweep(args.input_dir)
     if original.folder.resolve() in (output_dir.resolve(), *output_dir.resolve().parents):
         raise UsageError(f"--output_dir {output_dir} is inside --input_dir; choose another folder")
-    for problem in original.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    warn(*original.problems)
     cell = find_cell(original, *names)
     jobs = jobs_of_cell(original, cell, output_dir, args.data_dir, args.imports, args.trust_imports)
     if skipped := (~cell.runs["folder"].isin(jobs)).sum():
-        print(f"warning: skipping {skipped} of the cell's {len(cell.runs)} runs, which are not done", file=sys.stderr)
+        warn(f"skipping {skipped} of the cell's {len(cell.runs)} runs, which are not done")
     competing = restrict_cell(cell, jobs)
     if competing.best.empty:
         raise UsageError("; ".join(unranked_notes(competing)))

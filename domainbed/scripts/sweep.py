@@ -31,6 +31,7 @@ from domainbed.sweep.preflight import CheckResult, check_jobs, describe_datasets
 from domainbed.sweep.queue import read_queue, read_queue_or_warn, task_outcomes
 from domainbed.sweep.status import FINISHED, JobState, Status, count_states, read_status, survey
 from domainbed.sweep.step_times import recorded_step_times
+from domainbed.terminal import warn
 
 __all__ = ["main", "parser"]
 
@@ -116,7 +117,7 @@ def launch_jobs(args: argparse.Namespace, events: IO[str] | None = None) -> Laun
                 print(note, file=info)
         launcher.print_commands(jobs)
         if grid.pruning:
-            print("warning: these commands prune nothing before a launch is in the launch log", file=sys.stderr)
+            warn("these commands prune nothing before a launch is in the launch log")
         return None
     checked, estimated = check_and_estimate(args, launcher, jobs, statuses)
     print(*describe_datasets(jobs), *checked.notes(), *estimated.lines(args.estimate), sep="\n", flush=True)
@@ -262,7 +263,7 @@ def export(args: argparse.Namespace) -> int:
     done = [job for job, s in statuses.items() if s.state in FINISHED]
     if unknown := sorted({job.kind for job in done if not has_known_hparams(job)}):
         kinds = ", ".join(f"{algorithm} on {dataset}" for dataset, algorithm in unknown)
-        print(f"warning: not registered (see --import), so hyperparameters are not verified: {kinds}", file=sys.stderr)
+        warn(f"not registered (see --import), so hyperparameters are not verified: {kinds}")
     export_jobs(done, sweep_dir, archive, args.predictions)
     left_out = len(statuses) - len(done)
     n_pruned = sum(s.state == JobState.PRUNED for s in statuses.values())

@@ -17,6 +17,7 @@ from domainbed.scripts import config_file
 from domainbed.sweep.grid import NOT_SHARED, Grid
 from domainbed.sweep.job import absolute_paths
 from domainbed.sweep.launchers import LAUNCHERS
+from domainbed.terminal import warn
 
 # Destinations of the options that `delete_incomplete` shares with `launch` and that do not describe the launch.
 NOT_OF_LAUNCH = {"help", "output_dir", "failed", "pruned", "imports", "skip_confirmation"}
@@ -210,7 +211,7 @@ def grid_of(args: argparse.Namespace) -> Grid:
     pruning = from_args(PruneOptions, args)
     values["pruning"] = None if pruning.prune == NO_PRUNING else pruning
     grid, skipped = Grid.from_args(values | absolute_paths(values)).expand_groups()
-    warnings = [f"warning: {text}" for name in args.algorithms if (text := ALGORITHMS.homonym_warning(name))]
-    for line in (*warnings, *skipped):
+    warn(*(text for name in args.algorithms if (text := ALGORITHMS.homonym_warning(name))))
+    for line in skipped:
         print(line, file=sys.stderr)
     return grid

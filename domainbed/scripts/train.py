@@ -20,6 +20,7 @@ from domainbed.registry import import_modules
 from domainbed.sweep.failures import clear_failure, describe_error, record_failure, remove_failure_files
 from domainbed.sweep.job import Job
 from domainbed.sweep.peers import Pruner
+from domainbed.terminal import warn
 
 
 def parser() -> cli.Parser:
@@ -41,7 +42,7 @@ def config_of(args: argparse.Namespace) -> JobConfig:
     """Return the job that the arguments describe, after importing the user's modules."""
     import_modules(args.imports)
     if warning := ALGORITHMS.homonym_warning(args.algorithm):
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     return from_args(JobConfig, args)
 
 

@@ -8,18 +8,18 @@ import itertools
 import json
 import os
 import stat
-import sys
 from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 
-from domainbed.errors import UsageError, printable
+from domainbed.errors import UsageError
 from domainbed.files import atomic_write, read_json
 from domainbed.records import algorithm_name
 from domainbed.sweep.grid import Grid, RunKey
 from domainbed.sweep.job import SWEEP_FOLDER, Job
 from domainbed.sweep.queue import read_queue_or_warn
 from domainbed.sweep.status import JobState, survey
+from domainbed.terminal import warn
 
 
 def log_launch(sweep_dir: Path, grid: Grid) -> None:
@@ -46,11 +46,7 @@ def _is_file(path: Path) -> bool:
     return stat.S_ISREG(path.lstat().st_mode)
 
 
-def print_warning(message: str) -> None:
-    print(f"warning: {printable(message)}", file=sys.stderr)
-
-
-def read_launches(sweep_dir: Path, warn: Callable[[str], object] = print_warning) -> list[tuple[Grid, list[RunKey]]]:
+def read_launches(sweep_dir: Path, warn: Callable[[str], object] = warn) -> list[tuple[Grid, list[RunKey]]]:
     """Return each launch, from the first to the last, with its runs.
 
     Args:

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -20,6 +19,7 @@ from domainbed.engine.lock import this_process
 from domainbed.errors import UsageError
 from domainbed.files import atomic_write, read_end, read_json
 from domainbed.sweep.job import SWEEP_FOLDER, Job
+from domainbed.terminal import warn
 
 TASKS_FILE = "tasks.json"
 LOG_FOLDER_FILE = "log_folder.json"  # of submissions with --slurm_folder
@@ -122,7 +122,7 @@ def read_queue_or_warn(sweep_dir: Path) -> Queue | None:
     try:
         return read_queue(sweep_dir)
     except UsageError as error:
-        print(f"warning: {error}; queued jobs cannot be recognized", file=sys.stderr)
+        warn(f"{error}; queued jobs cannot be recognized")
         return None
 
 
@@ -243,7 +243,7 @@ def _read_tasks(sweep_dir: Path) -> Iterator[tuple[Path, dict[str, list[str]]]]:
 @cache  # warn once
 def _warn_damaged(file: Path) -> None:
     hint = f"`scancel {file.parent.name}` stops tasks that are still in the queue"
-    print(f"warning: {file} is damaged; skipping that submission ({hint})", file=sys.stderr)
+    warn(f"{file} is damaged; skipping that submission ({hint})")
 
 
 def _task_states(command: Sequence[str]) -> dict[str, tuple[str, str]]:
