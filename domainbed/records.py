@@ -28,7 +28,7 @@ PRUNED_FILE = "pruned.json"  # of a job that was stopped because it was behind; 
 MAX_RESULTS_SIZE = 256 * 2**20  # bytes; 50,000 evaluations on 20 environments take about half of it
 CHECKPOINT_FILE = "checkpoint.pt"  # of an unfinished job; written by engine/checkpoint.py
 
-BEST_MODEL_FILE = "model_best.pkl"  # with --save_best_model; written by engine/train.py
+BEST_MODEL_FILE = "model_best.pkl"  # with --save_best_model; written by engine/recorder.py
 
 # Records without `schema_version` (DomainBed's, and early ones of this package) have this version.
 SCHEMA_VERSION = 1

@@ -35,13 +35,30 @@ class Recorder:
         self._loggers = loggers
         self._folder = Path(config.output_dir)
 
+    def check_best_model(self) -> None:
+        """Remove a best model that this process does not update; print a note if an earlier one is missing.
+
+        A job may be resumed with or without `--save_best_model`, whether or not it was started with it.
+        """
+        path = self._folder / BEST_MODEL_FILE
+        if not self._config.save_best_model:
+            if path.exists():
+                path.unlink()
+                tqdm.write(f"{path} was removed: the job was resumed without --save_best_model")
+        elif not path.exists() and (best := best_earlier_record(self._config)):
+            tqdm.write(
+                f"{path} lacks the model of step {best['step']}, the best by validation accuracy so far, as the job "
+                "was started or resumed without --save_best_model; it will have that of the next better one"
+            )
+
     def evaluate(self, progress: Progress) -> None:
         """Evaluate the last update. A job that is stopped meanwhile repeats the evaluation when it is resumed.
 
         Raises:
             NonFiniteError: training diverged.
             Interrupted: the caller of `train` requested a stop; a checkpoint has been saved.
-            TakenError: another process has taken over the job; the record is not written.
+            TakenError: another process has taken over the job.
+            UsageError: the state of a user's algorithm cannot be saved.
         """
         generators = get_rng_state()
         stop = partial(self._checkpointer.stop_if_requested, progress, generators)

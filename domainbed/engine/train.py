@@ -56,6 +56,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
         checkpointer = Checkpointer(config, setup, lock, control.should_stop)
         recorder = Recorder(config, setup, checkpointer, lock, loggers)
         progress = checkpointer.resume()
+        recorder.check_best_model()
         clear_pruned(folder)
         print_header(config, setup)
         loggers.start(read_job(folder)[0] if records_length(folder) else [])
@@ -94,7 +95,7 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
 
 
 def stop_if_pruned(folder: Path, control: JobControl, checkpointer: Checkpointer, progress: Progress) -> None:
-    """Save a checkpoint, mark the folder and raise Pruned if the caller of `train` prunes the job at its last step."""
+    """Save a checkpoint, mark the folder and raise Pruned, if the caller of `train` prunes the job at this step."""
     if decision := control.should_prune(progress.step - 1):
         checkpointer.save(progress)
         mark_pruned(folder, decision)

@@ -19,7 +19,7 @@ from domainbed.errors import UsageError
 from domainbed.loading.base import Request
 from domainbed.loading.splits import split_environment
 from domainbed.predictions import PARTS, PREDICTIONS_FILE, Predictions, load_predictions
-from domainbed.records import read_job, validation_accuracy
+from domainbed.records import append_record, read_job, validation_accuracy
 from tests.engine.test_resume import NOT_COMPARED, DrawsRandomly, crash_at, make, stop_at, train_disturbed
 from tests.engine.test_train import Tiny
 from tests.images import write_tree
@@ -153,7 +153,6 @@ def test_file_of_a_lost_future_is_replaced(tmp_path: Path, monkeypatch: pytest.M
     """A job that dies after it has written predictions, but before their record, writes them again."""
     train(make(tmp_path / "job", save_predictions=True, steps=8, checkpoint_freq=2))
     expected = (tmp_path / "job" / PREDICTIONS_FILE).read_bytes()
-    append_record = train.__globals__["append_record"]
     for n in range(3):
         calls = iter(range(100))
 
@@ -164,7 +163,7 @@ def test_file_of_a_lost_future_is_replaced(tmp_path: Path, monkeypatch: pytest.M
 
         config = make(tmp_path / f"killed {n}", save_predictions=True, steps=8, checkpoint_freq=2)
         with monkeypatch.context() as patch:
-            patch.setitem(train.__globals__, "append_record", die)
+            patch.setattr("domainbed.engine.recorder.append_record", die)
             with pytest.raises(KeyboardInterrupt):
                 train(config)
         train(config)

@@ -490,6 +490,29 @@ def test_job_whose_lock_was_taken_over_writes_nothing(tmp_path: Path, monkeypatc
         assert "done" not in files
 
 
+def test_best_model_is_never_that_of_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """A job may be resumed without `--save_best_model`, or with it for the first time."""
+
+    stops: list[bool] = []
+    interrupted = JobControl(should_stop=lambda: len(stops) > 0, on_record=lambda step: stops.append(True))
+    with pytest.raises(Interrupted):
+        train(make(tmp_path / "off", save_best_model=True), interrupted)
+    assert (tmp_path / "off" / "model_best.pkl").exists()
+    train(make(tmp_path / "off"))
+    assert "was removed: the job was resumed without --save_best_model" in capsys.readouterr().out
+    assert not (tmp_path / "off" / "model_best.pkl").exists()
+
+    stops.clear()
+    with pytest.raises(Interrupted):
+        train(make(tmp_path / "on"), interrupted)
+    monkeypatch.setattr("domainbed.engine.recorder.improves_validation", lambda record, earlier: earlier is None)
+    train(make(tmp_path / "on", save_best_model=True))
+    assert "lacks the model of step 0, the best by validation accuracy so far" in capsys.readouterr().out
+    assert not (tmp_path / "on" / "model_best.pkl").exists()
+
+
 def test_lock_taken_over_while_a_model_is_saved_writes_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A large model may take longer than a takeover."""
     monkeypatch.setattr("domainbed.engine.lock.time.sleep", lambda seconds: None)
