@@ -56,5 +56,6 @@ class WeightAverage(nn.Module):
 
 def floating_tensors(network: nn.Module) -> list[torch.Tensor]:
     """Return the parameters and buffers of a network, each once, except for integers such as counters."""
-    tensors = network.state_dict(keep_vars=True).values()
+    state = network.state_dict(keep_vars=True).values()
+    tensors = [value for value in state if isinstance(value, torch.Tensor)]  # a module's extra state may be anything
     return list({id(tensor): tensor for tensor in tensors if tensor.is_floating_point()}.values())

@@ -9,7 +9,9 @@ from domainbed.records import CHECKPOINT_FILE
 PREVIOUS_FILE = "checkpoint_previous.pt"
 CHECKPOINT_FILES = (CHECKPOINT_FILE, PREVIOUS_FILE)
 # Other programs have partial files, too, such as browsers, or an export of the job's model.
-PARTIAL_FILE = re.compile(r"(checkpoint\.pt|model\w*\.pkl|predictions\.npz|done|pruned\.json)\.[0-9a-f]{32}\.part")
+PARTIAL_FILE = re.compile(
+    r"(checkpoint\.pt|model\w*\.pkl|predictions\.npz|records\.csv|mlflow_run\.txt|done|pruned\.json)\.[0-9a-f]{32}\.part"
+)
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -50,6 +50,8 @@ def split_means(
         n_classes: the number of classes, if the shape of the logits is to be checked.
     """
     named = list(requests)
+    if not named:
+        return {}  # without starting loader processes that read nothing
     sums: dict[str, list[torch.Tensor]] = {}
     images: dict[str, int] = {}
     algorithm.eval()
@@ -64,8 +66,6 @@ def split_means(
         sums.setdefault(name, []).append(score(logits, y).sum())
         images[name] = images.get(name, 0) + len(request.indices)
     algorithm.train()
-    if not sums:
-        return {}
     totals = torch.stack([torch.stack(batch_sums).sum() for batch_sums in sums.values()]).tolist()  # one sync
     return {name: total / images[name] for name, total in zip(sums, totals, strict=True)}
 

@@ -52,7 +52,9 @@ def make_record(
     losses: dict[str, float] = {}
     if averaging.NEEDS_LOSS:
         requests = validation_requests(config, setup.splits, batch_size)
-        losses = split_means(algorithm, feed, requests, before_batch, cross_entropy, place)
+        losses = split_means(
+            algorithm, feed, requests, before_batch, cross_entropy, place, n_classes=setup.dataset.num_classes
+        )
         if infinite := {name: loss for name, loss in losses.items() if not math.isfinite(loss)}:
             raise NonFiniteError(step, " and ".join(f"{name} is {loss}" for name, loss in infinite.items()))
     averaging.end_interval(step, fmean(losses.values()) if losses else math.nan)

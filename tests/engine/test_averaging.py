@@ -15,6 +15,7 @@ from torch import nn
 
 from domainbed import networks
 from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms.averaging import floating_tensors
 from domainbed.algorithms.base import Algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.engine.averaging import base, sma, swad
@@ -193,6 +194,18 @@ def test_sma_is_the_mean_of_all_weights_kept(monkeypatch: pytest.MonkeyPatch):
         for j in range(3):
             np.testing.assert_allclose(averaged[j], np.mean([w[j] for w in kept[first - 1 :]], axis=0), rtol=1e-5)
         assert averaged[3] == update, "a counter is not averaged"
+
+
+def test_extra_state_of_modules_is_not_averaged():
+    class WithExtraState(Weights):
+        def get_extra_state(self):
+            return {"scale": 2.0}
+
+        def set_extra_state(self, state):
+            pass
+
+    shapes = [tensor.shape for tensor in floating_tensors(WithExtraState())]
+    assert shapes == [tensor.shape for tensor in floating_tensors(Weights())] == [(3,), (2, 2), (2,)]
 
 
 def test_sma_around_erm_equals_the_algorithm_sma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

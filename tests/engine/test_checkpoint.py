@@ -197,8 +197,10 @@ def test_checkpoint_without_checksum_is_used(job: Path, capsys: pytest.CaptureFi
 def test_job_starts_over_if_there_is_no_checkpoint(job: Path, capsys: pytest.CaptureFixture):
     for name in (LAST, PREVIOUS):
         (job / name).unlink()
-    (job / f"checkpoint.pt.{32 * '0'}.part").write_bytes(b"left by a killed process")
+    for name in ("checkpoint.pt", "model_step4.pkl", "records.csv", "mlflow_run.txt"):
+        (job / f"{name}.{32 * '0'}.part").write_bytes(b"left by a killed process")
     assert "no checkpoint; starting over" in resume(job, capsys)
+    assert not list(job.glob("*.part"))
 
 
 def test_partial_files_of_other_programs_are_kept(job: Path):

@@ -166,7 +166,8 @@ def test_wrong_metrics(tmp_path: Path, metrics: object, message: str):
         (lambda network, x: None, "NoneType"),
     ],
 )
-def test_wrong_logits(tmp_path: Path, predict, shape: str):
+@pytest.mark.parametrize("averaging", ["none", "swad"])  # SWAD measures losses first
+def test_wrong_logits(tmp_path: Path, predict, shape: str, averaging: str):
     class Predicts(ERM):
         EVAL_BATCH_SIZE = 64
 
@@ -175,7 +176,7 @@ def test_wrong_logits(tmp_path: Path, predict, shape: str):
 
     message = rf"evaluation after step 0: .*predict must return logits \[n, num_classes\], here \(64, 2\), not {shape}"
     with pytest.raises(AlgorithmError, match=message):
-        run(tmp_path, Predicts)
+        run(tmp_path, Predicts, averaging=averaging)
 
 
 def test_algorithm_that_requires_photos_is_rejected_on_digits(tmp_path: Path):
