@@ -209,7 +209,7 @@ def gradients_of(
 
     Args:
         loss: 0-dim.
-        parameters: tensors that require gradients. The outputs of some networks do not depend on all of theirs.
+        parameters: tensors that require gradients. Some networks have parameters that their outputs do not depend on.
         retain_graph: keep the graph of the loss for another gradient. Default: `create_graph`.
         create_graph: make the gradients differentiable.
     """

@@ -8,7 +8,7 @@ from domainbed.engine.config import JobConfig
 from domainbed.errors import UsageError
 from domainbed.hparams import Hparams
 
-if TYPE_CHECKING:  # a launch must not import torch
+if TYPE_CHECKING:  # importing this module must not import torch
     from domainbed.algorithms.base import Algorithm
 
 
