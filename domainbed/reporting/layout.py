@@ -256,7 +256,7 @@ class Table:
         texts = []
         for (joined, counts), names in algorithms.items():
             is_every = len(names) == len(self.rows) > 2
-            texts.append(f"{'all algorithms' if is_every else ', '.join(names)} {joined}: {counts}")
+            texts.append(f"{'all algorithms' if is_every else ', '.join(names)} on {joined}: {counts}")
         return f" ({'; '.join(texts)})" if texts else ""
 
 

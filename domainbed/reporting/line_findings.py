@@ -51,11 +51,12 @@ def line_findings(
         "All runs, at the step selected by training-domain. Line: least squares of the accuracy on the test "
         "environment (in split) on the mean accuracy on the training environments (out splits), both as probits of "
         f"accuracies clipped to [{CLIP}, {1 - CLIP}] (Miller et al., 2021). Better half in domain: the runs whose "
-        "in-domain accuracy is at least the median. A smaller range of accuracies lowers R², but if the slope also "
-        "differs, the line mostly distinguishes runs that learned from runs that did not. Effective "
-        f"robustness: mean accuracy above the line of {titles(baseline)}, in percentage points, of the runs within the "
-        "range of its accuracies in domain; outside: the number of the other runs (Taori et al., 2020); not computed "
-        f"if {titles(baseline)} has fewer than {MIN_GROUPS} draws. [low, high]: 95% bootstrap interval over "
+        "in-domain accuracy is at least the median. The smaller range of their accuracies lowers R² and, as accuracies "
+        f"have sampling errors, the slope. Effective robustness: mean accuracy above the line of {titles(baseline)}, "
+        "in percentage points, of the runs within the range of its accuracies in domain. Its own runs need not follow "
+        "the line at every accuracy, so small values may be due to the line's shape. Outside: the number of the other "
+        f"runs (Taori et al., 2020). Neither is computed if {titles(baseline)} has fewer than {MIN_GROUPS} draws. "
+        "[low, high]: 95% bootstrap interval over "
         f"the hyperparameter draws of all trials, if there are at least {MIN_GROUPS}; it is not corrected for the "
         "number of algorithms, and does not describe other trials."
     )
@@ -86,9 +87,9 @@ def _sentences(results: Sequence[LineResult], place: str, baseline: str, titles:
     for side, apart in (("above", above), ("below", below)):
         if apart:
             names = list_names([f"{titles(r.algorithm)} ({r.effective_robustness:+.1f})" for r in apart])
-            yield f"{place}: at equal in-domain accuracy, {names} {_is(apart)} {side} the line of {baseline}."
+            yield f"{place}: on average, {names} {_is(apart)} {side} the line of {baseline}'s runs."
     if not above and not below and any(not math.isnan(r.effective_robustness_low) for r in algorithms):
-        yield f"{place}: no algorithm is significantly above or below the line of {baseline}."
+        yield f"{place}: no algorithm is significantly above or below the line of {baseline}'s runs."
 
 
 def _is(items: Sequence[object]) -> str:
@@ -102,4 +103,8 @@ def _with_interval(value: float, low: float, high: float, decimals: int, sign: s
     text = format_number(value, decimals, sign)
     if math.isnan(low):
         return text
-    return f"{text} [{format_number(low, decimals, sign)}, {format_number(high, decimals, sign)}]"
+    low_text, high_text = (
+        format_number(x, decimals + (x != 0 and round(x, decimals) == 0), sign)  # the sign must be visible
+        for x in (low, high)
+    )
+    return f"{text} [{low_text}, {high_text}]"

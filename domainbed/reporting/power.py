@@ -67,20 +67,18 @@ def smallest_difference(deviation: float, trials: int, power: float = POWER, lev
 def difference_deviation(averages: pd.DataFrame) -> float:
     """Return the standard deviation over trials of the difference between two algorithms, from all pairs.
 
-    It is the root of the mean variance (ddof 1) over pairs, so what makes a trial easy or hard for all algorithms
-    cancels.
+    It is the root of the mean variance (ddof 1) over pairs, each over the trials that both have, so what makes a trial
+    easy or hard for all algorithms cancels.
 
     Args:
         averages: `[trials, algorithms]`.
 
     Returns:
-        The deviation in units of `averages`; NaN with fewer than two trials or algorithms in common.
+        The deviation in units of `averages`; NaN if no two algorithms have two trials in common.
     """
-    complete = averages.dropna(axis="columns", how="all").dropna().to_numpy()
-    if min(complete.shape) < 2:
-        return float("nan")
-    pairs = itertools.combinations(complete.T, 2)
-    return float(np.sqrt(np.mean([np.var(a - b, ddof=1) for a, b in pairs])))
+    variances = [(averages[a] - averages[b]).var() for a, b in itertools.combinations(averages.columns, 2)]
+    known = [variance for variance in variances if not np.isnan(variance)]
+    return float(np.sqrt(np.mean(known))) if known else float("nan")
 
 
 def smallest_differences(

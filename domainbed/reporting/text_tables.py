@@ -36,11 +36,16 @@ def comparison_table(section: Section, report: Report) -> TextTable:
     note = (
         f"Difference: {first} minus {second} in percentage points, paired by trial. {better}: probability that a trial "
         f"of {first} beats a trial of {second} on a test environment. Both use the trials in which both algorithms "
-        "have results on every test environment. The bootstrap intervals are too narrow with few trials; a single "
-        "trial has none."
+        "have results on every test environment. The bootstrap intervals treat the test environments of a trial as "
+        "independent and are too narrow with few trials; a single trial has none."
     )
     headers = ["Dataset", "Difference", "Difference, 95%", better, f"{better}, 95%", "Trials"]
     return TextTable(f"{first} vs. {second}", headers, rows, note)
+
+
+NO_POWER = (
+    "No smallest differences (--power): no two algorithms have two trials with results in every test environment."
+)
 
 
 def power_table(section: Section, report: Report) -> TextTable:

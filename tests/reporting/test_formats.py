@@ -378,7 +378,7 @@ def test_renamed_tables_have_the_same_numbers(tmp_path: Path, report: Report):
     assert re.search(r"^CMNIST\nAlgorithm +\+90% +\+80% +anti +Mean +vs\. ERM\n", text, re.MULTILINE)
     assert re.search(r"^PACS\nAlgorithm +Art +C +P +S +Mean +vs\. ERM\n", text, re.MULTILINE)
     assert re.search(r"^Algorithm +CMNIST +PACS +Mean +vs\. ERM +Rank\n", text, re.MULTILINE)
-    assert "(Fishr (ours) +80%, anti: 2 of 2 trials" in text
+    assert "(Fishr (ours) on +80%, anti: 2 of 2 trials" in text
     assert not re.search(r"Fishr(?! \(ours)|ColoredMNIST|50%|-90%", text[: text.index("Warnings")])
     rows = list(csv.DictReader(io.StringIO(render(renamed, "csv", Path()))))
     plain = [

@@ -304,7 +304,9 @@ def test_done_runs_without_usable_records_are_marked_and_counted(tmp_path: Path)
     assert first.mark == "*"
     assert first.counts == "1 of 1 trials, 2 of 2 runs done, 1 not usable by this method"
     assert second.mark == ""
-    assert "or not usable (ERM +90%: 1 of 1 trials, 2 of 2 runs done, 1 not usable by this method)" in as_text(report)
+    assert "or not usable (ERM on +90%: 1 of 1 trials, 2 of 2 runs done, 1 not usable by this method)" in as_text(
+        report
+    )
 
 
 def test_environments_with_equal_names_are_numbered(tmp_path: Path):

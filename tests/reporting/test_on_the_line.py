@@ -233,9 +233,7 @@ def test_report_of_a_sweep_in_every_format(tmp_path: Path, capsys: pytest.Captur
     assert findings.sentences[0].startswith(
         "On ColoredDigits, test environment +90%: out-of-domain accuracy rises with in-domain accuracy (slope 0."
     )
-    assert findings.sentences[-1].startswith(
-        "On ColoredDigits, test environment anti: at equal in-domain accuracy, CORAL (+8."
-    )
+    assert findings.sentences[-1].startswith("On ColoredDigits, test environment anti: on average, CORAL (+8.")
     content = json.loads(render(report, "json", Path()))
     rows = list(csv.DictReader(io.StringIO(render(report, "csv", Path()))))
     for line, item, row in zip(report.lines, content["on_the_line"], rows, strict=True):

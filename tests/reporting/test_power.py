@@ -37,6 +37,13 @@ def test_deviation_is_that_of_paired_differences():
     assert difference_deviation(averages) == pytest.approx(np.sqrt(np.mean(variances)))
     assert difference_deviation(averages + 100 * rng.randn(4, 1)) == pytest.approx(difference_deviation(averages))
     assert difference_deviation(averages.assign(D=np.nan)) == pytest.approx(difference_deviation(averages))
+    partial = averages.assign(D=[*averages["A"].head(1), np.nan, np.nan, np.nan])  # no two trials
+    assert difference_deviation(partial) == pytest.approx(difference_deviation(averages))
+    lacking = averages.copy()
+    lacking.loc[0, "C"] = np.nan
+    rows = [averages[["A", "B"]], *(averages.loc[1:, [x, "C"]] for x in "AB")]
+    expected = [(pair.iloc[:, 0] - pair.iloc[:, 1]).var() for pair in rows]
+    assert difference_deviation(lacking) == pytest.approx(np.sqrt(np.mean(expected)))
     assert np.isnan(difference_deviation(averages[["A"]]))
     assert np.isnan(difference_deviation(averages.head(1)))
 
@@ -73,7 +80,8 @@ def test_a_single_trial_shows_nothing(tmp_path: Path, run_command):
     folder = sweep(tmp_path / "sweep", 1)
     finished = run_command("collect_results", "--input_dir", folder, "--power")
     assert finished.returncode == 0, finished.stderr
-    assert "Smallest difference" not in finished.stdout
+    assert "Smallest difference that" not in finished.stdout
+    assert "No smallest differences (--power): no two algorithms have two trials" in finished.stdout
     rejected = run_command("collect_results", "--input_dir", folder, "--power", "--format", "csv")
     assert rejected.returncode == 2
     assert "does not support --power" in rejected.stderr

@@ -81,7 +81,7 @@ def test_states_are_counted_per_cell(tmp_path: Path):
     assert digits.rows["ERM"][1].mark == digits.rows["Fishr"][0].mark == ""
     assert averages.rows["ERM"][0].mark == "*~"
     text = as_text(report)
-    assert f"(ERM +90%: {cell.counts})" in text
+    assert f"(ERM on +90%: {cell.counts})" in text
     assert not_launched.folder.name not in text
 
 

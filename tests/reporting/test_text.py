@@ -33,7 +33,7 @@ def test_cell_from_unfinished_run_is_marked(tmp_path: Path):
     assert re.split(r"  +", row)[1:] == ["50.0 +/- 0.0*~", "50.0 +/- 0.0", "50.0 +/- 0.0", "50.0 +/- 0.0*~"]
     notes = [
         "*: some of the requested runs are not done or not usable "
-        "(ERM +90%: 2 of 2 trials, 0 of 2 runs done (2 incomplete))",
+        "(ERM on +90%: 2 of 2 trials, 0 of 2 runs done (2 incomplete))",
         "~: includes unfinished runs, with their records so far",
     ]
     at = lines.index(row) + 1
@@ -57,7 +57,7 @@ def test_averages_list_missing_runs(tmp_path: Path):
     assert averages[3].split() == ["ERM", "50.0", "(n", "=", "1)*", "50.0", "+/-", "0.0", "50.0*", "1.0*"]
     assert averages[4] == (
         "*: some of the requested runs are not done or not usable "
-        "(ERM ColoredDigits: 1 of 2 trials, 5 of 6 runs done (1 not launched))"
+        "(ERM on ColoredDigits: 1 of 2 trials, 5 of 6 runs done (1 not launched))"
     )
 
 

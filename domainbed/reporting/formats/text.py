@@ -8,7 +8,7 @@ from domainbed.reporting.cells import Cell
 from domainbed.reporting.findings import Findings
 from domainbed.reporting.layout import Table
 from domainbed.reporting.report import Report
-from domainbed.reporting.text_tables import comparison_table, power_table, report_findings, section_findings
+from domainbed.reporting.text_tables import NO_POWER, comparison_table, power_table, report_findings, section_findings
 
 
 def as_text(report: Report) -> str:
@@ -26,6 +26,8 @@ def as_text(report: Report) -> str:
         if section.power:
             title, headers, rows, note = power_table(section, report)
             blocks.append("\n".join([title, _tabulate(headers, rows), note]))
+        elif report.options.power and section.tables:
+            blocks.append(NO_POWER)
         blocks += map(_findings_text, section_findings(section, report).values())
     blocks += map(_findings_text, report_findings(report).values())
     blocks += ["\n".join(report.notes)] if report.notes else []
@@ -52,6 +54,8 @@ def as_markdown(report: Report) -> str:
             title, headers, rows, note = power_table(section, report)
             rows = [[_escape(text) for text in row] for row in rows]
             blocks += [f"### {title}", _tabulate(headers, rows, "github"), note]
+        elif report.options.power and section.tables:
+            blocks.append(NO_POWER)
         for findings in section_findings(section, report).values():
             blocks += _findings_markdown(findings)
     for findings in report_findings(report).values():
