@@ -15,6 +15,7 @@ from domainbed.model_selection import best_hparams
 from domainbed.reporting.cells import algorithms_of, benchmark_scores, datasets_of, testable_names
 from domainbed.reporting.load import load_sweep
 from domainbed.reporting.significance import compare_with_baseline
+from domainbed.reporting.statistics import paired_difference
 
 
 def sign_flip(differences: np.ndarray) -> float:
@@ -25,7 +26,14 @@ def sign_flip(differences: np.ndarray) -> float:
     return float(result.pvalue)
 
 
+def bootstrap(differences: np.ndarray) -> float:
+    """Return 0 if the bootstrap interval of the mean difference (`--versus`) excludes zero, 1 otherwise."""
+    result = paired_difference(differences, np.zeros_like(differences))
+    return float(result.low <= 0 <= result.high)
+
+
 TESTS: dict[str, Callable[[np.ndarray], float]] = {  # of differences, [trials, environments]
+    "bootstrap interval of the difference": bootstrap,
     "sign-flip test of all pairs": sign_flip,
     "Wilcoxon's signed-rank test of all pairs": lambda d: float(wilcoxon(d.ravel()).pvalue) if d.any() else 1.0,
     "paired t-test of trial averages": lambda d: float(ttest_1samp(d.mean(axis=1), 0).pvalue) if d.any() else 1.0,
