@@ -209,7 +209,8 @@ def gradients_of(
 
     Args:
         loss: 0-dim.
-        parameters: tensors that require gradients. Some networks have parameters that their outputs do not depend on.
+        parameters: tensors that require gradients. Some networks have parameters that their outputs do not depend on;
+                with a zero gradient, an optimizer still decays these.
         retain_graph: keep the graph of the loss for another gradient. Default: `create_graph`.
         create_graph: make the gradients differentiable.
     """

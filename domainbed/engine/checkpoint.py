@@ -115,7 +115,9 @@ class Checkpointer:
 
         Raises:
             UsageError: the folder contains another job's unfinished run, or a checkpoint of another version.
+            TakenError: another process has taken over the job; nothing is removed.
         """
+        self._lock.check()  # the data may have taken long to load
         check_records(self._folder, self._config)
         remove_partial_files(self._folder)
         progress = Progress()

@@ -45,7 +45,9 @@ class Recorder:
             if path.exists():
                 path.unlink()
                 tqdm.write(f"{path} was removed: the job was resumed without --save_best_model")
-        elif not path.exists() and (best := best_earlier_record(self._config)):
+        elif path.exists() or self._config.averaging in EVALUATED_ONCE:  # of these, the last model is saved
+            return
+        elif best := best_earlier_record(self._config):
             tqdm.write(
                 f"{path} lacks the model of step {best['step']}, the best by validation accuracy so far, as the job "
                 "was started or resumed without --save_best_model; it will have that of the next better one"

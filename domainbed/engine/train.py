@@ -21,7 +21,7 @@ from domainbed.engine.steps import make_steps
 from domainbed.files import make_folder
 from domainbed.loading.device_memory import explain_out_of_memory
 from domainbed.loading.photo_feed import explain_dead_worker
-from domainbed.records import clear_pruned, is_done, mark_done, mark_pruned, read_job, records_length
+from domainbed.records import CHECKPOINT_FILE, clear_pruned, is_done, mark_done, mark_pruned, read_job, records_length
 from domainbed.registry import import_modules
 
 
@@ -55,8 +55,10 @@ def train(config: JobConfig, control: JobControl | None = None) -> None:
     with hold_folder(folder, control.lock) as lock, loggers, tqdm(total=config.steps, unit="step", disable=None) as bar:
         checkpointer = Checkpointer(config, setup, lock, control.should_stop)
         recorder = Recorder(config, setup, checkpointer, lock, loggers)
+        is_resumed = records_length(folder) > 0 or (folder / CHECKPOINT_FILE).exists()
         progress = checkpointer.resume()
-        recorder.check_best_model()
+        if is_resumed:
+            recorder.check_best_model()
         clear_pruned(folder)
         print_header(config, setup)
         loggers.start(read_job(folder)[0] if records_length(folder) else [])

@@ -31,7 +31,7 @@ from domainbed.engine import checkpoint, evaluate
 from domainbed.engine.config import JobConfig
 from domainbed.engine.control import JobControl
 from domainbed.engine.interrupts import Interrupted
-from domainbed.engine.lock import TakenError
+from domainbed.engine.lock import TakenError, locked
 from domainbed.engine.metrics import NonFiniteError
 from domainbed.engine.train import train
 from domainbed.errors import UsageError
@@ -490,11 +490,32 @@ def test_job_whose_lock_was_taken_over_writes_nothing(tmp_path: Path, monkeypatc
         assert "done" not in files
 
 
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_job_whose_lock_was_taken_over_while_the_data_were_loaded_removes_nothing(tmp_path: Path, has_checkpoint: bool):
+    evaluated: list[int] = []
+    with pytest.raises(Interrupted):
+        train(
+            make(tmp_path, save_best_model=True),
+            JobControl(should_stop=lambda: len(evaluated) > 0, on_record=evaluated.append),
+        )
+    if not has_checkpoint:
+        for path in tmp_path.glob("checkpoint*"):
+            path.unlink()
+    (tmp_path / f"model.pkl.{32 * '0'}.part").write_bytes(b"written by the other process")
+    with locked(tmp_path) as lock:
+        (tmp_path / "lock").rename(tmp_path / "old lock")
+        (tmp_path / "lock").write_bytes(b"another process")
+        files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert {"results.jsonl", "model_best.pkl"} <= files.keys()
+        with pytest.raises(TakenError, match="taken over by another process"):
+            train(make(tmp_path), JobControl(lock=lock))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
 def test_best_model_is_never_that_of_another_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     """A job may be resumed without `--save_best_model`, or with it for the first time."""
-
     stops: list[bool] = []
     interrupted = JobControl(should_stop=lambda: len(stops) > 0, on_record=lambda step: stops.append(True))
     with pytest.raises(Interrupted):
@@ -511,6 +532,11 @@ def test_best_model_is_never_that_of_another_step(
     train(make(tmp_path / "on", save_best_model=True))
     assert "lacks the model of step 0, the best by validation accuracy so far" in capsys.readouterr().out
     assert not (tmp_path / "on" / "model_best.pkl").exists()
+
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "model_best.pkl").write_bytes(b"copied by the user")
+    train(make(tmp_path / "new"))
+    assert (tmp_path / "new" / "model_best.pkl").read_bytes() == b"copied by the user"
 
 
 def test_lock_taken_over_while_a_model_is_saved_writes_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
