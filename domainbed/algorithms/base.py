@@ -210,7 +210,7 @@ def gradients_of(
     Args:
         loss: 0-dim.
         parameters: tensors that require gradients. Some networks have parameters that their outputs do not depend on;
-                with a zero gradient, an optimizer still decays these.
+            with a zero gradient, an optimizer still decays these.
         retain_graph: keep the graph of the loss for another gradient. Default: `create_graph`.
         create_graph: make the gradients differentiable.
     """
@@ -223,5 +223,7 @@ def gradients_of(
 def take_step_along(optimizer: torch.optim.Optimizer, gradients: Mapping[nn.Parameter, torch.Tensor]) -> None:
     """Take an optimizer step with the given gradient of each parameter."""
     for parameter, gradient in gradients.items():
-        parameter.grad = gradient
+        # On a CPU, fused Adam ignores strides. Those of channels_last weights are lost in a stack, for example.
+        is_same_layout = gradient.stride() == parameter.stride()
+        parameter.grad = gradient if is_same_layout else torch.empty_like(parameter).copy_(gradient)
     optimizer.step()
