@@ -61,11 +61,11 @@ def test_unusual_values_are_ignored():
 
 
 def test_launch_job_and_tables_say_so(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Draws 0 and 1 of IRM have warm-ups of 500 updates and 2."""
-    words = ["launch", "--datasets", "ColoredDigits", "--algorithms", "ERM", "IRM", "--n_hparams", "2"]
+    """Draws 0 and 1 of IRM have warm-ups of 500 updates and 2, and ERMPlusPlus always one of 501."""
+    words = ["launch", "--datasets", "ColoredDigits", "--algorithms", "ERM", "ERMPlusPlus", "IRM", "--n_hparams", "2"]
     words += ["--n_trials", "1", "--steps", "3", "--skip_model_save", "--skip_confirmation"]
     words += ["--output_dir", str(tmp_path / "sweep")]
-    text = "IRM on ColoredDigits 3 of 6 (irm_penalty_anneal_iters)"
+    text = "ERMPlusPlus on ColoredDigits 6 of 6 (linear_steps); IRM on ColoredDigits 3 of 6 (irm_penalty_anneal_iters)"
     assert main([*words, "--dry_run"]) == 0
     assert capsys.readouterr().err.count(text) == 1
     assert main(words) == 0

@@ -66,7 +66,7 @@ def omitted_notes(sweep: Sweep) -> list[str]:
 def warm_up_notes(sweep: Sweep, datasets: Collection[str], algorithms: Collection[str], titles: Titles) -> list[str]:
     """Return a note on the runs that ended during their warm-up, if there are any."""
     jobs = sweep.jobs[sweep.jobs["dataset"].isin(datasets) & sweep.jobs["algorithm"].isin(algorithms)]
-    may_have_warm_up = jobs["hparams"].str.contains('iters"', regex=False)  # spares parsing those of all jobs
+    may_have_warm_up = jobs["hparams"].str.contains('iters"|linear_steps"')  # spares parsing those of all jobs
     jobs = jobs[may_have_warm_up & jobs["steps"].notna()].sort_values(["dataset", "algorithm"])
     text = describe_unfinished(
         (
